@@ -1,0 +1,25 @@
+//! All that passes from the shim to the processes it starts for a pod, and back.
+//!
+//! A child finds one connected `SOCK_SEQPACKET` socket as file descriptor [`CONTROL_FD`]. The first
+//! message on it is the boot request, one JSON document with every resource beside it as an open
+//! file descriptor, in the order of the request's `…Fds` struct. Later messages are commands one
+//! way and reports the other. End-of-file means that the other side is gone: the child then ends.
+//!
+//! Called by the shim and the command line tool (they send) and by vmm and fsd (they receive).
+//! Deliberately absent: paths. A child is never told where something lies, only handed it.
+
+mod channel;
+mod fsd;
+mod printk;
+mod vm;
+
+pub use channel::{Channel, ChannelError, MAX_FDS, MAX_MESSAGE};
+pub use fsd::{CachePolicy, FsdBoot, FsdFds, FsdReport, FsdShare};
+pub use printk::PrintkLayout;
+pub use vm::{End, EndReason, Figures, HugePages, VmBoot, VmCommand, VmFds, VmReport, VmShare};
+
+/// The number of the inherited control socket in a child.
+pub const CONTROL_FD: std::os::fd::RawFd = 3;
+
+/// The version of the messages in this crate. A child refuses any other, naming both.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,287 @@
+//! The VMM's boot request, the commands it obeys and what it reports.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Channel, ChannelError, PrintkLayout, VERSION};
+
+/// What the guest's memory is made of on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HugePages {
+    /// A memfd advised huge: 2 MiB pages where the host allows them, else 4 KiB.
+    Transparent,
+    /// A hugetlb memfd of 2 MiB pages: fails where the host's pool is too small.
+    Hugetlb,
+}
+
+/// One virtio-fs device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmShare {
+    /// The tag the guest mounts it by: 1 to 36 bytes (virtio 1.2, 5.11.4).
+    pub tag: String,
+}
+
+/// Everything a VM is made from, but for the descriptors in [`VmFds`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmBoot {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// The user and group id that the VMM takes; not 0.
+    pub uid: u32,
+    /// Guest memory in bytes; a multiple of 2 MiB, at least 64 MiB.
+    pub memory_bytes: u64,
+    /// Number of vCPUs; 1 to 32.
+    pub vcpus: u8,
+    /// What guest memory is made of.
+    pub huge_pages: HugePages,
+    /// The vsock port of the host that the agent dials, once.
+    pub agent_port: u32,
+    /// The vsock port of the guest that each connection to the `streams` socket is led to.
+    pub stream_port: u32,
+    /// The virtio-fs devices, at most two; each has a vhost-user socket in [`VmFds::shares`].
+    pub shares: Vec<VmShare>,
+    /// The layout of the guest's log, if known. Without it there is no guest log.
+    pub printk: Option<PrintkLayout>,
+}
+
+/// The descriptors beside a [`VmBoot`], in this order.
+#[derive(Debug)]
+pub struct VmFds {
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm: OwnedFd,
+    /// The guest kernel, an ELF image; only read.
+    pub kernel: OwnedFd,
+    /// The initrd; only read.
+    pub initrd: OwnedFd,
+    /// The file that the guest's log is appended to; bounded by the VMM.
+    pub guest_log: OwnedFd,
+    /// A connected stream socket: the guest's one connection to `agent_port` is joined to it.
+    pub agent: OwnedFd,
+    /// A listening stream socket: each connection made to it becomes one to `stream_port`.
+    pub streams: OwnedFd,
+    /// A connected vhost-user socket for each of the request's shares.
+    pub shares: Vec<OwnedFd>,
+}
+
+const FIXED_FDS: usize = 6;
+
+impl VmBoot {
+    /// Sends the request; the shim's part. The descriptors can be closed afterwards.
+    pub fn send(&self, fds: &VmFds, to: &Channel) -> Result<(), ChannelError> {
+        let mut all: Vec<BorrowedFd> = vec![
+            fds.kvm.as_fd(),
+            fds.kernel.as_fd(),
+            fds.initrd.as_fd(),
+            fds.guest_log.as_fd(),
+            fds.agent.as_fd(),
+            fds.streams.as_fd(),
+        ];
+        all.extend(fds.shares.iter().map(AsFd::as_fd));
+        to.send(self, &all)
+    }
+
+    /// Takes the request; the VMM's part. Checks version and number of descriptors, no values.
+    pub fn receive(from: &Channel) -> Result<(Self, VmFds), ChannelError> {
+        let (boot, fds): (Self, _) = from.receive()?;
+        if boot.version != VERSION {
+            return Err(ChannelError::Version {
+                theirs: boot.version,
+                ours: VERSION,
+            });
+        }
+        let (got, wanted) = (fds.len(), FIXED_FDS + boot.shares.len());
+        let mut rest = fds.into_iter();
+        let mut next = || rest.next().ok_or(ChannelError::Descriptors { got, wanted });
+        let fixed = VmFds {
+            kvm: next()?,
+            kernel: next()?,
+            initrd: next()?,
+            guest_log: next()?,
+            agent: next()?,
+            streams: next()?,
+            shares: rest.collect(),
+        };
+        if got != wanted {
+            return Err(ChannelError::Descriptors { got, wanted });
+        }
+        Ok((boot, fixed))
+    }
+}
+
+/// What the shim may ask of a running VMM. Each is answered by one [`VmReport`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmCommand {
+    /// Count the exits: answered by [`VmReport::Figures`].
+    Figures,
+    /// Write new lines of the guest's log to its file: answered by [`VmReport::LogWritten`].
+    WriteLog,
+    /// Fill the slot of the entropy device: answered by [`VmReport::SlotFilled`] or
+    /// [`VmReport::Refused`].
+    AddEntropy,
+    /// End the VM: answered by [`VmReport::Ended`].
+    Stop,
+}
+
+/// What a VMM tells the shim, unasked or as an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmReport {
+    /// The VM is made and the jail is closed; the first KVM_RUN comes next.
+    Running,
+    /// The agent has dialled. With the figures of that moment.
+    AgentConnected(Figures),
+    /// Answer to [`VmCommand::Figures`].
+    Figures(Figures),
+    /// Answer to [`VmCommand::WriteLog`].
+    LogWritten,
+    /// Answer to [`VmCommand::AddEntropy`]: the device can be bound in the guest as
+    /// `virtio-mmio.<slot>`, counted from 0.
+    SlotFilled {
+        /// The number in the guest's `virtio-mmio.N`.
+        slot: u32,
+    },
+    /// The command could not be carried out; the VM goes on.
+    Refused {
+        /// One line: what was asked, and why not.
+        why: String,
+    },
+    /// The last message: the VM is over and the process ends.
+    Ended(End),
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// The kind of end.
+    pub reason: EndReason,
+    /// One line for the user: step, object and cause.
+    pub detail: String,
+    /// The guest log's last lines, oldest first, cleaned of control characters.
+    pub log_tail: Vec<String>,
+}
+
+/// The kinds of end, each with the exit status of the VMM's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// [`VmCommand::Stop`], or the shim went away.
+    Stopped,
+    /// The guest asked for a reset by port 0x64. The shim knows whether its agent announced it.
+    Reset,
+    /// The guest's kernel panicked and reset the machine.
+    Panic,
+    /// The guest triple-faulted.
+    TripleFault,
+    /// The VM could not be made, or the host's KVM or the fs server failed under it.
+    Failed,
+}
+
+impl EndReason {
+    /// The VMM's exit status for this end.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Stopped => 0,
+            Self::Reset => 10,
+            Self::Panic => 11,
+            Self::TripleFault => 12,
+            Self::Failed => 1,
+        }
+    }
+}
+
+/// Exits and memory of a VM since its first KVM_RUN, from KVM's binary statistics
+/// (KVM_GET_STATS_FD, Linux Documentation/virt/kvm/api.rst 4.133) and the VMM's own counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// CLOCK_MONOTONIC nanoseconds between the first KVM_RUN and this report.
+    pub elapsed_ns: u64,
+    /// All exits of all vCPUs.
+    pub exits: u64,
+    /// Exits that KVM handed to the VMM.
+    pub user_exits: u64,
+    /// Nested page faults taken.
+    pub page_faults: u64,
+    /// Pages of 2 MiB mapped into the guest at this moment.
+    pub huge_pages: u64,
+    /// Resident bytes of guest memory.
+    pub resident_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn boot() -> VmBoot {
+        VmBoot {
+            version: VERSION,
+            uid: 1000,
+            memory_bytes: 128 << 20,
+            vcpus: 1,
+            huge_pages: HugePages::Transparent,
+            agent_port: 1,
+            stream_port: 2,
+            shares: vec![VmShare {
+                tag: "rootfs".into(),
+            }],
+            printk: None,
+        }
+    }
+
+    fn fds(shares: usize) -> VmFds {
+        let fd = || Channel::pair().unwrap().0.into_fd();
+        VmFds {
+            kvm: fd(),
+            kernel: fd(),
+            initrd: fd(),
+            guest_log: fd(),
+            agent: fd(),
+            streams: fd(),
+            shares: (0..shares).map(|_| fd()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_boot_request_arrives_whole() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        boot().send(&fds(1), &shim).unwrap();
+        let (got, got_fds) = VmBoot::receive(&vmm).unwrap();
+        assert_eq!((got, got_fds.shares.len()), (boot(), 1));
+    }
+
+    #[test]
+    fn a_missing_or_needless_descriptor_is_refused() {
+        for shares in [0, 2] {
+            let (shim, vmm) = Channel::pair().unwrap();
+            boot().send(&fds(shares), &shim).unwrap();
+            let refused = VmBoot::receive(&vmm);
+            assert!(matches!(refused, Err(ChannelError::Descriptors { .. })));
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused_with_both_numbers() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        let other = VmBoot {
+            version: VERSION + 1,
+            ..boot()
+        };
+        other.send(&fds(1), &shim).unwrap();
+        let line = VmBoot::receive(&vmm).unwrap_err().to_string();
+        assert!(
+            line.contains("version 2") && line.contains("version 1"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        let mut document = serde_json::to_value(boot()).unwrap();
+        document["kernel_path"] = "/etc/passwd".into();
+        assert!(serde_json::from_value::<VmBoot>(document).is_err());
+    }
+}
