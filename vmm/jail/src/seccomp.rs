@@ -1,0 +1,1 @@
+//! Seccomp filters: one allow-list per process.
