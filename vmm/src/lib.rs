@@ -1,0 +1,3 @@
+//! One KVM microVM: the parts that `main` puts together, and that the fuzz targets call.
+
+pub mod virtio;

@@ -1,0 +1,368 @@
+//! One descriptor chain: walked and checked whole, then read and written in order.
+//!
+//! [`Chain::walk`] copies every descriptor once, so that the guest can't change what was checked:
+//! indices below the table's size, no more descriptors than the table has (a loop ends there), an
+//! indirect table only as the chain's last direct descriptor and never in another, all buffers in
+//! guest memory, readable before writable ones, less than 4 GiB in all (virtio 1.2, 2.7.5).
+//!
+//! The buffers' contents stay shared with the guest: read what is decided upon once, into a copy.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{
+    Address, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, Permissions,
+    VolatileSlice,
+};
+
+use super::GuestRam;
+
+/// The most buffers that one system call reads or writes (the kernel's own limit is 1,024).
+const MAX_VECTORS: usize = 64;
+
+const DESCRIPTOR_SIZE: u32 = 16;
+
+/// What is wrong with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// A head or next index outside of its table.
+    #[error("index {index} in a table of {size}")]
+    Index {
+        /// The index.
+        index: u16,
+        /// The table's size.
+        size: u16,
+    },
+    /// More descriptors than the table has: a loop.
+    #[error("more than {0} descriptors: a loop")]
+    Loop(u16),
+    /// A descriptor or a buffer outside of guest memory.
+    #[error("{length} bytes at {address:#x} are not in guest memory")]
+    Outside {
+        /// Where it begins.
+        address: u64,
+        /// How long it is.
+        length: u32,
+    },
+    /// An indirect table in an indirect table, or together with NEXT, or of a bad size.
+    #[error("a bad indirect table of {0} bytes")]
+    Indirect(u32),
+    /// A readable buffer after a writable one.
+    #[error("a readable buffer after a writable one")]
+    Order,
+    /// 4 GiB or more in all.
+    #[error("4 GiB or more in one chain")]
+    TooLong,
+    /// The device needs more bytes than the chain has.
+    #[error("{wanted} bytes wanted, {held} left in the chain")]
+    Short {
+        /// What the device needs.
+        wanted: usize,
+        /// What is left.
+        held: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Buffer {
+    address: GuestAddress,
+    length: usize,
+}
+
+/// Buffers of one direction, and how far they are used up.
+#[derive(Debug, Default)]
+struct Side {
+    buffers: Vec<Buffer>,
+    next: usize,
+    left: usize,
+}
+
+impl Side {
+    fn push(&mut self, buffer: Buffer) {
+        self.left += buffer.length;
+        self.buffers.push(buffer);
+    }
+
+    fn rest(&self) -> &[Buffer] {
+        self.buffers.get(self.next..).unwrap_or_default()
+    }
+
+    /// Uses up `count` bytes, at most those that are left.
+    fn advance(&mut self, count: usize) {
+        let mut count = count.min(self.left);
+        self.left -= count;
+        while let Some(buffer) = self.buffers.get_mut(self.next) {
+            let step = count.min(buffer.length);
+            buffer.length -= step;
+            buffer.address = GuestAddress(buffer.address.raw_value() + step as u64);
+            count -= step;
+            if buffer.length > 0 {
+                break;
+            }
+            self.next += 1;
+        }
+    }
+}
+
+/// One checked chain, with a position in its readable and one in its writable bytes.
+#[derive(Debug)]
+pub struct Chain {
+    memory: GuestRam,
+    head: u16,
+    readable: Side,
+    writable: Side,
+    written: u32,
+}
+
+impl Chain {
+    /// Walks the chain that begins at `head` in the descriptor table at `table`.
+    pub fn walk(
+        memory: GuestRam,
+        table: GuestAddress,
+        size: u16,
+        head: u16,
+    ) -> Result<Self, Malformed> {
+        let mut chain = Self {
+            memory,
+            head,
+            readable: Side::default(),
+            writable: Side::default(),
+            written: 0,
+        };
+        let (mut table, mut size, mut index) = (table, size, head);
+        let (mut left, mut indirect, mut total) = (size, false, 0u32);
+        loop {
+            if index >= size {
+                return Err(Malformed::Index { index, size });
+            }
+            left = left.checked_sub(1).ok_or(Malformed::Loop(size))?;
+            let descriptor = chain.descriptor(table, index)?;
+            if descriptor.refers_to_indirect_table() {
+                let length = descriptor.len();
+                let entries = length / DESCRIPTOR_SIZE;
+                if indirect
+                    || descriptor.has_next()
+                    || length % DESCRIPTOR_SIZE != 0
+                    || entries == 0
+                    || entries > u32::from(size)
+                {
+                    return Err(Malformed::Indirect(length));
+                }
+                indirect = true;
+                table = descriptor.addr();
+                size = u16::try_from(entries).map_err(|_| Malformed::Indirect(length))?;
+                (left, index) = (size, 0);
+                continue;
+            }
+            total = total
+                .checked_add(descriptor.len())
+                .ok_or(Malformed::TooLong)?;
+            chain.add(descriptor)?;
+            if !descriptor.has_next() {
+                return Ok(chain);
+            }
+            index = descriptor.next();
+        }
+    }
+
+    fn descriptor(&self, table: GuestAddress, index: u16) -> Result<Descriptor, Malformed> {
+        let outside = || Malformed::Outside {
+            address: table.raw_value(),
+            length: DESCRIPTOR_SIZE,
+        };
+        let address = table
+            .checked_add(u64::from(index) * u64::from(DESCRIPTOR_SIZE))
+            .ok_or_else(outside)?;
+        self.memory
+            .read_obj::<RawDescriptor>(address)
+            .map(Descriptor::from)
+            .map_err(|_| outside())
+    }
+
+    fn add(&mut self, descriptor: Descriptor) -> Result<(), Malformed> {
+        let buffer = Buffer {
+            address: descriptor.addr(),
+            length: descriptor.len() as usize,
+        };
+        let access = match descriptor.is_write_only() {
+            true => Permissions::Write,
+            false => Permissions::Read,
+        };
+        if !GuestMemory::check_range(&*self.memory, buffer.address, buffer.length, access) {
+            return Err(Malformed::Outside {
+                address: buffer.address.raw_value(),
+                length: descriptor.len(),
+            });
+        }
+        if descriptor.is_write_only() {
+            self.writable.push(buffer);
+        } else if self.writable.buffers.is_empty() {
+            self.readable.push(buffer);
+        } else {
+            return Err(Malformed::Order);
+        }
+        Ok(())
+    }
+
+    /// The index of its first descriptor.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Bytes left to read.
+    pub fn readable(&self) -> usize {
+        self.readable.left
+    }
+
+    /// Bytes left to write.
+    pub fn writable(&self) -> usize {
+        self.writable.left
+    }
+
+    /// Bytes written so far; the driver is told them when the chain is given back.
+    pub fn written(&self) -> u32 {
+        self.written
+    }
+
+    /// Fills `bytes` from the readable buffers, or fails if fewer are left.
+    pub fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), Malformed> {
+        let (wanted, held) = (bytes.len(), self.readable.left);
+        if wanted > held {
+            return Err(Malformed::Short { wanted, held });
+        }
+        let mut at = 0;
+        for buffer in self.readable.rest() {
+            let rest = bytes.get_mut(at..).unwrap_or_default();
+            let count = rest.len().min(buffer.length);
+            let Some(part) = rest.get_mut(..count).filter(|part| !part.is_empty()) else {
+                break;
+            };
+            self.memory
+                .read_slice(part, buffer.address)
+                .map_err(|_| outside(buffer))?;
+            at += count;
+        }
+        self.readable.advance(wanted);
+        Ok(())
+    }
+
+    /// Takes a structure from the readable buffers: a copy that the guest can't change any more.
+    pub fn read_object<T: ByteValued + Default>(&mut self) -> Result<T, Malformed> {
+        let mut object = T::default();
+        self.read_exact(object.as_mut_slice())?;
+        Ok(object)
+    }
+
+    /// Writes all of `bytes` to the writable buffers, or fails if they don't fit.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        let (wanted, held) = (bytes.len(), self.writable.left);
+        if wanted > held {
+            return Err(Malformed::Short { wanted, held });
+        }
+        let mut rest = bytes;
+        for buffer in self.writable.rest() {
+            if rest.is_empty() {
+                break;
+            }
+            let (part, after) = rest.split_at(rest.len().min(buffer.length));
+            self.memory
+                .write_slice(part, buffer.address)
+                .map_err(|_| outside(buffer))?;
+            rest = after;
+        }
+        self.writable.advance(wanted);
+        self.count_written(wanted);
+        Ok(())
+    }
+
+    /// As [`Chain::write_all`], for a structure.
+    pub fn write_object<T: ByteValued>(&mut self, object: &T) -> Result<(), Malformed> {
+        self.write_all(object.as_slice())
+    }
+
+    /// One `readv(2)` of at most `limit` bytes from `source` straight into the writable buffers.
+    /// `Ok(0)` is the source's end, if `limit` and [`Chain::writable`] are not 0.
+    pub fn write_from(&mut self, source: impl AsFd, limit: usize) -> io::Result<usize> {
+        let slices = self.slices(&self.writable, limit)?;
+        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        let vectors: Vec<libc::iovec> = guards
+            .iter()
+            .map(|guard| libc::iovec {
+                iov_base: guard.as_ptr().cast(),
+                iov_len: guard.len(),
+            })
+            .collect();
+        // SAFETY: each vector is one `VolatileSlice` of guest memory, mapped and writable for as
+        // long as `guards` and `self.memory` live, both past this call. The kernel writes there
+        // without a Rust reference existing to it; the guest may do so too, which volatile
+        // memory allows. The count is at most MAX_VECTORS, which fits a c_int.
+        let got = unsafe {
+            libc::readv(
+                source.as_fd().as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+            )
+        };
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        self.writable.advance(got);
+        self.count_written(got);
+        Ok(got)
+    }
+
+    /// One `writev(2)` of at most `limit` readable bytes straight to `target`.
+    pub fn read_into(&mut self, target: impl AsFd, limit: usize) -> io::Result<usize> {
+        let slices = self.slices(&self.readable, limit)?;
+        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
+        let vectors: Vec<libc::iovec> = guards
+            .iter()
+            .map(|guard| libc::iovec {
+                iov_base: guard.as_ptr().cast_mut().cast(),
+                iov_len: guard.len(),
+            })
+            .collect();
+        // SAFETY: as in `write_from`; the kernel only reads, although iovec's pointer is mutable.
+        let sent = unsafe {
+            libc::writev(
+                target.as_fd().as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+            )
+        };
+        let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+        self.readable.advance(sent);
+        Ok(sent)
+    }
+
+    /// The first bytes of one side as host memory: at most `limit` bytes in MAX_VECTORS pieces.
+    fn slices(&self, side: &Side, limit: usize) -> io::Result<Vec<VolatileSlice<'_>>> {
+        let mut left = limit;
+        let mut slices = Vec::new();
+        for buffer in side.rest().iter().take(MAX_VECTORS) {
+            let count = buffer.length.min(left);
+            if count == 0 {
+                continue;
+            }
+            let slice = GuestMemoryBackend::get_slice(&*self.memory, buffer.address, count)
+                .map_err(|_| io::Error::other(outside(buffer)))?;
+            slices.push(slice);
+            left -= count;
+        }
+        Ok(slices)
+    }
+
+    /// A chain holds less than 4 GiB, so this can't overflow.
+    fn count_written(&mut self, count: usize) {
+        self.written = self
+            .written
+            .saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+}
+
+fn outside(buffer: &Buffer) -> Malformed {
+    Malformed::Outside {
+        address: buffer.address.raw_value(),
+        length: u32::try_from(buffer.length).unwrap_or(u32::MAX),
+    }
+}

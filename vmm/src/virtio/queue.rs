@@ -1,0 +1,227 @@
+//! A split virtqueue whose every index is checked (virtio 1.2, 2.7).
+//!
+//! Ring arithmetic and event suppression are those of the `virtio-queue` crate; the walk over a
+//! chain is ours (`chain`), since there a malformed chain must be an error, not a short chain.
+//!
+//! Invariants: the rings lie wholly in guest memory (checked once, by [`Virtqueue::new`]; memory is
+//! never removed while a device is active); size is a power of two not above the device's maximum;
+//! no more than `size` chains are taken at a time. After an error the queue is not used again: the
+//! device goes to DEVICE_NEEDS_RESET.
+
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, Malformed};
+use super::{GuestRam, Interrupt};
+
+/// What a driver did to its rings that it must not.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// Size is zero, no power of two or above the device's maximum.
+    #[error("size {size} is no power of two between 1 and {limit}")]
+    Size {
+        /// What the driver set.
+        size: u32,
+        /// The device's maximum.
+        limit: u16,
+    },
+    /// A ring is misaligned or outside of guest memory.
+    #[error("the {ring} ring at {address:#x} is misaligned or not in guest memory")]
+    Address {
+        /// Which of the three.
+        ring: &'static str,
+        /// Where it should be.
+        address: u64,
+    },
+    /// The available index is more than `size` ahead, or a ring can't be read.
+    #[error("the rings' indices")]
+    Ring(#[source] virtio_queue::Error),
+    /// A descriptor chain is malformed.
+    #[error("a descriptor chain")]
+    Chain(#[from] Malformed),
+}
+
+/// Where a driver put a queue: the registers of the transport.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueLayout {
+    /// QueueNum.
+    pub size: u32,
+    /// QueueDesc.
+    pub descriptors: u64,
+    /// QueueDriver.
+    pub available: u64,
+    /// QueueDevice.
+    pub used: u64,
+}
+
+/// What [`Virtqueue::serve`]'s closure did with a chain.
+pub enum Served {
+    /// It is used up: given back to the driver.
+    Done(Chain),
+    /// It can't be served now: left in the ring, and no further one is taken.
+    Later(Chain),
+}
+
+/// One queue of an active device.
+pub struct Virtqueue {
+    ring: Queue,
+    layout: QueueLayout,
+    memory: GuestRam,
+    interrupt: Arc<Interrupt>,
+    kick: Arc<EventFd>,
+}
+
+impl Virtqueue {
+    /// Checks what the driver has set up and makes a queue of it. `kick` is the eventfd that the
+    /// driver's notification signals.
+    pub fn new(
+        layout: QueueLayout,
+        max_size: u16,
+        event_idx: bool,
+        memory: GuestRam,
+        interrupt: Arc<Interrupt>,
+        kick: Arc<EventFd>,
+    ) -> Result<Self, QueueError> {
+        let bad_size = || QueueError::Size {
+            size: layout.size,
+            limit: max_size,
+        };
+        let mut ring = Queue::new(max_size).map_err(|_| bad_size())?;
+        let size = u16::try_from(layout.size).map_err(|_| bad_size())?;
+        ring.try_set_size(size).map_err(|_| bad_size())?;
+        let bad = |ring, address| move |_| QueueError::Address { ring, address };
+        ring.try_set_desc_table_address(GuestAddress(layout.descriptors))
+            .map_err(bad("descriptor", layout.descriptors))?;
+        ring.try_set_avail_ring_address(GuestAddress(layout.available))
+            .map_err(bad("available", layout.available))?;
+        ring.try_set_used_ring_address(GuestAddress(layout.used))
+            .map_err(bad("used", layout.used))?;
+        ring.set_event_idx(event_idx);
+        ring.set_ready(true);
+        // `iter` of the crate takes an available ring at 0 for a queue that is not set up.
+        if layout.available == 0 || !ring.is_valid(&*memory) {
+            return Err(QueueError::Address {
+                ring: "available, used or descriptor",
+                address: layout.available,
+            });
+        }
+        Ok(Self {
+            ring,
+            layout,
+            memory,
+            interrupt,
+            kick,
+        })
+    }
+
+    /// The next chain the driver has made available, checked; `None` if there is none.
+    pub fn next_chain(&mut self) -> Result<Option<Chain>, QueueError> {
+        let head = self
+            .ring
+            .iter(&*self.memory)
+            .map_err(QueueError::Ring)?
+            .next()
+            .map(|chain| chain.head_index());
+        match head {
+            None => Ok(None),
+            Some(head) => Ok(Some(Chain::walk(
+                self.memory.clone(),
+                GuestAddress(self.layout.descriptors),
+                self.ring.size(),
+                head,
+            )?)),
+        }
+    }
+
+    /// Gives a chain back to the driver, with as many bytes as were written into it.
+    pub fn give_back(&mut self, chain: Chain) -> Result<(), QueueError> {
+        self.ring
+            .add_used(&*self.memory, chain.head(), chain.written())
+            .map_err(QueueError::Ring)
+    }
+
+    /// Leaves the chain taken last in the ring; it comes again from [`Virtqueue::next_chain`].
+    pub fn undo(&mut self, chain: Chain) {
+        drop(chain);
+        self.ring.go_to_previous_position();
+    }
+
+    /// Interrupts the driver if it wants that after what was given back since the last call.
+    pub fn signal(&mut self) -> Result<(), QueueError> {
+        if self
+            .ring
+            .needs_notification(&*self.memory)
+            .map_err(QueueError::Ring)?
+        {
+            self.interrupt.raise(Interrupt::USED);
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to notify us of the next chain; true if one has come in the meantime.
+    pub fn rearm(&mut self) -> Result<bool, QueueError> {
+        self.ring
+            .enable_notification(&*self.memory)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Has the reactor call `notified` for this queue again, after the others have had their turn.
+    pub fn again(&self) {
+        // A full counter (EAGAIN) is a pending notification.
+        let _ = self.kick.write(1);
+    }
+
+    /// Serves chains until the ring is empty, `serve` says later, or `size` chains were served
+    /// (then the rest has its turn after the other devices). Signals the driver once.
+    pub fn serve<E: From<QueueError>>(
+        &mut self,
+        mut serve: impl FnMut(Chain) -> Result<Served, E>,
+    ) -> Result<(), E> {
+        let mut given_back = false;
+        let mut left = self.ring.size();
+        loop {
+            if left == 0 {
+                self.again();
+                break;
+            }
+            let Some(chain) = self.next_chain()? else {
+                if self.rearm()? {
+                    continue;
+                }
+                break;
+            };
+            left -= 1;
+            match serve(chain)? {
+                Served::Done(chain) => {
+                    self.give_back(chain)?;
+                    given_back = true;
+                }
+                Served::Later(chain) => {
+                    self.undo(chain);
+                    break;
+                }
+            }
+        }
+        if given_back {
+            self.signal()?;
+        }
+        Ok(())
+    }
+
+    /// Where the driver put it.
+    pub fn layout(&self) -> QueueLayout {
+        self.layout
+    }
+
+    /// The eventfd that the driver's notification signals.
+    pub fn kick(&self) -> &Arc<EventFd> {
+        &self.kick
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -1,0 +1,1 @@
+//! Raw rings against the queue: what a hostile driver may write into them.
