@@ -1,15 +1,20 @@
-//! What a process of a pod gives up before it meets the guest, in order.
+//! What a process of a pod gives up before it meets the guest.
 //!
-//! Called by vmm and fsd, each once, on their only thread. Every step either succeeds or returns an
-//! error that names it; the caller then ends: nothing runs half jailed.
+//! Called by vmm and fsd, each once, before they have a second thread. Every step either succeeds
+//! or returns an error that names it; the caller then ends: nothing runs half jailed.
+//!
+//! The order that works: what needs privileges first (mounts, limits), then
+//! [`close_other_fds`], then [`drop_identity`] or [`drop_capabilities`] with
+//! [`no_new_privileges`], and [`seccomp::install`] last, since it forbids all the others.
 
 pub mod seccomp;
 
 use std::io;
+use std::os::fd::RawFd;
 
-use rustix::process::{Gid, Uid};
+use caps::{CapSet, Capability, CapsHashSet};
 
-/// Why a process could not be jailed. The step says what was being done.
+/// Why a process could not be jailed: the step, and what the kernel said.
 #[derive(Debug, thiserror::Error)]
 #[error("jail the process: {step}")]
 pub struct JailError {
@@ -19,10 +24,134 @@ pub struct JailError {
 }
 
 impl JailError {
-    pub(crate) fn new(step: &'static str, source: impl Into<io::Error>) -> Self {
-        Self {
-            step,
-            source: source.into(),
-        }
+    pub(crate) fn new(step: &'static str, source: io::Error) -> Self {
+        Self { step, source }
     }
 }
+
+/// Becomes user and group `uid`, which must not be 0, without groups and capabilities, and can't
+/// gain any again: no_new_privs, no core dump, no ptrace by others of the same id (dumpable 0).
+pub fn drop_identity(uid: u32) -> Result<(), JailError> {
+    if uid == 0 {
+        let why = io::Error::new(io::ErrorKind::InvalidInput, "user id 0 gives nothing up");
+        return Err(JailError::new("take a user id of its own", why));
+    }
+    drop_bounding_set(&CapsHashSet::new())?;
+    clear(CapSet::Ambient, "empty the ambient capabilities")?;
+    // SAFETY: setgroups reads no memory when the count is 0, whatever the pointer.
+    check("give up all groups", unsafe {
+        libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>())
+    })?;
+    // The system calls act on the calling thread alone, which is the only one (module header).
+    // SAFETY: setresgid takes three plain numbers.
+    check("take a group id of its own", unsafe {
+        libc::syscall(libc::SYS_setresgid, uid, uid, uid)
+    })?;
+    // SAFETY: setresuid takes three plain numbers.
+    check("take a user id of its own", unsafe {
+        libc::syscall(libc::SYS_setresuid, uid, uid, uid)
+    })?;
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        clear(set, "empty the capability sets")?;
+    }
+    no_core_dump()?;
+    no_new_privileges()
+}
+
+/// Keeps just `keep` of the capabilities, in the effective and permitted sets, and lets no later
+/// `execve` bring one back. For a process that stays root.
+pub fn drop_capabilities(keep: &[Capability]) -> Result<(), JailError> {
+    let keep: CapsHashSet = keep.iter().copied().collect();
+    let step = "reduce the capabilities";
+    drop_bounding_set(&keep)?;
+    clear(CapSet::Ambient, step)?;
+    clear(CapSet::Inheritable, step)?;
+    caps::set(None, CapSet::Effective, &keep).map_err(|why| from_caps(step, why))?;
+    caps::set(None, CapSet::Permitted, &keep).map_err(|why| from_caps(step, why))?;
+    no_core_dump()
+}
+
+/// No set-user-id file and no file capability gives this process or its children anything
+/// (prctl(2), PR_SET_NO_NEW_PRIVS). Seccomp filters need it, too.
+pub fn no_new_privileges() -> Result<(), JailError> {
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers; the unused ones must be 0 and are.
+    check("set no_new_privs", unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into()
+    })
+}
+
+/// Closes every file descriptor from 3 up that is not in `keep`: what a parent forgot to mark
+/// close-on-exec must not be there when the guest attacks.
+///
+/// The caller vouches that nothing in the process still owns one of the others.
+pub fn close_other_fds(keep: &[RawFd]) -> Result<(), JailError> {
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .filter_map(|fd| u32::try_from(*fd).ok())
+        .filter(|fd| *fd >= 3)
+        .collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept {
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = first.max(fd + 1);
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), JailError> {
+    // SAFETY: close_range takes plain numbers. That nobody uses a closed descriptor is the
+    // promise of `close_other_fds`'s caller.
+    check("close inherited file descriptors", unsafe {
+        libc::syscall(libc::SYS_close_range, first, last, 0)
+    })
+}
+
+fn drop_bounding_set(keep: &CapsHashSet) -> Result<(), JailError> {
+    let step = "reduce the capability bounding set";
+    for capability in caps::all() {
+        if keep.contains(&capability) {
+            continue;
+        }
+        // The kernel may be older than the list: a capability it does not know is not there.
+        if caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
+            caps::drop(None, CapSet::Bounding, capability).map_err(|why| from_caps(step, why))?;
+        }
+    }
+    Ok(())
+}
+
+fn clear(set: CapSet, step: &'static str) -> Result<(), JailError> {
+    caps::clear(None, set).map_err(|why| from_caps(step, why))
+}
+
+fn no_core_dump() -> Result<(), JailError> {
+    // SAFETY: PR_SET_DUMPABLE takes plain numbers.
+    check("forbid dumps and tracing", unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0).into()
+    })?;
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `none` is a live rlimit that the kernel only reads.
+    check("forbid core dumps", unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &none).into()
+    })
+}
+
+fn check(step: &'static str, result: i64) -> Result<(), JailError> {
+    if result < 0 {
+        return Err(JailError::new(step, io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+fn from_caps(step: &'static str, why: caps::errors::CapsError) -> JailError {
+    JailError::new(step, io::Error::other(why.to_string()))
+}
+
+#[cfg(test)]
+mod tests;
