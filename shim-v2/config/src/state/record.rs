@@ -1,0 +1,80 @@
+//! What a pod consists of, as `shim.json` keeps it for the one who cleans up after a dead shim.
+//!
+//! Written by the shim before each thing that it names is made, so that nothing exists which the record does not know.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Process;
+
+/// The version of the state folder's format: its names and its record.
+pub const RECORD_VERSION: u32 = 1;
+
+/// The processes and cgroups of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// [`RECORD_VERSION`] of the writer.
+    pub version: u32,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The sandbox: containerd's id of the task that the shim was started for.
+    pub sandbox: String,
+    /// The shim.
+    pub shim: Option<Process>,
+    /// The VMM, and the user id that it runs under.
+    pub vmm: Option<Process>,
+    /// The user id of the VMM.
+    pub uid: Option<u32>,
+    /// The fs server.
+    pub fsd: Option<Process>,
+    /// A stand-in for each task.
+    pub stand_ins: Vec<StandIn>,
+    /// The cgroups that were made for the pod, a child before its parent: the order in which they can be removed.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// The host process that stands in for a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandIn {
+    /// containerd's id of the task.
+    pub task: String,
+    /// The process.
+    pub process: Process,
+}
+
+impl Record {
+    /// The record of a pod that has nothing yet.
+    pub fn new(namespace: &str, sandbox: &str) -> Self {
+        Self {
+            version: RECORD_VERSION,
+            namespace: namespace.into(),
+            sandbox: sandbox.into(),
+            shim: None,
+            vmm: None,
+            uid: None,
+            fsd: None,
+            stand_ins: Vec::new(),
+            cgroups: Vec::new(),
+        }
+    }
+
+    /// Reads a record; the error is what is wrong with it.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        /// The one field that every version has.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let broken = |error: serde_json::Error| format!("not a record of a pod: {error}");
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(broken)?;
+        if version != RECORD_VERSION {
+            return Err(format!(
+                "its format is version {version}, this program's {RECORD_VERSION}: the pod was started by another version of kata-like"
+            ));
+        }
+        serde_json::from_slice(bytes).map_err(broken)
+    }
+}

@@ -1,0 +1,175 @@
+//! A pod's folder from its making to its end, and what must not be taken for one.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use super::*;
+
+struct Root(tempfile::TempDir);
+
+impl Root {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self) -> PathBuf {
+        self.0.path().join("kata-like")
+    }
+    fn create(&self, id: &str) -> Result<StateFolder, StateError> {
+        StateFolder::create_under(&self.path(), "default", id)
+    }
+    fn open(&self, id: &str) -> Result<Option<StateFolder>, StateError> {
+        StateFolder::open_under(&self.path(), "default", id)
+    }
+}
+
+#[test]
+fn a_folder_lives_from_create_to_remove() {
+    let root = Root::new();
+    assert!(root.open("pod").unwrap().is_none());
+    let folder = root.create("pod").unwrap();
+    let mode = fs::metadata(folder.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
+    assert!(matches!(root.create("pod"), Err(StateError::Exists { .. })));
+
+    folder.create_file(name::GUEST_LOG).unwrap();
+    assert!(folder.create_file(name::GUEST_LOG).is_err());
+    folder.create_directory(name::SHARE).unwrap();
+    fs::create_dir_all(folder.path().join("share/rootfs/web")).unwrap();
+    symlink("/etc", folder.path().join("share/volumes")).unwrap();
+
+    root.open("pod").unwrap().unwrap().remove().unwrap();
+    assert!(root.open("pod").unwrap().is_none());
+    assert!(Path::new("/etc").exists());
+}
+
+#[test]
+fn the_record_comes_back_as_it_was_written() {
+    let root = Root::new();
+    let folder = root.create("pod").unwrap();
+    assert_eq!(folder.read_record().unwrap(), None);
+    let us = Process::current().unwrap();
+    let record = Record {
+        shim: Some(us),
+        stand_ins: vec![StandIn {
+            task: "web".into(),
+            process: us,
+        }],
+        cgroups: vec!["/sys/fs/cgroup/pod/web".into(), "/sys/fs/cgroup/pod".into()],
+        ..Record::new("default", "pod")
+    };
+    folder.write_record(&Record::new("default", "pod")).unwrap();
+    folder.write_record(&record).unwrap();
+    assert_eq!(
+        root.open("pod").unwrap().unwrap().read_record().unwrap(),
+        Some(record)
+    );
+}
+
+#[test]
+fn a_record_of_another_version_or_shape_is_refused_with_a_reason() {
+    let root = Root::new();
+    let folder = root.create("pod").unwrap();
+    let good = serde_json::to_string(&Record::new("default", "pod")).unwrap();
+    for (text, reason) in [
+        (
+            r#"{"version": 2, "vmm_pid": 17}"#,
+            "version 2, this program's 1",
+        ),
+        (&good.replace("\"vmm\"", "\"vvm\""), "unknown field `vvm`"),
+        (
+            good.get(..good.len() / 2).unwrap(),
+            "not a record of a pod: EOF",
+        ),
+        ("", "not a record of a pod: EOF"),
+        ("[]", "not a record of a pod"),
+    ] {
+        fs::write(folder.path().join(name::RECORD), text).unwrap();
+        let error = folder.read_record().unwrap_err().to_string();
+        assert!(error.contains(reason), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_planted_folder_or_link_is_refused() {
+    let root = Root::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+
+    symlink(elsewhere.path(), root.path()).unwrap();
+    assert!(matches!(root.create("pod"), Err(StateError::Unsafe { .. })));
+    fs::remove_file(root.path()).unwrap();
+
+    fs::create_dir(root.path()).unwrap();
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let error = root.create("pod").unwrap_err().to_string();
+    assert!(error.ends_with("its mode is 0755, not 0700"), "{error}");
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
+
+    symlink(elsewhere.path(), root.path().join("default:pod")).unwrap();
+    assert!(matches!(root.create("pod"), Err(StateError::Exists { .. })));
+    assert!(matches!(root.open("pod"), Err(StateError::Unsafe { .. })));
+
+    let folder = root.create("other").unwrap();
+    symlink("/etc/passwd", folder.path().join(name::RECORD)).unwrap();
+    assert!(folder.read_record().is_err());
+    assert!(fs::read_dir(elsewhere.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn a_root_of_another_user_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return; // Only root can give a directory away.
+    }
+    let root = Root::new();
+    fs::create_dir(root.path()).unwrap();
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(root.path(), Some(1234), None).unwrap();
+    let error = root.create("pod").unwrap_err().to_string();
+    assert!(error.contains("belongs to uid 1234"), "{error}");
+}
+
+#[test]
+fn no_name_becomes_a_path() {
+    let root = Root::new();
+    for bad in [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../a",
+        "-a",
+        "a:b",
+        "a\n",
+        "ä",
+        &"x".repeat(77),
+    ] {
+        assert!(
+            matches!(root.create(bad), Err(StateError::Name { .. })),
+            "{bad:?}"
+        );
+        let namespace = StateFolder::create_under(&root.path(), bad, "pod");
+        assert!(matches!(namespace, Err(StateError::Name { .. })), "{bad:?}");
+    }
+}
+
+#[test]
+fn the_longest_names_have_sockets_too() {
+    let root = Root::new();
+    let long = "x".repeat(76);
+    let folder = StateFolder::create_under(&root.path(), &long, &long).unwrap();
+    let listener = folder.listen(name::STREAMS).unwrap();
+    let _near = folder.connect(name::STREAMS).unwrap();
+    listener.accept().unwrap();
+    assert!(folder.path().join(name::STREAMS).exists());
+    assert!(folder.listen(name::STREAMS).is_err());
+}
+
+#[test]
+fn one_process_at_a_time_holds_the_lock() {
+    let root = Root::new();
+    let folder = root.create("pod").unwrap();
+    let held = folder.try_lock().unwrap().unwrap();
+    let second = root.open("pod").unwrap().unwrap();
+    assert!(second.try_lock().unwrap().is_none());
+    drop(held);
+    assert!(second.try_lock().unwrap().is_some());
+}
