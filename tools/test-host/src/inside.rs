@@ -1,0 +1,200 @@
+//! PID 1 of the emulated host: sets it up, runs the command, tells how it ended.
+//!
+//! The first root's init starts this on this machine's root file system. `machine` has put the
+//! request into the run directory, which is visible here as it is there: `argv`, `env`, `shares`
+//! (NUL after each entry), `cwd` and `tools`. Standard streams are virtio serial ports, copied by
+//! threads so that the command has ordinary pipes.
+//!
+//! Said on the port `control`, a line each: `up`, `failed WHY`, `exit CODE`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, mount};
+
+use crate::error::HostError;
+use crate::setup;
+
+/// The first argument that makes this program PID 1.
+pub const ROLE: &str = "inside";
+
+/// How long output may take to arrive after the command has ended; a daemon it left may hold the pipe.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Runs as PID 1 and never returns: the host's end is QEMU's end.
+pub fn main(run: Option<OsString>) -> ExitCode {
+    let run = PathBuf::from(run.unwrap_or_default());
+    let mut control = None;
+    let line = match host(&run, &mut control) {
+        Ok(code) => format!("exit {code}\n"),
+        Err(error) => format!("failed {}\n", error.one_line().replace('\n', " ")),
+    };
+    match control
+        .as_mut()
+        .map(|port: &mut File| port.write_all(line.as_bytes()))
+    {
+        Some(Ok(())) => {}
+        _ => {
+            let _ = fs::write("/dev/ttyS0", format!("test-host: {line}"));
+        }
+    }
+    loop {
+        reap(None);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn host(run: &Path, control: &mut Option<File>) -> Result<i32, HostError> {
+    setup::mount_kernel_file_systems()?;
+    *control = Some(port("control")?);
+    let (stdout, stderr) = (port("stdout")?, port("stderr")?);
+
+    let tools = PathBuf::from(OsString::from_vec(read(&run.join("tools"))?));
+    setup::load_modules(&tools)?;
+    setup::start_keeper()?;
+    setup::delegate_controllers()?;
+    setup::allow_huge_pages()?;
+    setup::loopback_up()?;
+    for (index, target) in list(&run.join("shares"))?.iter().enumerate() {
+        let options = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
+        let target = Path::new(target);
+        mount(
+            format!("share{index}"),
+            target,
+            "9p",
+            MountFlags::empty(),
+            options,
+        )
+        .map_err(HostError::system(format!(
+            "mount the shared {}",
+            target.display()
+        )))?;
+    }
+    setup::share_root()?;
+    rustix::system::sethostname(b"test-host").map_err(HostError::system("set the host's name"))?;
+    if let Some(port) = control {
+        port.write_all(b"up\n")
+            .map_err(HostError::system("say that the host is up"))?;
+    }
+    command(run, &tools, stdout, stderr)
+}
+
+fn command(run: &Path, tools: &Path, stdout: File, stderr: File) -> Result<i32, HostError> {
+    let argv = list(&run.join("argv"))?;
+    let (program, arguments) = argv
+        .split_first()
+        .ok_or_else(|| HostError::Usage("no command in the request".into()))?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .current_dir(OsString::from_vec(read(&run.join("cwd"))?))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    for entry in list(&run.join("env"))? {
+        let mut parts = entry.as_bytes().splitn(2, |byte| *byte == b'=');
+        if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+            command.env(OsStr::from_bytes(name), OsStr::from_bytes(value));
+        }
+    }
+    command
+        .env("TEST_HOST", "emulated")
+        .env("TEST_HOST_TOOLS", tools);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            let mut stderr = stderr;
+            let _ = writeln!(stderr, "test-host: {}: {error}", program.to_string_lossy());
+            return Ok(127);
+        }
+    };
+    let (done, finished) = mpsc::channel();
+    let streams: [(Option<Box<dyn Read + Send>>, File); 2] = [
+        (child.stdout.take().map(|pipe| Box::new(pipe) as _), stdout),
+        (child.stderr.take().map(|pipe| Box::new(pipe) as _), stderr),
+    ];
+    for (from, mut to) in streams {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            if let Some(mut from) = from {
+                let _ = std::io::copy(&mut from, &mut to);
+            }
+            let _ = done.send(());
+        });
+    }
+    let code = loop {
+        if let Some(code) = reap(Some(child.id())) {
+            break code;
+        }
+    };
+    for _ in 0..2 {
+        let _ = finished.recv_timeout(DRAIN);
+    }
+    Ok(code)
+}
+
+/// Reaps children: all that have ended, or with `until` one after the other until that one ends.
+fn reap(until: Option<u32>) -> Option<i32> {
+    loop {
+        let flags = if until.is_some() { 0 } else { libc::WNOHANG };
+        let mut status = 0;
+        // SAFETY: waitpid writes one int to a live local variable and touches nothing else. No
+        // `Child` of this process is waited for elsewhere, so no other wait loses its status.
+        let pid = unsafe { libc::waitpid(-1, &mut status, flags) };
+        if pid <= 0 {
+            return None;
+        }
+        if until.is_some_and(|wanted| i64::from(wanted) == i64::from(pid)) {
+            return Some(if libc::WIFEXITED(status) {
+                libc::WEXITSTATUS(status)
+            } else {
+                128 + libc::WTERMSIG(status)
+            });
+        }
+    }
+}
+
+/// Opens the virtio serial port of this name.
+fn port(name: &str) -> Result<File, HostError> {
+    let step = "look for a virtio serial port";
+    let ports = "/sys/class/virtio-ports";
+    for entry in fs::read_dir(ports)
+        .map_err(HostError::file("read", ports))?
+        .flatten()
+    {
+        let found = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if found.trim() == name {
+            let path = Path::new("/dev").join(entry.file_name());
+            return OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .map_err(HostError::file("open", path));
+        }
+    }
+    Err(HostError::Missing {
+        step,
+        why: format!("none is named {name}"),
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, HostError> {
+    fs::read(path).map_err(HostError::file("read", path))
+}
+
+fn list(path: &Path) -> Result<Vec<OsString>, HostError> {
+    let bytes = read(path)?;
+    let Some(entries) = bytes.strip_suffix(&[0]) else {
+        return Ok(Vec::new());
+    };
+    Ok(entries
+        .split(|byte| *byte == 0)
+        .map(|entry| OsString::from_vec(entry.to_vec()))
+        .collect())
+}
