@@ -1,2 +1,131 @@
-//! Not written yet.
-fn main() {}
+//! `kata-like-fsd`: the pod's virtio-fs server. It sees the pod's share and nothing else.
+//!
+//! Started by the shim with the control socket as descriptor 3. In order: the boot request
+//! (`kata_like_boot::FsdBoot`), the share as the only file system (`root`), few capabilities,
+//! no_new_privs, a system call allow-list (`jail`), then the virtiofsd library behind a check of
+//! every name (`serve`, `names`). If any step fails it reports that step and serves nothing.
+//! It ends when the VMM has closed its connections or the shim its end of the control socket.
+
+mod jail;
+mod names;
+mod root;
+mod serve;
+
+use std::error::Error;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kata_like_boot::{CONTROL_FD, Channel, ChannelError, FsdBoot, FsdReport};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
+use rustix::io::FdFlags;
+
+/// How long the shim may take to send the boot request.
+const BOOT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why the server does not serve. The step is here, the cause in its source.
+#[derive(Debug, thiserror::Error)]
+enum FsdError {
+    #[error("take the fs server's boot request")]
+    Boot(#[source] ChannelError),
+    #[error("make the pod's share the fs server's root")]
+    Root(#[source] root::RootError),
+    #[error("jail the fs server")]
+    Jail(#[source] jail::JailStepError),
+    #[error("serve the pod's share")]
+    Serve(#[source] serve::ServeError),
+    #[error("report to the shim")]
+    Report(#[source] ChannelError),
+}
+
+fn main() -> ExitCode {
+    let Some(control) = take_control_socket() else {
+        eprintln!(
+            "kata-like-fsd: no control socket as descriptor {CONTROL_FD}: it is started by the shim"
+        );
+        return ExitCode::from(2);
+    };
+    abort_on_panic();
+    match run(&control) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let why = one_line(&error);
+            eprintln!("kata-like-fsd: {why}");
+            // Nobody may be listening any more; the exit status says the same.
+            let _ = control.send(&FsdReport::Failed { why }, &[]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(control: &Channel) -> Result<(), FsdError> {
+    await_boot(control).map_err(FsdError::Boot)?;
+    let (boot, fds) = FsdBoot::receive(control).map_err(FsdError::Boot)?;
+    let files = jail::limit_files().map_err(FsdError::Jail)?;
+    let keep: Vec<_> = std::iter::once(control.as_fd())
+        .chain(std::iter::once(fds.tree.as_fd()))
+        .chain(fds.sockets.iter().map(AsFd::as_fd))
+        .map(|fd| fd.as_raw_fd())
+        .collect();
+    jail::close_others(&keep).map_err(FsdError::Jail)?;
+    let proc_self_fd = root::enter(fds.tree).map_err(FsdError::Root)?;
+    jail::close().map_err(FsdError::Jail)?;
+    let shares =
+        serve::prepare(&boot.shares, fds.sockets, &proc_self_fd, files).map_err(FsdError::Serve)?;
+    control
+        .send(&FsdReport::Serving, &[])
+        .map_err(FsdError::Report)?;
+    serve::run(shares, control).map_err(FsdError::Serve)
+}
+
+/// Descriptor [`CONTROL_FD`], if it is a socket.
+fn take_control_socket() -> Option<Channel> {
+    // SAFETY: the descriptor is only borrowed for the two calls below, which fail with EBADF if it
+    // is not open; nothing in this process has opened, and so could close, it: main starts here.
+    let inherited = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
+    let kind = rustix::fs::fstat(inherited).ok()?.st_mode;
+    if FileType::from_raw_mode(kind) != FileType::Socket {
+        return None;
+    }
+    rustix::io::fcntl_setfd(inherited, FdFlags::CLOEXEC).ok()?;
+    // SAFETY: fstat has shown that it is open; this is the only place that takes ownership of it.
+    Some(Channel::from_fd(unsafe {
+        OwnedFd::from_raw_fd(CONTROL_FD)
+    }))
+}
+
+fn await_boot(control: &Channel) -> Result<(), ChannelError> {
+    let silent = || ChannelError::TimedOut(BOOT_DEADLINE);
+    let timeout = Timespec::try_from(BOOT_DEADLINE).map_err(|_| silent())?;
+    match poll(&mut [PollFd::new(control, PollFlags::IN)], Some(&timeout)) {
+        Ok(0) => Err(silent()),
+        Ok(_) => Ok(()),
+        Err(errno) => Err(ChannelError::Io {
+            step: "wait for a message",
+            source: errno.into(),
+        }),
+    }
+}
+
+/// A worker that panics would leave the guest's requests unanswered for ever: the process ends
+/// instead, which the shim and the VMM both notice.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::exit(101);
+    }));
+}
+
+/// The error and its causes on one line.
+fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line.replace(['\n', '\r'], " ")
+}

@@ -1,0 +1,489 @@
+//! Every FUSE request is checked here before the library acts on it.
+//!
+//! virtiofsd 1.14 looks at a name's NUL only and hands it to `symlinkat` and its like, so a name
+//! with a `/` would leave the directory it is meant for. [`Checked`] stands between its server
+//! and its file system (`serve` puts it there) and answers requests that no honest guest kernel
+//! sends: a name that is empty, `.`, `..`, holds a `/` or is too long; a device node; an open that
+//! makes a path descriptor or an unnamed file. It also says what the guest may remember of names.
+//!
+//! What must hold: each method of the trait that takes a name checks it. `.` and `..` are no names
+//! here even for a lookup: the kernel resolves them itself, except to export a FUSE mount over NFS,
+//! which it may only with FUSE_EXPORT_SUPPORT, never offered. NUL can't arrive: names are `CStr`.
+//! Deliberately absent: the `SerializableFileSystem` methods, whose defaults refuse migration.
+
+use std::ffi::CStr;
+use std::io;
+use std::time::Duration;
+
+use virtiofsd::filesystem::{
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    ROOT_ID, SerializableFileSystem, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+};
+use virtiofsd::fuse::{Attr, SetattrIn};
+use virtiofsd::soft_idmap::Id;
+
+/// The longest name of a file, in bytes (NAME_MAX).
+const MAX_NAME: usize = 255;
+
+/// The longest name of an extended attribute, in bytes (XATTR_NAME_MAX).
+const MAX_XATTR_NAME: usize = 255;
+
+/// The largest value or list of extended attributes (XATTR_SIZE_MAX, XATTR_LIST_MAX).
+const MAX_XATTR_SIZE: u32 = 65_536;
+
+/// A file system whose requests have been checked.
+pub struct Checked<F> {
+    inner: F,
+    missing_names: Option<Duration>,
+}
+
+impl<F> Checked<F> {
+    /// `missing_names`: for how long the guest may remember that a name does not exist; `None`
+    /// where others may make it at any time.
+    pub fn new(inner: F, missing_names: Option<Duration>) -> Self {
+        Self {
+            inner,
+            missing_names,
+        }
+    }
+}
+
+/// What a file may be called, in any directory.
+pub fn check_name(name: &[u8]) -> io::Result<()> {
+    match name {
+        b"" | b"." | b".." => refuse(libc::EINVAL),
+        _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => refuse(libc::EINVAL),
+        _ if name.len() > MAX_NAME => refuse(libc::ENAMETOOLONG),
+        _ => Ok(()),
+    }
+}
+
+fn check(name: &CStr) -> io::Result<()> {
+    check_name(name.to_bytes())
+}
+
+fn check_xattr_name(name: &CStr) -> io::Result<()> {
+    match name.to_bytes().len() {
+        1..=MAX_XATTR_NAME => Ok(()),
+        _ => refuse(libc::ERANGE),
+    }
+}
+
+/// Regular files, FIFOs and sockets; a character device only as overlayfs' whiteout, 0:0, which
+/// opens nothing and which the host's kernel lets anybody make.
+fn check_node(mode: u32, device: u32) -> io::Result<()> {
+    match mode & libc::S_IFMT {
+        0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK => Ok(()),
+        libc::S_IFCHR if device == 0 => Ok(()),
+        libc::S_IFCHR | libc::S_IFBLK => refuse(libc::EPERM),
+        _ => refuse(libc::EINVAL),
+    }
+}
+
+/// O_PATH would give a handle that is not open; O_TMPFILE is a request of its own, not offered.
+fn check_open(flags: u32) -> io::Result<()> {
+    let flags = flags.cast_signed();
+    if flags & libc::O_PATH != 0 {
+        return refuse(libc::EINVAL);
+    }
+    if flags & libc::O_TMPFILE == libc::O_TMPFILE {
+        return refuse(libc::EOPNOTSUPP);
+    }
+    Ok(())
+}
+
+/// The library restores a thread's groups only when it has changed its user or group as well: for
+/// root it would leave the groups set for the next request. Root needs none, it overrides modes.
+fn own_groups(context: &Context, mut extensions: Extensions) -> Extensions {
+    if context.uid.is_root() && context.gid.is_root() {
+        extensions.sup_gids.clear();
+    }
+    extensions
+}
+
+fn refuse<T>(errno: i32) -> io::Result<T> {
+    Err(io::Error::from_raw_os_error(errno))
+}
+
+impl<F> SerializableFileSystem for Checked<F> {}
+
+impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
+    type Inode = u64;
+    type Handle = F::Handle;
+    type DirIter = F::DirIter;
+
+    fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        check(name)?;
+        let found = self.inner.lookup(ctx, parent, name);
+        if parent == ROOT_ID {
+            // The shim makes and removes what is at the top while the pod runs.
+            return found.map(|entry| Entry {
+                entry_timeout: Duration::ZERO,
+                ..entry
+            });
+        }
+        match (found, self.missing_names) {
+            (Err(error), Some(keep)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Entry {
+                inode: 0, // "there is no such name, and you may remember it"
+                generation: 0,
+                attr: Attr::default(),
+                attr_timeout: Duration::ZERO,
+                entry_timeout: keep,
+            }),
+            (found, _) => found,
+        }
+    }
+
+    fn symlink(
+        &self,
+        ctx: Context,
+        linkname: &CStr,
+        parent: u64,
+        name: &CStr,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        check(name)?;
+        let extensions = own_groups(&ctx, extensions);
+        self.inner.symlink(ctx, linkname, parent, name, extensions)
+    }
+
+    fn mknod(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        check(name)?;
+        check_node(mode, rdev)?;
+        let extensions = own_groups(&ctx, extensions);
+        self.inner
+            .mknod(ctx, parent, name, mode, rdev, umask, extensions)
+    }
+
+    fn mkdir(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        check(name)?;
+        let extensions = own_groups(&ctx, extensions);
+        self.inner.mkdir(ctx, parent, name, mode, umask, extensions)
+    }
+
+    fn unlink(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
+        check(name)?;
+        self.inner.unlink(ctx, parent, name)
+    }
+
+    fn rmdir(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
+        check(name)?;
+        self.inner.rmdir(ctx, parent, name)
+    }
+
+    fn rename(
+        &self,
+        ctx: Context,
+        olddir: u64,
+        oldname: &CStr,
+        newdir: u64,
+        newname: &CStr,
+        flags: u32,
+    ) -> io::Result<()> {
+        check(oldname)?;
+        check(newname)?;
+        self.inner
+            .rename(ctx, olddir, oldname, newdir, newname, flags)
+    }
+
+    fn link(&self, ctx: Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
+        check(newname)?;
+        self.inner.link(ctx, inode, newparent, newname)
+    }
+
+    fn open(
+        &self,
+        ctx: Context,
+        inode: u64,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
+        check_open(flags)?;
+        self.inner.open(ctx, inode, kill_priv, flags)
+    }
+
+    fn opendir(
+        &self,
+        ctx: Context,
+        inode: u64,
+        flags: u32,
+    ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
+        check_open(flags)?;
+        self.inner.opendir(ctx, inode, flags)
+    }
+
+    fn create(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        kill_priv: bool,
+        flags: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)> {
+        check(name)?;
+        check_open(flags)?;
+        let extensions = own_groups(&ctx, extensions);
+        self.inner
+            .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)
+    }
+
+    fn setxattr(
+        &self,
+        ctx: Context,
+        inode: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        extra_flags: SetxattrFlags,
+    ) -> io::Result<()> {
+        check_xattr_name(name)?;
+        self.inner
+            .setxattr(ctx, inode, name, value, flags, extra_flags)
+    }
+
+    fn getxattr(
+        &self,
+        ctx: Context,
+        inode: u64,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        check_xattr_name(name)?;
+        self.inner
+            .getxattr(ctx, inode, name, size.min(MAX_XATTR_SIZE))
+    }
+
+    fn listxattr(&self, ctx: Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        self.inner.listxattr(ctx, inode, size.min(MAX_XATTR_SIZE))
+    }
+
+    fn removexattr(&self, ctx: Context, inode: u64, name: &CStr) -> io::Result<()> {
+        check_xattr_name(name)?;
+        self.inner.removexattr(ctx, inode, name)
+    }
+
+    // What follows takes no name and is passed on as it is.
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        self.inner.init(capable)
+    }
+
+    fn destroy(&self) {
+        self.inner.destroy();
+    }
+
+    fn forget(&self, ctx: Context, inode: u64, count: u64) {
+        self.inner.forget(ctx, inode, count);
+    }
+
+    fn batch_forget(&self, ctx: Context, requests: Vec<(u64, u64)>) {
+        self.inner.batch_forget(ctx, requests);
+    }
+
+    fn getattr(
+        &self,
+        ctx: Context,
+        inode: u64,
+        handle: Option<Self::Handle>,
+    ) -> io::Result<(Attr, Duration)> {
+        self.inner.getattr(ctx, inode, handle)
+    }
+
+    fn setattr(
+        &self,
+        ctx: Context,
+        inode: u64,
+        attr: SetattrIn,
+        handle: Option<Self::Handle>,
+        valid: SetattrValid,
+    ) -> io::Result<(Attr, Duration)> {
+        self.inner.setattr(ctx, inode, attr, handle, valid)
+    }
+
+    fn readlink(&self, ctx: Context, inode: u64) -> io::Result<Vec<u8>> {
+        self.inner.readlink(ctx, inode)
+    }
+
+    fn read<W: ZeroCopyWriter>(
+        &self,
+        ctx: Context,
+        inode: u64,
+        handle: Self::Handle,
+        w: W,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        self.inner
+            .read(ctx, inode, handle, w, size, offset, lock_owner, flags)
+    }
+
+    fn write<R: ZeroCopyReader>(
+        &self,
+        ctx: Context,
+        inode: u64,
+        handle: Self::Handle,
+        r: R,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed_write: bool,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<usize> {
+        self.inner.write(
+            ctx,
+            inode,
+            handle,
+            r,
+            size,
+            offset,
+            lock_owner,
+            delayed_write,
+            kill_priv,
+            flags,
+        )
+    }
+
+    fn flush(
+        &self,
+        ctx: Context,
+        inode: u64,
+        handle: Self::Handle,
+        lock_owner: u64,
+    ) -> io::Result<()> {
+        self.inner.flush(ctx, inode, handle, lock_owner)
+    }
+
+    fn fsync(
+        &self,
+        ctx: Context,
+        inode: u64,
+        datasync: bool,
+        handle: Self::Handle,
+    ) -> io::Result<()> {
+        self.inner.fsync(ctx, inode, datasync, handle)
+    }
+
+    fn fallocate(
+        &self,
+        ctx: Context,
+        inode: u64,
+        handle: Self::Handle,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        self.inner
+            .fallocate(ctx, inode, handle, mode, offset, length)
+    }
+
+    fn release(
+        &self,
+        ctx: Context,
+        inode: u64,
+        flags: u32,
+        handle: Self::Handle,
+        flush: bool,
+        flock_release: bool,
+        lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        self.inner
+            .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)
+    }
+
+    fn statfs(&self, ctx: Context, inode: u64) -> io::Result<libc::statvfs64> {
+        self.inner.statfs(ctx, inode)
+    }
+
+    fn readdir(
+        &self,
+        ctx: Context,
+        inode: u64,
+        handle: Self::Handle,
+        size: u32,
+        offset: u64,
+    ) -> io::Result<Self::DirIter> {
+        self.inner.readdir(ctx, inode, handle, size, offset)
+    }
+
+    fn fsyncdir(
+        &self,
+        ctx: Context,
+        inode: u64,
+        datasync: bool,
+        handle: Self::Handle,
+    ) -> io::Result<()> {
+        self.inner.fsyncdir(ctx, inode, datasync, handle)
+    }
+
+    fn releasedir(
+        &self,
+        ctx: Context,
+        inode: u64,
+        flags: u32,
+        handle: Self::Handle,
+    ) -> io::Result<()> {
+        self.inner.releasedir(ctx, inode, flags, handle)
+    }
+
+    fn access(&self, ctx: Context, inode: u64, mask: u32) -> io::Result<()> {
+        self.inner.access(ctx, inode, mask)
+    }
+
+    fn lseek(
+        &self,
+        ctx: Context,
+        inode: u64,
+        handle: Self::Handle,
+        offset: u64,
+        whence: u32,
+    ) -> io::Result<u64> {
+        self.inner.lseek(ctx, inode, handle, offset, whence)
+    }
+
+    fn copyfilerange(
+        &self,
+        ctx: Context,
+        inode_in: u64,
+        handle_in: Self::Handle,
+        offset_in: u64,
+        inode_out: u64,
+        handle_out: Self::Handle,
+        offset_out: u64,
+        len: u64,
+        flags: u64,
+    ) -> io::Result<usize> {
+        self.inner.copyfilerange(
+            ctx, inode_in, handle_in, offset_in, inode_out, handle_out, offset_out, len, flags,
+        )
+    }
+
+    fn syncfs(&self, ctx: Context, inode: u64) -> io::Result<()> {
+        self.inner.syncfs(ctx, inode)
+    }
+}
+
+#[cfg(test)]
+mod tests;

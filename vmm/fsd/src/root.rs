@@ -1,0 +1,102 @@
+//! The pod's share becomes the only file system that the server can see.
+//!
+//! Called once by `main`, on the only thread, while still privileged. The share arrives as an
+//! `open_tree(2)` clone, thus no path is looked up. It becomes a slave of the shim's mounts: what
+//! the shim mounts into the share later appears here, and nothing from here appears there.
+//!
+//! What must hold afterwards: `/` is the share, its top mount read-only; nothing else is mounted;
+//! `/proc` is reachable only as the one directory `/proc/self/fd`, through the descriptor that is
+//! returned, which is also the working directory. (The library changes into it and back around
+//! some calls. The working directory belongs to the whole process, so with two shares, thus two
+//! threads, "back" must be the same place.)
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    open_tree, unmount,
+};
+use rustix::thread::UnshareFlags;
+
+/// The step that failed on the way into the share.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}")]
+pub struct RootError {
+    step: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// Makes `tree` the root directory, in namespaces of its own. Returns `/proc/self/fd`.
+pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
+    // A detached clone: ".." at its top leads nowhere, so it opens no way to the rest of /proc.
+    let proc_self_fd = open_tree(
+        CWD,
+        c"/proc/self/fd",
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .map_err(failed("clone /proc/self/fd"))?;
+    set_mount(&tree, true, 0, libc::MS_SLAVE)
+        .map_err(failed("make the share a slave of the shim's mounts"))?;
+    let top = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    set_mount(&tree, false, top, 0).map_err(failed("make the share's top read-only"))?;
+
+    let namespaces =
+        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    // SAFETY: unshare is unsafe in that it can split what threads share. There is one thread (main
+    // has started none), and none of these flags touches descriptors, memory or signals.
+    unsafe { rustix::thread::unshare_unsafe(namespaces) }
+        .map_err(failed("enter namespaces of its own"))?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", private).map_err(failed("cut the mount namespace off the host's"))?;
+
+    let onto_root = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&tree, c"", CWD, c"/", onto_root).map_err(failed("attach the share"))?;
+    rustix::process::fchdir(&tree).map_err(failed("change into the share"))?;
+    rustix::process::pivot_root(c".", c".").map_err(failed("make the share the root directory"))?;
+    // Both roots are at "." now, the old one on top (pivot_root(2)).
+    unmount(c".", UnmountFlags::DETACH).map_err(failed("detach the old root directory"))?;
+    rustix::process::chdir(c"/").map_err(failed("change into the new root directory"))?;
+    rustix::process::fchdir(&proc_self_fd).map_err(failed("change into /proc/self/fd"))?;
+    Ok(File::from(proc_self_fd))
+}
+
+/// mount_setattr(2) on the mount that `tree` refers to.
+fn set_mount(tree: &OwnedFd, recursive: bool, set: u64, propagation: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: mount_setattr(2) reads a NUL-terminated path and `size` bytes at `attr`.
+    // - The path is a C string literal.
+    // - `attributes` lives to the end of this function and is exactly `size` bytes.
+    // - The kernel writes to neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> RootError {
+    move |source| RootError {
+        step,
+        source: source.into(),
+    }
+}

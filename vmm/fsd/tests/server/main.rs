@@ -1,0 +1,557 @@
+//! The real program, started as the shim starts it, with a test as the shim, the VMM and the
+//! guest. Needs root, as the program does; every mount is made in a mount namespace of the test's
+//! own thread, which ends with it.
+
+mod guest;
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use guest::{Guest, bytes, parse};
+use kata_like_boot::{
+    CONTROL_FD, CachePolicy, Channel, FsdBoot, FsdFds, FsdReport, FsdShare, VERSION,
+};
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree,
+    unmount,
+};
+use virtiofsd::fuse::{self, EntryOut, OpenOut};
+
+const ATTR_SUBMOUNT: u32 = 1;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A server with a share of its own: `rootfs` (private) and `volumes` (shared).
+struct Server {
+    child: Child,
+    control: Option<Channel>,
+    share: PathBuf,
+    sockets: Vec<PathBuf>,
+    _state: tempfile::TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let server = Self::spawn(&["rootfs", "volumes"]);
+        assert_eq!(server.report(), FsdReport::Serving);
+        server
+    }
+
+    fn spawn(directories: &[&str]) -> Self {
+        // SAFETY: the flag moves the calling thread alone to a copy of the mount table.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+        let cut = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", cut).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let share = state.path().join("share");
+        fs::create_dir(&share).unwrap();
+        mount_tmpfs(&share);
+        mount_change(&share, MountPropagationFlags::SHARED).unwrap();
+        fs::create_dir(share.join("rootfs")).unwrap();
+        fs::create_dir(share.join("volumes")).unwrap();
+        fs::write(share.join("file"), "").unwrap();
+        let tree = open_tree(
+            CWD,
+            &share,
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE,
+        )
+        .unwrap();
+        let sockets: Vec<_> = (0..directories.len())
+            .map(|number| state.path().join(format!("{number}.sock")))
+            .collect();
+        let listening = sockets
+            .iter()
+            .map(|path| OwnedFd::from(UnixListener::bind(path).unwrap()))
+            .collect();
+        let boot = FsdBoot {
+            version: VERSION,
+            shares: directories
+                .iter()
+                .map(|directory| FsdShare {
+                    directory: (*directory).into(),
+                    cache: match *directory {
+                        "volumes" => CachePolicy::Shared,
+                        _ => CachePolicy::Private,
+                    },
+                })
+                .collect(),
+        };
+        let (ours, theirs) = Channel::pair().unwrap();
+        let inherited = theirs.as_fd().as_raw_fd();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kata-like-fsd"));
+        command.stdin(Stdio::null());
+        // SAFETY: between fork and exec only dup2 is called, which is async-signal-safe; both
+        // descriptors are plain numbers, open in the parent until `theirs` is dropped below.
+        unsafe {
+            command.pre_exec(move || match libc::dup2(inherited, CONTROL_FD) {
+                CONTROL_FD => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        let child = command.spawn().unwrap();
+        drop(theirs);
+        let fds = FsdFds {
+            tree,
+            sockets: listening,
+        };
+        boot.send(&fds, &ours).unwrap();
+        Self {
+            child,
+            control: Some(ours),
+            share,
+            sockets,
+            _state: state,
+        }
+    }
+
+    fn report(&self) -> FsdReport {
+        let control = self.control.as_ref().unwrap();
+        control.receive_within(10 * SECOND).unwrap().0
+    }
+
+    fn connect(&self, share: usize) -> UnixStream {
+        UnixStream::connect(&self.sockets[share]).unwrap()
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{file}", self.child.id()))
+    }
+
+    fn status(&self, key: &str) -> String {
+        let status = fs::read_to_string(self.proc("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap().trim().to_string()
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    fn ended_within(&mut self, deadline: Duration) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < deadline, "still running");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = unmount(&self.share, UnmountFlags::DETACH);
+    }
+}
+
+fn mount_tmpfs(at: &Path) {
+    mount("none", at, "tmpfs", MountFlags::empty(), None).unwrap();
+}
+
+fn lookup(guest: &mut Guest, parent: u64, name: &str) -> Result<EntryOut, i32> {
+    let reply = guest.call(1, parent, format!("{name}\0").as_bytes())?;
+    Ok(parse(&reply))
+}
+
+#[test]
+fn it_sees_the_share_and_nothing_else() {
+    let server = Server::start();
+    let mut top: Vec<_> = fs::read_dir(server.proc("root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    top.sort();
+    assert_eq!(top, ["file", "rootfs", "volumes"]);
+    let mounts = fs::read_to_string(server.proc("mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert!(mounts.contains(" / / ro,nosuid,nodev,"), "{mounts}");
+    assert!(mounts.contains(" master:"), "{mounts}");
+    assert!(!mounts.contains(" shared:"), "{mounts}");
+    for space in ["mnt", "net", "ipc", "uts"] {
+        let of = |path: PathBuf| fs::read_link(path).unwrap();
+        let theirs = of(server.proc(&format!("ns/{space}")));
+        assert_ne!(theirs, of(format!("/proc/thread-self/ns/{space}").into()));
+    }
+}
+
+#[test]
+fn it_has_given_up_what_it_does_not_need() {
+    let server = Server::start();
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETFCAP
+    for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        assert_eq!(server.status(set), "00000000800000db", "{set}");
+    }
+    assert_eq!(server.status("NoNewPrivs:"), "1");
+    assert_eq!(server.status("Seccomp:"), "2");
+    // No file of the host: descriptors of /proc/self/fd, and what is no file.
+    for entry in fs::read_dir(server.proc("fd")).unwrap() {
+        let path = entry.unwrap().path();
+        let target = fs::read_link(&path).unwrap();
+        if target.starts_with("/") && !target.starts_with("/dev") && path.is_dir() {
+            let kind = rustix::fs::statfs(&path).unwrap().f_type;
+            assert_eq!(kind, libc::PROC_SUPER_MAGIC, "{path:?} is {target:?}");
+        }
+    }
+}
+
+#[test]
+fn a_later_mount_of_the_shim_reaches_the_guest() {
+    let mut server = Server::start();
+    let mut guest = Guest::mount(server.connect(0));
+    assert_eq!(lookup(&mut guest, 1, "later").err(), Some(libc::ENOENT));
+    let later = server.share.join("rootfs/later");
+    fs::create_dir(&later).unwrap();
+    mount_tmpfs(&later);
+    fs::write(later.join("hello"), "from the host").unwrap();
+    let mounted = lookup(&mut guest, 1, "later").unwrap();
+    assert_eq!(mounted.attr.flags & ATTR_SUBMOUNT, ATTR_SUBMOUNT);
+    let file = lookup(&mut guest, mounted.nodeid, "hello").unwrap();
+    assert_eq!(read(&mut guest, file.nodeid), b"from the host");
+    // The top is the shim's; what is mounted below is the guest's.
+    assert_eq!(create(&mut guest, 1, "mine").err(), Some(libc::EROFS));
+    create(&mut guest, mounted.nodeid, "mine").unwrap();
+    assert!(later.join("mine").exists());
+    // Unmounted on the host, it goes here, too, and another can take its name.
+    unmount(&later, UnmountFlags::DETACH).unwrap();
+    let empty = lookup(&mut guest, 1, "later").unwrap();
+    assert_ne!(empty.nodeid, mounted.nodeid);
+    assert_eq!(empty.attr.flags & ATTR_SUBMOUNT, 0);
+    assert!(server.is_running());
+}
+
+/// Each kind of request at least once, under the system call filter: a call that it forgets
+/// would end the server.
+#[test]
+fn every_request_works_inside_the_jail() {
+    let mut server = Server::start();
+    let later = server.share.join("rootfs/c");
+    fs::create_dir(&later).unwrap();
+    mount_tmpfs(&later);
+    let mut guest = Guest::mount(server.connect(0));
+    let top = lookup(&mut guest, 1, "c").unwrap().nodeid;
+    let (node, handle) = create(&mut guest, top, "file").unwrap();
+    let write = fuse::WriteIn {
+        fh: handle,
+        size: 4,
+        ..Default::default()
+    };
+    let mut request = bytes(write);
+    request.extend(b"data");
+    guest.call(16, node, &request).unwrap();
+    assert_eq!(read(&mut guest, node), b"data");
+    guest
+        .call(
+            20,
+            node,
+            &bytes(fuse::FsyncIn {
+                fh: handle,
+                ..Default::default()
+            }),
+        )
+        .unwrap();
+    guest
+        .call(
+            25,
+            node,
+            &bytes(fuse::FlushIn {
+                fh: handle,
+                ..Default::default()
+            }),
+        )
+        .unwrap();
+    let more = fuse::FallocateIn {
+        fh: handle,
+        length: 4096,
+        ..Default::default()
+    };
+    guest.call(43, node, &bytes(more)).unwrap();
+    guest
+        .call(
+            46,
+            node,
+            &bytes(fuse::LseekIn {
+                fh: handle,
+                whence: 3,
+                ..Default::default()
+            }),
+        )
+        .unwrap();
+    guest.call(3, node, &[0; 16]).unwrap();
+    guest.call(17, node, &[]).unwrap();
+    for attributes in [
+        fuse::SetattrIn {
+            valid: 1,
+            mode: 0o6755,
+            ..Default::default()
+        },
+        fuse::SetattrIn {
+            valid: 6,
+            uid: 5.into(),
+            gid: 6.into(),
+            ..Default::default()
+        },
+        fuse::SetattrIn {
+            valid: 8,
+            size: 2,
+            ..Default::default()
+        },
+        fuse::SetattrIn {
+            valid: 0x30,
+            atime: 1,
+            mtime: 2,
+            ..Default::default()
+        },
+    ] {
+        guest.call(4, node, &bytes(attributes)).unwrap();
+    }
+    let named = |first: Vec<u8>, name: &[u8]| [first, name.to_vec()].concat();
+    let set = bytes(fuse::SetxattrInCompat { size: 3, flags: 0 });
+    guest.call(21, node, &named(set, b"user.a\0one")).unwrap();
+    let get = bytes(fuse::GetxattrIn {
+        size: 64,
+        padding: 0,
+    });
+    assert_eq!(
+        guest
+            .call(22, node, &named(get.clone(), b"user.a\0"))
+            .unwrap(),
+        b"one"
+    );
+    guest.call(23, node, &get).unwrap();
+    guest.call(24, node, b"user.a\0").unwrap();
+    let directory = bytes(fuse::MkdirIn {
+        mode: 0o755,
+        umask: 0,
+    });
+    guest.call(9, top, &named(directory, b"dir\0")).unwrap();
+    guest.call(6, top, b"link\0target\0").unwrap();
+    let link = lookup(&mut guest, top, "link").unwrap().nodeid;
+    assert_eq!(guest.call(5, link, &[]).unwrap(), b"target");
+    // Attributes of what can't be opened go through /proc/self/fd.
+    assert!(
+        guest
+            .call(22, link, &named(get.clone(), b"user.a\0"))
+            .is_err()
+    );
+    let fifo = bytes(fuse::MknodIn {
+        mode: libc::S_IFIFO | 0o600,
+        ..Default::default()
+    });
+    guest.call(8, top, &named(fifo, b"fifo\0")).unwrap();
+    let device = bytes(fuse::MknodIn {
+        mode: libc::S_IFCHR | 0o600,
+        rdev: 0x103,
+        ..Default::default()
+    });
+    assert_eq!(
+        guest.call(8, top, &named(device, b"null\0")).err(),
+        Some(libc::EPERM)
+    );
+    let hard = bytes(fuse::LinkIn { oldnodeid: node });
+    guest.call(13, top, &named(hard, b"hard\0")).unwrap();
+    let rename = bytes(fuse::Rename2In {
+        newdir: top,
+        flags: 0,
+        padding: 0,
+    });
+    guest
+        .call(45, top, &named(rename, b"hard\0soft\0"))
+        .unwrap();
+    guest.call(34, node, &[0; 8]).unwrap();
+    let opened = guest.call(27, top, &[0; 8]).unwrap();
+    let list = fuse::ReadIn {
+        fh: parse::<OpenOut>(&opened).fh,
+        size: 4096,
+        ..Default::default()
+    };
+    assert!(!guest.call(28, top, &bytes(list)).unwrap().is_empty());
+    let list = fuse::ReadIn { offset: 0, ..list };
+    guest.call(44, top, &bytes(list)).unwrap();
+    guest
+        .call(
+            29,
+            top,
+            &bytes(fuse::ReleaseIn {
+                fh: list.fh,
+                ..Default::default()
+            }),
+        )
+        .unwrap();
+    let copy = fuse::CopyfilerangeIn {
+        fh_in: handle,
+        nodeid_out: node,
+        fh_out: handle,
+        off_out: 4096,
+        len: 2,
+        ..Default::default()
+    };
+    guest.call(47, node, &bytes(copy)).unwrap();
+    guest.call(50, top, &[0; 8]).unwrap();
+    guest
+        .call(
+            18,
+            node,
+            &bytes(fuse::ReleaseIn {
+                fh: handle,
+                ..Default::default()
+            }),
+        )
+        .unwrap();
+    guest.call(10, top, b"soft\0").unwrap();
+    guest.call(11, top, b"dir\0").unwrap();
+    for unsupported in [31, 39, 40, 48, 51, 4096] {
+        assert!(
+            guest.call(unsupported, top, &[0; 64]).is_err(),
+            "{unsupported}"
+        );
+    }
+    assert!(server.is_running());
+}
+
+#[test]
+fn a_write_by_another_user_takes_the_set_user_id_bit_away() {
+    let server = Server::start();
+    let later = server.share.join("rootfs/c");
+    fs::create_dir(&later).unwrap();
+    mount_tmpfs(&later);
+    let mut guest = Guest::mount(server.connect(0));
+    let top = lookup(&mut guest, 1, "c").unwrap().nodeid;
+    let (node, handle) = create(&mut guest, top, "program").unwrap();
+    let mode = fuse::SetattrIn {
+        valid: 1,
+        mode: 0o6777,
+        ..Default::default()
+    };
+    guest.call(4, node, &bytes(mode)).unwrap();
+    let mut write = |flags: u32| {
+        let write = fuse::WriteIn {
+            fh: handle,
+            size: 1,
+            write_flags: flags,
+            ..Default::default()
+        };
+        guest
+            .call(16, node, &[bytes(write), vec![b'x']].concat())
+            .unwrap();
+        std::os::unix::fs::MetadataExt::mode(&fs::metadata(later.join("program")).unwrap()) & 0o7777
+    };
+    assert_eq!(write(0), 0o6777); // root's own
+    assert_eq!(write(4), 0o777); // FUSE_WRITE_KILL_SUIDGID
+    assert_eq!(write(0), 0o777);
+}
+
+#[test]
+fn hostile_names_are_refused_on_the_wire() {
+    let mut server = Server::start();
+    fs::write(server.share.join("volumes/secret"), "other share").unwrap();
+    let mut guest = Guest::mount(server.connect(0));
+    for name in ["..", ".", "", "../volumes", "/file", "a/b"] {
+        assert_eq!(
+            lookup(&mut guest, 1, name).err(),
+            Some(libc::EINVAL),
+            "{name:?}"
+        );
+        let symlink = format!("{name}\0target\0");
+        assert_eq!(
+            guest.call(6, 1, symlink.as_bytes()).err(),
+            Some(libc::EINVAL),
+            "{name:?}"
+        );
+    }
+    assert!(server.is_running());
+}
+
+#[test]
+fn both_shares_are_served_each_with_its_policy() {
+    let mut server = Server::start();
+    fs::create_dir(server.share.join("rootfs/d")).unwrap();
+    fs::create_dir(server.share.join("volumes/d")).unwrap();
+    let mut private = Guest::mount(server.connect(0));
+    let mut shared = Guest::mount(server.connect(1));
+    let top = lookup(&mut private, 1, "d").unwrap().nodeid;
+    let missing = lookup(&mut private, top, "missing").unwrap();
+    assert_eq!((missing.nodeid, missing.entry_valid), (0, 86_400));
+    let top = lookup(&mut shared, 1, "d").unwrap();
+    assert_eq!((top.attr_valid, top.entry_valid), (1, 0));
+    let missing = lookup(&mut shared, top.nodeid, "missing");
+    assert_eq!(missing.err(), Some(libc::ENOENT));
+    drop((private, shared));
+    assert!(server.ended_within(SECOND).success());
+}
+
+#[test]
+fn it_ends_with_the_shim() {
+    let mut server = Server::start();
+    let _guest = Guest::mount(server.connect(0));
+    drop(server.control.take());
+    assert!(server.ended_within(SECOND).success());
+}
+
+#[test]
+fn one_connection_for_each_share_and_no_second() {
+    let server = Server::start();
+    let _guest = Guest::mount(server.connect(0));
+    let second = UnixStream::connect(&server.sockets[0]);
+    assert!(second.is_err(), "{second:?}");
+}
+
+#[test]
+fn a_directory_that_is_none_is_refused_with_its_name() {
+    for (directory, cause) in [
+        ("missing", "No such file"),
+        ("file", "Not a directory"),
+        ("..", "Invalid argument"),
+        ("rootfs/../volumes", "Invalid argument"),
+    ] {
+        let mut server = Server::spawn(&[directory]);
+        let FsdReport::Failed { why } = server.report() else {
+            panic!("{directory} is served");
+        };
+        assert!(why.contains(cause) && why.contains(directory), "{why}");
+        assert!(!why.contains('\n'), "{why}");
+        assert_eq!(server.ended_within(SECOND).code(), Some(1));
+    }
+}
+
+#[test]
+fn without_a_control_socket_it_says_who_starts_it() {
+    let output = Command::new(env!("CARGO_BIN_EXE_kata-like-fsd"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("started by the shim"));
+}
+
+fn create(guest: &mut Guest, parent: u64, name: &str) -> Result<(u64, u64), i32> {
+    let request = fuse::CreateIn {
+        flags: libc::O_RDWR as u32,
+        mode: libc::S_IFREG | 0o644,
+        ..Default::default()
+    };
+    let body = [bytes(request), format!("{name}\0").into_bytes()].concat();
+    let reply = guest.call(35, parent, &body)?;
+    let entry: EntryOut = parse(&reply);
+    let open: OpenOut = parse(&reply[size_of::<EntryOut>()..]);
+    Ok((entry.nodeid, open.fh))
+}
+
+fn read(guest: &mut Guest, node: u64) -> Vec<u8> {
+    let opened = guest.call(14, node, &[0; 8]).unwrap();
+    let request = fuse::ReadIn {
+        fh: parse::<OpenOut>(&opened).fh,
+        size: 4096,
+        ..Default::default()
+    };
+    guest.call(15, node, &bytes(request)).unwrap()
+}
