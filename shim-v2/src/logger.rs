@@ -1,0 +1,219 @@
+//! A logging program that takes a process's output: `binary://PATH?key=value`.
+//!
+//! Called by `stdio`. The program runs with `key value …` as its arguments and nothing in its
+//! environment but `CONTAINER_ID` and `CONTAINER_NAMESPACE`. Descriptor 3 is the read end of standard
+//! output, 4 that of standard error, and 5 a pipe that it closes, or writes a byte to, when it is
+//! ready. When the output has ended it has twelve seconds from a SIGTERM to end itself.
+//! (Facts: containerd, `cmd/containerd-shim-runc-v2/process/io.go`.)
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, pipe2};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+
+/// How long a program may take until it is ready.
+const READY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a program may take from SIGTERM to its end.
+const END_DEADLINE: Duration = Duration::from_secs(12);
+
+/// Why a logging program does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggerError {
+    /// The URI is not one of a program.
+    #[error("read the logging URI {0:?}: no absolute path of a program in it")]
+    Uri(String),
+    /// A step of its start.
+    #[error("start the logging program {}: {step}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What was being done.
+        step: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A running logging program.
+#[derive(Debug)]
+pub struct Logger {
+    program: PathBuf,
+    child: Child,
+}
+
+impl Logger {
+    /// Runs the program of `uri` and waits until it is ready. Answers it with the ends to write
+    /// standard output and standard error to.
+    pub async fn start(
+        uri: &str,
+        namespace: &str,
+        container: &str,
+    ) -> Result<(Self, OwnedFd, OwnedFd), LoggerError> {
+        let (program, arguments) = parse(uri)?;
+        let failed = |step| {
+            let program = program.clone();
+            move |source| LoggerError::Start {
+                program,
+                step,
+                source,
+            }
+        };
+        let (stdout_read, stdout) = pair().map_err(failed("make a pipe"))?;
+        let (stderr_read, stderr) = pair().map_err(failed("make a pipe"))?;
+        let (ready, ready_write) = pair().map_err(failed("make a pipe"))?;
+        let inherited = [
+            stdout_read.as_raw_fd(),
+            stderr_read.as_raw_fd(),
+            ready_write.as_raw_fd(),
+        ];
+        let mut command = Command::new(&program);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("CONTAINER_ID", container)
+            .env("CONTAINER_NAMESPACE", namespace)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        // SAFETY: the closure runs between fork and exec in the child of a threaded process, where
+        // only async-signal-safe calls are sound: it calls dup2 alone, allocates nothing and locks
+        // nothing. The numbers it captures are open in the child: the owners live until `spawn` has
+        // returned. They are 10 or more (`pair`), so no dup2 overwrites one that a later one reads.
+        unsafe { command.pre_exec(move || hand_over(inherited)) };
+        let child = command.spawn().map_err(failed("run it"))?;
+        drop((stdout_read, stderr_read, ready_write));
+
+        let logger = Self { program, child };
+        logger.wait_ready(ready).await?;
+        Ok((logger, stdout, stderr))
+    }
+
+    async fn wait_ready(&self, ready: OwnedFd) -> Result<(), LoggerError> {
+        let failed = |source| LoggerError::Start {
+            program: self.program.clone(),
+            step: "wait until it is ready",
+            source,
+        };
+        let mut ready = pipe::Receiver::from_owned_fd(ready).map_err(failed)?;
+        match tokio::time::timeout(READY_DEADLINE, ready.read(&mut [0])).await {
+            Ok(read) => read.map(drop).map_err(failed),
+            Err(_) => {
+                self.signal(Signal::SIGKILL);
+                Err(failed(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+
+    /// The output has ended, and its pipes are closed: the program is told, and killed if need be.
+    pub fn end(mut self) {
+        tokio::spawn(async move {
+            self.signal(Signal::SIGTERM);
+            if tokio::time::timeout(END_DEADLINE, self.child.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!(program = %self.program.display(), "kill a logging program that does not end");
+                let _ = self.child.kill().await;
+            }
+        });
+    }
+
+    fn signal(&self, signal: Signal) {
+        // The id is there as long as the child has not been waited for.
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+fn parse(uri: &str) -> Result<(PathBuf, Vec<String>), LoggerError> {
+    let refused = || LoggerError::Uri(uri.to_owned());
+    let rest = uri.strip_prefix("binary://").ok_or_else(refused)?;
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = unescape(path, false).ok_or_else(refused)?;
+    if !path.starts_with('/') {
+        return Err(refused());
+    }
+    let mut arguments = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        for part in [key, value] {
+            let part = unescape(part, true).ok_or_else(refused)?;
+            // A key without a value is an argument of its own.
+            if !part.is_empty() {
+                arguments.push(part);
+            }
+        }
+    }
+    Ok((path.into(), arguments))
+}
+
+/// Undoes the percent encoding of a URI; in a query `+` is a space.
+fn unescape(text: &str, query: bool) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut plain = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            b'+' if query => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(plain).ok()
+}
+
+/// A pipe (read end, write end), both numbered 10 or more.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((raise(&read)?, raise(&write)?))
+}
+
+fn raise(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    let raised = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(10))?;
+    // SAFETY: fcntl has just made this descriptor for us; nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(raised) })
+}
+
+fn hand_over(inherited: [RawFd; 3]) -> io::Result<()> {
+    for (from, to) in inherited.into_iter().zip(3..) {
+        // SAFETY: dup2 takes two numbers and touches no memory of ours. `from` is open, and `to`
+        // (3, 4, 5) may be open here as well: it is a close-on-exec descriptor that exec would
+        // close anyway.
+        if unsafe { libc::dup2(from, to) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_becomes_program_and_arguments() {
+        let (program, arguments) =
+            parse("binary:///usr/bin/log?--to=a%20b&quiet&x=1+2").expect("a logging URI");
+        assert_eq!(program, PathBuf::from("/usr/bin/log"));
+        assert_eq!(arguments, ["--to", "a b", "quiet", "x", "1 2"]);
+    }
+
+    #[test]
+    fn a_uri_without_an_absolute_path_is_refused() {
+        for uri in ["binary://", "binary://log", "file:///log", "binary:///%zz"] {
+            assert!(parse(uri).is_err(), "{uri}");
+        }
+    }
+}

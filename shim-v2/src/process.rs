@@ -1,0 +1,282 @@
+//! One process of a container, an init or an exec: created → running → exited.
+//!
+//! [`Life`] is the state machine alone, without time, guest or lock; `pod` drives it and does what
+//! it answers. It keeps one promise that clients depend on: an exit is told after the start. An
+//! exit that is seen while a call that makes the process is under way is held back, and handed out
+//! when that call has been answered.
+
+use std::time::SystemTime;
+
+/// How a process ended, as it is told to containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255, or 128 + signal.
+    pub status: u32,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// The guest's news that a process is gone; its output may still be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// What is to be told.
+    pub exit: Exit,
+    /// How much standard output belongs before the exit.
+    pub stdout_bytes: u64,
+    /// How much standard error belongs before the exit.
+    pub stderr_bytes: u64,
+    /// The guest itself is gone: nobody knows how much output there was.
+    pub lost: bool,
+}
+
+/// Where a process is, as containerd's `State` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Known, but without its first instruction.
+    Created,
+    /// Running, or its last output is under way.
+    Running,
+    /// Exited.
+    Stopped,
+}
+
+/// Why a process can't do what is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It has been started, or is being started.
+    Started,
+    /// It has exited.
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// An init whose creation is under way.
+    Creating,
+    /// An init that waits for its start, or an exec that is only registered.
+    Created,
+    /// The start is under way.
+    Starting,
+    Running,
+    /// Gone, but what it wrote is still on its way to the reader.
+    Draining,
+    Exited(Exit),
+}
+
+/// The state machine of one process.
+#[derive(Debug)]
+pub struct Life {
+    stage: Stage,
+    pid: u32,
+    held: Option<Gone>,
+}
+
+impl Life {
+    /// An init whose creation begins.
+    pub fn creating() -> Self {
+        Self {
+            stage: Stage::Creating,
+            pid: 0,
+            held: None,
+        }
+    }
+
+    /// An exec that is known, and no process yet.
+    pub fn registered() -> Self {
+        Self {
+            stage: Stage::Created,
+            pid: 0,
+            held: None,
+        }
+    }
+
+    /// The host pid that containerd sees; 0 while there is none.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// As `State` tells it.
+    pub fn status(&self) -> Status {
+        match self.stage {
+            Stage::Creating | Stage::Created | Stage::Starting => Status::Created,
+            Stage::Running | Stage::Draining => Status::Running,
+            Stage::Exited(_) => Status::Stopped,
+        }
+    }
+
+    /// How it ended, once it may be told.
+    pub fn exit(&self) -> Option<Exit> {
+        match self.stage {
+            Stage::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Whether it is gone, told or not.
+    pub fn is_gone(&self) -> bool {
+        self.held.is_some() || matches!(self.stage, Stage::Draining | Stage::Exited(_))
+    }
+
+    /// Whether it has a start behind it, or under way, and no told exit: its end is to be awaited.
+    pub fn is_under_way(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Starting | Stage::Running | Stage::Draining
+        )
+    }
+
+    /// The creation has succeeded and been told. An exit held back is handed out: it is to be told.
+    pub fn created(&mut self, pid: u32) -> Option<Gone> {
+        self.pid = pid;
+        self.stage = Stage::Created;
+        self.release()
+    }
+
+    /// A start begins.
+    pub fn begin_start(&mut self) -> Result<(), Refusal> {
+        match self.stage {
+            Stage::Created => {
+                self.stage = Stage::Starting;
+                Ok(())
+            }
+            Stage::Creating | Stage::Starting | Stage::Running => Err(Refusal::Started),
+            Stage::Draining | Stage::Exited(_) => Err(Refusal::Stopped),
+        }
+    }
+
+    /// The start has succeeded and been told. An exit held back is handed out: it is to be told.
+    pub fn started(&mut self, pid: u32) -> Option<Gone> {
+        self.pid = pid;
+        self.stage = Stage::Running;
+        self.release()
+    }
+
+    /// An init's start has failed: it is created, as before. An exit held back is handed out.
+    pub fn start_failed(&mut self) -> Option<Gone> {
+        self.stage = Stage::Created;
+        self.release()
+    }
+
+    /// An exec's start has failed: it never was a process, so there is no exit to be told.
+    pub fn never_ran(&mut self, exit: Exit) {
+        self.held = None;
+        self.pid = 0;
+        self.stage = Stage::Exited(exit);
+    }
+
+    /// The process is gone. Handed back if its exit is to be told now; not if it is held back, or
+    /// known already.
+    pub fn gone(&mut self, gone: Gone) -> Option<Gone> {
+        match self.stage {
+            Stage::Creating | Stage::Starting => {
+                self.held.get_or_insert(gone);
+                None
+            }
+            Stage::Created | Stage::Running => {
+                self.stage = Stage::Draining;
+                Some(gone)
+            }
+            Stage::Draining | Stage::Exited(_) => None,
+        }
+    }
+
+    /// The exit is told from now on.
+    pub fn exited(&mut self, exit: Exit) {
+        self.stage = Stage::Exited(exit);
+    }
+
+    fn release(&mut self) -> Option<Gone> {
+        let gone = self.held.take()?;
+        self.stage = Stage::Draining;
+        Some(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gone(status: u32) -> Gone {
+        Gone {
+            exit: Exit {
+                status,
+                at: SystemTime::UNIX_EPOCH,
+            },
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+            lost: false,
+        }
+    }
+
+    #[test]
+    fn an_init_goes_from_created_to_exited() {
+        let mut life = Life::creating();
+        assert_eq!(life.created(7), None);
+        assert_eq!((life.status(), life.pid()), (Status::Created, 7));
+        life.begin_start().expect("a created process starts");
+        assert_eq!(life.status(), Status::Created);
+        assert_eq!(life.started(7), None);
+        assert_eq!(life.status(), Status::Running);
+        assert_eq!(life.gone(gone(3)), Some(gone(3)));
+        assert_eq!((life.status(), life.exit()), (Status::Running, None));
+        life.exited(gone(3).exit);
+        assert_eq!(life.status(), Status::Stopped);
+        assert_eq!(life.exit(), Some(gone(3).exit));
+    }
+
+    #[test]
+    fn an_exit_during_the_start_is_told_after_it() {
+        let mut life = Life::registered();
+        life.begin_start().expect("a registered exec starts");
+        assert_eq!(life.gone(gone(0)), None);
+        assert!(life.is_gone());
+        assert_eq!(life.started(9), Some(gone(0)));
+        assert_eq!(life.gone(gone(0)), None, "an exit is told once");
+    }
+
+    #[test]
+    fn an_exit_during_the_creation_is_told_after_it() {
+        let mut life = Life::creating();
+        assert_eq!(life.gone(gone(137)), None);
+        assert_eq!(life.created(5), Some(gone(137)));
+    }
+
+    #[test]
+    fn a_created_process_may_exit_without_a_start() {
+        let mut life = Life::creating();
+        life.created(5);
+        assert_eq!(life.gone(gone(137)), Some(gone(137)));
+        assert_eq!(life.begin_start(), Err(Refusal::Stopped));
+    }
+
+    #[test]
+    fn a_process_is_started_once() {
+        let mut life = Life::registered();
+        life.begin_start().expect("first");
+        assert_eq!(life.begin_start(), Err(Refusal::Started));
+        life.started(1);
+        assert_eq!(life.begin_start(), Err(Refusal::Started));
+    }
+
+    #[test]
+    fn an_exec_that_never_ran_has_no_exit_to_tell() {
+        let mut life = Life::registered();
+        life.begin_start().expect("first");
+        life.never_ran(gone(255).exit);
+        assert_eq!((life.status(), life.pid()), (Status::Stopped, 0));
+        assert_eq!(life.gone(gone(0)), None);
+        assert_eq!(life.begin_start(), Err(Refusal::Stopped));
+    }
+
+    #[test]
+    fn a_failed_start_leaves_an_init_created() {
+        let mut life = Life::creating();
+        life.created(5);
+        life.begin_start().expect("first");
+        assert_eq!(life.start_failed(), None);
+        assert_eq!((life.status(), life.pid()), (Status::Created, 5));
+        life.begin_start().expect("again");
+        assert_eq!(life.gone(gone(137)), None);
+        assert_eq!(life.start_failed(), Some(gone(137)));
+    }
+}

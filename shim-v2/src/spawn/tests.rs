@@ -1,0 +1,66 @@
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use super::*;
+
+fn shell<'a>(arguments: &'a [&'a str], descriptors: &'a [Option<BorrowedFd<'a>>]) -> Birth<'a> {
+    Birth {
+        program: Path::new("/bin/sh"),
+        arguments,
+        environment: &[],
+        directory: Path::new("/"),
+        cgroup: None,
+        network: Network::Inherited,
+        descriptors,
+    }
+}
+
+fn pipe() -> (std::fs::File, OwnedFd) {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    (reader.into(), writer)
+}
+
+#[tokio::test]
+async fn a_child_finds_its_descriptors_and_no_other() {
+    let (mut reader, writer) = pipe();
+    // One that is not close-on-exec and would be inherited by a careless exec.
+    let leaky = rustix::fs::open("/", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    let leaky = leaky.unwrap();
+    let output = [None, Some(writer.as_fd()), None, Some(writer.as_fd())];
+    let script = "echo x >&3; ls -l /proc/$$/fd | wc -l; exit 7";
+    let newborn = birth(&shell(&["sh", "-c", script], &output)).unwrap();
+    let child = Child::watch(newborn).unwrap();
+    assert_eq!(child.exited().await, Exit::Status(7));
+    drop((writer, leaky));
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    // The descriptors 0 to 3, and the line that names the total.
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["x", "5"]);
+}
+
+#[tokio::test]
+async fn the_cause_of_a_failed_start_is_told() {
+    let mut how = shell(&["x"], &[]);
+    how.program = Path::new("/nowhere/x");
+    let line = crate::error::one_line(&birth(&how).unwrap_err());
+    assert_eq!(
+        line,
+        "run /nowhere/x: No such file or directory (os error 2)"
+    );
+    let mut how = shell(&["sh"], &[]);
+    how.directory = Path::new("/nowhere");
+    let line = crate::error::one_line(&birth(&how).unwrap_err());
+    assert!(
+        line.starts_with("enter the directory of /bin/sh: "),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_killed_child_is_reaped() {
+    let child = Child::watch(birth(&shell(&["sh", "-c", "sleep 60"], &[])).unwrap()).unwrap();
+    assert_eq!(child.exit(), None);
+    assert!(child.end(Duration::from_secs(5)).await);
+    assert_eq!(child.exit(), Some(Exit::Signal(9)));
+    assert!(!Path::new(&format!("/proc/{}", child.pid)).exists());
+}
