@@ -1,7 +1,8 @@
 //! Builds the guest's initrd: an uncompressed cpio whose `/init` is the agent, and nothing that a boot can do without.
 //!
 //! Called by `make image`. The same agent gives the same bytes. What the kernel needs before the agent has mounted
-//! anything is here: `/dev/console`, from which it gives PID 1 its standard streams, and the mount points.
+//! anything is here: the mount points, and `/dev/null` for the agent's standard streams: the kernel has no console to
+//! give it, and a Rust program that starts without them opens this file or aborts.
 
 mod cpio;
 
@@ -93,10 +94,10 @@ fn image(agent: Vec<u8>) -> Result<Vec<u8>, ImageError> {
     let entries = [
         ("dev", directory(0o755)),
         (
-            "dev/console",
+            "dev/null",
             Entry::Device {
-                mode: 0o600,
-                number: (5, 1),
+                mode: 0o666,
+                number: (1, 3),
             },
         ),
         (
@@ -211,7 +212,7 @@ mod tests {
             .collect();
         let expected = [
             ("dev", 0o040_755, (0, 0)),
-            ("dev/console", 0o020_600, (5, 1)),
+            ("dev/null", 0o020_666, (1, 3)),
             ("init", 0o100_755, (0, 0)),
             ("proc", 0o040_555, (0, 0)),
             ("run", 0o040_755, (0, 0)),
