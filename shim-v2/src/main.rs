@@ -1,7 +1,9 @@
 //! Not written yet.
 #![allow(dead_code)]
+mod cgroup;
 mod error;
 mod request;
 mod sandbox;
 mod spawn;
+mod stand_in;
 fn main() {}

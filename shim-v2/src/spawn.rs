@@ -380,7 +380,9 @@ impl Child {
     pub fn watch(newborn: Newborn) -> io::Result<Self> {
         let pidfd = Arc::new(newborn.pidfd);
         let (tell, exit) = watch::channel(None);
-        let watched = AsyncFd::register(Arc::clone(&pidfd))?;
+        // SAFETY: the Arc keeps the one descriptor open for the AsyncFd's whole life, and its
+        // `as_raw_fd` is that of an OwnedFd, which never changes.
+        let watched = unsafe { AsyncFd::register(Arc::clone(&pidfd)) }?;
         tokio::spawn(async move {
             let exit = reap(&watched).await;
             tell.send_replace(Some(exit));
