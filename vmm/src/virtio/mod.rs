@@ -22,10 +22,13 @@
 //! - `reset` drops the queues; descriptors that are still watched are unregistered by the device.
 
 pub mod chain;
+pub mod fs;
+pub mod mmio;
 pub mod queue;
+pub mod rng;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -164,14 +167,14 @@ pub struct Token(pub u32);
 /// One device's access to the reactor's epoll set. Descriptors are watched level-triggered.
 #[derive(Clone)]
 pub struct HostEvents {
-    epoll: Arc<std::os::fd::OwnedFd>,
+    epoll: Arc<OwnedFd>,
     /// The upper half of the epoll data: tells the reactor whose token it is.
     owner: u32,
 }
 
 impl HostEvents {
     /// For the device in slot `owner`; made by the reactor.
-    pub fn new(epoll: Arc<std::os::fd::OwnedFd>, owner: u32) -> Self {
+    pub fn new(epoll: Arc<OwnedFd>, owner: u32) -> Self {
         Self { epoll, owner }
     }
 
@@ -208,6 +211,12 @@ impl HostEvents {
             DeviceError::host("stop watching a descriptor", io::Error::from(errno))
         })
     }
+}
+
+/// An eventfd as a descriptor to watch: the type itself does not offer it.
+pub fn descriptor(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the eventfd owns the descriptor and stays borrowed for as long as the result lives.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 /// A device's interrupt: the InterruptStatus register and the irqfd behind it.

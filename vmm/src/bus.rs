@@ -1,0 +1,66 @@
+//! Address → device, for the accesses that KVM hands to us.
+//!
+//! Called by the vCPU threads. Every port and every address of the guest's is answered: what is not
+//! there reads as all ones and ignores writes, as on a PC. Deliberately absent: KVM.
+
+use std::sync::Arc;
+
+use crate::layout::{MMIO_BASE, MMIO_SLOT_SIZE};
+use crate::legacy;
+use crate::virtio::DeviceError;
+use crate::virtio::mmio::Slot;
+
+/// What a guest's access brought about, beyond a register's change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The guest asks for a reset of the machine.
+    Reset,
+}
+
+/// All that the guest can address and that is not RAM or KVM's.
+#[derive(Clone)]
+pub struct Bus {
+    slots: Arc<[Arc<Slot>]>,
+}
+
+impl Bus {
+    /// With the virtio-mmio slots in the order of their addresses.
+    pub fn new(slots: Arc<[Arc<Slot>]>) -> Self {
+        Self { slots }
+    }
+
+    /// Port input.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        data.fill(legacy::read(port));
+    }
+
+    /// Port output.
+    pub fn port_write(&self, port: u16, data: &[u8]) -> Effect {
+        legacy::write(port, data)
+    }
+
+    /// Memory-mapped read.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        match self.slot(address) {
+            Some((slot, offset)) => slot.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Memory-mapped write. An error is a device's failure on the host's side.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), DeviceError> {
+        match self.slot(address) {
+            Some((slot, offset)) => slot.write(offset, data),
+            None => Ok(()),
+        }
+    }
+
+    fn slot(&self, address: u64) -> Option<(&Slot, u64)> {
+        let offset = address.checked_sub(MMIO_BASE)?;
+        let index = usize::try_from(offset / MMIO_SLOT_SIZE).ok()?;
+        let slot = self.slots.get(index)?;
+        Some((slot, offset % MMIO_SLOT_SIZE))
+    }
+}

@@ -1,0 +1,68 @@
+//! The system calls of the VMM from its first KVM_RUN on, for all its threads.
+//!
+//! Called by `machine`, when all threads exist and every descriptor is open. Nothing here opens, names,
+//! connects or starts anything. Another call kills the process, which the shim sees as SIGSYS.
+
+use kata_like_jail::{JailError, seccomp};
+
+/// By what needs them.
+const ALLOWED: &[libc::c_long] = &[
+    // vCPU threads and their stop: `ioctl` has its own list below
+    libc::SYS_rt_sigreturn,
+    libc::SYS_tgkill,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rt_sigprocmask,
+    // the event loop, eventfds, the control socket
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_eventfd2,
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_close,
+    // vsock: streams are accepted, never dialled
+    libc::SYS_accept4,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_shutdown,
+    // figures, log, entropy
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_pread64,
+    libc::SYS_getrandom,
+    // memory and threads of the C library
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_sigaltstack,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_prctl,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// KVM_RUN, KVM_GET_REGS (to say where a vCPU failed), KVM_IRQFD and KVM_IOEVENTFD (a slot that is
+/// filled late), FIONBIO (a stream that was accepted).
+const IOCTLS: &[u32] = &[0xae80, 0x8090_ae81, 0x4020_ae76, 0x4040_ae79, 0x5421];
+
+/// Closes the jail's last door.
+pub fn install() -> Result<(), JailError> {
+    seccomp::install(ALLOWED, IOCTLS)
+}

@@ -1,0 +1,1 @@
+//! Rings as the kernel writes them, and as an attacker does.

@@ -1,0 +1,332 @@
+//! The machine: puts the parts together, runs it, says how it ended.
+//!
+//! Called by `main`. The order: memory, VM, kernel, devices, vCPUs, jail, run. Until `run` an error is
+//! the whole answer; from then on every end is an [`End`].
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kata_like_boot::{
+    Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport,
+};
+
+use crate::bus::Bus;
+use crate::figures::Stats;
+use crate::jail_list;
+use crate::kernel::{self, KernelError};
+use crate::kvm::{KvmError, Vm};
+use crate::layout::{
+    ENTROPY_SLOT, FS_SLOT, FS_SLOTS, MAX_VCPUS, SLOT_IRQS, VSOCK_SLOT, slot_address,
+};
+use crate::log::GuestLog;
+use crate::memory::{Memory, MemoryError};
+use crate::mptable::{self, MpTableError};
+use crate::reactor::{Event, Notices, Notifier, Reactor, ReactorError};
+use crate::vcpu::{VcpuEnd, Vcpus};
+use crate::virtio::fs::{BadTag, Fs};
+use crate::virtio::mmio::{FillError, QUEUE_NOTIFY, Slot};
+use crate::virtio::rng::Entropy;
+use crate::virtio::{Device, DeviceError, Interrupt};
+use crate::{cpuid, one_line};
+
+/// How long the vCPUs may take to stop, before the process ends regardless.
+const STOP_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant is its source's step")]
+pub enum BuildError {
+    #[error("{vcpus} vCPUs: must be 1 to {MAX_VCPUS}")]
+    Vcpus { vcpus: u8 },
+    #[error("{0} shares: at most {FS_SLOTS}")]
+    Shares(usize),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    MpTable(#[from] MpTableError),
+    #[error(transparent)]
+    Tag(#[from] BadTag),
+    #[error(transparent)]
+    Fill(#[from] FillError),
+    #[error(transparent)]
+    Reactor(#[from] ReactorError),
+    #[error(transparent)]
+    Jail(#[from] kata_like_jail::JailError),
+    #[error("{step}")]
+    Io {
+        step: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What other threads and devices tell the machine.
+enum Notice {
+    Vcpu(VcpuEnd),
+    AgentConnected,
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    vm: Vm,
+    memory: Arc<Memory>,
+    slots: Arc<[Arc<Slot>]>,
+    vcpus: Vcpus,
+    reactor: Reactor,
+    notices: Notices<Notice>,
+    log: GuestLog,
+    vm_stats: Option<Stats>,
+    vcpu_stats: Vec<Option<Stats>>,
+    started: Instant,
+}
+
+impl Machine {
+    /// Builds the machine and closes the jail around this process. Only `control` and what the
+    /// request brought stays open.
+    pub fn build(boot: VmBoot, fds: VmFds) -> Result<Self, BuildError> {
+        let count = boot.vcpus;
+        if count == 0 || count > MAX_VCPUS {
+            return Err(BuildError::Vcpus { vcpus: count });
+        }
+        let memory = Arc::new(Memory::new(boot.memory_bytes, boot.huge_pages)?);
+        let vm = Vm::new(fds.kvm, memory.clone())?;
+        let entry = kernel::load(memory.ram(), memory.ranges(), fds.kernel, fds.initrd)?;
+        mptable::write(memory.ram(), count)?;
+
+        let reactor = Reactor::new()?;
+        let (notifier, notices) = reactor.notices()?;
+        let slots = empty_slots(&memory, &reactor)?;
+        if boot.shares.len() > FS_SLOTS {
+            return Err(BuildError::Shares(boot.shares.len()));
+        }
+        for (index, (share, connection)) in boot.shares.iter().zip(fds.shares).enumerate() {
+            let device = Fs::new(&share.tag, connection)?;
+            fill(&vm, &slots, FS_SLOT + index, Box::new(device))?;
+        }
+        let vsock = vsock(&boot, fds.agent, fds.streams, notifier.clone());
+        fill(&vm, &slots, VSOCK_SLOT, vsock)?;
+        if !cpuid::has_rdrand(vm.supported_cpuid()) {
+            fill(&vm, &slots, ENTROPY_SLOT, Box::new(Entropy))?;
+        }
+
+        let cpus = (0..count)
+            .map(|id| vm.create_vcpu(id, count, entry))
+            .collect::<Result<Vec<_>, _>>()?;
+        let vm_stats = Stats::of(vm.fd());
+        let vcpu_stats = cpus.iter().map(Stats::of).collect();
+        kata_like_jail::drop_identity(boot.uid)?;
+        let ended = move |end| notifier.send(Notice::Vcpu(end));
+        let vcpus = Vcpus::start(cpus, Bus::new(slots.clone()), ended).map_err(|source| {
+            BuildError::Io {
+                step: "start a thread per vCPU",
+                source,
+            }
+        })?;
+        jail_list::install()?;
+        Ok(Self {
+            log: GuestLog::new(boot.printk, memory.ram().clone(), fds.guest_log),
+            vm,
+            memory,
+            slots,
+            vcpus,
+            reactor,
+            notices,
+            vm_stats,
+            vcpu_stats,
+            started: Instant::now(),
+        })
+    }
+
+    /// Runs the guest until it ends, obeying `control`. Never hangs on a vCPU.
+    pub fn run(mut self, control: &Channel) -> End {
+        let end = match self.reactor.watch_control(control) {
+            Ok(()) => self.run_until_end(control),
+            Err(error) => (EndReason::Failed, one_line(&error)),
+        };
+        self.vcpus.stop(STOP_DEADLINE);
+        // The log's file may be full or gone: the end is still the end.
+        let _ = self.log.write_new();
+        let (reason, detail) = match (end, self.log.panic()) {
+            ((EndReason::Reset | EndReason::TripleFault, _), Some(line)) => {
+                (EndReason::Panic, line)
+            }
+            (end, _) => end,
+        };
+        End {
+            reason,
+            detail,
+            log_tail: self.log.tail(),
+        }
+    }
+
+    fn run_until_end(&mut self, control: &Channel) -> (EndReason, String) {
+        let report = |report: VmReport| match control.send(&report, &[]) {
+            Ok(()) => Ok(()),
+            Err(error) => Err((EndReason::Stopped, one_line(&error))),
+        };
+        let mut step = || -> Result<(), (EndReason, String)> {
+            report(VmReport::Running)?;
+            self.started = Instant::now();
+            self.vcpus.open_gate();
+            loop {
+                let events = self
+                    .reactor
+                    .wait()
+                    .map_err(|error| (EndReason::Failed, one_line(&error)))?;
+                for event in events {
+                    match event {
+                        Event::Device { slot, token } => self
+                            .device_ready(slot, token)
+                            .map_err(|error| (EndReason::Failed, one_line(&error)))?,
+                        Event::Control => report(self.obey(control)?)?,
+                        Event::Notice => {
+                            for notice in self.notices.take() {
+                                match notice {
+                                    Notice::AgentConnected => {
+                                        report(VmReport::AgentConnected(self.figures()))?;
+                                    }
+                                    Notice::Vcpu(end) => return Err(vcpu_ended(end)),
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        match step() {
+            Ok(()) => (EndReason::Failed, "the event loop ended".to_owned()),
+            Err(end) => end,
+        }
+    }
+
+    fn device_ready(&self, slot: usize, token: u32) -> Result<(), DeviceError> {
+        match self.slots.get(slot) {
+            Some(slot) => slot.ready(token),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes one command; the report is its answer.
+    fn obey(&mut self, control: &Channel) -> Result<VmReport, (EndReason, String)> {
+        let command = match control.receive::<VmCommand>() {
+            Ok((command, _)) => command,
+            Err(ChannelError::Closed) => {
+                let why = "the shim went away: its end of the control socket is closed";
+                return Err((EndReason::Stopped, why.to_owned()));
+            }
+            Err(error @ ChannelError::Io { .. }) => {
+                return Err((EndReason::Stopped, one_line(&error)));
+            }
+            Err(error) => {
+                return Ok(VmReport::Refused {
+                    why: one_line(&error),
+                });
+            }
+        };
+        Ok(match command {
+            VmCommand::Stop => {
+                return Err((EndReason::Stopped, "stopped by the shim".to_owned()));
+            }
+            VmCommand::Figures => VmReport::Figures(self.figures()),
+            VmCommand::WriteLog => match self.log.write_new() {
+                Ok(()) => VmReport::LogWritten,
+                Err(error) => VmReport::Refused {
+                    why: format!("write the guest's log: {error}"),
+                },
+            },
+            VmCommand::AddEntropy => {
+                match fill(&self.vm, &self.slots, ENTROPY_SLOT, Box::new(Entropy)) {
+                    Ok(()) => VmReport::SlotFilled {
+                        slot: ENTROPY_SLOT as u32,
+                    },
+                    Err(error) => VmReport::Refused {
+                        why: one_line(&error),
+                    },
+                }
+            }
+        })
+    }
+
+    fn figures(&self) -> Figures {
+        let sum = |name| {
+            let vcpus = self.vcpu_stats.iter().flatten();
+            vcpus.map(|stats| stats.get(name)).sum()
+        };
+        Figures {
+            elapsed_ns: u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            exits: sum("exits"),
+            user_exits: self.vcpus.user_exits(),
+            page_faults: sum("pf_taken"),
+            huge_pages: self
+                .vm_stats
+                .as_ref()
+                .map_or(0, |stats| stats.get("pages_2m")),
+            resident_bytes: self.memory.resident_bytes(),
+        }
+    }
+}
+
+fn vcpu_ended(end: VcpuEnd) -> (EndReason, String) {
+    match end {
+        VcpuEnd::Reset => (EndReason::Reset, "the guest asked for a reset".to_owned()),
+        VcpuEnd::TripleFault => (
+            EndReason::TripleFault,
+            "the guest triple-faulted".to_owned(),
+        ),
+        VcpuEnd::Failed(why) => (EndReason::Failed, why),
+        VcpuEnd::Stopped => (EndReason::Stopped, "a vCPU was stopped".to_owned()),
+    }
+}
+
+fn empty_slots(memory: &Memory, reactor: &Reactor) -> Result<Arc<[Arc<Slot>]>, BuildError> {
+    let slot = |index| {
+        let irq = vmm_sys_util::eventfd::EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)
+            .map_err(|source| BuildError::Io {
+                step: "make an eventfd for a device's interrupt",
+                source,
+            })?;
+        let interrupt = Arc::new(Interrupt::new(irq));
+        let memory = memory.ram().clone();
+        Ok(Arc::new(Slot::new(
+            index,
+            memory,
+            interrupt,
+            reactor.epoll(),
+        )))
+    };
+    (0..SLOT_IRQS.len()).map(slot).collect()
+}
+
+/// Puts a device into a slot and connects it; the guest can bind it from then on.
+fn fill(
+    vm: &Vm,
+    slots: &[Arc<Slot>],
+    index: usize,
+    device: Box<dyn Device>,
+) -> Result<(), BuildError> {
+    let (Some(slot), Some(pin)) = (slots.get(index), SLOT_IRQS.get(index)) else {
+        return Ok(()); // the layout's constants are all in range
+    };
+    let kicks = slot.fill(device)?;
+    vm.connect_interrupt(slot.interrupt().irq(), *pin)?;
+    for (queue, kick) in (0u32..).zip(kicks) {
+        vm.connect_notification(&kick, slot_address(index) + QUEUE_NOTIFY, queue)?;
+    }
+    Ok(())
+}
+
+/// The socket device: the agent's one connection, and the streams.
+fn vsock(
+    boot: &VmBoot,
+    agent: OwnedFd,
+    streams: OwnedFd,
+    notifier: Notifier<Notice>,
+) -> Box<dyn Device> {
+    let _ = (boot, agent, streams, notifier, Notice::AgentConnected);
+    Box::new(Entropy)
+}

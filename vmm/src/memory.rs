@@ -1,0 +1,192 @@
+//! Guest memory: one sealed memfd, mapped at 2 MiB boundaries, that the fs server maps too.
+//!
+//! Called by `machine`, once. The memfd can neither shrink nor grow, so that nobody who maps it can
+//! be killed by a page that is gone. It stays mapped until the process ends: KVM's slots and every
+//! `VolatileSlice` point into it. Core dumps leave it out.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use kata_like_boot::HugePages;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::layout::{HUGE_PAGE, MAX_MEMORY, MIN_MEMORY, RamRange, ram_ranges};
+use crate::virtio::GuestRam;
+
+/// Why there is no guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size is out of range.
+    #[error(
+        "guest memory of {0} bytes: must be a multiple of 2 MiB between {min} MiB and {max} GiB",
+        min = MIN_MEMORY >> 20,
+        max = MAX_MEMORY >> 30
+    )]
+    Size(u64),
+    /// The host would not give it.
+    #[error("{step} {} MiB of guest memory", bytes >> 20)]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// How much was wanted.
+        bytes: u64,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The pieces don't make one memory.
+    #[error("lay out the guest's memory")]
+    Layout(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Guest memory and the memfd behind it.
+pub struct Memory {
+    ram: GuestRam,
+    ranges: Vec<RamRange>,
+    file: Arc<File>,
+}
+
+impl Memory {
+    /// Makes `bytes` of memory, all zero, none of it present yet.
+    pub fn new(bytes: u64, huge: HugePages) -> Result<Self, MemoryError> {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || bytes % HUGE_PAGE != 0 {
+            return Err(MemoryError::Size(bytes));
+        }
+        let file = Arc::new(File::from(sealed_memfd(bytes, huge)?));
+        let ranges = ram_ranges(bytes);
+        let regions = ranges
+            .iter()
+            .map(|range| map(&file, range, huge))
+            .collect::<Result<Vec<_>, _>>()?;
+        let ram = GuestMemoryMmap::from_regions(regions)
+            .map_err(|source| MemoryError::Layout(source.into()))?;
+        Ok(Self {
+            ram: Arc::new(ram),
+            ranges,
+            file,
+        })
+    }
+
+    /// What devices read and write.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The pieces, in ascending order.
+    pub fn ranges(&self) -> &[RamRange] {
+        &self.ranges
+    }
+
+    /// The bytes the host has really given, whoever touched them.
+    pub fn resident_bytes(&self) -> u64 {
+        // st_blocks counts 512 bytes each (stat(2)); 0 if it can't be had, which is no figure.
+        fstat(&self.file).map_or(0, |stat| stat.st_blocks.unsigned_abs() * 512)
+    }
+}
+
+fn sealed_memfd(bytes: u64, huge: HugePages) -> Result<OwnedFd, MemoryError> {
+    let host = |step| {
+        move |errno: rustix::io::Errno| MemoryError::Host {
+            step,
+            bytes,
+            source: errno.into(),
+        }
+    };
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if huge == HugePages::Hugetlb {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let file = memfd_create("guest-memory", flags).map_err(host("make a memfd for"))?;
+    ftruncate(file.as_fd(), bytes).map_err(host("size the memfd for"))?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals).map_err(host("seal the memfd of"))?;
+    Ok(file)
+}
+
+fn map(
+    file: &Arc<File>,
+    range: &RamRange,
+    huge: HugePages,
+) -> Result<GuestRegionMmap, MemoryError> {
+    let host = |step| {
+        move |errno: rustix::io::Errno| MemoryError::Host {
+            step,
+            bytes: range.length,
+            source: errno.into(),
+        }
+    };
+    let length = usize::try_from(range.length).map_err(|_| MemoryError::Size(range.length))?;
+    let slack = HUGE_PAGE as usize;
+    // SAFETY: a new mapping at an address of the kernel's choice replaces none.
+    let reserved = unsafe {
+        mmap_anonymous(
+            null_mut(),
+            length + slack,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        )
+    }
+    .map_err(host("reserve addresses for"))?;
+    let start = reserved.map_addr(|address| address.next_multiple_of(slack));
+    // SAFETY: MAP_FIXED replaces part of the reservation made above and nothing else: `start` is
+    // less than `slack` behind its beginning and `length` bytes follow. No Rust object is there.
+    let address = unsafe {
+        mmap(
+            start,
+            length,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
+            file,
+            range.offset,
+        )
+    }
+    .map_err(host("map"))?;
+    // SAFETY: the advice concerns the mapping made above only; DONTDUMP changes no content.
+    unsafe { madvise(address, length, Advice::LinuxDontDump) }
+        .map_err(host("keep out of core dumps"))?;
+    if huge == HugePages::Transparent {
+        // SAFETY: as above. A host without transparent huge pages refuses; 4 KiB pages serve too.
+        let _ = unsafe { madvise(address, length, Advice::LinuxHugepage) };
+    }
+    // SAFETY: `address` and `length` are the mapping made above. It is never unmapped nor mapped
+    // over: nobody else knows its address, and the region made here does not own it.
+    let region = unsafe { MmapRegionBuilder::new(length).with_raw_mmap_pointer(address.cast()) }
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        .with_file_offset(FileOffset::from_arc(file.clone(), range.offset))
+        .build()
+        .map_err(|source| MemoryError::Layout(source.into()))?;
+    GuestRegionMmap::new(region, range.start).ok_or_else(|| MemoryError::Layout("overflow".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+    #[test]
+    fn memory_is_aligned_sealed_and_empty() {
+        let memory = Memory::new(MIN_MEMORY, HugePages::Transparent).unwrap();
+        let address = memory.ram().get_host_address(GuestAddress(0)).unwrap();
+        assert_eq!(address.addr() as u64 % HUGE_PAGE, 0);
+        assert!(ftruncate(&memory.file, 1).is_err());
+        assert!(ftruncate(&memory.file, 2 * MIN_MEMORY).is_err());
+        assert_eq!(memory.resident_bytes(), 0);
+        memory.ram().write_obj(1u8, GuestAddress(0x5000)).unwrap();
+        assert!(memory.resident_bytes() >= 4096);
+    }
+
+    #[test]
+    fn odd_small_and_giant_sizes_are_refused() {
+        for bytes in [0, MIN_MEMORY - HUGE_PAGE, MIN_MEMORY + 4096, 2 * MAX_MEMORY] {
+            let refused = Memory::new(bytes, HugePages::Transparent);
+            assert!(matches!(refused, Err(MemoryError::Size(_))), "{bytes}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The file system device (virtio 1.2, 5.11): a vhost-user front end; the fs server does the work.
+//!
+//! `machine` puts up to two into their slots. The server is handed the guest's memory and the
+//! addresses of the rings at DRIVER_OK, and serves them from then on; only its interrupts pass
+//! through here, since virtio-mmio wants a status bit with each. Nothing is said to the server before
+//! DRIVER_OK: it may come up while the guest's kernel boots.
+//!
+//! The server's death is the end of the VM: its socket's end-of-file is an error of the host's side.
+//! The front end's calls wait for the server's answers, on the vCPU that set DRIVER_OK or reset; a
+//! server that hangs holds up that vCPU only, and the shim's deadlines for the agent see to it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{
+    Activation, Active, Device, DeviceError, GuestRam, HostEvents, Interrupt, Kind, RING_FEATURES,
+    Token, Virtqueue, descriptor,
+};
+
+/// hiprio and one request queue. The server's requests are limited to a queue's size less four
+/// pages, so a larger queue makes larger reads and writes.
+const QUEUE_SIZES: [u16; QUEUES] = [1024; QUEUES];
+const QUEUES: usize = 2;
+
+/// `struct virtio_fs_config`: the tag, padded with NULs, and the number of request queues.
+const CONFIG_SIZE: usize = TAG_SIZE + 4;
+const TAG_SIZE: usize = 36;
+const REQUEST_QUEUES: u32 = 1;
+
+/// VHOST_USER_F_PROTOCOL_FEATURES: between front end and server, never offered to the guest.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// The server's connection; tokens 0 and 1 are the queues' interrupts.
+const CONNECTION: Token = Token(QUEUES as u32);
+
+/// A tag that no device can have.
+#[derive(Debug, thiserror::Error)]
+#[error("the tag {0:?} of a share: must have 1 to {TAG_SIZE} bytes and no NUL")]
+pub struct BadTag(String);
+
+/// The idle device.
+pub struct Fs {
+    tag: String,
+    config: [u8; CONFIG_SIZE],
+    server: Frontend,
+    /// The same connection, to be watched for its end.
+    connection: Arc<OwnedFd>,
+    owned: bool,
+}
+
+impl Fs {
+    /// A device that the guest mounts as `tag`, served by the other end of `connection`.
+    pub fn new(tag: &str, connection: OwnedFd) -> Result<Self, BadTag> {
+        let bad = || BadTag(tag.to_owned());
+        if tag.is_empty() || tag.contains('\0') {
+            return Err(bad());
+        }
+        let mut config = [0; CONFIG_SIZE];
+        let (name, queues) = config.split_at_mut(TAG_SIZE);
+        let name = name.get_mut(..tag.len()).ok_or_else(bad)?;
+        name.copy_from_slice(tag.as_bytes());
+        queues.copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
+        let stream = UnixStream::from(connection);
+        let watched = stream.try_clone().map_err(|_| bad())?;
+        Ok(Self {
+            tag: tag.to_owned(),
+            config,
+            server: Frontend::from_stream(stream, QUEUES as u64),
+            connection: Arc::new(watched.into()),
+            owned: false,
+        })
+    }
+
+    fn failed<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        step: &str,
+    ) -> impl FnOnce(E) -> DeviceError {
+        let step = format!("ask the fs server of share {:?} to {step}", self.tag);
+        move |source| DeviceError::host(step, source)
+    }
+
+    /// Agrees with the server on features and tells it where the guest's memory is.
+    fn introduce(&mut self, features: u64, memory: &GuestRam) -> Result<(), DeviceError> {
+        if !self.owned {
+            self.server
+                .set_owner()
+                .map_err(self.failed("take a front end"))?;
+            self.owned = true;
+        }
+        let offered = self
+            .server
+            .get_features()
+            .map_err(self.failed("name its features"))?;
+        let wanted = features | PROTOCOL_FEATURES;
+        if wanted & !offered != 0 {
+            let missing = format!("features {:#x} are missing", wanted & !offered);
+            return Err(self.failed("serve its rings")(io::Error::other(missing)));
+        }
+        let protocol = self
+            .server
+            .get_protocol_features()
+            .map_err(self.failed("name its protocol features"))?
+            & VhostUserProtocolFeatures::REPLY_ACK;
+        self.server
+            .set_protocol_features(protocol)
+            .map_err(self.failed("accept protocol features"))?;
+        if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            self.server.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        self.server
+            .set_features(wanted)
+            .map_err(self.failed("accept features"))?;
+        let regions = memory
+            .iter()
+            .map(VhostUserMemoryRegionInfo::from_guest_region)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(self.failed("map the guest's memory"))?;
+        self.server
+            .set_mem_table(&regions)
+            .map_err(self.failed("map the guest's memory"))?;
+        Ok(())
+    }
+
+    /// Hands one queue over. Returns the eventfd by which the server calls for an interrupt.
+    fn hand_over(
+        &mut self,
+        index: usize,
+        queue: &Virtqueue,
+        memory: &GuestRam,
+    ) -> Result<EventFd, DeviceError> {
+        let call = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
+            .map_err(self.failed("take an eventfd for interrupts"))?;
+        let layout = queue.layout();
+        // `Virtqueue::new` has checked size and addresses.
+        let address = |guest| {
+            memory
+                .get_host_address(GuestAddress(guest))
+                .map(|host| host.addr() as u64)
+        };
+        let size = layout.size as u16;
+        let rings = VringConfigData {
+            queue_max_size: QUEUE_SIZES[0],
+            queue_size: size,
+            flags: 0,
+            desc_table_addr: address(layout.descriptors).map_err(self.failed("find a ring"))?,
+            used_ring_addr: address(layout.used).map_err(self.failed("find a ring"))?,
+            avail_ring_addr: address(layout.available).map_err(self.failed("find a ring"))?,
+            log_addr: None,
+        };
+        let step = || self.failed("take over a queue");
+        self.server.set_vring_num(index, size).map_err(step())?;
+        self.server.set_vring_addr(index, &rings).map_err(step())?;
+        self.server.set_vring_base(index, 0).map_err(step())?;
+        self.server.set_vring_call(index, &call).map_err(step())?;
+        self.server
+            .set_vring_kick(index, queue.kick())
+            .map_err(step())?;
+        let enabled = self.server.clone().set_vring_enable(index, true);
+        enabled.map_err(step())?;
+        Ok(call)
+    }
+}
+
+impl Device for Fs {
+    fn kind(&self) -> Kind {
+        Kind::Fs
+    }
+
+    fn features(&self) -> u64 {
+        RING_FEATURES
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn serves_queues(&self) -> bool {
+        false
+    }
+
+    fn activate(
+        mut self: Box<Self>,
+        mut guest: Activation,
+    ) -> Result<Box<dyn Active>, DeviceError> {
+        let queues = (0..QUEUES)
+            .map(|index| guest.take_queue(index))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.introduce(guest.features, &guest.memory)?;
+        let mut calls = Vec::with_capacity(QUEUES);
+        for (index, queue) in queues.iter().enumerate() {
+            let call = self.hand_over(index, queue, &guest.memory)?;
+            guest
+                .host
+                .watch(descriptor(&call), Token(index as u32), EventFlags::IN)?;
+            calls.push(call);
+        }
+        // Nothing is expected on the connection but answers, so only its end is watched for.
+        guest
+            .host
+            .watch(&self.connection, CONNECTION, EventFlags::RDHUP)?;
+        Ok(Box::new(Running {
+            device: *self,
+            calls,
+            host: guest.host,
+            interrupt: guest.interrupt,
+        }))
+    }
+}
+
+/// The running device: all that happens here is interrupts.
+struct Running {
+    device: Fs,
+    calls: Vec<EventFd>,
+    host: HostEvents,
+    interrupt: Arc<Interrupt>,
+}
+
+impl Active for Running {
+    /// The server reads the queues' notifications itself.
+    fn notified(&mut self, _queue: u16) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
+        match self.calls.get(token.0 as usize) {
+            Some(call) => {
+                if call.read().is_ok() {
+                    self.interrupt.raise(Interrupt::USED);
+                }
+                Ok(())
+            }
+            None if ended(&self.device.connection) => Err(DeviceError::host(
+                format!("serve share {:?}", self.device.tag),
+                io::Error::other("the fs server is gone: it closed its connection"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn reset(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceError> {
+        for index in 0..QUEUES {
+            let stop = || self.device.failed("give a queue back");
+            let stopped = self.device.server.get_vring_base(index);
+            stopped.map_err(stop())?;
+            let disabled = self.device.server.clone().set_vring_enable(index, false);
+            disabled.map_err(stop())?;
+        }
+        for call in self.calls.drain(..) {
+            self.host.unwatch(descriptor(&call))?;
+        }
+        self.host.unwatch(&self.device.connection)?;
+        Ok(Box::new(self.device))
+    }
+}
+
+/// Whether the other side of a connection is gone (and not just a stale event was delivered).
+fn ended(connection: &OwnedFd) -> bool {
+    let mut waiting = [PollFd::new(connection, PollFlags::RDHUP)];
+    poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> OwnedFd {
+        UnixStream::pair().unwrap().0.into()
+    }
+
+    #[test]
+    fn the_configuration_holds_the_tag_and_one_queue() {
+        let fs = Fs::new("rootfs", connection()).unwrap();
+        assert_eq!(&fs.config()[..7], b"rootfs\0");
+        assert_eq!(&fs.config()[36..], 1u32.to_le_bytes());
+        assert!(Fs::new(&"x".repeat(36), connection()).is_ok());
+    }
+
+    #[test]
+    fn a_tag_that_does_not_fit_is_refused() {
+        for tag in ["", "a\0b", &"x".repeat(37)] {
+            assert!(Fs::new(tag, connection()).is_err(), "{tag:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_server_is_seen() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ours = ours.into();
+        assert!(!ended(&ours));
+        drop(theirs);
+        assert!(ended(&ours));
+    }
+}

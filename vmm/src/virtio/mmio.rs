@@ -1,0 +1,496 @@
+//! The virtio-mmio transport: registers and the status machine (virtio 1.2, 3.1.1 and 4.2.2).
+//!
+//! `bus` hands register accesses in from vCPU threads, `reactor` events; `machine` fills slots. Knows
+//! no device beyond the traits, and no KVM. The guest's accesses may have any size, offset and order.
+//!
+//! Invariants, against a driver that keeps to no rule:
+//! - Feature bits change only between DRIVER and FEATURES_OK; queues only between FEATURES_OK and
+//!   DRIVER_OK, and only while not ready. From DRIVER_OK on all of it is frozen until a reset.
+//! - A status bit is never cleared but by a reset, and only set after those that it builds on.
+//! - A driver that breaks its rings finds its device idle and DEVICE_NEEDS_RESET set.
+//!
+//! InterruptStatus and InterruptACK are served without the device's lock: a device at work does not
+//! hold up a vCPU that only takes an interrupt.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::epoll::EventFlags;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::queue::QueueLayout;
+use super::{
+    Activation, Active, Device, DeviceError, FEATURE_EVENT_IDX, FEATURE_VERSION_1, GuestRam,
+    HostEvents, Interrupt, Kind, Token, Virtqueue, descriptor,
+};
+
+/// QueueNotify: the value written is the queue's number. KVM takes it to the queue's eventfd.
+pub const QUEUE_NOTIFY: u64 = 0x50;
+
+/// Tokens from here on are the transport's own: queue numbers.
+const QUEUE_TOKENS: u32 = 1 << 31;
+
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+const VENDOR: u32 = 0x4c4b_414b;
+const CONFIG_SPACE: u64 = 0x100;
+const NO_SHARED_MEMORY: u32 = u32::MAX;
+
+const ACKNOWLEDGE: u32 = 1;
+const DRIVER: u32 = 2;
+const DRIVER_OK: u32 = 4;
+const FEATURES_OK: u32 = 8;
+const NEEDS_RESET: u32 = 64;
+const FAILED: u32 = 128;
+
+/// The slot holds a device already.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// It holds a device already.
+    #[error("fill slot {0}: it holds a device already")]
+    Taken(usize),
+    /// An eventfd could not be made.
+    #[error("fill slot {slot}: make an eventfd for a queue")]
+    EventFd {
+        /// Which slot.
+        slot: usize,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// One slot: empty, or a device and its registers.
+pub struct Slot {
+    index: usize,
+    memory: GuestRam,
+    interrupt: Arc<Interrupt>,
+    host: HostEvents,
+    transport: Mutex<Transport>,
+}
+
+/// What the registers say of a device, whatever its state.
+struct Facts {
+    kind: Kind,
+    features: u64,
+    queue_sizes: Vec<u16>,
+    config: Vec<u8>,
+    serves_queues: bool,
+}
+
+enum State {
+    /// No device.
+    Empty,
+    Idle(Box<dyn Device>),
+    Active(Box<dyn Active>),
+    /// The host's side has failed; the VM is about to end.
+    Failed,
+}
+
+/// A queue as the driver sets it up.
+#[derive(Clone, Copy, Default)]
+struct QueueRegisters {
+    layout: QueueLayout,
+    ready: bool,
+}
+
+struct Transport {
+    state: State,
+    facts: Option<Facts>,
+    kicks: Vec<Arc<EventFd>>,
+    queues: Vec<QueueRegisters>,
+    status: u32,
+    driver_features: u64,
+    device_features_select: u32,
+    driver_features_select: u32,
+    queue_select: u32,
+}
+
+impl Slot {
+    /// An empty slot. `interrupt` is connected to the slot's pin when it is filled.
+    pub fn new(
+        index: usize,
+        memory: GuestRam,
+        interrupt: Arc<Interrupt>,
+        epoll: Arc<OwnedFd>,
+    ) -> Self {
+        Self {
+            index,
+            memory,
+            interrupt,
+            host: HostEvents::new(epoll, index as u32),
+            transport: Mutex::new(Transport {
+                state: State::Empty,
+                facts: None,
+                kicks: Vec::new(),
+                queues: Vec::new(),
+                status: 0,
+                driver_features: 0,
+                device_features_select: 0,
+                driver_features_select: 0,
+                queue_select: 0,
+            }),
+        }
+    }
+
+    /// Puts a device in. Returns an eventfd per queue, to be signalled by the guest's notification.
+    pub fn fill(&self, device: Box<dyn Device>) -> Result<Vec<Arc<EventFd>>, FillError> {
+        let mut transport = self.lock();
+        if !matches!(transport.state, State::Empty) {
+            return Err(FillError::Taken(self.index));
+        }
+        let queue_sizes = device.queue_sizes().to_vec();
+        let kicks = queue_sizes
+            .iter()
+            .map(|_| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|source| FillError::EventFd {
+                slot: self.index,
+                source,
+            })?;
+        transport.queues = vec![QueueRegisters::default(); queue_sizes.len()];
+        transport.kicks = kicks.clone();
+        transport.facts = Some(Facts {
+            kind: device.kind(),
+            features: device.features(),
+            queue_sizes,
+            config: device.config().to_vec(),
+            serves_queues: device.serves_queues(),
+        });
+        transport.state = State::Idle(device);
+        Ok(kicks)
+    }
+
+    /// The interrupt, to be connected when the slot is filled.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// A register's read. What is no register reads as 0.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if offset >= CONFIG_SPACE {
+            return self.lock().read_config(offset - CONFIG_SPACE, data);
+        }
+        // Registers are 32 bits wide and aligned (4.2.2.2); anything else reads as 0.
+        let Ok(register) = <&mut [u8; 4]>::try_from(data) else {
+            return;
+        };
+        let value = match offset {
+            0x60 => self.interrupt.status(),
+            _ => self.lock().read(offset),
+        };
+        *register = value.to_le_bytes();
+    }
+
+    /// A register's write. What is no register is ignored.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
+            return Ok(());
+        };
+        let value = u32::from_le_bytes(bytes);
+        match offset {
+            0x64 => self.interrupt.acknowledge(value),
+            0x70 => return self.write_status(value),
+            _ => self.lock().write(offset, value),
+        }
+        Ok(())
+    }
+
+    /// A descriptor of this slot's device is ready: a queue's notification or one of its own.
+    pub fn ready(&self, token: u32) -> Result<(), DeviceError> {
+        let mut transport = self.lock();
+        let queue = token.checked_sub(QUEUE_TOKENS);
+        if let Some(kick) = queue.and_then(|queue| transport.kicks.get(queue as usize)) {
+            // Level-triggered: must be read. EAGAIN: someone has, nothing is lost.
+            let _ = kick.read();
+        }
+        let State::Active(device) = &mut transport.state else {
+            return Ok(()); // an event from before a reset
+        };
+        let result = match queue {
+            Some(queue) => device.notified(queue as u16), // below the number of queues
+            None => device.ready(Token(token)),
+        };
+        self.settle(&mut transport, result)
+    }
+
+    /// A panic while the lock was held ends the VM anyway; until then its state is still whole.
+    fn lock(&self) -> MutexGuard<'_, Transport> {
+        self.transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_status(&self, value: u32) -> Result<(), DeviceError> {
+        let mut transport = self.lock();
+        if value == 0 {
+            let result = self.make_idle(&mut transport);
+            transport.forget_driver();
+            self.interrupt.acknowledge(u32::MAX);
+            return result;
+        }
+        let bits = transport.admitted(value);
+        transport.status |= bits;
+        if bits & DRIVER_OK == 0 {
+            return Ok(());
+        }
+        let result = self.activate(&mut transport);
+        self.settle(&mut transport, result)
+    }
+
+    /// The guest's fault: the device goes idle and asks for a reset. The host's: the caller's.
+    fn settle(
+        &self,
+        transport: &mut Transport,
+        result: Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(DeviceError::Host { step, source }) => {
+                transport.state = State::Failed;
+                Err(DeviceError::Host { step, source })
+            }
+            Err(_) => {
+                let stopped = self.make_idle(transport);
+                transport.status |= NEEDS_RESET;
+                self.interrupt.raise(Interrupt::CONFIG);
+                stopped
+            }
+        }
+    }
+
+    fn activate(&self, transport: &mut Transport) -> Result<(), DeviceError> {
+        let device = match std::mem::replace(&mut transport.state, State::Failed) {
+            State::Idle(device) => device,
+            other => {
+                transport.state = other;
+                return Ok(());
+            }
+        };
+        let queues = match transport.virtqueues(&self.memory, &self.interrupt) {
+            Ok(queues) => queues,
+            Err(error) => {
+                transport.state = State::Idle(device);
+                return Err(error);
+            }
+        };
+        let served: Vec<bool> = queues.iter().map(Option::is_some).collect();
+        let active = device.activate(Activation {
+            memory: self.memory.clone(),
+            features: transport.driver_features,
+            queues,
+            host: self.host.clone(),
+            interrupt: self.interrupt.clone(),
+        })?;
+        transport.state = State::Active(active);
+        if transport
+            .facts
+            .as_ref()
+            .is_some_and(|facts| facts.serves_queues)
+        {
+            for ((queue, kick), _) in (0u32..)
+                .zip(&transport.kicks)
+                .zip(&served)
+                .filter(|(_, served)| **served)
+            {
+                let token = Token(QUEUE_TOKENS + queue);
+                self.host.watch(descriptor(kick), token, EventFlags::IN)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_idle(&self, transport: &mut Transport) -> Result<(), DeviceError> {
+        match std::mem::replace(&mut transport.state, State::Failed) {
+            State::Active(device) => {
+                for kick in &transport.kicks {
+                    // Those of queues that were not enabled are not watched: ENOENT.
+                    let _ = self.host.unwatch(descriptor(kick));
+                }
+                transport.state = State::Idle(device.reset()?);
+            }
+            other => transport.state = other,
+        }
+        Ok(())
+    }
+}
+
+impl Transport {
+    /// Status 0: all that a driver has ever written is gone.
+    fn forget_driver(&mut self) {
+        self.status = 0;
+        self.driver_features = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.queue_select = 0;
+        self.queues.fill(QueueRegisters::default());
+    }
+
+    /// Those bits of a status write that may be set now and are not yet.
+    fn admitted(&self, value: u32) -> u32 {
+        let has = |bits| self.status & bits == bits;
+        if has(FAILED) || has(NEEDS_RESET) || matches!(self.state, State::Empty) {
+            return 0;
+        }
+        let mut status = self.status;
+        let mut admit = |bit, after: u32, allowed| {
+            if value & bit != 0 && status & after == after && allowed {
+                status |= bit;
+            }
+        };
+        admit(ACKNOWLEDGE, 0, true);
+        admit(DRIVER, ACKNOWLEDGE, true);
+        admit(
+            FEATURES_OK,
+            ACKNOWLEDGE | DRIVER,
+            self.features_acceptable(),
+        );
+        // In one write with FEATURES_OK the driver would not have read back whether we took them.
+        admit(
+            DRIVER_OK,
+            ACKNOWLEDGE | DRIVER | FEATURES_OK,
+            has(FEATURES_OK),
+        );
+        admit(FAILED, 0, true);
+        status & !self.status
+    }
+
+    fn features_acceptable(&self) -> bool {
+        let offered = self.facts.as_ref().map_or(0, |facts| facts.features);
+        self.driver_features & !offered == 0 && self.driver_features & FEATURE_VERSION_1 != 0
+    }
+
+    fn virtqueues(
+        &self,
+        memory: &GuestRam,
+        interrupt: &Arc<Interrupt>,
+    ) -> Result<Vec<Option<Virtqueue>>, DeviceError> {
+        let sizes = self.facts.iter().flat_map(|facts| &facts.queue_sizes);
+        let all = self.queues.iter().zip(&self.kicks).zip(sizes);
+        all.map(|((queue, kick), max_size)| {
+            if !queue.ready {
+                return Ok(None);
+            }
+            let queue = Virtqueue::new(
+                queue.layout,
+                *max_size,
+                self.driver_features & FEATURE_EVENT_IDX != 0,
+                memory.clone(),
+                interrupt.clone(),
+                kick.clone(),
+            )?;
+            Ok(Some(queue))
+        })
+        .collect()
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        let Some(facts) = &self.facts else {
+            return match offset {
+                0x00 => MAGIC,
+                0x04 => VERSION,
+                0x0c => VENDOR,
+                _ => 0, // DeviceID 0 among them: a placeholder (4.2.2.2)
+            };
+        };
+        let selected = self.queue_select as usize;
+        match offset {
+            0x00 => MAGIC,
+            0x04 => VERSION,
+            0x08 => facts.kind as u32,
+            0x0c => VENDOR,
+            0x10 => half(facts.features, self.device_features_select),
+            0x34 => facts
+                .queue_sizes
+                .get(selected)
+                .copied()
+                .map_or(0, u32::from),
+            0x44 => u32::from(self.queues.get(selected).is_some_and(|queue| queue.ready)),
+            0x70 => self.status,
+            0xb0 | 0xb4 | 0xb8 | 0xbc => NO_SHARED_MEMORY,
+            _ => 0, // ConfigGeneration (0xfc) too: no configuration of ours ever changes
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.facts.as_ref().map_or(&[][..], |facts| &facts.config);
+        let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..));
+        for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
+            *byte = *value;
+        }
+    }
+
+    fn write(&mut self, offset: u64, value: u32) {
+        match offset {
+            0x14 => self.device_features_select = value,
+            0x20 => self.write_features(value),
+            0x24 => self.driver_features_select = value,
+            0x30 => self.queue_select = value,
+            QUEUE_NOTIFY => {
+                if let Some(kick) = self.kicks.get(value as usize) {
+                    // EAGAIN: a notification is pending already.
+                    let _ = kick.write(1);
+                }
+            }
+            _ => self.write_queue(offset, value),
+        }
+    }
+
+    fn write_features(&mut self, value: u32) {
+        let open =
+            self.status & DRIVER != 0 && self.status & (FEATURES_OK | FAILED | NEEDS_RESET) == 0;
+        if open {
+            set_half(
+                &mut self.driver_features,
+                self.driver_features_select,
+                value,
+            );
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        let open =
+            self.status & FEATURES_OK != 0 && self.status & (DRIVER_OK | FAILED | NEEDS_RESET) == 0;
+        let Some(queue) = self.queues.get_mut(self.queue_select as usize) else {
+            return;
+        };
+        if !open {
+            return;
+        }
+        let layout = &mut queue.layout;
+        match (offset, queue.ready) {
+            (0x44, _) => queue.ready = value & 1 != 0,
+            (_, true) => {} // frozen until the driver takes ready back
+            (0x38, _) => layout.size = value,
+            (0x80, _) => set_half(&mut layout.descriptors, 0, value),
+            (0x84, _) => set_half(&mut layout.descriptors, 1, value),
+            (0x90, _) => set_half(&mut layout.available, 0, value),
+            (0x94, _) => set_half(&mut layout.available, 1, value),
+            (0xa0, _) => set_half(&mut layout.used, 0, value),
+            (0xa4, _) => set_half(&mut layout.used, 1, value),
+            _ => {}
+        }
+    }
+}
+
+/// 32 bits of 64; there are no others.
+fn half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_half(target: &mut u64, select: u32, value: u32) {
+    match select {
+        0 => *target = *target & !u64::from(u32::MAX) | u64::from(value),
+        1 => *target = *target & u64::from(u32::MAX) | u64::from(value) << 32,
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[path = "mmio_tests.rs"]
+mod tests;

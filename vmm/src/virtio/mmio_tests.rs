@@ -1,0 +1,1 @@
+//! The status machine against a model, and every register against any access.
