@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use crate::error::SandboxError;
+
 /// Where cgroup2 is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
@@ -251,6 +253,29 @@ fn marked_under(root: &Path, path: &Path) -> Vec<PathBuf> {
     }
     found.reverse();
     found
+}
+
+/// The path of the cgroup of the container in `bundle`.
+fn path_for(namespace: &str, id: &str, bundle: &Path) -> Result<PathBuf, SandboxError> {
+    let given = crate::spec::cgroups_path(&crate::spec::read(bundle)?)?;
+    path_of(given.as_deref(), namespace, id)
+        .map_err(|cause| SandboxError::failed(format!("find the cgroup of container {id}"), cause))
+}
+
+/// Makes the leaf of the sandbox whose first container is in `bundle`: its shim is born there.
+pub fn make_leaf(namespace: &str, id: &str, bundle: &Path) -> Result<Cgroup, SandboxError> {
+    let path = path_for(namespace, id, bundle)?.join(LEAF);
+    Cgroup::create(&path).map_err(|cause| {
+        remove(&marked(&path), Duration::ZERO);
+        SandboxError::failed(format!("make the cgroup of sandbox {id}"), cause)
+    })
+}
+
+/// Removes what [`make_leaf`] has made, as far as it is empty.
+pub fn remove_leaf(namespace: &str, id: &str, bundle: &Path) {
+    if let Ok(path) = path_for(namespace, id, bundle) {
+        remove(&marked(&path.join(LEAF)), Duration::from_millis(100));
+    }
 }
 
 /// Removes cgroups, a child before its parent. Those that are still used by others stay: a parent

@@ -5,5 +5,6 @@ mod error;
 mod request;
 mod sandbox;
 mod spawn;
+mod spec;
 mod stand_in;
 fn main() {}
