@@ -137,8 +137,9 @@ impl Channel {
                 RecvFlags::CMSG_CLOEXEC,
             ) {
                 Ok(message) => break message,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(rustix::io::Errno::CONNRESET) => return Err(ChannelError::Closed),
+                // The kernel tells once that the other side closed with our messages unread; what it had
+                // sent before, the reason of its end, is still to come, and then end-of-file.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => continue,
                 Err(errno) => return Err(io("receive a message", errno)),
             }
         };
@@ -219,6 +220,18 @@ mod tests {
         assert!(matches!(silent, Err(ChannelError::TimedOut(_))));
         drop(one);
         let closed = other.receive_within::<String>(Duration::from_secs(1));
+        assert!(matches!(closed, Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn last_words_arrive_although_the_other_side_left_messages_unread() {
+        let (one, other) = Channel::pair().unwrap();
+        one.send(&"unread", &[]).unwrap();
+        other.send(&"last words", &[]).unwrap();
+        drop(other);
+        let (text, _): (String, _) = one.receive_within(Duration::from_secs(1)).unwrap();
+        assert_eq!(text, "last words");
+        let closed = one.receive_within::<String>(Duration::from_secs(1));
         assert!(matches!(closed, Err(ChannelError::Closed)));
     }
 
