@@ -1,2 +1,70 @@
-//! Not written yet.
-fn main() {}
+//! `kata-like`: the tool an administrator types at a host.
+//!
+//! `check` is the first command on a strange host: it boots the real guest and says how long that took, or why it did
+//! not, in one line. Everything else is containerd's business; a call in runc's manner, which a mistaken `--runtime
+//! kata-like` causes, is answered with the flag that was meant.
+
+mod boot;
+mod host;
+mod runc;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// kata-like gives every pod its own small virtual machine. It is used through containerd:
+/// ctr run --runtime io.containerd.kata-like.v2 IMAGE ID COMMAND
+#[derive(Parser)]
+#[command(name = "kata-like", version, verbatim_doc_comment)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Boots a guest as a pod would, and says how long it took or why it failed
+    Check,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(call) = runc::Call::recognise(&arguments) {
+        eprintln!("{}", call.answer());
+        return ExitCode::FAILURE;
+    }
+    let Verb::Check = Arguments::parse().verb;
+    match check() {
+        Ok(lines) => {
+            println!("{}", lines.join("\n"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("kata-like check: {}", one_line(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What there is to say about a host that can run pods.
+fn check() -> Result<Vec<String>, Box<dyn Error>> {
+    let config = kata_like_config::Config::load()?;
+    host::require()?;
+    let booted = boot::boot(&config)?;
+    let mut lines = vec![booted.to_string()];
+    lines.extend(host::notes(&config, booted.figures.huge_pages));
+    Ok(lines)
+}
+
+/// An error and its causes, joined, without line breaks.
+fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}

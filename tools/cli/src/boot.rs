@@ -1,0 +1,485 @@
+//! One guest booted as a pod's is, but for the file system: the shim's part, from the spawn to the agent's dial.
+//!
+//! Called by `check`. Every descriptor is a memfd or a socket without a path, so that nothing can stay behind; the VMM
+//! ends when its control socket does, whatever happens to this process.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
+use kata_like_boot::{
+    CONTROL_FD, Channel, ChannelError, End, Figures, HugePages, PrintkLayout, VERSION, VmBoot,
+    VmCommand, VmFds, VmReport,
+};
+use kata_like_config::Config;
+
+const KVM: &str = "/dev/kvm";
+/// User ids from here on belong to VMMs: this plus the pid of whoever started the VMM.
+const FIRST_UID: u32 = 1_900_000_000;
+/// How long a VMM may take to stop before it is killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
+/// As much of a log as is looked at for its last line.
+const LOG_TAIL: u64 = 4096;
+
+/// Why the guest did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The host has no KVM to offer.
+    #[error("open {} to run virtual machines{hint}", path.display())]
+    OpenKvm {
+        /// The device.
+        path: PathBuf,
+        /// What to do about it.
+        hint: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM takes a user id of its own, which only root can give it.
+    #[error("start the VMM under a user id of its own: this needs root")]
+    NotRoot,
+    /// A part of the installation is missing.
+    #[error("open the {what} {}", path.display())]
+    Open {
+        /// Which part.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The layout of the guest's log is no such thing.
+    #[error("read the layout of the guest's log {}", path.display())]
+    Printk {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A descriptor for the VMM could not be made.
+    #[error("{step}")]
+    Prepare {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM could not be started.
+    #[error("start the VMM {}", path.display())]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Talking to the VMM failed.
+    #[error("{step}")]
+    Channel {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: ChannelError,
+    },
+    /// The VMM ended without a last message.
+    #[error("run the VMM {}: it ended with {status} and without a reason{last_line}", path.display())]
+    Lost {
+        /// The program.
+        path: PathBuf,
+        /// Its exit status.
+        status: String,
+        /// The last line of its standard error.
+        last_line: LastLine,
+    },
+    /// The VMM said why.
+    #[error("boot the guest: {detail}{last_line}")]
+    Ended {
+        /// The VMM's own line.
+        detail: String,
+        /// The last line of the guest's log.
+        last_line: LastLine,
+    },
+    /// The guest runs, and its agent does not dial.
+    #[error("wait for the guest's agent: no dial within {} s{last_line}", deadline.as_secs())]
+    Silent {
+        /// How long it was waited for.
+        deadline: Duration,
+        /// The last line of the guest's log.
+        last_line: LastLine,
+    },
+}
+
+/// The last line of a log, if it has one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LastLine(Option<String>);
+
+impl fmt::Display for LastLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .as_ref()
+            .map_or(Ok(()), |line| write!(f, "; last line of its log: {line:?}"))
+    }
+}
+
+/// A boot that went well.
+#[derive(Debug)]
+pub struct Booted {
+    /// From the spawn of the VMM to the agent's dial.
+    pub took: Duration,
+    /// The VM's own figures at the dial.
+    pub figures: Figures,
+    memory_mib: u32,
+    vcpus: u8,
+}
+
+impl fmt::Display for Booted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            took,
+            figures,
+            memory_mib,
+            vcpus,
+        } = self;
+        let guest = Duration::from_nanos(figures.elapsed_ns);
+        write!(
+            f,
+            "ok: a guest with {memory_mib} MiB and {vcpus} vCPUs booted in {} ms ({} ms from its first instruction; \
+             {} exits, {} of them to the VMM; {} MiB resident)",
+            took.as_millis(),
+            guest.as_millis(),
+            figures.exits,
+            figures.user_exits,
+            figures.resident_bytes >> 20,
+        )
+    }
+}
+
+/// Boots the guest of a pod without limits, and stops it again.
+pub fn boot(config: &Config) -> Result<Booted, BootError> {
+    boot_with(config, Path::new(KVM))
+}
+
+fn boot_with(config: &Config, kvm: &Path) -> Result<Booted, BootError> {
+    let kvm = open_kvm(kvm)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(BootError::NotRoot);
+    }
+    let printk = open("layout of the guest's log", &config.printk)?;
+    let printk: PrintkLayout =
+        serde_json::from_reader(io::BufReader::new(printk)).map_err(|source| {
+            BootError::Printk {
+                path: config.printk.clone(),
+                source,
+            }
+        })?;
+    let kernel = open("guest kernel", &config.kernel)?.into();
+    let initrd = open("initrd", &config.initrd)?.into();
+
+    let guest_log = memfd("make a file for the guest's log")?;
+    let (_agent, agent) = UnixStream::pair().map_err(prepare("make the agent's socket"))?;
+    let streams =
+        listening_socket().map_err(|errno| prepare("make the socket for streams")(errno.into()))?;
+    let fds = VmFds {
+        kvm,
+        kernel,
+        initrd,
+        guest_log: guest_log
+            .try_clone()
+            .map_err(prepare("copy a descriptor"))?
+            .into(),
+        agent: agent.into(),
+        streams,
+        shares: Vec::new(),
+    };
+    let request = VmBoot {
+        version: VERSION,
+        uid: FIRST_UID + std::process::id(),
+        memory_bytes: u64::from(config.memory_mib) << 20,
+        vcpus: config.max_vcpus,
+        huge_pages: match config.hugepages {
+            kata_like_config::HugePages::Transparent => HugePages::Transparent,
+            kata_like_config::HugePages::Hugetlb => HugePages::Hugetlb,
+        },
+        agent_port: AGENT_PORT,
+        stream_port: STREAM_PORT,
+        shares: Vec::new(),
+        printk: Some(printk),
+    };
+
+    let begin = Instant::now();
+    let mut vmm = Vmm::spawn(&config.vmm)?;
+    if let Err(source) = request.send(&fds, &vmm.control) {
+        return Err(vmm.explain("send the boot request to the VMM", source));
+    }
+    drop(fds);
+    let figures = vmm.wait_for_agent(
+        begin + config.boot_deadline,
+        config.boot_deadline,
+        guest_log,
+    )?;
+    let took = begin.elapsed();
+    vmm.stop();
+    Ok(Booted {
+        took,
+        figures,
+        memory_mib: config.memory_mib,
+        vcpus: config.max_vcpus,
+    })
+}
+
+fn open_kvm(path: &Path) -> Result<OwnedFd, BootError> {
+    match File::options().read(true).write(true).open(path) {
+        Ok(file) => Ok(file.into()),
+        Err(source) => {
+            let hint = match source.kind() {
+                io::ErrorKind::NotFound => {
+                    " (load kvm_intel or kvm_amd; within a virtual machine, its host must allow nesting)"
+                }
+                io::ErrorKind::PermissionDenied => " (run as root)",
+                _ => "",
+            };
+            Err(BootError::OpenKvm {
+                path: path.into(),
+                hint,
+                source,
+            })
+        }
+    }
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
+    File::open(path).map_err(|source| BootError::Open {
+        what,
+        path: path.into(),
+        source,
+    })
+}
+
+fn memfd(step: &'static str) -> Result<File, BootError> {
+    rustix::fs::memfd_create("kata-like-check", rustix::fs::MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|errno| prepare(step)(errno.into()))
+}
+
+/// A socket that the VMM can listen on and nobody will find: the kernel picks a name that is no path (unix(7), autobind).
+fn listening_socket() -> rustix::io::Result<OwnedFd> {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    };
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    bind(&socket, &SocketAddrUnix::new_unnamed())?;
+    listen(&socket, 1)?;
+    Ok(socket)
+}
+
+fn prepare(step: &'static str) -> impl FnOnce(io::Error) -> BootError {
+    move |source| BootError::Prepare { step, source }
+}
+
+/// The running VMM; killed and reaped when it is dropped.
+struct Vmm {
+    path: PathBuf,
+    child: Child,
+    control: Channel,
+    stderr: File,
+}
+
+impl Vmm {
+    fn spawn(path: &Path) -> Result<Self, BootError> {
+        let (ours, theirs) = Channel::pair().map_err(|source| BootError::Channel {
+            step: "make the VMM's control socket",
+            source,
+        })?;
+        let stderr = memfd("make a file for the VMM's standard error")?;
+        let its_stderr = stderr.try_clone().map_err(prepare("copy a descriptor"))?;
+        let mut command = Command::new(path);
+        command
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(its_stderr);
+        // The lowest free number from CONTROL_FD on: so that one is either this or taken, and stays so until `spawn` is
+        // done, since this process has one thread. No descriptor of std's own can then be overwritten in the child.
+        let theirs = rustix::io::fcntl_dupfd_cloexec(theirs.as_fd(), CONTROL_FD)
+            .map_err(|errno| prepare("copy a descriptor")(errno.into()))?;
+        let from = theirs.as_raw_fd();
+        // SAFETY: between fork and exec the closure makes one system call and nothing else: no allocation, no lock.
+        // - `from` is open in the child: `theirs` lives until after `spawn`, and fork copies descriptors.
+        // - CONTROL_FD is not in use by std there, see above; dup2 would leave close-on-exec set if both are the
+        //   same, hence the other call.
+        unsafe {
+            command.pre_exec(move || {
+                let done = if from == CONTROL_FD {
+                    libc::fcntl(from, libc::F_SETFD, 0)
+                } else {
+                    libc::dup2(from, CONTROL_FD)
+                };
+                match done {
+                    -1 => Err(io::Error::last_os_error()),
+                    _ => Ok(()),
+                }
+            });
+        }
+        let child = command.spawn().map_err(|source| BootError::Spawn {
+            path: path.into(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.into(),
+            child,
+            control: ours,
+            stderr,
+        })
+    }
+
+    fn wait_for_agent(
+        &mut self,
+        end: Instant,
+        deadline: Duration,
+        guest_log: File,
+    ) -> Result<Figures, BootError> {
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.control.receive_within::<VmReport>(left) {
+                Ok((VmReport::AgentConnected(figures), _)) => return Ok(figures),
+                Ok((VmReport::Ended(end), _)) => return Err(ended(end)),
+                Ok(_) => {}
+                Err(ChannelError::TimedOut(_)) => {
+                    let last_line = self.last_line_of_guest(guest_log);
+                    return Err(BootError::Silent {
+                        deadline,
+                        last_line,
+                    });
+                }
+                Err(source) => return Err(self.explain("wait for a report of the VMM", source)),
+            }
+        }
+    }
+
+    /// Asks for the guest's log; what can't be had within a second is not waited for.
+    fn last_line_of_guest(&self, guest_log: File) -> LastLine {
+        let asked = self.control.send(&VmCommand::WriteLog, &[]).is_ok();
+        if asked {
+            let _ = self
+                .control
+                .receive_within::<VmReport>(Duration::from_secs(1));
+        }
+        last_line(guest_log)
+    }
+
+    /// A broken control socket most often means a dead VMM, whose last words or status say more.
+    fn explain(&mut self, step: &'static str, source: ChannelError) -> BootError {
+        if !matches!(source, ChannelError::Closed) {
+            return BootError::Channel { step, source };
+        }
+        while let Ok((report, _)) = self.control.receive_within(Duration::ZERO) {
+            if let VmReport::Ended(end) = report {
+                return ended(end);
+            }
+        }
+        match self.wait(STOP_DEADLINE) {
+            Some(status) => BootError::Lost {
+                path: self.path.clone(),
+                status: describe(status),
+                last_line: self.stderr.try_clone().map_or(LastLine(None), last_line),
+            },
+            None => BootError::Channel { step, source },
+        }
+    }
+
+    fn stop(&mut self) {
+        // A VMM that does not take the command is killed when `self` is dropped.
+        if self.control.send(&VmCommand::Stop, &[]).is_ok() {
+            self.wait(STOP_DEADLINE);
+        }
+    }
+
+    /// Waits for the end of the process, by its pidfd.
+    fn wait(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let flags = rustix::process::PidfdFlags::empty();
+        if let Ok(pidfd) = rustix::process::pidfd_open(pid, flags) {
+            readable_within(pidfd.as_fd(), deadline);
+        }
+        self.child.try_wait().ok().flatten()
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn ended(
+    End {
+        detail, log_tail, ..
+    }: End,
+) -> BootError {
+    let last_line = LastLine(log_tail.last().cloned());
+    BootError::Ended { detail, last_line }
+}
+
+fn readable_within(fd: BorrowedFd, deadline: Duration) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let end = Instant::now() + deadline;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        match poll(
+            &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+            timeout.as_ref(),
+        ) {
+            Err(rustix::io::Errno::INTR) => continue,
+            _ => return,
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (_, Some(libc::SIGSYS)) => {
+            "signal 31 (a system call that its filter does not allow)".into()
+        }
+        (_, Some(signal)) => format!("signal {signal}"),
+        (Some(code), None) => format!("status {code}"),
+        (None, None) => "an unknown status".into(),
+    }
+}
+
+/// The last line in a file that somebody else wrote: cleaned, and of bounded length.
+fn last_line(mut file: File) -> LastLine {
+    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut bytes = Vec::new();
+    let read = file
+        .seek(SeekFrom::Start(size.saturating_sub(LOG_TAIL)))
+        .and_then(|_| file.take(LOG_TAIL).read_to_end(&mut bytes));
+    if read.is_err() {
+        return LastLine(None);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let last = text.lines().map(str::trim).rfind(|line| !line.is_empty());
+    LastLine(last.map(|line| line.chars().take(300).collect()))
+}
+
+#[cfg(test)]
+mod tests;
