@@ -4,6 +4,7 @@ mod cgroup;
 mod error;
 mod request;
 mod sandbox;
+mod share;
 mod spawn;
 mod spec;
 mod stand_in;

@@ -1,0 +1,383 @@
+//! The pod's share: all of the host's files that the fs server can see.
+//!
+//! Called by `sandbox`. The state folder's `share` directory is bound onto itself as a shared,
+//! read-only mount with two directories, `rootfs` and `volumes`; each container's root file system
+//! and each volume is a mount below. The fs server holds a slave of it, so what is mounted or
+//! unmounted here follows there. All of it lives in the shim's own mount namespace, a slave of the
+//! host's ([`own_namespace`]): nothing of it is seen outside, and it goes with the shim.
+//!
+//! Invariants: a guest can't write to the share itself, only to what is mounted below (the mount is
+//! read-only; names are made through a descriptor from before the bind); no device node works and
+//! no set-user-id bit counts through it on the host; a path below a root file system, which the
+//! guest can write, is never resolved by name alone (openat2 without symbolic links).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use kata_like_config::state::{StateFolder, name};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change,
+    move_mount, open_tree, unmount,
+};
+
+use crate::error::{SandboxError, SandboxErrorKind};
+use crate::request::RootfsMount;
+use crate::spec::Volume;
+
+mod filesystem;
+
+/// Leaves the host's mount namespace for one of the shim's own that follows it. To be called before
+/// the process has a second thread: a namespace is a thread's.
+pub fn own_namespace() -> io::Result<()> {
+    // SAFETY: only NEWNS is asked for: no descriptor table is unshared.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )?;
+    Ok(())
+}
+
+/// Attributes of mount_setattr(2).
+#[repr(C)]
+#[derive(Default)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+const RDONLY: u64 = 0x1;
+const NOSUID: u64 = 0x2;
+const NODEV: u64 = 0x4;
+
+fn set_attributes(mount: BorrowedFd, set: u64, recursive: bool) -> io::Result<()> {
+    let attributes = MountAttributes {
+        set,
+        ..MountAttributes::default()
+    };
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty C string, `attributes` a live struct mount_attr of the size
+    // passed; the kernel only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            std::os::fd::AsRawFd::as_raw_fd(&mount),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            std::ptr::from_ref(&attributes),
+            size_of::<MountAttributes>(),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// One of the two directories of the share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Rootfs,
+    Volumes,
+}
+
+/// The names of the share's directories: those of the fs server's shares.
+pub const PARTS: [&str; 2] = [
+    kata_like_agent_protocol::ROOTFS_TAG,
+    kata_like_agent_protocol::VOLUMES_TAG,
+];
+
+impl Part {
+    fn name(self) -> &'static str {
+        let [rootfs, volumes] = PARTS;
+        match self {
+            Self::Rootfs => rootfs,
+            Self::Volumes => volumes,
+        }
+    }
+}
+
+/// The pod's share. Dropped, it is unmounted with all that is in it.
+#[derive(Debug)]
+pub struct Share {
+    path: PathBuf,
+    /// The directories as they are below the bind, where names can be made.
+    rootfs: OwnedFd,
+    volumes: OwnedFd,
+}
+
+/// A mount of the share, or one on a bundle's rootfs. Dropped, it is taken away.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Where it is mounted.
+    path: PathBuf,
+    /// The name to remove afterwards, and the directory it is in.
+    place: Option<(OwnedFd, String)>,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: the fs server's slave may be busy with it, which must not stop us.
+        let _ = unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        if let Some((directory, name)) = &self.place {
+            let gone = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+            if gone == Err(Errno::ISDIR) {
+                let _ = rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR);
+            }
+        }
+    }
+}
+
+impl Share {
+    /// Makes the share of a pod. Blocks.
+    pub fn create(state: &StateFolder) -> Result<Self, SandboxError> {
+        let path = state.path().join(name::SHARE);
+        let failed = |step: &str, cause: io::Error| {
+            SandboxError::failed(format!("{step} {}", path.display()), cause)
+        };
+        let below = state
+            .create_directory(name::SHARE)
+            .map_err(|cause| SandboxError::failed("make the pod's share", cause))?;
+        let [rootfs, volumes] = PARTS.map(|part| {
+            rustix::fs::mkdirat(&below, part, Mode::RWXU)?;
+            open_directory(below.as_fd(), part)
+        });
+        let rootfs = rootfs.map_err(|errno| failed("make directories in", errno.into()))?;
+        let volumes = volumes.map_err(|errno| failed("make directories in", errno.into()))?;
+        mount_bind(&path, &path).map_err(|errno| failed("bind onto itself", errno.into()))?;
+        let share = Self {
+            path: path.clone(),
+            rootfs,
+            volumes,
+        };
+        let here = open_directory(CWD, &path).map_err(|errno| failed("open", errno.into()))?;
+        set_attributes(here.as_fd(), RDONLY | NOSUID | NODEV, false)
+            .map_err(|cause| failed("restrict", cause))?;
+        // First private: the mount below /run is in a group with the host's.
+        for kind in [
+            MountPropagationFlags::PRIVATE,
+            MountPropagationFlags::SHARED,
+        ] {
+            mount_change(&path, kind)
+                .map_err(|errno| failed("set the propagation of", errno.into()))?;
+        }
+        Ok(share)
+    }
+
+    /// A clone of the share for the fs server: what is mounted later follows there.
+    pub fn tree(&self) -> Result<OwnedFd, SandboxError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
+        open_tree(CWD, &self.path, flags).map_err(|errno| {
+            let step = format!("clone the mounts at {}", self.path.display());
+            SandboxError::failed(step, io::Error::from(errno))
+        })
+    }
+
+    /// Mounts a container's root file system on its bundle's `rootfs`, in order, and binds that
+    /// into the share under the container's name. Without mounts the spec's own path is bound.
+    /// The guards are to be dropped in reverse. Blocks.
+    pub fn add_rootfs(
+        &self,
+        container: &str,
+        bundle: &Path,
+        mounts: &[RootfsMount],
+        root: Option<&Path>,
+    ) -> Result<Vec<Mounted>, SandboxError> {
+        let mut made = Vec::new();
+        let source = if mounts.is_empty() {
+            root.ok_or_else(|| {
+                SandboxError::new(
+                    SandboxErrorKind::BadRequest,
+                    "root is missing in the spec, and no mount is given for it",
+                )
+            })?
+            .to_path_buf()
+        } else {
+            bundle.join("rootfs")
+        };
+        for (index, mount) in mounts.iter().enumerate() {
+            let one = mount_one(&source, mount).map_err(|error| {
+                let what = format!(
+                    "mount rootfs[{index}] ({}) on {}",
+                    mount.kind,
+                    source.display()
+                );
+                let error = error.during(what);
+                // The first failure is what the caller hears; what was mounted goes in reverse.
+                while made.pop().is_some() {}
+                error
+            })?;
+            made.push(one);
+        }
+        let tree = clone_tree(&source, true).map_err(|cause| {
+            SandboxError::failed(format!("open root file system {}", source.display()), cause)
+        })?;
+        require(&tree, FileType::Directory, &source)?;
+        made.push(self.attach(Part::Rootfs, container, &tree, NOSUID | NODEV)?);
+        Ok(made)
+    }
+
+    /// Binds a file or directory of the host into the share. Blocks.
+    pub fn add_volume(&self, volume: &Volume) -> Result<Mounted, SandboxError> {
+        let source = &volume.source;
+        let tree = clone_tree(source, volume.recursive).map_err(|cause| {
+            let step = format!("{}: open source {}", volume.field, source.display());
+            SandboxError::failed(step, cause)
+        })?;
+        let kind = kind_of(&tree);
+        if !matches!(kind, Some(FileType::Directory | FileType::RegularFile)) {
+            return Err(SandboxError::unsupported(
+                format_args!("{} with source {}", volume.field, source.display()),
+                "only files and directories of the host can be shared, no socket, pipe or device",
+            ));
+        }
+        if volume.read_only {
+            // Below the top only what the host has made read-only is: as `ro` means to runc.
+            set_attributes(tree.as_fd(), RDONLY, false).map_err(|cause| {
+                SandboxError::failed(format!("{}: make read-only", volume.field), cause)
+            })?;
+        }
+        self.attach(Part::Volumes, &volume.name, &tree, NOSUID | NODEV)
+    }
+
+    /// Puts a detached tree into the share.
+    fn attach(
+        &self,
+        part: Part,
+        name: &str,
+        tree: &OwnedFd,
+        attributes: u64,
+    ) -> Result<Mounted, SandboxError> {
+        let path = self.path.join(part.name()).join(name);
+        let failed = |step: &str, cause: io::Error| {
+            SandboxError::failed(format!("{step} {}", path.display()), cause)
+        };
+        if !kata_like_agent_protocol::is_name(name) {
+            return Err(SandboxError::new(
+                SandboxErrorKind::BadRequest,
+                format!("{name:?} is not a name of a container or volume"),
+            ));
+        }
+        set_attributes(tree.as_fd(), attributes, true)
+            .map_err(|cause| failed("restrict the mount for", cause))?;
+        let directory = match part {
+            Part::Rootfs => &self.rootfs,
+            Part::Volumes => &self.volumes,
+        };
+        let place = directory
+            .try_clone()
+            .map_err(|cause| failed("make", cause))?;
+        let is_directory = kind_of(tree) == Some(FileType::Directory);
+        let made = if is_directory {
+            rustix::fs::mkdirat(directory, name, Mode::RWXU)
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(directory, name, flags, Mode::RUSR).map(drop)
+        };
+        made.map_err(|errno| match errno {
+            Errno::EXIST => SandboxError::new(
+                SandboxErrorKind::AlreadyExists,
+                format!("make {}: it exists already", path.display()),
+            ),
+            errno => failed("make", errno.into()),
+        })?;
+        // From here on the guard takes the name away again.
+        let mounted = Mounted {
+            path: path.clone(),
+            place: Some((place, name.to_owned())),
+        };
+        // Through the bind, not below it: there lies the mount that the fs server follows.
+        move_mount(
+            tree,
+            "",
+            CWD,
+            &path,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .map_err(|errno| failed("mount", errno.into()))?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let _ = unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    }
+}
+
+/// One mount of a root file system.
+fn mount_one(rootfs: &Path, mount: &RootfsMount) -> Result<Mounted, SandboxError> {
+    let target = target_in(rootfs, &mount.target)?;
+    match mount.kind.as_str() {
+        "overlay" => filesystem::overlay(mount, &target)?,
+        "bind" | "rbind" => filesystem::bind(mount, &target)?,
+        kind => {
+            return Err(SandboxError::unsupported(
+                format_args!("a root file system of type {kind:?}"),
+                "only overlay and bind mounts are; choose the overlayfs or native snapshotter",
+            ));
+        }
+    }
+    Ok(Mounted {
+        path: target,
+        place: None,
+    })
+}
+
+/// A path for a mount's target below `rootfs`, which a guest may have written: resolved without
+/// links, and given as a path that leads to what was resolved.
+fn target_in(rootfs: &Path, target: &str) -> Result<PathBuf, SandboxError> {
+    let target = target.trim_matches('/');
+    if target.is_empty() {
+        return Ok(rootfs.to_path_buf());
+    }
+    let failed = |cause: Errno| {
+        let step = format!("find target {target:?} in {}", rootfs.display());
+        SandboxError::failed(step, io::Error::from(cause))
+    };
+    let root = open_directory(CWD, rootfs).map_err(failed)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(&root, target, flags, Mode::empty(), inside).map_err(failed)?;
+    // No link on the way, and nobody but us runs on these files yet: the path is what it says.
+    Ok(rootfs.join(target))
+}
+
+/// A detached clone of the mount at `path`, which no other mount follows.
+fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(CWD, path, flags)?)
+}
+
+fn kind_of(fd: &OwnedFd) -> Option<FileType> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    Some(FileType::from_raw_mode(stat.st_mode))
+}
+
+fn require(tree: &OwnedFd, kind: FileType, path: &Path) -> Result<(), SandboxError> {
+    if kind_of(tree) == Some(kind) {
+        return Ok(());
+    }
+    Err(SandboxError::new(
+        SandboxErrorKind::BadRequest,
+        format!("root file system {} is not a directory", path.display()),
+    ))
+}
+
+fn open_directory(at: impl AsFd, path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, path, flags, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests;
