@@ -20,7 +20,7 @@ use crate::layout::{
 
 /// What the kernel is told; the virtio-mmio slots follow. `docs/architecture.md` says why each.
 const OPTIONS: &str = "quiet panic=-1 reboot=k tsc=reliable no_timer_check \
-    rcupdate.rcu_expedited=1 cryptomgr.notests swiotlb=noforce no-kvmapf nomodule";
+    rcupdate.rcu_expedited=1 cryptomgr.notests swiotlb=noforce no-kvmapf";
 
 const START_MAGIC: u32 = 0x336e_c578;
 const START_VERSION: u32 = 1;
