@@ -1,1 +1,51 @@
-//! Not written yet.
+//! The harness of the integration tests: a real containerd, the real `ctr`, and what a host looks like.
+//!
+//! The files in `tests/` call it; the binary `run-tests` builds them, boots the test host
+//! (`tools/test-host`) once and runs them all in it. Nothing here knows how kata-like works inside:
+//! a test sees what a user or an administrator sees. The runtime is a switch, so that most tests can
+//! be run against runc, which is the oracle: `KATA_LIKE_TEST_RUNTIME=io.containerd.runc.v2`.
+
+pub mod ctr;
+pub mod events;
+pub mod footprint;
+pub mod host;
+pub mod pod;
+pub mod process;
+pub mod pty;
+pub mod task_api;
+
+pub use ctr::{Call, Output};
+pub use host::{Host, Version};
+pub use pod::Pod;
+
+/// What a test returns: a failed step ends it, with its reason.
+pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// The image with busybox that the test host brings along.
+pub const IMAGE: &str = "localhost/busybox:latest";
+
+/// The runtime under test, by its containerd name.
+pub fn runtime() -> String {
+    std::env::var("KATA_LIKE_TEST_RUNTIME").unwrap_or_else(|_| "io.containerd.kata-like.v2".into())
+}
+
+/// Whether the runtime under test is the oracle and not kata-like.
+pub fn is_oracle() -> bool {
+    !runtime().contains("kata-like")
+}
+
+/// Ends a test that says nothing about the oracle.
+#[macro_export]
+macro_rules! kata_like_only {
+    () => {
+        if $crate::is_oracle() {
+            eprintln!("not a test of {}", $crate::runtime());
+            return Ok(());
+        }
+    };
+}
+
+/// An error made of a text, for steps that fail in the test's own words.
+pub fn failure(text: impl Into<String>) -> Box<dyn std::error::Error + Send + Sync> {
+    text.into().into()
+}

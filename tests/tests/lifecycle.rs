@@ -1,0 +1,472 @@
+//! A container's life under a real containerd 2.1, as a user of `ctr` sees it.
+//!
+//! All but what speaks of the VM also runs against runc, the oracle. `run-tests` runs this in the
+//! test host; `streams.rs` has what moves through pipes, `faults.rs` what dies.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kata_like_tests::pty::OnTerminal;
+use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The first thing anybody tries: the guest's kernel answers, not the host's.
+#[test]
+fn hello_from_another_kernel() -> TestResult {
+    let host = Host::shared()?;
+    let output = host.run(&host.name("hello"), &[], &["uname", "-r"]).ok()?;
+    assert_eq!(output.error_text(), "");
+    let hosts = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    if is_oracle() {
+        assert_eq!(output.text(), hosts.trim());
+    } else {
+        assert_ne!(output.text(), hosts.trim());
+        assert!(output.text().starts_with("6.12."), "{}", output.text());
+    }
+    Ok(())
+}
+
+#[test]
+fn exit_codes_are_the_commands() -> TestResult {
+    let host = Host::shared()?;
+    for code in [0, 1, 7] {
+        let command = format!("exit {code}");
+        let output = host
+            .run(&host.name("exits"), &[], &["sh", "-c", &command])
+            .output()?;
+        assert_eq!(output.status, code, "{}", output.both());
+    }
+    Ok(())
+}
+
+/// SIGTERM goes once, to the process that is named; SIGKILL ends the container. 128 + signal each.
+#[test]
+fn signals_end_what_they_are_sent_to() -> TestResult {
+    let host = Host::shared()?;
+    let events = host.events()?;
+    let script = "trap 'echo told; exit 21' TERM; (trap 'echo child' TERM; sleep 1000) & wait";
+    let trapping = host.start("trapping", &[], &["sh", "-c", script])?;
+    let exec = host.name("exec");
+    let sleeper = host.ctr([
+        "task",
+        "exec",
+        "--exec-id",
+        &exec,
+        trapping.id(),
+        "sleep",
+        "1000",
+    ]);
+    let waiting = thread::spawn(move || sleeper.output());
+    events.wait("start of the exec", 60 * SECOND, |event| {
+        event.topic == "/tasks/exec-started" && event.process() == exec
+    })?;
+    host.ctr([
+        "task",
+        "kill",
+        "--exec-id",
+        &exec,
+        "--signal",
+        "TERM",
+        trapping.id(),
+    ])
+    .ok()?;
+    let ended = waiting
+        .join()
+        .map_err(|_| failure("the exec's thread panicked"))??;
+    assert_eq!(ended.status, 143, "{}", ended.both());
+    assert_eq!(trapping.status()?.0, "RUNNING");
+
+    assert_eq!(trapping.kill("TERM")?.status, 0);
+    assert_eq!(
+        events
+            .exit(trapping.id(), trapping.id(), 10 * SECOND)?
+            .status(),
+        21
+    );
+    assert_eq!(trapping.delete()?, 21);
+
+    let sleeping = host.start("sleeping", &[], &["sleep", "1000"])?;
+    assert_eq!(sleeping.kill("KILL")?.status, 0);
+    assert_eq!(
+        events
+            .exit(sleeping.id(), sleeping.id(), 10 * SECOND)?
+            .status(),
+        137
+    );
+    // A kill of what has ended is no failure: at most it is told that nothing is there.
+    let again = sleeping.kill("KILL")?;
+    assert!(
+        again.status == 0 || again.error_text().contains("process already finished"),
+        "{}",
+        again.both()
+    );
+    assert_eq!(sleeping.delete()?, 137);
+    Ok(())
+}
+
+#[test]
+fn environment_arguments_directory_and_user_arrive() -> TestResult {
+    let host = Host::shared()?;
+    let script = r#"echo "$GREETING"; pwd; id -u; id -g; id -G; for a; do echo "[$a]"; done"#;
+    let options = ["--env", "GREETING=a b  c", "--cwd", "/tmp", "--user", "app"];
+    let command = ["sh", "-c", script, "sh", "one", "", "two words", "$HOME"];
+    let output = host.run(&host.name("arrive"), &options, &command).ok()?;
+    assert_eq!(
+        output.text(),
+        "a b  c\n/tmp\n1000\n1000\n1000 900\n[one]\n[]\n[two words]\n[$HOME]"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_terminal_has_the_size_of_the_users() -> TestResult {
+    let host = Host::shared()?;
+    let id = host.name("terminal");
+    let script = "tty; while read -r word; do [ \"$word\" = quit ] && exit 5; stty size; done";
+    let mut command = host.ctr_command();
+    command.args([
+        "run",
+        "--rm",
+        "--runtime",
+        &kata_like_tests::runtime(),
+        "--tty",
+    ]);
+    command.args([kata_like_tests::IMAGE, &id, "sh", "-c", script]);
+    let mut terminal = OnTerminal::start(command, 91, 33)?;
+    terminal.expect("/dev/", 60 * SECOND)?;
+    ask_size(&mut terminal, "33 91")?;
+    terminal.resize(122, 44)?;
+    ask_size(&mut terminal, "44 122")?;
+    terminal.write("quit\n")?;
+    assert_eq!(terminal.finish(30 * SECOND)?, 5);
+    Ok(())
+}
+
+/// The size reaches the container a moment after ctr was told: ask until it is there.
+fn ask_size(terminal: &mut OnTerminal, wanted: &str) -> TestResult {
+    for _ in 0..20 {
+        terminal.write("size\n")?;
+        if terminal.expect(wanted, SECOND / 2).is_ok() {
+            return Ok(());
+        }
+    }
+    terminal.expect(wanted, SECOND)
+}
+
+/// An exec has codes and streams of its own while the main process runs, and no more rights than it.
+#[test]
+fn an_exec_runs_beside_the_main_process() -> TestResult {
+    let host = Host::shared()?;
+    let options = [
+        "--seccomp",
+        "--cap-drop",
+        "CAP_CHOWN",
+        "--user",
+        "app",
+        "--env",
+        "KEPT=yes",
+    ];
+    let pod = host.start("beside", &options, &["sleep", "1000"])?;
+
+    let output = pod.exec(&["sh", "-c", "echo out; echo err >&2; exit 9"])?;
+    assert_eq!(
+        (output.status, output.text(), output.error_text()),
+        (9, "out".into(), "err".into())
+    );
+
+    let rights = "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/";
+    let script = format!("{rights}1/status; echo; {rights}self/status; echo $KEPT; pwd");
+    let output = pod.exec(&["sh", "-c", &script])?;
+    let text = output.text();
+    let (inits, execs) = text
+        .split_once("\n\n")
+        .ok_or_else(|| failure(output.both()))?;
+    assert_eq!(format!("{inits}\nyes\n/"), execs);
+    assert!(inits.contains("Seccomp:\t2"), "no filter: {inits}");
+    assert!(inits.contains("NoNewPrivs:\t1"), "{inits}");
+
+    let output = pod
+        .exec_call(
+            &["--cwd", "/tmp", "--user", "1:1"],
+            &["sh", "-c", "pwd; id -u"],
+        )
+        .ok()?;
+    assert_eq!(output.text(), "/tmp\n1");
+    assert_eq!(pod.status()?.0, "RUNNING");
+    pod.remove()
+}
+
+/// A command that can't run fails at once, in runc's words, and leaves nothing: neither as the main
+/// process nor as an exec, after which the next exec works.
+#[test]
+fn a_missing_command_fails_in_runcs_words() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let cases = [
+        ("nope", "exec: \"nope\": executable file not found in $PATH"),
+        (
+            "/bin/nope",
+            "exec: \"/bin/nope\": stat /bin/nope: no such file or directory",
+        ),
+        (
+            "/etc/not-executable",
+            "exec: \"/etc/not-executable\": permission denied",
+        ),
+    ];
+    for (command, words) in cases {
+        let output = host.run(&host.name("missing"), &[], &[command]).output()?;
+        assert_eq!(output.status, 1, "{command}: {}", output.both());
+        assert!(
+            output.error_text().contains(words),
+            "{command}: {}",
+            output.both()
+        );
+        assert_eq!(
+            output.error_text().lines().count(),
+            1,
+            "{command}: {}",
+            output.both()
+        );
+    }
+    host.leaves_nothing(&before)?;
+    let pod = host.start("missing", &[], &["sleep", "1000"])?;
+    for (command, words) in cases {
+        let output = pod.exec(&[command])?;
+        assert_eq!(output.status, 1, "{command}: {}", output.both());
+        assert!(
+            output.error_text().contains(words),
+            "{command}: {}",
+            output.both()
+        );
+        assert_eq!(pod.exec(&["echo", "works"])?.text(), "works");
+    }
+    pod.remove()?;
+    host.leaves_nothing(&before)
+}
+
+/// Fifty execs: each has its own output and code, and what the pod holds on the host stays the same.
+#[test]
+fn fifty_execs_leave_no_trace() -> TestResult {
+    let host = Host::alone()?;
+    let pod = host.start("fifty", &[], &["sleep", "1000"])?;
+    pod.exec(&["true"])?;
+    let held = held(&pod)?;
+    let footprint = host.footprint();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..2)
+            .map(|worker| {
+                let pod = &pod;
+                scope.spawn(move || -> TestResult {
+                    for number in (worker..50).step_by(2) {
+                        let output =
+                            pod.exec(&["sh", "-c", &format!("echo {number}; exit {number}")])?;
+                        assert_eq!((output.status, output.text()), (number, number.to_string()));
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| failure("a worker panicked"))?)
+    })?;
+    host.leaves_nothing(&footprint)?;
+    if !is_oracle() {
+        assert_eq!(self::held(&pod)?, held, "open files of shim, fsd and vmm");
+    }
+    pod.remove()
+}
+
+/// The open files of shim, fsd and VMM.
+fn held(pod: &kata_like_tests::Pod<'_>) -> TestResult<Vec<usize>> {
+    if is_oracle() {
+        return Ok(Vec::new());
+    }
+    ["shim", "fsd", "vmm"]
+        .iter()
+        .map(|role| pod.process(role)?.open_files())
+        .collect()
+}
+
+#[test]
+fn detach_and_attach() -> TestResult {
+    let host = Host::shared()?;
+    let events = host.events()?;
+    let script = "while read -r line; do echo got $line; done; exit 4";
+    let pod = host.start("detached", &[], &["sh", "-c", script])?;
+    // Attach's own end does not end the container's input; the container's end ends attach.
+    let attach = host.ctr(["task", "attach", pod.id()]).input("one\ntwo\n");
+    let attached = thread::spawn(move || attach.output());
+    thread::sleep(3 * SECOND);
+    assert_eq!(pod.status()?.0, "RUNNING");
+    assert_eq!(pod.kill("KILL")?.status, 0);
+    let output = attached
+        .join()
+        .map_err(|_| failure("the thread of attach panicked"))??;
+    assert_eq!(
+        (output.status, output.text()),
+        (137, "got one\ngot two".into())
+    );
+    // attach deletes the task, as `ctr run` in the foreground does.
+    let id = pod.id().to_owned();
+    events.wait("deletion", 10 * SECOND, |event| {
+        event.topic == "/tasks/delete" && event.container() == id
+    })?;
+    assert!(!host.ctr(["task", "ls"]).ok()?.text().contains(&id));
+    pod.remove_container()
+}
+
+#[test]
+fn list_processes_kill_and_delete() -> TestResult {
+    let host = Host::shared()?;
+    let pod = host.start("listed", &[], &["sh", "-c", "sleep 1000 & wait"])?;
+    let (status, pid) = pod.status()?;
+    assert_eq!(status, "RUNNING");
+    // Clients look at the task's pid: it has a network namespace of its own, and the task's cgroup.
+    let namespace = fs::read_link(format!("/proc/{pid}/ns/net"))?;
+    assert_ne!(namespace, fs::read_link("/proc/self/ns/net")?);
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    assert!(group.contains(pod.id()), "{group}");
+    let list = host.ctr(["task", "ps", pod.id()]).ok()?.text();
+    assert!(list.contains(&pid.to_string()), "{list}");
+    let metrics = host
+        .ctr(["task", "metrics", "--format", "json", pod.id()])
+        .ok()?
+        .text();
+    assert!(metrics.contains("usage"), "{metrics}");
+    // A running task can't be deleted.
+    let refused = host.ctr(["task", "rm", pod.id()]).output()?;
+    assert_ne!(refused.status, 0, "{}", refused.both());
+    assert_eq!(pod.kill("KILL")?.status, 0);
+    pod.wait_status("STOPPED", 5 * SECOND)?;
+    let id = pod.id().to_owned();
+    assert_eq!(pod.delete()?, 137);
+    assert!(!host.ctr(["task", "ls"]).ok()?.text().contains(&id));
+    Ok(())
+}
+
+/// containerd's clients rely on this order; an exec's exit comes before the init's.
+#[test]
+fn events_come_in_containerds_order() -> TestResult {
+    let host = Host::shared()?;
+    let events = host.events()?;
+    let pod = host.start("events", &[], &["sleep", "1000"])?;
+    let exec = host.name("exec");
+    let sleeper = host.ctr([
+        "task",
+        "exec",
+        "--exec-id",
+        &exec,
+        pod.id(),
+        "sleep",
+        "1000",
+    ]);
+    let waiting = thread::spawn(move || sleeper.output());
+    events.wait("start of the exec", 60 * SECOND, |event| {
+        event.topic == "/tasks/exec-started" && event.process() == exec
+    })?;
+    pod.kill("KILL")?;
+    events.exit(pod.id(), pod.id(), 10 * SECOND)?;
+    let _ = waiting.join();
+    let id = pod.id().to_owned();
+    pod.delete()?;
+    events.wait("deletion", 10 * SECOND, |event| {
+        event.topic == "/tasks/delete" && event.container() == id
+    })?;
+    let seen: Vec<_> = events
+        .of(&id)
+        .iter()
+        .map(|event| format!("{} {}", event.topic, event.process()))
+        .collect();
+    let wanted = [
+        "/tasks/create ".to_owned(),
+        "/tasks/start ".into(),
+        format!("/tasks/exec-added {exec}"),
+        format!("/tasks/exec-started {exec}"),
+        format!("/tasks/exit {exec}"),
+        format!("/tasks/exit {id}"),
+        "/tasks/delete ".into(),
+    ];
+    let tasks: Vec<_> = seen
+        .iter()
+        .filter(|line| line.starts_with("/tasks"))
+        .collect();
+    assert_eq!(tasks.len(), wanted.len(), "{seen:?}");
+    for (got, wanted) in tasks.iter().zip(&wanted) {
+        assert!(got.starts_with(wanted), "{seen:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn ten_at_once_all_run() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..10)
+            .map(|number| {
+                let host = &host;
+                scope.spawn(move || {
+                    let word = format!("number {number}");
+                    let output = host.run(&host.name("ten"), &[], &["echo", &word]).ok()?;
+                    assert_eq!(output.text(), word);
+                    TestResult::Ok(())
+                })
+            })
+            .collect();
+        runs.into_iter()
+            .try_for_each(|run| run.join().map_err(|_| failure("a run panicked"))?)
+    })?;
+    println!("ten at once: {:.1} s", started.elapsed().as_secs_f32());
+    host.leaves_nothing(&before)
+}
+
+#[test]
+fn twenty_in_sequence_leave_the_host_as_it_was() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let started = Instant::now();
+    for _ in 0..20 {
+        host.run(&host.name("twenty"), &[], &["true"]).ok()?;
+    }
+    println!(
+        "twenty in sequence: {:.1} s",
+        started.elapsed().as_secs_f32()
+    );
+    host.leaves_nothing(&before)
+}
+
+/// The guest's clock is the host's, and its memory and CPUs are there from the first instruction.
+#[test]
+fn the_guest_has_what_was_promised() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let script = "date +%s; grep -c ^processor /proc/cpuinfo; grep MemTotal /proc/meminfo";
+    let output = host
+        .run(&host.name("promised"), &[], &["sh", "-c", script])
+        .ok()?;
+    let text = output.text();
+    let lines: Vec<&str> = text.lines().collect();
+    let [clock, cpus, memory] = lines[..] else {
+        return Err(failure(output.both()));
+    };
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs();
+    assert!(
+        now.abs_diff(clock.parse()?) < 30,
+        "guest {clock}, host {now}"
+    );
+    let online = thread::available_parallelism()?.get().min(4);
+    assert_eq!(cpus.parse::<usize>()?, online);
+    let kib: u64 = memory
+        .split_whitespace()
+        .nth(1)
+        .unwrap_or_default()
+        .parse()?;
+    assert!((1_900_000..=2_097_152).contains(&kib), "{memory}");
+    Ok(())
+}
