@@ -313,6 +313,7 @@ impl Muxer {
         }
         if stream.connection.is_gone() {
             self.streams.remove(&port); // closes the socket, which ends the watch
+            self.ready.retain(|queued| *queued != port);
             if !self.listening {
                 // Should it fail, the next stream that ends tries again.
                 let _ = self.listen();
