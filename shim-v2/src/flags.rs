@@ -127,8 +127,9 @@ mod tests {
 
     #[test]
     fn containerd_s_start_line_is_read() {
-        let flags = parse("-namespace k8s.io -address /run/c.sock -publish-binary /bin/c -id a start")
-            .expect("a line as containerd writes it");
+        let flags =
+            parse("-namespace k8s.io -address /run/c.sock -publish-binary /bin/c -id a start")
+                .expect("a line as containerd writes it");
         assert_eq!(flags.namespace, "k8s.io");
         assert_eq!(flags.address, "/run/c.sock");
         assert_eq!(flags.id, "a");
@@ -155,6 +156,9 @@ mod tests {
     fn wrong_lines_are_refused_by_name() {
         assert_eq!(parse("-idd a"), Err(FlagsError::Unknown("idd".into())));
         assert_eq!(parse("-id"), Err(FlagsError::NoValue("id".into())));
-        assert!(matches!(parse("-debug=x"), Err(FlagsError::NotASwitch { .. })));
+        assert!(matches!(
+            parse("-debug=x"),
+            Err(FlagsError::NotASwitch { .. })
+        ));
     }
 }

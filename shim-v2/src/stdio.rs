@@ -294,12 +294,8 @@ impl Stdio {
 
     async fn ended_within(&self, patience: Duration) {
         let both = async {
-            let (mut stdout, mut stderr) = (self.stdout.subscribe(), self.stderr.subscribe());
-            // The senders live in `self`: neither wait can fail.
-            let _ = tokio::join!(
-                stdout.wait_for(|flow| flow.ended),
-                stderr.wait_for(|flow| flow.ended)
-            );
+            ended(&self.stdout).await;
+            ended(&self.stderr).await;
         };
         let _ = tokio::time::timeout(patience, both).await;
     }
@@ -384,6 +380,11 @@ async fn reached(mut flow: watch::Receiver<Flow>, wanted: u64) -> bool {
             Err(_) => return false,
         }
     }
+}
+
+async fn ended(flow: &watch::Sender<Flow>) {
+    // The sender lives: the wait can't fail.
+    let _ = flow.subscribe().wait_for(|flow| flow.ended).await;
 }
 
 /// A FIFO for reading and writing, or any other file for appending.

@@ -1,0 +1,193 @@
+//! What the front of the shim reads of a bundle's `config.json`, and the `address` file it leaves there.
+//!
+//! Called by `bootstrap` (which pod a container belongs to) and `pod` (whether it is a CRI pod's
+//! sandbox). Everything else of the spec is read by `spec`.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The annotation that puts containers into one shim, by any name.
+const GROUP: &str = "io.containerd.runc.v2.group";
+/// CRI's name of the pod that a container belongs to: the id of its sandbox container.
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// CRI's kind of a container: `sandbox` or `container`.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// Why a bundle can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// `config.json` can't be opened.
+    #[error("open {}", path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// `config.json` is no JSON of a spec.
+    #[error("parse {}", path.display())]
+    Parse {
+        /// Its path.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file `address` can't be written.
+    #[error("write {}", path.display())]
+    WriteAddress {
+        /// Its path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a container is within its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A container of its own (`ctr`, nerdctl).
+    Alone,
+    /// A CRI pod's sandbox: the pod ends with it.
+    CriSandbox,
+    /// A container that lives in a CRI pod.
+    CriContainer,
+}
+
+/// The pod that a container says it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The name that all containers of the pod share.
+    pub group: String,
+    /// What it is there.
+    pub role: Role,
+}
+
+#[derive(serde::Deserialize)]
+struct Spec {
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Membership {
+    /// Reads it from the bundle of the container `id`.
+    pub fn read(bundle: &Path, id: &str) -> Result<Self, BundleError> {
+        let path = bundle.join("config.json");
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => BufReader::new(file),
+            Err(source) => return Err(BundleError::Open { path, source }),
+        };
+        match serde_json::from_reader::<_, Spec>(file) {
+            Ok(spec) => Ok(Self::of(&spec.annotations.unwrap_or_default(), id)),
+            Err(source) => Err(BundleError::Parse { path, source }),
+        }
+    }
+
+    fn of(annotations: &BTreeMap<String, String>, id: &str) -> Self {
+        let named = |key| {
+            annotations
+                .get(key)
+                .map(String::as_str)
+                .filter(|name| !name.is_empty())
+        };
+        Self {
+            group: named(GROUP)
+                .or_else(|| named(SANDBOX_ID))
+                .unwrap_or(id)
+                .to_owned(),
+            role: match named(CONTAINER_TYPE) {
+                Some("sandbox") => Role::CriSandbox,
+                Some("container") => Role::CriContainer,
+                _ => Role::Alone,
+            },
+        }
+    }
+}
+
+/// Leaves the shim's address in the bundle, whole or not at all: containerd 1.7 finds the shim by
+/// it after a restart.
+pub fn write_address(bundle: &Path, address: &str) -> Result<(), BundleError> {
+    let path = bundle.join("address");
+    let half = bundle.join(".address");
+    let write = || {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(&half)?;
+        file.write_all(address.as_bytes())?;
+        std::fs::rename(&half, &path)
+    };
+    write().map_err(|source| BundleError::WriteAddress {
+        path: path.clone(),
+        source,
+    })
+}
+
+/// The address that [`write_address`] has left, if any.
+pub fn read_address(bundle: &Path) -> Option<String> {
+    std::fs::read_to_string(bundle.join("address")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership(json: &str) -> Result<Membership, BundleError> {
+        let bundle = tempfile::tempdir().expect("a directory");
+        std::fs::write(bundle.path().join("config.json"), json).expect("a file");
+        Membership::read(bundle.path(), "own")
+    }
+
+    #[test]
+    fn a_container_without_annotations_is_alone() {
+        for json in [
+            "{}",
+            r#"{"annotations":null}"#,
+            r#"{"process":{"args":[]}}"#,
+        ] {
+            let found = membership(json).expect(json);
+            assert_eq!((found.group.as_str(), found.role), ("own", Role::Alone));
+        }
+    }
+
+    #[test]
+    fn cri_s_annotations_name_the_pod() {
+        let json = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod",
+            "io.kubernetes.cri.container-type":"container"}}"#;
+        let found = membership(json).expect("annotations");
+        assert_eq!(
+            (found.group.as_str(), found.role),
+            ("pod", Role::CriContainer)
+        );
+    }
+
+    #[test]
+    fn the_group_annotation_goes_before_cri_s() {
+        let json = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod",
+            "io.containerd.runc.v2.group":"group"}}"#;
+        assert_eq!(membership(json).expect("annotations").group, "group");
+    }
+
+    #[test]
+    fn a_broken_spec_is_named_with_the_place() {
+        let error = membership(r#"{"annotations":"#).expect_err("half a document");
+        let line = crate::error::one_line(&error);
+        assert!(line.contains("config.json: EOF"), "{line}");
+    }
+
+    #[test]
+    fn the_address_is_replaced_whole() {
+        let bundle = tempfile::tempdir().expect("a directory");
+        write_address(bundle.path(), "unix:///a/long/one").expect("write");
+        write_address(bundle.path(), "unix:///b").expect("write again");
+        assert_eq!(read_address(bundle.path()).as_deref(), Some("unix:///b"));
+        let names = std::fs::read_dir(bundle.path()).expect("list").count();
+        assert_eq!(names, 1, "nothing half-written is left");
+    }
+}

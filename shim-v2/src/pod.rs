@@ -1,0 +1,491 @@
+//! One pod: its sandbox, its containers and their execs, and who waits for whom.
+//!
+//! Called by `service`, one method for each of containerd's, and by `serve`, which asks whether
+//! anything is left to do. `pod/create`, `pod/start`, `pod/delete` change the pod and `pod/exits` follows what
+//! happens in it; this file holds the state and answers questions about it.
+//!
+//! What must hold:
+//! - No lock is held over a wait. What is known is read and changed under it; the guest is asked
+//!   without it. So `State`, `Kill` and `Delete` answer whatever another call waits for.
+//! - Events leave in containerd's order: a container's creation before all else, a start before its
+//!   exit, an init's exit after those of its execs.
+//! - A container that is being made is not there yet for anybody but the guest's events.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::bundle::{BundleError, Role};
+use crate::events::{Publisher, TaskEvent};
+use crate::process::{Exit, Life, Status};
+use crate::sandbox::{RootfsMount, Sandbox, SandboxError, SandboxErrorKind, Stats};
+use crate::stdio::{Stdio, StdioError, StdioPaths};
+
+mod create;
+mod delete;
+mod exits;
+mod start;
+
+pub use create::CreateRequest;
+
+/// How long a call may wait for the guest where it must answer within a second.
+const AT_ONCE: Duration = Duration::from_millis(900);
+/// SIGKILL.
+const KILL: u32 = 9;
+/// The exit status of what was killed.
+const KILLED: u32 = 137;
+
+/// Why the pod can't do what is asked; `convert` gives each its code.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// No such container or process, or one that has exited.
+    #[error("{0}")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// Not now, by containerd's rules.
+    #[error("{0}")]
+    WrongState(String),
+    /// The request is malformed.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Not supported.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Refused, in the words of runc's shim.
+    #[error("{0}")]
+    Refused(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+    /// containerd's streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The bundle's files.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// An exec to be known.
+#[derive(Debug)]
+pub struct ExecRegistration {
+    /// Its container.
+    pub container: String,
+    /// Its id.
+    pub exec: String,
+    /// The OCI `process` object as JSON.
+    pub process: Vec<u8>,
+    /// Its streams.
+    pub stdio: StdioPaths,
+}
+
+/// What `State` tells.
+#[derive(Debug)]
+pub struct ProcessState {
+    /// The container's bundle.
+    pub bundle: PathBuf,
+    /// The host pid, or 0.
+    pub pid: u32,
+    /// Where it is.
+    pub status: Status,
+    /// Its streams.
+    pub stdio: StdioPaths,
+    /// How it ended.
+    pub exit: Option<Exit>,
+}
+
+/// A process of a task, as the host sees it.
+#[derive(Debug)]
+pub struct TaskProcess {
+    /// The host pid.
+    pub pid: u32,
+    /// The exec; empty: the container's init.
+    pub exec: String,
+}
+
+/// An init or an exec.
+#[derive(Debug)]
+struct Process {
+    container: String,
+    /// Empty: the container's init.
+    exec: String,
+    paths: StdioPaths,
+    /// The OCI `process` object of an exec.
+    spec: Vec<u8>,
+    life: Mutex<Life>,
+    exit: watch::Sender<Option<Exit>>,
+    stdio: OnceLock<Stdio>,
+    /// The terminal's size, if it was set before the start.
+    size: Mutex<(u32, u32)>,
+    /// `CloseIO` came before the streams were there.
+    stdin_closed: AtomicBool,
+}
+
+impl Process {
+    fn new(container: &str, exec: &str, paths: StdioPaths, spec: Vec<u8>, life: Life) -> Self {
+        Self {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            paths,
+            spec,
+            life: Mutex::new(life),
+            exit: watch::Sender::new(None),
+            stdio: OnceLock::new(),
+            size: Mutex::new((0, 0)),
+            stdin_closed: AtomicBool::new(false),
+        }
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        lock(&self.life)
+    }
+
+    fn is_init(&self) -> bool {
+        self.exec.is_empty()
+    }
+}
+
+/// One container and its execs.
+#[derive(Debug)]
+struct Container {
+    id: String,
+    bundle: PathBuf,
+    rootfs: Vec<RootfsMount>,
+    role: Role,
+    sandbox: OnceLock<Arc<Sandbox>>,
+    init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+}
+
+impl Container {
+    fn sandbox(&self) -> Result<&Arc<Sandbox>, PodError> {
+        self.sandbox
+            .get()
+            .ok_or_else(|| PodError::WrongState(format!("container {:?} has no sandbox", self.id)))
+    }
+
+    fn execs(&self) -> Vec<Arc<Process>> {
+        lock(&self.execs).values().cloned().collect()
+    }
+
+    fn process(&self, exec: &str) -> Option<Arc<Process>> {
+        if exec.is_empty() {
+            return Some(Arc::clone(&self.init));
+        }
+        lock(&self.execs).get(exec).cloned()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Making,
+    /// Being made, but nobody wants it any more.
+    Abandoned,
+    Made,
+    Deleting,
+}
+
+#[derive(Debug)]
+struct Entry {
+    container: Arc<Container>,
+    phase: Phase,
+}
+
+#[derive(Debug, Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Making,
+    Up(Arc<Sandbox>),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sandbox: Slot,
+    /// Why the sandbox is gone while containers are left.
+    lost: Option<String>,
+    containers: HashMap<String, Entry>,
+    /// containerd has asked for the end while containers were left.
+    shutdown: bool,
+}
+
+/// The pod that this process serves.
+#[derive(Debug)]
+pub struct Pod {
+    namespace: String,
+    id: String,
+    publisher: Publisher,
+    state: Mutex<State>,
+    done: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// A pod without a sandbox, which comes with its first container.
+    pub fn new(namespace: &str, id: &str, publisher: Publisher) -> Arc<Self> {
+        Arc::new(Self {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+            publisher,
+            state: Mutex::default(),
+            done: watch::Sender::new(false),
+        })
+    }
+
+    /// Whether there is neither a container nor a sandbox in the making.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.containers.is_empty() && !matches!(state.sandbox, Slot::Making)
+    }
+
+    /// Waits until containerd has no more use for the pod.
+    pub async fn done(&self) {
+        // The sender lives in `self`: the wait can't fail.
+        let _ = self.done.subscribe().wait_for(|done| *done).await;
+    }
+
+    /// containerd's queue of events.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// A process's state.
+    pub fn process_state(&self, id: &str, exec: &str) -> Result<ProcessState, PodError> {
+        let (container, process) = self.find(id, exec)?;
+        let life = process.life();
+        Ok(ProcessState {
+            bundle: container.bundle.clone(),
+            pid: life.pid(),
+            status: life.status(),
+            stdio: process.paths.clone(),
+            exit: life.exit(),
+        })
+    }
+
+    /// Waits for a process's exit.
+    pub async fn wait(&self, id: &str, exec: &str) -> Result<Exit, PodError> {
+        let (_, process) = self.find(id, exec)?;
+        let mut exit = process.exit.subscribe();
+        let exit = exit
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|exit| *exit);
+        exit.ok_or_else(|| not_found(id, exec))
+    }
+
+    /// The host pid of a container's init; 0 if there is none.
+    pub fn init_pid(&self, id: &str) -> u32 {
+        self.find(id, "")
+            .map_or(0, |(container, _)| container.init.life().pid())
+    }
+
+    /// The processes of a container that the host knows: its init, which is named until it is
+    /// deleted, and its running execs.
+    pub fn pids(&self, id: &str) -> Result<Vec<TaskProcess>, PodError> {
+        let (container, _) = self.find(id, "")?;
+        let init = TaskProcess {
+            pid: container.init.life().pid(),
+            exec: String::new(),
+        };
+        let execs = container.execs().into_iter().filter_map(|process| {
+            let life = process.life();
+            (life.status() == Status::Running).then(|| TaskProcess {
+                pid: life.pid(),
+                exec: process.exec.clone(),
+            })
+        });
+        Ok(std::iter::once(init).chain(execs).collect())
+    }
+
+    /// A container's figures, until it is deleted.
+    pub async fn stats(&self, id: &str) -> Result<Stats, PodError> {
+        let (container, _) = self.find(id, "")?;
+        Ok(container.sandbox()?.stats(id).await?)
+    }
+
+    /// Makes an exec known; it has no process before its start.
+    pub fn register_exec(&self, exec: ExecRegistration) -> Result<(), PodError> {
+        let (container, init) = self.find(&exec.container, "")?;
+        check_name("exec", &exec.exec)?;
+        if init.life().is_gone() {
+            return Err(PodError::Refused(
+                "cannot exec in a stopped state".to_owned(),
+            ));
+        }
+        let process = Process::new(
+            &exec.container,
+            &exec.exec,
+            exec.stdio,
+            exec.process,
+            Life::registered(),
+        );
+        {
+            let mut execs = lock(&container.execs);
+            if execs.contains_key(&exec.exec) {
+                return Err(PodError::AlreadyExists(format!(
+                    "exec {:?} of container {:?} exists already",
+                    exec.exec, exec.container
+                )));
+            }
+            execs.insert(exec.exec.clone(), Arc::new(process));
+        }
+        self.publisher.publish(TaskEvent::ExecAdded {
+            container: exec.container,
+            exec: exec.exec,
+        });
+        Ok(())
+    }
+
+    /// Signals a process; with `all` every process of the container.
+    pub async fn kill(
+        self: Arc<Self>,
+        id: String,
+        exec: String,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), PodError> {
+        let (container, process) = self.find(&id, &exec)?;
+        // With `all` an exec is named for nothing, as with runc.
+        let all = all && exec.is_empty();
+        {
+            let life = process.life();
+            if life.is_gone() {
+                return if all { Ok(()) } else { Err(finished()) };
+            }
+            if !exec.is_empty() && life.status() == Status::Created && !life.is_under_way() {
+                return Err(PodError::WrongState(format!(
+                    "exec {exec:?} of container {id:?} is not started"
+                )));
+            }
+        }
+        let sandbox = Arc::clone(container.sandbox()?);
+        let pod = Arc::clone(&self);
+        let killed = at_once(async move {
+            let killed = sandbox.signal(&id, &exec, signal, all).await;
+            if let Err(error) = &killed
+                && error.kind() == SandboxErrorKind::DeadlineExceeded
+                && signal == KILL
+            {
+                // A guest that can't even be told to kill holds nothing worth keeping.
+                pod.lose(
+                    &sandbox,
+                    &format!("SIGKILL went unanswered: {}", error.one_line()),
+                )
+                .await;
+            }
+            killed
+        });
+        match killed.await {
+            // The signal is on its way; that it has not arrived yet is nothing a caller could see.
+            None => Ok(()),
+            Some(Err(error)) if error.kind() == SandboxErrorKind::NotFound => {
+                if all {
+                    Ok(())
+                } else {
+                    Err(finished())
+                }
+            }
+            Some(killed) => Ok(killed?),
+        }
+    }
+
+    /// Sets the size of a process's terminal.
+    pub async fn resize(
+        self: Arc<Self>,
+        id: String,
+        exec: String,
+        width: u32,
+        height: u32,
+    ) -> Result<(), PodError> {
+        let (container, process) = self.find(&id, &exec)?;
+        if !process.paths.terminal {
+            return Ok(());
+        }
+        {
+            let life = process.life();
+            if life.is_gone() {
+                return Err(PodError::Refused(
+                    "cannot resize a stopped container".to_owned(),
+                ));
+            }
+            *lock(&process.size) = (width, height);
+            if !exec.is_empty() && life.status() == Status::Created {
+                return Ok(());
+            }
+        }
+        let sandbox = container.sandbox()?;
+        Ok(sandbox.resize(&id, &exec, width, height).await?)
+    }
+
+    /// Closes our own end of a process's stdin: it ends when the client's end closes too.
+    pub fn close_stdin(&self, id: &str, exec: &str) -> Result<(), PodError> {
+        let (_, process) = self.find(id, exec)?;
+        process.stdin_closed.store(true, Ordering::SeqCst);
+        if let Some(stdio) = process.stdio.get() {
+            stdio.close_stdin();
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// A process that clients may know of.
+    fn find(&self, id: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>), PodError> {
+        let container = match self.state().containers.get(id) {
+            Some(entry) if matches!(entry.phase, Phase::Made | Phase::Deleting) => {
+                Arc::clone(&entry.container)
+            }
+            _ => return Err(not_found(id, "")),
+        };
+        let process = container.process(exec).ok_or_else(|| not_found(id, exec))?;
+        Ok((container, process))
+    }
+}
+
+fn not_found(id: &str, exec: &str) -> PodError {
+    PodError::NotFound(if exec.is_empty() {
+        format!("container {id:?} not created")
+    } else {
+        format!("exec {exec:?} of container {id:?} does not exist")
+    })
+}
+
+fn finished() -> PodError {
+    PodError::NotFound("process already finished".to_owned())
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), PodError> {
+    if kata_like_agent_protocol::is_name(name) {
+        return Ok(());
+    }
+    Err(PodError::BadRequest(format!(
+        "{what} {name:?}: a name is 1 to {} letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+        kata_like_agent_protocol::MAX_NAME
+    )))
+}
+
+/// Starts the work and waits for it, but not for long: it goes on by itself.
+async fn at_once<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    match tokio::time::timeout(AT_ONCE, tokio::spawn(work)).await {
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(_)) | Err(_) => None,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! Makes containers, and with the first one the pod's sandbox.
+//!
+//! A creation that fails, or that nobody wants any more when it is done, leaves nothing.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use tokio::sync::mpsc;
+
+use super::{Container, Entry, Phase, Pod, PodError, Process, Slot, check_name, lock};
+use crate::bundle::{Membership, Role};
+use crate::events::TaskEvent;
+use crate::process::Life;
+use crate::sandbox::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
+use crate::stdio::{Stdio, StdioPaths};
+
+/// A container to be made.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// containerd's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Its root file system's mounts.
+    pub rootfs: Vec<RootfsMount>,
+    /// Its init's streams.
+    pub stdio: StdioPaths,
+    /// The configuration file that the runtime's options name.
+    pub config_path: Option<PathBuf>,
+}
+
+impl Pod {
+    /// Makes a container; answers its init's host pid.
+    pub async fn create(self: Arc<Self>, request: CreateRequest) -> Result<u32, PodError> {
+        check_name("container", &request.id)?;
+        let role = Membership::read(&request.bundle, &request.id)?.role;
+        let container = self.reserve(&request, role)?;
+        let made = self.make(&container, &request).await;
+        let pid = match made {
+            Ok(pid) => pid,
+            Err(error) => {
+                self.undo(&container).await;
+                return Err(error);
+            }
+        };
+        if !self.enter(&container, pid) {
+            self.undo(&container).await;
+            return Err(PodError::Failed(format!(
+                "create container {:?}: it was deleted meanwhile",
+                request.id
+            )));
+        }
+        let held = container.init.life().created(pid);
+        if let Some(gone) = held {
+            self.finish_later(&container, &container.init, gone);
+        }
+        tracing::info!(container = request.id, pid, "container created");
+        Ok(pid)
+    }
+
+    /// Takes the name.
+    fn reserve(&self, request: &CreateRequest, role: Role) -> Result<Arc<Container>, PodError> {
+        let container = Arc::new(Container {
+            id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            role,
+            sandbox: OnceLock::new(),
+            init: Arc::new(Process::new(
+                &request.id,
+                "",
+                request.stdio.clone(),
+                Vec::new(),
+                Life::creating(),
+            )),
+            execs: Mutex::default(),
+        });
+        let mut state = self.state();
+        if state.containers.contains_key(&request.id) {
+            return Err(PodError::AlreadyExists(format!(
+                "container {:?} exists already",
+                request.id
+            )));
+        }
+        let entry = Entry {
+            container: Arc::clone(&container),
+            phase: Phase::Making,
+        };
+        state.containers.insert(request.id.clone(), entry);
+        Ok(container)
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        container: &Container,
+        request: &CreateRequest,
+    ) -> Result<u32, PodError> {
+        let process = &container.init;
+        let stdio = Stdio::open(&request.stdio, &self.namespace, &request.id).await?;
+        let streams = tokens(&stdio, process)?;
+        let _ = process.stdio.set(stdio);
+        let sandbox = self.sandbox_for(container, request).await?;
+        let _ = container.sandbox.set(Arc::clone(&sandbox));
+        let created = sandbox
+            .create_container(ContainerRequest {
+                id: request.id.clone(),
+                bundle: request.bundle.clone(),
+                rootfs: request.rootfs.clone(),
+                streams: streams.clone(),
+            })
+            .await?;
+        attach(&sandbox, process, streams).await?;
+        Ok(created.pid)
+    }
+
+    /// The pod's sandbox, made if this is its first container.
+    async fn sandbox_for(
+        self: &Arc<Self>,
+        container: &Container,
+        request: &CreateRequest,
+    ) -> Result<Arc<Sandbox>, PodError> {
+        {
+            let mut state = self.state();
+            if let Some(reason) = &state.lost {
+                return Err(PodError::Failed(format!(
+                    "create container {:?}: sandbox {:?} has ended: {reason}",
+                    request.id, self.id
+                )));
+            }
+            match &state.sandbox {
+                Slot::Up(sandbox) => return Ok(Arc::clone(sandbox)),
+                Slot::Making => {
+                    return Err(PodError::WrongState(format!(
+                        "create container {:?}: sandbox {:?} is still being made",
+                        request.id, self.id
+                    )));
+                }
+                Slot::Empty if container.role == Role::CriContainer => {
+                    return Err(PodError::WrongState(format!(
+                        "create container {:?}: its pod's sandbox is not running",
+                        request.id
+                    )));
+                }
+                Slot::Empty => state.sandbox = Slot::Making,
+            }
+        }
+        let (events, happened) = mpsc::unbounded_channel();
+        let started = Sandbox::start(SandboxRequest {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            bundle: request.bundle.clone(),
+            config_path: request.config_path.clone(),
+            events,
+        })
+        .await;
+        let mut state = self.state();
+        match started {
+            Ok(sandbox) => {
+                state.sandbox = Slot::Up(Arc::clone(&sandbox));
+                drop(state);
+                tokio::spawn(Arc::clone(self).follow(Arc::downgrade(&sandbox), happened));
+                Ok(sandbox)
+            }
+            Err(error) => {
+                state.sandbox = Slot::Empty;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// From here on clients find the container, unless it was given up.
+    fn enter(&self, container: &Container, pid: u32) -> bool {
+        let mut state = self.state();
+        match state.containers.get_mut(&container.id) {
+            Some(entry) if entry.phase == Phase::Making => entry.phase = Phase::Made,
+            _ => return false,
+        }
+        // Under the lock: whoever finds the container comes after its event.
+        self.publisher.publish(TaskEvent::Created {
+            container: container.id.clone(),
+            bundle: container.bundle.display().to_string(),
+            rootfs: container.rootfs.clone(),
+            stdio: container.init.paths.clone(),
+            pid,
+        });
+        true
+    }
+
+    /// Takes back whatever of a container has been made.
+    async fn undo(self: &Arc<Self>, container: &Container) {
+        let last = {
+            let mut state = self.state();
+            if let Some(entry) = state.containers.get_mut(&container.id) {
+                entry.phase = Phase::Abandoned;
+            }
+            if state.containers.len() == 1 {
+                self.take_sandbox(&mut state)
+            } else {
+                None
+            }
+        };
+        if let Some(sandbox) = container.sandbox.get()
+            && let Err(error) = sandbox.delete_container(&container.id).await
+        {
+            tracing::warn!(
+                container = container.id,
+                error = error.one_line(),
+                "undo a creation"
+            );
+        }
+        if let Some(sandbox) = last {
+            sandbox.stop().await;
+        }
+        if let Some(stdio) = container.init.stdio.get() {
+            stdio.close(std::time::Duration::ZERO).await;
+        }
+        self.forget(&container.id);
+    }
+}
+
+/// Random tokens for the streams that somebody wants.
+pub(super) fn tokens(stdio: &Stdio, process: &Process) -> Result<StreamTokens, PodError> {
+    let mut random = [[0u8; 16]; 3];
+    let read = File::open("/dev/urandom").and_then(|mut source| {
+        random
+            .iter_mut()
+            .try_for_each(|token| source.read_exact(token))
+    });
+    read.map_err(|error| PodError::Failed(format!("read /dev/urandom: {error}")))?;
+    let [stdin, stdout, stderr] = random;
+    let (width, height) = *lock(&process.size);
+    Ok(StreamTokens {
+        stdin: stdio.has_stdin().then_some(stdin),
+        stdout: stdio.has_stdout().then_some(stdout),
+        stderr: stdio.has_stderr().then_some(stderr),
+        terminal: process.paths.terminal,
+        width,
+        height,
+    })
+}
+
+/// Joins the guest's streams to containerd's.
+pub(super) async fn attach(
+    sandbox: &Sandbox,
+    process: &Process,
+    streams: StreamTokens,
+) -> Result<(), PodError> {
+    let open = async |token: Option<[u8; 16]>| match token {
+        Some(token) => sandbox.open_stream(token).await.map(Some),
+        None => Ok(None),
+    };
+    let (stdin, stdout, stderr) = tokio::try_join!(
+        open(streams.stdin),
+        open(streams.stdout),
+        open(streams.stderr)
+    )?;
+    if let Some(stdio) = process.stdio.get() {
+        stdio.attach(stdin, stdout, stderr);
+        if process
+            .stdin_closed
+            .load(std::sync::atomic::Ordering::SeqCst)
+        {
+            stdio.close_stdin();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Takes containers and execs away, and with the last container the sandbox.
+//!
+//! A CRI pod's sandbox container takes the sandbox with it whatever else is left: CNI tears the
+//! network down as soon as its deletion has been answered. Other pods end with their last container.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{Container, KILL, KILLED, Phase, Pod, PodError, Slot, State, at_once, lock, not_found};
+use crate::bundle::Role;
+use crate::events::TaskEvent;
+use crate::process::{Exit, Gone, Status};
+use crate::sandbox::Sandbox;
+
+/// How long a deletion waits for output that is under way.
+const STREAMS_PATIENCE: Duration = Duration::from_millis(400);
+/// How long the shim stays for containerd's own `Shutdown` after the last container.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+/// How long taking everything down may last when the shim is told to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a deletion tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    /// The host pid that it had.
+    pub pid: u32,
+    /// How and when it ended.
+    pub exit: Exit,
+}
+
+impl Pod {
+    /// Takes a container (`exec` is empty) or an exec away.
+    pub async fn delete(self: Arc<Self>, id: String, exec: String) -> Result<Deleted, PodError> {
+        if exec.is_empty() {
+            self.delete_container(&id).await
+        } else {
+            self.delete_exec(&id, &exec).await
+        }
+    }
+
+    async fn delete_exec(&self, id: &str, exec: &str) -> Result<Deleted, PodError> {
+        let (container, process) = self.find(id, exec)?;
+        let deleted = {
+            let life = process.life();
+            if life.is_under_way() {
+                return Err(running());
+            }
+            let exit = life.exit().unwrap_or(Exit {
+                status: 0,
+                at: SystemTime::now(),
+            });
+            Deleted {
+                pid: life.pid(),
+                exit,
+            }
+        };
+        if let Some(stdio) = process.stdio.get() {
+            stdio.close(STREAMS_PATIENCE).await;
+        }
+        if let Ok(sandbox) = container.sandbox() {
+            sandbox.forget_exec(id, exec).await;
+        }
+        match lock(&container.execs).remove(exec) {
+            Some(_) => Ok(deleted),
+            None => Err(not_found(id, exec)),
+        }
+    }
+
+    async fn delete_container(self: &Arc<Self>, id: &str) -> Result<Deleted, PodError> {
+        let container = self.begin_delete(id)?;
+        if container.init.life().exit().is_none() {
+            self.kill_created(&container).await;
+        }
+        let execs = container.execs();
+        let closes = execs
+            .iter()
+            .chain([&container.init])
+            .filter_map(|process| process.stdio.get())
+            .map(|stdio| stdio.close(STREAMS_PATIENCE));
+        futures::future::join_all(closes).await;
+
+        if let Some((sandbox, others)) = self.ends_with(&container) {
+            // The guest is told first, so that it writes back what it holds of the root file system.
+            sandbox.stop().await;
+            self.end_tasks(&others);
+        }
+        if let Ok(sandbox) = container.sandbox()
+            && let Err(error) = sandbox.delete_container(id).await
+        {
+            if let Some(entry) = self.state().containers.get_mut(id) {
+                entry.phase = Phase::Made;
+            }
+            return Err(error.into());
+        }
+        let (pid, exit) = {
+            let life = container.init.life();
+            (life.pid(), life.exit())
+        };
+        let exit = exit.unwrap_or(Exit {
+            status: KILLED,
+            at: SystemTime::now(),
+        });
+        self.publisher.publish(TaskEvent::Deleted {
+            container: id.to_owned(),
+            pid,
+            exit,
+        });
+        self.forget(id);
+        tracing::info!(container = id, "container deleted");
+        Ok(Deleted { pid, exit })
+    }
+
+    /// From here on the deletion is ours.
+    fn begin_delete(&self, id: &str) -> Result<Arc<Container>, PodError> {
+        let mut state = self.state();
+        let Some(entry) = state.containers.get_mut(id) else {
+            return Err(not_found(id, ""));
+        };
+        match entry.phase {
+            Phase::Made => {}
+            Phase::Making => {
+                // containerd has given the creation up. It goes on and is then undone.
+                entry.phase = Phase::Abandoned;
+                return Err(not_found(id, ""));
+            }
+            Phase::Abandoned | Phase::Deleting => return Err(not_found(id, "")),
+        }
+        let container = Arc::clone(&entry.container);
+        {
+            let life = container.init.life();
+            if life.status() != Status::Stopped && life.is_under_way() {
+                return Err(running());
+            }
+        }
+        entry.phase = Phase::Deleting;
+        Ok(container)
+    }
+
+    /// Kills an init that was never started. Its exit is told like any other.
+    async fn kill_created(self: &Arc<Self>, container: &Arc<Container>) {
+        if let Ok(sandbox) = container.sandbox() {
+            let (sandbox, id) = (Arc::clone(sandbox), container.id.clone());
+            at_once(async move {
+                let _ = sandbox.signal(&id, "", KILL, true).await;
+            })
+            .await;
+        }
+        let gone = Gone {
+            exit: Exit {
+                status: KILLED,
+                at: SystemTime::now(),
+            },
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+            lost: true,
+        };
+        let now = container.init.life().gone(gone);
+        if let Some(gone) = now {
+            self.finish(container, &container.init, gone).await;
+        } else {
+            // The guest's own news came first, and is being told.
+            let mut exit = container.init.exit.subscribe();
+            let told = exit.wait_for(Option::is_some);
+            let _ = tokio::time::timeout(STREAMS_PATIENCE, told).await;
+        }
+    }
+
+    /// The sandbox, if it is to end with this container, and the other containers in it.
+    fn ends_with(&self, container: &Container) -> Option<(Arc<Sandbox>, Vec<Arc<Container>>)> {
+        let mut state = self.state();
+        if container.role != Role::CriSandbox && state.containers.len() > 1 {
+            return None;
+        }
+        let others = state
+            .containers
+            .values()
+            .filter(|entry| entry.container.id != container.id)
+            .map(|entry| Arc::clone(&entry.container))
+            .collect();
+        Some((self.take_sandbox(&mut state)?, others))
+    }
+
+    /// The sandbox leaves the pod; the next container would get a new one.
+    pub(super) fn take_sandbox(&self, state: &mut State) -> Option<Arc<Sandbox>> {
+        match &state.sandbox {
+            Slot::Up(_) => match std::mem::take(&mut state.sandbox) {
+                Slot::Up(sandbox) => {
+                    state.lost = None;
+                    Some(sandbox)
+                }
+                Slot::Empty | Slot::Making => None,
+            },
+            Slot::Empty | Slot::Making => None,
+        }
+    }
+
+    /// The container's name is free. After the last one a remembered end comes true.
+    pub(super) fn forget(self: &Arc<Self>, id: &str) {
+        let ending = {
+            let mut state = self.state();
+            state.containers.remove(id);
+            state.shutdown && state.containers.is_empty()
+        };
+        if ending {
+            let pod = Arc::clone(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(SHUTDOWN_GRACE).await;
+                if pod.is_idle() {
+                    pod.done.send_replace(true);
+                }
+            });
+        }
+    }
+
+    /// containerd has no more use for the pod; remembered while a container is left.
+    pub fn shutdown(&self) {
+        let idle = {
+            let mut state = self.state();
+            state.shutdown = true;
+            state.containers.is_empty()
+        };
+        if idle {
+            self.done.send_replace(true);
+        }
+    }
+
+    /// The shim has to end: whatever is left is taken down.
+    pub async fn stop(self: &Arc<Self>) {
+        let (sandbox, containers): (_, Vec<_>) = {
+            let mut state = self.state();
+            let containers = state
+                .containers
+                .values()
+                .map(|entry| Arc::clone(&entry.container))
+                .collect();
+            (self.take_sandbox(&mut state), containers)
+        };
+        self.end_tasks(&containers);
+        let Some(sandbox) = sandbox else {
+            return;
+        };
+        let down = async {
+            sandbox.stop().await;
+            for container in &containers {
+                if let Err(error) = sandbox.delete_container(&container.id).await {
+                    tracing::warn!(
+                        container = container.id,
+                        error = error.one_line(),
+                        "take a container down"
+                    );
+                }
+            }
+        };
+        if tokio::time::timeout(STOP_DEADLINE, down).await.is_err() {
+            tracing::error!(
+                sandbox = self.id,
+                "the sandbox was not down after {STOP_DEADLINE:?}"
+            );
+        }
+    }
+}
+
+fn running() -> PodError {
+    PodError::Refused("cannot delete a running process".to_owned())
+}

@@ -1,0 +1,119 @@
+//! Starts what was made: a container's init, or an exec.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::create::{attach, tokens};
+use super::{Container, KILL, Pod, PodError, Process};
+use crate::events::TaskEvent;
+use crate::process::{Exit, Refusal};
+use crate::sandbox::ExecRequest;
+use crate::stdio::Stdio;
+
+/// The status of an exec that never ran; nobody is told of an exit.
+const NEVER_RAN: u32 = 255;
+
+impl Pod {
+    /// Starts an init (`exec` is empty) or an exec; answers its host pid.
+    pub async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, PodError> {
+        let (container, process) = self.find(&id, &exec)?;
+        if !process.is_init() && container.init.life().is_gone() {
+            return Err(PodError::WrongState(format!(
+                "cannot start exec {exec:?}: container {id:?} has stopped"
+            )));
+        }
+        process.life().begin_start().map_err(|refusal| {
+            PodError::Refused(match refusal {
+                Refusal::Started => "cannot start a running process".to_owned(),
+                Refusal::Stopped => "cannot start a stopped process".to_owned(),
+            })
+        })?;
+        if process.is_init() {
+            self.start_init(&container).await
+        } else {
+            self.start_exec(&container, &process).await
+        }
+    }
+
+    async fn start_init(self: &Arc<Self>, container: &Arc<Container>) -> Result<u32, PodError> {
+        let init = &container.init;
+        let started = match container.sandbox() {
+            Ok(sandbox) => sandbox
+                .start_container(&container.id)
+                .await
+                .map_err(PodError::from),
+            Err(error) => Err(error),
+        };
+        let pid = init.life().pid();
+        let held = match started {
+            Ok(()) => {
+                self.publisher.publish(TaskEvent::Started {
+                    container: container.id.clone(),
+                    pid,
+                });
+                init.life().started(pid)
+            }
+            Err(_) => init.life().start_failed(),
+        };
+        if let Some(gone) = held {
+            self.finish_later(container, init, gone);
+        }
+        started.map(|()| pid)
+    }
+
+    async fn start_exec(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        process: &Arc<Process>,
+    ) -> Result<u32, PodError> {
+        match self.run_exec(container, process).await {
+            Ok(pid) => {
+                self.publisher.publish(TaskEvent::ExecStarted {
+                    container: container.id.clone(),
+                    exec: process.exec.clone(),
+                    pid,
+                });
+                let held = process.life().started(pid);
+                if let Some(gone) = held {
+                    self.finish_later(container, process, gone);
+                }
+                Ok(pid)
+            }
+            Err(error) => {
+                let exit = Exit {
+                    status: NEVER_RAN,
+                    at: SystemTime::now(),
+                };
+                process.life().never_ran(exit);
+                process.exit.send_replace(Some(exit));
+                if let Some(stdio) = process.stdio.get() {
+                    stdio.close(std::time::Duration::ZERO).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_exec(&self, container: &Container, process: &Process) -> Result<u32, PodError> {
+        let sandbox = container.sandbox()?;
+        let stdio = Stdio::open(&process.paths, &self.namespace, &container.id).await?;
+        let streams = tokens(&stdio, process)?;
+        let _ = process.stdio.set(stdio);
+        let pid = sandbox
+            .exec(ExecRequest {
+                container: container.id.clone(),
+                exec: process.exec.clone(),
+                process: process.spec.clone(),
+                streams: streams.clone(),
+            })
+            .await?;
+        if let Err(error) = attach(sandbox, process, streams).await {
+            let _ = sandbox
+                .signal(&container.id, &process.exec, KILL, false)
+                .await;
+            sandbox.forget_exec(&container.id, &process.exec).await;
+            return Err(error);
+        }
+        Ok(pid)
+    }
+}
