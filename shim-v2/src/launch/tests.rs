@@ -1,0 +1,154 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+/// A program that does what `script` says with the control socket as descriptor 3.
+fn program(place: &Path, script: &str) -> PathBuf {
+    let path = place.join("program");
+    std::fs::write(&path, format!("#!/usr/bin/perl\nuse Socket;\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn config(place: &Path) -> Config {
+    let mut config = Config::defaults(place);
+    for part in [&mut config.vmm, &mut config.fsd] {
+        *part = "/bin/true".into();
+    }
+    config
+}
+
+#[test]
+fn a_missing_part_is_named() {
+    let place = tempfile::tempdir().unwrap();
+    let line = Parts::open(&Config::defaults(place.path()))
+        .unwrap_err()
+        .one_line();
+    assert!(
+        line.starts_with("find the VMM ") && line.contains("No such file"),
+        "{line}"
+    );
+    let line = open_kvm(&place.path().join("kvm")).unwrap_err().one_line();
+    assert!(line.contains("load kvm_intel or kvm_amd"), "{line}");
+    let line = open("guest kernel", place.path()).unwrap_err().one_line();
+    assert!(line.ends_with("it is not a file"), "{line}");
+    let config = config(place.path());
+    assert_eq!(read_printk(&config.printk).unwrap(), None);
+}
+
+/// Reads the boot request, then says what it is told to say.
+const TAKE: &str = "open(my $s, '+<&=', 3); recv($s, my $m, 200000, 0);";
+
+async fn start_vmm(script: &str) -> Result<Vmm, SandboxError> {
+    let place = tempfile::tempdir().unwrap();
+    let path = program(place.path(), &format!("{TAKE}{script}"));
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    let parts = Parts {
+        vmm: path,
+        fsd: PathBuf::new(),
+        kvm: null(),
+        kernel: null(),
+        initrd: null(),
+        printk: None,
+    };
+    let boot = VmBoot {
+        version: kata_like_boot::VERSION,
+        uid: vmm_uid(),
+        memory_bytes: 1 << 28,
+        vcpus: 1,
+        huge_pages: kata_like_boot::HugePages::Transparent,
+        agent_port: 1,
+        stream_port: 2,
+        shares: Vec::new(),
+        printk: None,
+    };
+    let resources = Resources {
+        log: tempfile::tempfile().unwrap(),
+        agent: null(),
+        streams: null(),
+        shares: Vec::new(),
+    };
+    Vmm::start_in(&parts, None, &boot, resources).await
+}
+
+#[tokio::test]
+async fn a_vm_that_can_t_boot_says_why() {
+    let script = r#"send($s, '{"ended":{"reason":"failed","detail":"load the kernel: not an ELF\u001b image","log_tail":["a","b","c","d"]}}', 0); exit 1;"#;
+    let line = start_vmm(script).await.unwrap_err().one_line();
+    assert_eq!(
+        line,
+        "run the VM: load the kernel: not an ELF  image; the guest's log ends with: b | c | d"
+    );
+}
+
+#[tokio::test]
+async fn a_killed_vmm_is_told_within_a_second() {
+    let vmm = start_vmm(r#"send($s, '"running"', 0); sleep 60;"#)
+        .await
+        .unwrap();
+    assert!(!vmm.is_over());
+    vmm.child().kill();
+    let why = tokio::time::timeout(Duration::from_secs(1), vmm.over())
+        .await
+        .unwrap();
+    assert_eq!(why, "the VMM was killed by signal 9, without a reason");
+}
+
+#[tokio::test]
+async fn a_vmm_that_talks_nonsense_is_ended() {
+    let vmm = start_vmm(r#"send($s, '"running"', 0); send($s, '{', 0); sleep 60;"#)
+        .await
+        .unwrap();
+    let why = tokio::time::timeout(Duration::from_secs(3), vmm.over())
+        .await
+        .unwrap();
+    assert!(why.starts_with("the VMM sent what can't be read"), "{why}");
+}
+
+const ANSWERS: &str = r#"
+send($s, '"running"', 0);
+my $n = 0;
+while (defined recv($s, $m, 200000, 0)) {
+    last if $m eq '';
+    if ($m eq '"write_log"') { send($s, '"log_written"', 0); next; }
+    $n++ if GROWS;
+    send($s, '{"figures":{"elapsed_ns":1,"exits":' . time() . ',"user_exits":0,"page_faults":' . $n . ',"huge_pages":0,"resident_bytes":0}}', 0);
+}"#;
+
+#[tokio::test]
+async fn a_guest_that_gets_on_is_waited_for_and_a_stuck_one_is_not() {
+    let patience = Duration::from_millis(300);
+    let stuck = start_vmm(&ANSWERS.replace("GROWS", "0")).await.unwrap();
+    let line = stuck.agent_dialled(patience).await.unwrap_err().one_line();
+    assert!(
+        line.starts_with("wait for the agent: the guest has shown no progress"),
+        "{line}"
+    );
+    let busy = start_vmm(&ANSWERS.replace("GROWS", "1")).await.unwrap();
+    let begin = Instant::now();
+    let line = busy.agent_dialled(patience).await.unwrap_err().one_line();
+    assert!(
+        line.starts_with("wait for the agent: the guest still boots"),
+        "{line}"
+    );
+    assert!(begin.elapsed() >= patience * 10);
+}
+
+#[tokio::test]
+async fn a_fs_server_that_refuses_is_heard() {
+    let place = tempfile::tempdir().unwrap();
+    let script =
+        format!(r#"{TAKE} send($s, '{{"failed":{{"why":"jail the fs server: no"}}}}', 0);"#);
+    let mut config = config(place.path());
+    config.fsd = program(place.path(), &script);
+    let (child, control) = start("fs server", &config.fsd, None).unwrap();
+    control.get_ref().0.send(&"boot", &[]).unwrap();
+    let report: FsdReport = next(&control).await.unwrap();
+    assert_eq!(
+        report,
+        FsdReport::Failed {
+            why: "jail the fs server: no".into()
+        }
+    );
+    assert_eq!(last_act(&child).await, Exit::Status(0));
+}
