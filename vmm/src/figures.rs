@@ -9,11 +9,13 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 
 use vmm_sys_util::ioctl::ioctl;
-use vmm_sys_util::ioctl_io_nr;
 
 use kvm_bindings::KVMIO;
 
-ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
+mod request {
+    #![allow(missing_docs, reason = "the macro makes an undocumented function")]
+    vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, super::KVMIO, 0xce);
+}
 
 /// `struct kvm_stats_header`, and `struct kvm_stats_desc` without its name.
 const HEADER_SIZE: usize = 24;
@@ -34,7 +36,7 @@ impl Stats {
     /// Of the VM or vCPU behind `fd`; `None` where this KVM has none.
     pub fn of(fd: &impl AsRawFd) -> Option<Self> {
         // SAFETY: KVM_GET_STATS_FD takes no argument and touches no memory of ours.
-        let stats = unsafe { ioctl(fd, KVM_GET_STATS_FD()) };
+        let stats = unsafe { ioctl(fd, request::KVM_GET_STATS_FD()) };
         if stats < 0 {
             return None;
         }

@@ -27,6 +27,7 @@ use crate::vcpu::{VcpuEnd, Vcpus};
 use crate::virtio::fs::{BadTag, Fs};
 use crate::virtio::mmio::{FillError, QUEUE_NOTIFY, Slot};
 use crate::virtio::rng::Entropy;
+use crate::virtio::vsock::{Endpoints, Vsock};
 use crate::virtio::{Device, DeviceError, Interrupt};
 use crate::{cpuid, one_line};
 
@@ -53,6 +54,8 @@ pub enum BuildError {
     Tag(#[from] BadTag),
     #[error(transparent)]
     Fill(#[from] FillError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Reactor(#[from] ReactorError),
     #[error(transparent)]
@@ -108,7 +111,7 @@ impl Machine {
             let device = Fs::new(&share.tag, connection)?;
             fill(&vm, &slots, FS_SLOT + index, Box::new(device))?;
         }
-        let vsock = vsock(&boot, fds.agent, fds.streams, notifier.clone());
+        let vsock = vsock(&boot, fds.agent, fds.streams, notifier.clone())?;
         fill(&vm, &slots, VSOCK_SLOT, vsock)?;
         if !cpuid::has_rdrand(vm.supported_cpuid()) {
             fill(&vm, &slots, ENTROPY_SLOT, Box::new(Entropy))?;
@@ -326,7 +329,12 @@ fn vsock(
     agent: OwnedFd,
     streams: OwnedFd,
     notifier: Notifier<Notice>,
-) -> Box<dyn Device> {
-    let _ = (boot, agent, streams, notifier, Notice::AgentConnected);
-    Box::new(Entropy)
+) -> Result<Box<dyn Device>, DeviceError> {
+    Ok(Box::new(Vsock::new(Endpoints {
+        agent_port: boot.agent_port,
+        stream_port: boot.stream_port,
+        agent,
+        streams,
+        on_agent: Box::new(move || notifier.send(Notice::AgentConnected)),
+    })?))
 }

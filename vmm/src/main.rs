@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport};
 use kata_like_vmm::machine::Machine;
 use kata_like_vmm::one_line;
+use rustix::fs::OFlags;
 
 fn main() -> ExitCode {
     // SAFETY: descriptor 3 is this process's by contract and nothing in it has touched it; where it
@@ -32,5 +33,9 @@ fn main() -> ExitCode {
 fn start(control: &Channel) -> Result<Machine, String> {
     kata_like_jail::close_other_fds(&[CONTROL_FD]).map_err(|error| one_line(&error))?;
     let (boot, fds) = VmBoot::receive(control).map_err(|error| one_line(&error))?;
+    // A shim that never reads must not hold the VM's thread up: a full socket is then an error.
+    rustix::fs::fcntl_getfl(control)
+        .and_then(|flags| rustix::fs::fcntl_setfl(control, flags | OFlags::NONBLOCK))
+        .map_err(|errno| format!("make the control socket non-blocking: {errno}"))?;
     Machine::build(boot, fds).map_err(|error| one_line(&error))
 }

@@ -26,6 +26,7 @@ pub mod fs;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -3,11 +3,14 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+
+#include <linux/vm_sockets.h>
 
 #define DRIVER "/sys/bus/platform/drivers/virtio-mmio/"
 #define ENTROPY "virtio-mmio.3"
@@ -52,6 +55,54 @@ static void bind_entropy(void)
 	say("entropy: %zd bytes, %s", got, different ? "random" : "constant");
 }
 
+static int dial(void)
+{
+	struct sockaddr_vm host = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = 1024};
+	int socket_ = socket(AF_VSOCK, SOCK_STREAM, 0);
+	return connect(socket_, (struct sockaddr *)&host, sizeof(host)) ? -1 : socket_;
+}
+
+// Dials the agent's port twice, then sends back what comes on its own port.
+static void streams(void)
+{
+	static char bytes[65536];
+	struct sockaddr_vm own = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = 1025};
+	int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
+	if (bind(listener, (struct sockaddr *)&own, sizeof(own)) || listen(listener, 8))
+		say("no listener");
+	int agent = dial();
+	if (agent < 0 || write(agent, "hello from guest", 16) != 16)
+		say("no dial");
+	int stream = accept(listener, 0, 0);
+	ssize_t got;
+	while ((got = read(stream, bytes, sizeof(bytes))) > 0)
+		for (ssize_t sent = 0, step; sent < got; sent += step)
+			if ((step = write(stream, bytes + sent, got - sent)) < 0)
+				return say("echo failed");
+	close(stream);
+	say("second dial %s", dial() < 0 ? "refused" : "accepted");
+	pause();
+}
+
+// Reads a file of one share and writes one to the other.
+static void shares(void)
+{
+	char text[64] = "";
+	mkdir("/rootfs", 0755);
+	mkdir("/volumes", 0755);
+	if (mount("rootfs", "/rootfs", "virtiofs", 0, 0) || mount("volumes", "/volumes", "virtiofs", 0, 0))
+		say("no mount");
+	int file = open("/rootfs/greeting", O_RDONLY);
+	if (file < 0 || read(file, text, sizeof(text) - 1) < 0)
+		say("no greeting");
+	file = open("/volumes/answer", O_CREAT | O_WRONLY, 0644);
+	if (file < 0 || write(file, "from the guest", 14) != 14)
+		say("no answer");
+	close(file);
+	say("fs: %s", text);
+	pause();
+}
+
 int main(void)
 {
 	char scenario[32] = "";
@@ -65,6 +116,10 @@ int main(void)
 	say("init: %ld cpus, %s", sysconf(_SC_NPROCESSORS_ONLN), scenario);
 	if (!strcmp(scenario, "entropy"))
 		bind_entropy();
+	if (!strcmp(scenario, "vsock"))
+		streams();
+	if (!strcmp(scenario, "fs"))
+		shares();
 	if (!strcmp(scenario, "panic"))
 		return 3; // the end of PID 1 is a kernel panic
 	if (!strcmp(scenario, "hang") || !strcmp(scenario, "entropy"))

@@ -1,0 +1,200 @@
+//! Real guests under real KVM: how they start, what they are given late, how they end.
+//!
+//! Needs a `/dev/kvm` that runs 64-bit guests, root, a C compiler, the guest kernel as
+//! `KATA_LIKE_KERNEL` with its `printk.json` beside it, and the fs server's binary as
+//! `KATA_LIKE_FSD`; so it is run inside the test host.
+
+mod guest;
+mod server;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use guest::{Guest, PATIENCE, Setup, cpio, init, kernel, setup, temporary};
+use kata_like_boot::{Channel, EndReason, VmCommand, VmReport};
+use server::FsServer;
+
+/// The plot: init runs on every vCPU there is, and asks for a reset; the VMM says so and ends.
+#[test]
+fn a_guest_boots_and_resets() {
+    for vcpus in [1, 2] {
+        let guest = Guest::start(&setup("reset", vcpus));
+        let end = guest.end();
+        assert_eq!(end.reason, EndReason::Reset, "{end:?}");
+        let said = format!("init: {vcpus} cpus, reset");
+        assert!(
+            end.log_tail.iter().any(|line| line.contains(&said)),
+            "{end:?}"
+        );
+    }
+}
+
+/// A device is filled in and bound long after boot, while two vCPUs run: virtio-mmio can't hot-plug.
+#[test]
+fn a_device_is_added_after_boot_under_two_vcpus() {
+    let mut guest = Guest::start(&setup("entropy", 2));
+    assert_eq!(guest.report(), VmReport::Running);
+    guest.wait_for("init: 2 cpus");
+    let filled = guest.ask(VmCommand::AddEntropy);
+    if matches!(filled, VmReport::Refused { .. }) {
+        // Without RDRAND the device is there from the start, and its slot is taken.
+        assert!(format!("{filled:?}").contains("already"), "{filled:?}");
+    } else {
+        assert_eq!(filled, VmReport::SlotFilled { slot: 3 });
+        let again = guest.ask(VmCommand::AddEntropy);
+        assert!(matches!(again, VmReport::Refused { .. }), "{again:?}");
+    }
+    guest.wait_for("entropy: 32 bytes, random");
+}
+
+#[test]
+fn a_panic_is_told_with_its_reason() {
+    let end = Guest::start(&setup("panic", 1)).end();
+    assert_eq!(end.reason, EndReason::Panic, "{end:?}");
+    assert!(end.detail.contains("Attempted to kill init"), "{end:?}");
+}
+
+/// Whatever the guest does, a stop and a lost shim end the process at once.
+#[test]
+fn a_guest_that_spins_or_sleeps_is_stopped() {
+    for scenario in ["spin", "hang"] {
+        let mut guest = Guest::start(&setup(scenario, 2));
+        assert_eq!(guest.report(), VmReport::Running);
+        guest.wait_for(scenario);
+        guest.control.send(&VmCommand::Stop, &[]).unwrap();
+        let asked = Instant::now();
+        assert_eq!(guest.end().reason, EndReason::Stopped);
+        assert!(
+            asked.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            asked.elapsed()
+        );
+    }
+    let mut guest = Guest::start(&setup("spin", 1));
+    guest.wait_until_running();
+    let (unused, _) = Channel::pair().unwrap();
+    drop(std::mem::replace(&mut guest.control, unused));
+    let left = Instant::now();
+    assert_eq!(guest.vmm.wait().unwrap().code(), Some(0));
+    assert!(
+        left.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        left.elapsed()
+    );
+}
+
+/// The figures of a boot to init: what later work is measured against.
+#[test]
+fn the_figures_count_exits_and_memory() {
+    let mut guest = Guest::start(&setup("hang", 1));
+    guest.wait_until_running();
+    guest.wait_for("init: 1 cpus");
+    let figures = guest.figures();
+    println!("boot to init: {figures:?}");
+    assert!(
+        figures.exits > figures.user_exits && figures.user_exits > 50,
+        "{figures:?}"
+    );
+    assert!(figures.resident_bytes > 8 << 20, "{figures:?}");
+    assert!(figures.resident_bytes <= 256 << 20, "{figures:?}");
+}
+
+/// Each bad input is one line that names what is wrong, and the process is gone.
+#[test]
+fn bad_input_fails_in_one_line() {
+    let file = || -> OwnedFd { File::open(kernel()).unwrap().into() };
+    let good = cpio(&[("init", 0o100755, init())]);
+    let image = fs::read(kernel()).unwrap();
+    let small = Setup {
+        memory_mib: 64,
+        ..setup("reset", 1)
+    };
+    let large_initrd = vec![0; 48 << 20];
+    let none = setup("reset", 0);
+    let normal = setup("reset", 1);
+    let cases = [
+        (
+            &normal,
+            temporary(&image[..image.len() / 2]),
+            temporary(&good),
+            "complete",
+        ),
+        (&normal, temporary(b"#!/bin/sh\n"), temporary(&good), "ELF"),
+        (&normal, file(), temporary(b""), "empty"),
+        (&small, file(), temporary(&large_initrd), "memory"),
+        (&none, file(), temporary(&good), "vCPUs"),
+    ];
+    for (setup, kernel_image, initrd, word) in cases {
+        let end = Guest::start_with(setup, kernel_image, initrd).end();
+        assert_eq!(end.reason, EndReason::Failed, "{end:?}");
+        assert!(
+            end.detail.contains(word) && !end.detail.contains('\n'),
+            "{end:?}"
+        );
+    }
+}
+
+/// The guest dials the agent's port, once; the host's connections reach the guest's port.
+#[test]
+fn streams_pass_both_ways() {
+    let mut guest = Guest::start(&setup("vsock", 2));
+    guest.wait_until_running();
+    let connected = guest.report();
+    assert!(
+        matches!(connected, VmReport::AgentConnected(_)),
+        "{connected:?}"
+    );
+    let mut said = [0; 16];
+    guest.agent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let count = guest.agent.read(&mut said).unwrap();
+    assert_eq!(&said[..count], b"hello from guest");
+    let sent: Vec<u8> = (0..1_000_000u32)
+        .map(|number| (number % 251) as u8)
+        .collect();
+    let mut stream = UnixStream::connect(guest.streams()).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let copy = sent.clone();
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&copy).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut echoed = Vec::new();
+    stream.read_to_end(&mut echoed).unwrap();
+    writing.join().unwrap();
+    assert!(
+        echoed == sent,
+        "{} bytes of {} came back",
+        echoed.len(),
+        sent.len()
+    );
+    guest.wait_for("second dial refused");
+}
+
+/// A file of the host's is read and written in the guest; the server's death ends the VM.
+#[test]
+fn a_share_is_mounted_and_its_server_missed() {
+    let server = FsServer::start(&["rootfs", "volumes"]);
+    fs::write(server.path("rootfs").join("greeting"), "from the host").unwrap();
+    let mut guest = Guest::start(&Setup {
+        shares: server.connections(),
+        ..setup("fs", 2)
+    });
+    guest.wait_until_running();
+    guest.wait_for("fs: from the host");
+    let answer = fs::read_to_string(server.path("volumes").join("answer"));
+    assert_eq!(answer.unwrap(), "from the guest");
+    server.kill();
+    let died = Instant::now();
+    let end = guest.end();
+    assert!(
+        died.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        died.elapsed()
+    );
+    assert_eq!(end.reason, EndReason::Failed, "{end:?}");
+    assert!(end.detail.contains("fs server is gone"), "{end:?}");
+}

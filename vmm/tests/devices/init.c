@@ -1,0 +1,179 @@
+// PID 1 of the guests in main.rs: dials the host once, then does what its streams ask for.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <linux/vm_sockets.h>
+#include <unistd.h>
+
+#define AGENT 1024
+#define STREAMS 1025
+
+static int dial(unsigned port)
+{
+	struct sockaddr_vm host = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = port};
+	int stream = socket(AF_VSOCK, SOCK_STREAM, 0);
+	if (connect(stream, (struct sockaddr *)&host, sizeof(host)) == 0)
+		return stream;
+	int why = errno;
+	close(stream);
+	return -why;
+}
+
+static void write_all(int to, const char *bytes, ssize_t length)
+{
+	while (length > 0) {
+		ssize_t sent = write(to, bytes, length);
+		if (sent <= 0)
+			_exit(1);
+		bytes += sent;
+		length -= sent;
+	}
+}
+
+// Gives back every byte, and the end of file.
+static void echo(int stream)
+{
+	static char bytes[100000];
+	ssize_t got;
+	while ((got = read(stream, bytes, sizeof(bytes))) > 0)
+		write_all(stream, bytes, got);
+}
+
+// One word after the other: a file operation, its path, its argument. Answers "ok …" or "error N".
+static void files(int stream)
+{
+	static char line[4096];
+	FILE *in = fdopen(dup(stream), "r");
+	while (fgets(line, sizeof(line), in)) {
+		char verb[16] = "", path[256] = "", argument[256] = "", answer[1024] = "ok";
+		sscanf(line, "%15s %255s %255[^\n]", verb, path, argument);
+		long result = 0;
+		errno = 0;
+		if (!strcmp(verb, "mount")) {
+			mkdir(path, 0755);
+			result = mount(argument, path, "virtiofs", 0, 0);
+		} else if (!strcmp(verb, "umount")) {
+			result = umount(path);
+		} else if (!strcmp(verb, "read") || !strcmp(verb, "write")) {
+			int writes = verb[0] == 'w';
+			int file = open(path, writes ? O_WRONLY | O_CREAT | O_TRUNC : O_RDONLY, 0644);
+			result = file;
+			if (file >= 0 && writes)
+				result = write(file, argument, strlen(argument));
+			if (file >= 0 && !writes && (result = read(file, answer + 3, 1000)) >= 0)
+				answer[2] = ' ';
+			close(file);
+		} else if (!strcmp(verb, "mkdir")) {
+			result = mkdir(path, 0755);
+		} else if (!strcmp(verb, "mknod")) {
+			result = mknod(path, S_IFCHR | 0600, 0x103);
+		} else if (!strcmp(verb, "mkfifo")) {
+			result = mkfifo(path, 0600);
+		} else if (!strcmp(verb, "rename")) {
+			result = rename(path, argument);
+		} else if (!strcmp(verb, "unlink")) {
+			result = unlink(path);
+		} else if (!strcmp(verb, "chown")) {
+			result = chown(path, atoi(argument), atoi(argument));
+		} else if (!strcmp(verb, "setxattr")) {
+			result = setxattr(path, "user.test", argument, strlen(argument), 0);
+		} else if (!strcmp(verb, "getxattr")) {
+			if ((result = getxattr(path, "user.test", answer + 3, 1000)) >= 0)
+				answer[2] = ' ';
+		} else if (!strcmp(verb, "device")) {
+			struct stat about;
+			if ((result = stat(path, &about)) == 0)
+				sprintf(answer, "ok %lu", (unsigned long)about.st_dev);
+		} else if (!strcmp(verb, "list")) {
+			DIR *directory = opendir(path);
+			result = directory ? 0 : -1;
+			for (struct dirent *entry; directory && (entry = readdir(directory));)
+				if (entry->d_name[0] != '.')
+					strcat(strcat(answer, " "), entry->d_name);
+		} else if (!strcmp(verb, "large")) {
+			// 16 MiB written, synced and read back.
+			static char block[1 << 20], back[1 << 20];
+			int file = open(path, O_RDWR | O_CREAT, 0644);
+			for (int index = 0; index < 16; index++) {
+				memset(block, 'a' + index, sizeof(block));
+				write_all(file, block, sizeof(block));
+			}
+			result = fsync(file);
+			for (int index = 0; index < 16 && result == 0; index++) {
+				memset(block, 'a' + index, sizeof(block));
+				if (pread(file, back, sizeof(back), (off_t)index << 20) != sizeof(back) ||
+				    memcmp(block, back, sizeof(block)))
+					result = -1;
+			}
+			close(file);
+		} else {
+			result = -1;
+			errno = ENOSYS;
+		}
+		if (result < 0)
+			sprintf(answer, "error %d", errno);
+		strcat(answer, "\n");
+		write_all(stream, answer, strlen(answer));
+	}
+}
+
+static void serve(int stream)
+{
+	char what;
+	if (read(stream, &what, 1) != 1)
+		_exit(0);
+	if (what == 'e')
+		echo(stream);
+	if (what == 'f')
+		files(stream);
+	if (what == 'x') // a reader that never reads
+		for (;;)
+			pause();
+	if (what == 'r') // a flood of connections that nobody accepts
+		for (int count = 0; count < 2000; count++) {
+			int refused = dial(count % 2 ? AGENT : 5000 + count);
+			if (refused >= 0)
+				write_all(stream, "connected", 9);
+		}
+	if (what == 'd') // sends until it is told that nobody listens
+		for (;;)
+			write_all(stream, "data", 4);
+}
+
+int main(void)
+{
+	struct sockaddr_vm any = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = STREAMS};
+	char line[128];
+	mkdir("/dev", 0755);
+	mount("none", "/dev", "devtmpfs", 0, 0);
+	signal(SIGCHLD, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+	int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
+	bind(listener, (struct sockaddr *)&any, sizeof(any));
+	listen(listener, 128);
+	int stranger = dial(9);
+	int agent = dial(AGENT);
+	int again = dial(AGENT);
+	snprintf(line, sizeof(line), "hello %d %d\n", -stranger, -again);
+	write_all(agent, line, strlen(line));
+	for (;;) {
+		int stream = accept(listener, 0, 0);
+		if (stream < 0)
+			continue;
+		if (fork() == 0) {
+			close(listener);
+			serve(stream);
+			_exit(0);
+		}
+		close(stream);
+	}
+}

@@ -1,0 +1,221 @@
+//! A real guest's vsock and file systems, end to end: driver, VMM, fs server, host.
+//!
+//! Needs what `boot.rs` needs, and `kata-like-fsd` built beside the VMM. Every mount is made in a
+//! mount namespace of the test's own thread, which ends with it.
+
+#![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
+
+mod pod;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use kata_like_boot::{EndReason, VmReport};
+use pod::{Pod, SECOND};
+
+/// Bytes in which a lost, doubled or exchanged piece is seen.
+fn pattern(seed: u32, length: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+/// Sends `bytes` and reads them back, the end of file included.
+fn echo(mut stream: std::os::unix::net::UnixStream, bytes: &[u8]) {
+    let mut writer = stream.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            writer.write_all(b"e").unwrap();
+            writer.write_all(bytes).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        assert_eq!(back.len(), bytes.len());
+        assert!(back == bytes, "other bytes came back");
+    });
+}
+
+/// The agent's dial is joined and told; the guest finds nothing else to call.
+#[test]
+fn the_guest_dials_once() {
+    let mut pod = Pod::start(&[]);
+    let mut hello = String::new();
+    BufReader::new(&pod.agent).read_line(&mut hello).unwrap();
+    let refused = libc::ECONNRESET;
+    assert_eq!(hello, format!("hello {refused} {refused}\n"));
+    let VmReport::AgentConnected(figures) = pod.report() else {
+        panic!("no report of the agent's dial");
+    };
+    println!("boot to dial: {figures:?}");
+    assert!(figures.exits > 0);
+}
+
+#[test]
+fn streams_carry_every_byte_both_ways_beside_a_stuck_one() {
+    let mut pod = Pod::start(&[]);
+    pod.wait_for_dial();
+    let mut stuck = pod.stream();
+    stuck.write_all(b"x").unwrap();
+    stuck.set_nonblocking(true).unwrap();
+    while stuck.write(&[0; 65_536]).is_ok() {}
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            let stream = pod.stream();
+            scope.spawn(move || echo(stream, &pattern(seed, 4 << 20)));
+        }
+    });
+    println!("16 MiB there and back: {:?}", started.elapsed());
+    for seed in 0..50 {
+        echo(pod.stream(), &pattern(seed, 10));
+    }
+}
+
+#[test]
+fn what_one_side_closes_the_other_sees() {
+    let mut pod = Pod::start(&[]);
+    pod.wait_for_dial();
+    // The guest floods; the host hangs up; the guest's writer is told so, and the stream is over.
+    let mut stream = pod.stream();
+    stream.write_all(b"d").unwrap();
+    stream.read_exact(&mut [0; 1 << 20]).unwrap();
+    drop(stream);
+    // A guest that reads nothing and dials everywhere gets a refusal each time.
+    let mut stream = pod.stream();
+    stream.write_all(b"r").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.is_empty());
+    // A guest that ends is an end of file.
+    let mut stream = pod.stream();
+    stream.write_all(b"?").unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    echo(pod.stream(), &pattern(1, 100_000));
+}
+
+/// A conversation about files with the guest.
+struct Files(BufReader<std::os::unix::net::UnixStream>);
+
+impl Files {
+    fn of(pod: &Pod) -> Self {
+        let mut stream = pod.stream();
+        stream.write_all(b"f").unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        let line = format!("{request}\n");
+        self.0.get_mut().write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        answer.trim_end().trim_end_matches('\0').to_owned()
+    }
+
+    fn done(&mut self, request: &str) {
+        assert_eq!(self.ask(request), "ok", "{request}");
+    }
+}
+
+#[test]
+fn files_of_the_share_are_the_guest_s_files() {
+    let mut pod = Pod::start(&["rootfs", "volumes"]);
+    pod.wait_for_dial();
+    let mut files = Files::of(&pod);
+    files.done("mount /r rootfs");
+    files.done("mount /v volumes");
+
+    // A root file system that the shim mounts when the guest has been running for long.
+    let container = pod.mount("rootfs/c1");
+    fs::write(container.join("from-host"), "hello").unwrap();
+    assert_eq!(files.ask("read /r/c1/from-host"), "ok hello");
+    assert_ne!(
+        files.ask("device /r/c1"),
+        files.ask("device /r"),
+        "no submount"
+    );
+    files.done("mkdir /r/c1/dir");
+    files.done("write /r/c1/dir/file written by the guest");
+    files.done("setxattr /r/c1/dir/file value");
+    assert_eq!(files.ask("getxattr /r/c1/dir/file"), "ok value");
+    files.done("chown /r/c1/dir/file 1234");
+    files.done("rename /r/c1/dir/file /r/c1/dir/other");
+    files.done("mkfifo /r/c1/fifo");
+    assert_eq!(
+        files.ask("mknod /r/c1/null"),
+        format!("error {}", libc::EPERM)
+    );
+    assert_eq!(
+        files.ask("mkdir /r/outside"),
+        format!("error {}", libc::EROFS)
+    );
+    files.done("large /r/c1/large");
+    assert_eq!(files.ask("list /r/c1/dir"), "ok other");
+    let other = container.join("dir/other");
+    assert_eq!(fs::metadata(&other).unwrap().uid(), 1234);
+    assert_eq!(
+        fs::metadata(container.join("large")).unwrap().len(),
+        16 << 20
+    );
+    // Missing names are remembered, what the guest makes itself is seen all the same.
+    let missing = format!("error {}", libc::ENOENT);
+    assert_eq!(files.ask("read /r/c1/soon"), missing);
+    files.done("write /r/c1/soon now");
+    assert_eq!(files.ask("read /r/c1/soon"), "ok now");
+
+    // A volume changes under the guest, as a ConfigMap does.
+    let volume = pod.mount("volumes/v1");
+    fs::write(volume.join("key"), "old").unwrap();
+    assert_eq!(files.ask("read /v/v1/key"), "ok old");
+    assert_eq!(files.ask("read /v/v1/later"), missing);
+    fs::write(volume.join("new"), "new").unwrap();
+    fs::rename(volume.join("new"), volume.join("key")).unwrap();
+    fs::write(volume.join("later"), "there").unwrap();
+    std::thread::sleep(Duration::from_millis(1_100));
+    assert_eq!(files.ask("read /v/v1/key"), "ok new");
+    assert_eq!(files.ask("read /v/v1/later"), "ok there");
+
+    // Unmounted in the guest, the server lets go of it; the host can unmount it and use the name again.
+    files.done("umount /r/c1");
+    pod.unmount_soon("rootfs/c1");
+    assert_eq!(files.ask("list /r/c1"), "ok");
+    let second = pod.mount("rootfs/c1");
+    fs::write(second.join("fresh"), "").unwrap();
+    assert_eq!(files.ask("list /r/c1"), "ok fresh");
+}
+
+/// A dead fs server ends the VM at once, and with its reason.
+#[test]
+fn a_lost_fs_server_ends_the_vm() {
+    let mut pod = Pod::start(&["rootfs", "volumes"]);
+    pod.wait_for_dial();
+    let mut files = Files::of(&pod);
+    files.done("mount /r rootfs");
+    let killed = Instant::now();
+    pod.kill_fs_server();
+    let end = pod.ended();
+    assert_eq!(end.reason, EndReason::Failed, "{end:?}");
+    assert!(
+        end.detail.contains("rootfs") || end.detail.contains("volumes"),
+        "{end:?}"
+    );
+    assert!(killed.elapsed() < SECOND, "{:?}", killed.elapsed());
+}
+
+/// Killed together with the VMM or not: the fs server ends with its connections.
+#[test]
+fn the_fs_server_ends_with_the_vm() {
+    let mut pod = Pod::start(&["rootfs", "volumes"]);
+    pod.wait_for_dial();
+    let mut files = Files::of(&pod);
+    files.done("mount /r rootfs");
+    files.done("mount /v volumes");
+    pod.kill_vmm();
+    assert!(pod.fs_server_status().success());
+}
