@@ -1,0 +1,272 @@
+//! The agent's side: starts a runner, hands it its request, and hears how it went.
+//!
+//! Called by `container.rs`. Nothing here waits for a process to exit: all of them, the runner as well, are
+//! children of the agent, whose reaper hears of every exit. A caller that goes away in the middle leaves
+//! nothing behind: the process is killed, or ends itself when its channel does.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio as ProcessStdio};
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, Signal};
+use tokio::io::unix::AsyncFd;
+
+use super::channel::Channel;
+use super::error::{Result, RunnerError, Step};
+use super::request::{ExecRequest, InitRequest, Joined, Message, Request, START, Size, Stdio};
+
+/// A setup is a few hundred system calls; what can take long in it is a file system of the host's.
+const SETUP_DEADLINE: Duration = Duration::from_secs(60);
+/// From the start to the command, the hooks of the spec included.
+const START_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A container's init, up to the point before its command.
+#[derive(Debug)]
+pub struct Created {
+    /// Its pid in the guest.
+    pub pid: u32,
+    /// The same process for good.
+    pub pidfd: OwnedFd,
+    /// The master of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// Lets it run; dropped unused, the process ends.
+    pub start: Start,
+}
+
+/// A further process of a container, which runs its command.
+#[derive(Debug)]
+pub struct Executed {
+    /// Its pid in the guest.
+    pub pid: u32,
+    /// The same process for good.
+    pub pidfd: OwnedFd,
+    /// The master of its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// The right to start a created container, once.
+#[derive(Debug)]
+pub struct Start(Conversation);
+
+/// Makes a container up to the point before its command; `joined` are the namespaces of other containers.
+pub async fn create(
+    request: InitRequest,
+    stdio: Stdio,
+    joined: Vec<Joined>,
+) -> Result<Created, RunnerError> {
+    let container = request.container.clone();
+    let (kinds, namespaces): (Vec<_>, Vec<_>) = joined
+        .into_iter()
+        .map(|joined| (joined.kind, joined.namespace))
+        .unzip();
+    let (terminal, streams) = split(stdio);
+    let request = Request::Init {
+        request: Box::new(request),
+        joined: kinds,
+        terminal,
+    };
+    let fds: Vec<_> = namespaces.iter().chain(&streams).map(AsFd::as_fd).collect();
+    let mut conversation = Conversation::open(&container, &request, &fds)?;
+    drop((namespaces, streams));
+    let ready = conversation.until_ready().await?;
+    Ok(Created {
+        pid: ready.pid,
+        pidfd: ready.pidfd,
+        terminal: ready.terminal,
+        start: Start(conversation),
+    })
+}
+
+/// Runs a further process in the container whose init is `init`.
+pub async fn exec(
+    request: ExecRequest,
+    init: BorrowedFd<'_>,
+    stdio: Stdio,
+) -> Result<Executed, RunnerError> {
+    let container = request.container.clone();
+    let (terminal, streams) = split(stdio);
+    let request = Request::Exec {
+        request: Box::new(request),
+        terminal,
+    };
+    let mut fds = vec![init];
+    fds.extend(streams.iter().map(AsFd::as_fd));
+    let mut conversation = Conversation::open(&container, &request, &fds)?;
+    drop(streams);
+    let ready = conversation.until_ready().await?;
+    conversation.until_running(SETUP_DEADLINE).await?;
+    Ok(Executed {
+        pid: ready.pid,
+        pidfd: ready.pidfd,
+        terminal: ready.terminal,
+    })
+}
+
+impl Start {
+    /// Lets the init run its command; an error if that could not be run.
+    pub async fn start(mut self) -> Result<(), RunnerError> {
+        match self.0.channel.get_ref().send_byte(START) {
+            // It has been killed meanwhile: its exit tells so.
+            Ok(()) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {}
+            Err(error) => return Err(error).step(|| "start the container's process"),
+        }
+        self.0.until_running(START_DEADLINE).await
+    }
+}
+
+fn split(stdio: Stdio) -> (Option<Size>, Vec<OwnedFd>) {
+    match stdio {
+        Stdio::Terminal { width, height } => (Some(Size { width, height }), Vec::new()),
+        Stdio::Streams {
+            stdin,
+            stdout,
+            stderr,
+        } => (None, vec![stdin, stdout, stderr]),
+    }
+}
+
+/// A process that is ready to run its command.
+struct Ready {
+    pid: u32,
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+/// What is said over one channel, until it closes.
+#[derive(Debug)]
+struct Conversation {
+    container: String,
+    channel: AsyncFd<Channel>,
+    /// Killed with this, unless the command runs.
+    unfinished: Vec<OwnedFd>,
+}
+
+impl Conversation {
+    /// Starts a runner and hands it its request.
+    fn open(container: &str, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Self> {
+        let (ours, theirs) = Channel::pair()?;
+        let runner = Command::new("/proc/self/exe")
+            .arg("runner")
+            .env_clear()
+            .stdin(theirs)
+            .stdout(ProcessStdio::null())
+            .spawn()
+            .step(|| format!("start a runner for container {container}"))?;
+        // Without it the runner is only not killed if it hangs; it may have been reaped by now.
+        let pid = i32::try_from(runner.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+        // SAFETY: a `Channel` owns the one descriptor that its `as_raw_fd` always returns, and closes it
+        // only when it is dropped, which `AsyncFd` does after it has deregistered it.
+        let channel = unsafe { AsyncFd::register(ours) }
+            .step(|| format!("watch the runner of container {container}"))?;
+        channel.get_ref().send_request(request, fds)?;
+        Ok(Self {
+            container: container.to_owned(),
+            channel,
+            unfinished: pidfd.into_iter().collect(),
+        })
+    }
+
+    /// Until the process is there and all is done but its command.
+    async fn until_ready(&mut self) -> Result<Ready> {
+        let all = async {
+            let (mut spawned, mut ready) = (None, None);
+            loop {
+                match self.next().await? {
+                    Some((Message::Spawned { pid }, fds)) => {
+                        let pidfd = fds.into_iter().next();
+                        let pidfd = pidfd.ok_or_else(|| self.ended("without a pidfd"))?;
+                        let kept = pidfd.try_clone().step(|| "keep the process's pidfd")?;
+                        self.unfinished.push(kept);
+                        spawned = Some((pid, pidfd));
+                    }
+                    Some((Message::Ready, fds)) => ready = Some(fds.into_iter().next()),
+                    Some(other) => self.handle(other)?,
+                    None => return Err(self.ended("before the command was ready")),
+                }
+                match (spawned.take(), ready.take()) {
+                    (Some((pid, pidfd)), Some(terminal)) => {
+                        return Ok(Ready {
+                            pid,
+                            pidfd,
+                            terminal,
+                        });
+                    }
+                    (earlier, other) => (spawned, ready) = (earlier, other),
+                }
+            }
+        };
+        tokio::time::timeout(SETUP_DEADLINE, all)
+            .await
+            .unwrap_or_else(|_| {
+                Err(RunnerError::failed(format!(
+                    "not done after {SETUP_DEADLINE:?}"
+                )))
+            })
+    }
+
+    /// Until the channel closes, which it does when the process becomes its command.
+    async fn until_running(&mut self, deadline: Duration) -> Result<()> {
+        let closed = async {
+            while let Some(message) = self.next().await? {
+                self.handle(message)?;
+            }
+            Ok(())
+        };
+        let result = tokio::time::timeout(deadline, closed)
+            .await
+            .unwrap_or_else(|_| {
+                Err(RunnerError::failed(format!(
+                    "start the command: not done after {deadline:?}"
+                )))
+            });
+        if result.is_ok() {
+            self.unfinished.clear();
+        }
+        result
+    }
+
+    async fn next(&self) -> Result<Option<(Message, Vec<OwnedFd>)>> {
+        let received = self
+            .channel
+            .async_io(tokio::io::Interest::READABLE, Channel::try_receive)
+            .await;
+        match received {
+            // A killed process may leave its start unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            received => {
+                received.step(|| format!("hear the runner of container {}", self.container))
+            }
+        }
+    }
+
+    fn handle(&self, (message, _): (Message, Vec<OwnedFd>)) -> Result<()> {
+        match message {
+            Message::Failed { error } => Err(error),
+            Message::Note { text } => {
+                tracing::warn!(container = self.container, "{text}");
+                Ok(())
+            }
+            Message::Spawned { .. } | Message::Ready => Err(self.ended("out of turn")),
+        }
+    }
+
+    fn ended(&self, when: &str) -> RunnerError {
+        RunnerError::failed(format!(
+            "set up a process of container {}: it ended {when}",
+            self.container
+        ))
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        for process in &self.unfinished {
+            // Gone already is as good.
+            let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Masked and read-only paths: each resolved once in the container's root, and covered by its descriptor.
+//!
+//! Called by `mod` in the container's process when all mounts and devices are there. A path that doesn't
+//! exist needs no cover. What masks a file is the container's /dev/null, which must be that device: an
+//! image could have planted another file there.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::Spec;
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
+
+use super::error::{Result, RunnerError, Step};
+use super::options::READ_ONLY;
+use super::rootfs::{Rootfs, attach, clone_mount};
+use super::syscall::{self, MountAttributes};
+
+/// Covers what the spec lists.
+pub(super) fn apply(spec: &Spec, rootfs: &Rootfs) -> Result<()> {
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    for path in linux.readonly_paths().iter().flatten() {
+        make_read_only(rootfs, Path::new(path))
+            .step(|| format!("can't make {path:?} read-only"))?;
+    }
+    let masked = linux.masked_paths().as_deref().unwrap_or_default();
+    if masked.is_empty() {
+        return Ok(());
+    }
+    let null = open_null(rootfs)?;
+    for path in masked {
+        mask(rootfs, Path::new(path), &null).step(|| format!("can't mask path {path}"))?;
+    }
+    Ok(())
+}
+
+fn make_read_only(rootfs: &Rootfs, path: &Path) -> std::io::Result<()> {
+    let target = match rootfs.resolve(path) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        result => result?,
+    };
+    let mount = clone_mount(target.as_fd(), true)?;
+    let attributes = MountAttributes {
+        set: READ_ONLY,
+        ..MountAttributes::default()
+    };
+    syscall::mount_setattr(&mount, false, &attributes)?;
+    Ok(attach(mount.as_fd(), target.as_fd())?)
+}
+
+fn mask(rootfs: &Rootfs, path: &Path, null: &OwnedFd) -> std::io::Result<()> {
+    let target = match rootfs.resolve(path) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        result => result?,
+    };
+    let status = rustix::fs::fstat(&target)?;
+    let cover = if FileType::from_raw_mode(status.st_mode) == FileType::Directory {
+        empty_directory()?
+    } else {
+        clone_mount(null.as_fd(), false)?
+    };
+    Ok(attach(cover.as_fd(), target.as_fd())?)
+}
+
+fn empty_directory() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "source", "tmpfs")?;
+    fsconfig_create(context.as_fd())?;
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )
+}
+
+/// The container's /dev/null, if that is what it is.
+fn open_null(rootfs: &Rootfs) -> Result<OwnedFd> {
+    let null = rootfs
+        .resolve_nofollow(Path::new("/dev/null"))
+        .step(|| "open /dev/null to mask paths with it")?;
+    let status = rustix::fs::fstat(&null).step(|| "look at /dev/null")?;
+    let device = FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice
+        && status.st_rdev == rustix::fs::makedev(1, 3);
+    if !device {
+        return Err(RunnerError::failed(
+            "mask paths with /dev/null: it is not the null device (1:3) but another file",
+        ));
+    }
+    Ok(null)
+}

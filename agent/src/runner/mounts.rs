@@ -1,0 +1,384 @@
+//! The mounts of the spec, in its order, each made detached and then put on a resolved target.
+//!
+//! Called by `mod` in the container's process. A file system is made with fsopen(2), a bind mount with
+//! open_tree(2); the mount gets its attributes before it can be seen, and is attached by move_mount(2) to
+//! a file descriptor that `rootfs` has resolved. A source is always a name in the directory of the pod's
+//! volumes: the container's spec can name nothing else of the guest.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
+
+use super::error::{Result, RunnerError, Step};
+use super::namespaces::Namespaces;
+use super::options::{Options, READ_ONLY};
+use super::rootfs::{Rootfs, Target, attach, clone_mount};
+use super::syscall::{self, MountAttributes};
+
+/// What a mount inside /proc may cover: files that programs such as lxcfs replace.
+const REPLACEABLE_IN_PROC: [&str; 10] = [
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
+
+/// The mounts that become read-only when everything is in place.
+#[derive(Debug, Default)]
+pub(super) struct Pending(Vec<(PathBuf, OwnedFd)>);
+
+impl Pending {
+    /// After the devices are made and all is mounted.
+    pub(super) fn make_read_only(self) -> Result<()> {
+        let attributes = MountAttributes {
+            set: READ_ONLY,
+            ..MountAttributes::default()
+        };
+        for (destination, mount) in self.0 {
+            syscall::mount_setattr(&mount, false, &attributes)
+                .step(|| format!("make the mount on {} read-only", destination.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Applies `spec.mounts`. `volumes` is the directory of the pod's volumes, opened before.
+pub(super) fn apply(
+    spec: &Spec,
+    namespaces: &Namespaces,
+    rootfs: &Rootfs,
+    volumes: &Path,
+) -> Result<Pending> {
+    let mut pending = Pending::default();
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let field = format!("mounts[{index}]");
+        let place = Place {
+            field,
+            mount,
+            rootfs,
+        };
+        place.check()?;
+        let options = mount.options().as_deref().unwrap_or_default();
+        let options = Options::parse(options, &format!("{}.options", place.field))?;
+        if options.bind || mount.typ().as_deref() == Some("bind") {
+            place.bind(&options, volumes)?;
+            continue;
+        }
+        match mount.typ().as_deref().unwrap_or_default() {
+            "cgroup" | "cgroup2" => place.cgroup(&options, namespaces, &mut pending)?,
+            "tmpfs" => place.tmpfs(&options, &mut pending)?,
+            kind @ ("proc" | "sysfs" | "devpts" | "mqueue") => {
+                place.file_system(kind, &options, &mut pending)?;
+            }
+            kind => {
+                return Err(RunnerError::unsupported(
+                    format!("{}.type", place.field),
+                    format!("file systems of type {kind:?} are not supported"),
+                ));
+            }
+        }
+    }
+    Ok(pending)
+}
+
+/// One entry of the spec's list.
+struct Place<'a> {
+    field: String,
+    mount: &'a Mount,
+    rootfs: &'a Rootfs,
+}
+
+impl Place<'_> {
+    fn check(&self) -> Result<()> {
+        for (name, mapping) in [
+            ("uidMappings", self.mount.uid_mappings()),
+            ("gidMappings", self.mount.gid_mappings()),
+        ] {
+            if mapping.as_ref().is_some_and(|mapping| !mapping.is_empty()) {
+                return Err(RunnerError::unsupported(
+                    format!("{}.{name}", self.field),
+                    "id-mapped mounts are not supported",
+                ));
+            }
+        }
+        if super::rootfs::split(self.destination()).is_none() {
+            return Err(RunnerError::invalid(
+                format!("{}.destination", self.field),
+                format!("{:?} names nothing below the root", self.destination()),
+            ));
+        }
+        Ok(())
+    }
+
+    fn destination(&self) -> &Path {
+        self.mount.destination()
+    }
+
+    fn step(&self) -> String {
+        let kind = self.mount.typ().as_deref().unwrap_or("bind");
+        format!("mount {kind} on {}", self.destination().display())
+    }
+
+    /// The file or directory to mount on, made if it isn't there.
+    fn target(&self, target: Target) -> Result<OwnedFd> {
+        self.rootfs
+            .ensure(self.destination(), target)
+            .step(|| format!("{}: make the mount point", self.step()))
+    }
+
+    /// Nothing may hide what runs on procfs as if it were procfs, but for a few files.
+    fn check_procfs(&self, target: BorrowedFd<'_>) -> Result<()> {
+        let system = rustix::fs::fstatfs(target).step(|| self.step())?;
+        if system.f_type != libc::PROC_SUPER_MAGIC {
+            return Ok(());
+        }
+        let path = self.rootfs.path_of(target)?;
+        match path.strip_prefix("/proc") {
+            Ok(file)
+                if REPLACEABLE_IN_PROC
+                    .iter()
+                    .any(|&known| Path::new(known) == file) =>
+            {
+                Ok(())
+            }
+            _ => Err(RunnerError::failed(format!(
+                "{:?} cannot be mounted because it is inside /proc",
+                self.destination()
+            ))),
+        }
+    }
+
+    fn file_system(&self, kind: &str, options: &Options, pending: &mut Pending) -> Result<()> {
+        if matches!(kind, "proc" | "sysfs") {
+            self.check_ordinary_directory(kind)?;
+        }
+        let target = self.target(Target::Directory)?;
+        if kind != "proc" {
+            self.check_procfs(target.as_fd())?;
+        }
+        let mount = self.make(kind, &options.parameters)?;
+        self.finish(mount, target.as_fd(), options, pending)
+    }
+
+    /// procfs and sysfs are found by their path by whoever looks for them: no symlink may lead away.
+    fn check_ordinary_directory(&self, kind: &str) -> Result<()> {
+        match self.rootfs.resolve_nofollow(self.destination()) {
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).step(|| self.step()),
+            Ok(found) => {
+                let status = rustix::fs::fstat(&found).step(|| self.step())?;
+                let kind_found = FileType::from_raw_mode(status.st_mode);
+                let same = self.rootfs.path_of(found.as_fd())? == self.clean_destination();
+                if kind_found == FileType::Directory && same {
+                    return Ok(());
+                }
+                Err(RunnerError::failed(format!(
+                    "filesystem {kind:?} must be mounted on ordinary directory"
+                )))
+            }
+        }
+    }
+
+    fn clean_destination(&self) -> PathBuf {
+        Path::new("/")
+            .join(self.destination())
+            .components()
+            .collect()
+    }
+
+    fn tmpfs(&self, options: &Options, pending: &mut Pending) -> Result<()> {
+        let target = self.target(Target::Directory)?;
+        self.check_procfs(target.as_fd())?;
+        let mut parameters = options.parameters.clone();
+        if options.parameter("mode").is_none() {
+            // The mode of what it covers, unless the spec says another.
+            let status = rustix::fs::fstat(&target).step(|| self.step())?;
+            let mode = format!("{:04o}", status.st_mode & 0o7777);
+            parameters.push(("mode".to_owned(), Some(mode)));
+        }
+        let mount = self.make("tmpfs", &parameters)?;
+        if options.copy_up {
+            return Err(RunnerError::unsupported(
+                format!("{}.options", self.field),
+                "\"tmpcopyup\" is not supported",
+            ));
+        }
+        self.finish(mount, target.as_fd(), options, pending)
+    }
+
+    fn cgroup(
+        &self,
+        options: &Options,
+        namespaces: &Namespaces,
+        pending: &mut Pending,
+    ) -> Result<()> {
+        let target = self.target(Target::Directory)?;
+        self.check_procfs(target.as_fd())?;
+        let mount = if namespaces.is_new(LinuxNamespaceType::Cgroup) {
+            self.make("cgroup2", &[])?
+        } else {
+            // A new mount would change the options of the guest's own.
+            let own = rustix::fs::open(
+                "/sys/fs/cgroup",
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .step(|| self.step())?;
+            clone_mount(own.as_fd(), false).step(|| self.step())?
+        };
+        self.finish(mount, target.as_fd(), options, pending)
+    }
+
+    /// A new file system, detached.
+    fn make(&self, kind: &str, parameters: &[(String, Option<String>)]) -> Result<OwnedFd> {
+        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+            .step(|| format!("{}: fsopen", self.step()))?;
+        let result = (|| {
+            if let Some(source) = self.mount.source() {
+                fsconfig_set_string(context.as_fd(), "source", source.as_path())?;
+            }
+            for (key, value) in parameters {
+                match value {
+                    Some(value) => {
+                        fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str())
+                    }
+                    None => fsconfig_set_flag(context.as_fd(), key.as_str()),
+                }?;
+            }
+            fsconfig_create(context.as_fd())?;
+            fsmount(
+                context.as_fd(),
+                FsMountFlags::FSMOUNT_CLOEXEC,
+                MountAttrFlags::empty(),
+            )
+        })();
+        result.step(|| format!("{}{}", self.step(), complaint(context.as_fd())))
+    }
+
+    /// Attributes, the place, and propagation; read-only comes later where files are still to be made.
+    fn finish(
+        &self,
+        mount: OwnedFd,
+        target: BorrowedFd<'_>,
+        options: &Options,
+        pending: &mut Pending,
+    ) -> Result<()> {
+        let mut attributes = options.attributes;
+        let kind = self.mount.typ().as_deref();
+        let later = kind == Some("tmpfs") || self.clean_destination() == Path::new("/dev");
+        let read_only = attributes.set & READ_ONLY != 0;
+        if later {
+            attributes.set &= !READ_ONLY;
+        }
+        self.change(mount.as_fd(), &attributes, &options.below)?;
+        attach(mount.as_fd(), target).step(|| self.step())?;
+        self.propagate(mount.as_fd(), options)?;
+        if later && read_only {
+            pending.0.push((self.destination().to_owned(), mount));
+        }
+        Ok(())
+    }
+
+    fn bind(&self, options: &Options, volumes: &Path) -> Result<()> {
+        let name = self.volume()?;
+        let directory = rustix::fs::open(
+            volumes,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .step(|| {
+            format!(
+                "{}: open the pod's volumes {}",
+                self.step(),
+                volumes.display()
+            )
+        })?;
+        // The name is one component, and what it names is no symlink: neither leads out of the volumes.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(&directory, name, flags, Mode::empty())
+            .step(|| format!("{}: open volume {name:?}", self.step()))?;
+        let status = rustix::fs::fstat(&source).step(|| self.step())?;
+        let target = match FileType::from_raw_mode(status.st_mode) {
+            FileType::Symlink => {
+                return Err(RunnerError::failed(format!(
+                    "{}: volume {name:?} is a symlink",
+                    self.step()
+                )));
+            }
+            FileType::Directory => Target::Directory,
+            _ => Target::File,
+        };
+        let mount = clone_mount(source.as_fd(), options.recursive).step(|| self.step())?;
+        let target = self.target(target)?;
+        self.check_procfs(target.as_fd())?;
+        self.change(mount.as_fd(), &options.attributes, &options.below)?;
+        attach(mount.as_fd(), target.as_fd()).step(|| self.step())?;
+        self.propagate(mount.as_fd(), options)
+    }
+
+    fn volume(&self) -> Result<&str> {
+        let source = self.mount.source().as_deref().unwrap_or(Path::new(""));
+        source
+            .to_str()
+            .and_then(|source| source.strip_prefix("volume:"))
+            .filter(|name| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
+            .ok_or_else(|| {
+                RunnerError::invalid(
+                    format!("{}.source", self.field),
+                    format!("{source:?} is not volume:NAME"),
+                )
+            })
+    }
+
+    fn change(
+        &self,
+        mount: BorrowedFd<'_>,
+        own: &MountAttributes,
+        below: &MountAttributes,
+    ) -> Result<()> {
+        for (attributes, recursive) in [(below, true), (own, false)] {
+            if *attributes != MountAttributes::default() {
+                syscall::mount_setattr(mount, recursive, attributes)
+                    .step(|| format!("{}: set its options", self.step()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn propagate(&self, mount: BorrowedFd<'_>, options: &Options) -> Result<()> {
+        for &(propagation, recursive) in &options.propagation {
+            let attributes = MountAttributes {
+                propagation,
+                ..MountAttributes::default()
+            };
+            syscall::mount_setattr(mount, recursive, &attributes)
+                .step(|| format!("{}: set its propagation", self.step()))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the file system itself has to say about its parameters.
+fn complaint(context: BorrowedFd<'_>) -> String {
+    let mut text = [0u8; 512];
+    match rustix::io::read(context, &mut text) {
+        Ok(length) => format!(
+            " ({})",
+            String::from_utf8_lossy(text.get(2..length).unwrap_or_default()).trim()
+        ),
+        Err(_) => String::new(),
+    }
+}

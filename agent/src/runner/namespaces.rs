@@ -1,0 +1,213 @@
+//! The namespaces of a container: which are new, which are another container's, and the birth in them.
+//!
+//! Called by `mod` in the runner's own process, before any other step. The network is the guest's for
+//! every container of the pod, so a network namespace is neither made nor joined here. The cgroup
+//! namespace is made after the birth (`own_cgroup`): its root is the cgroup of whoever calls unshare.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType as Kind, Spec};
+
+use super::error::{Result, RunnerError, Step};
+use super::syscall::{self, Cloned};
+
+/// What `Spec` asks for.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Namespaces {
+    new: libc::c_int,
+    listed: libc::c_int,
+}
+
+impl Namespaces {
+    /// Reads the spec's list: an entry without a path is a new one, each other one must be in `joined`.
+    pub(super) fn of(spec: &Spec, joined: &[Kind]) -> Result<Self> {
+        let listed = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref());
+        let mut ours = Self::default();
+        let mut seen = Vec::new();
+        for (index, namespace) in listed.into_iter().flatten().enumerate() {
+            let field = || format!("linux.namespaces[{index}]");
+            let kind = namespace.typ();
+            if seen.contains(&kind) {
+                return Err(RunnerError::invalid(
+                    field(),
+                    format!("a second entry for {kind}"),
+                ));
+            }
+            seen.push(kind);
+            let flag = flag(kind, &field())?;
+            match namespace.path() {
+                _ if kind == Kind::Network => {}
+                None => ours.new |= flag,
+                Some(path) if path.as_os_str() == "pod" => {}
+                Some(_) if joined.contains(&kind) => {}
+                Some(path) => {
+                    return Err(RunnerError::invalid(
+                        field(),
+                        format!("the namespace {} was not handed over", path.display()),
+                    ));
+                }
+            }
+            ours.listed |= flag;
+        }
+        if !ours.is_new(Kind::Mount) {
+            return Err(RunnerError::unsupported(
+                "linux.namespaces",
+                "a container without a mount namespace of its own is not supported",
+            ));
+        }
+        Ok(ours)
+    }
+
+    /// Has the container a new namespace of this kind?
+    pub(super) fn is_new(&self, kind: Kind) -> bool {
+        flag(kind, "").is_ok_and(|flag| self.new & flag != 0)
+    }
+
+    /// Has the spec an entry of this kind, new or not?
+    pub(super) fn lists(&self, kind: Kind) -> bool {
+        flag(kind, "").is_ok_and(|flag| self.listed & flag != 0)
+    }
+
+    /// Makes the container's process: in all its new namespaces and in its cgroup from birth.
+    pub(super) fn spawn(&self, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
+        let at_birth = self.new & !libc::CLONE_NEWCGROUP;
+        syscall::clone3(at_birth as u64, cgroup)
+            .step(|| "make the container's process in its namespaces and cgroup")
+    }
+
+    /// In the container's process: its cgroup becomes the root of what it can see.
+    pub(super) fn own_cgroup(&self) -> Result<()> {
+        if self.new & libc::CLONE_NEWCGROUP == 0 {
+            return Ok(());
+        }
+        syscall::unshare(libc::CLONE_NEWCGROUP).step(|| "make the container's cgroup namespace")
+    }
+}
+
+/// Enters the namespaces of other containers; that of pids counts for the process made next.
+pub(super) fn join(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
+    if joined.len() != namespaces.len() {
+        return Err(RunnerError::failed(format!(
+            "join {} namespaces: {} were handed over",
+            joined.len(),
+            namespaces.len()
+        )));
+    }
+    for (&kind, namespace) in joined.iter().zip(namespaces) {
+        let flag = flag(kind, "linux.namespaces")?;
+        if kind == Kind::Mount {
+            return Err(RunnerError::unsupported(
+                "linux.namespaces",
+                "joining another container's mount namespace is not supported",
+            ));
+        }
+        syscall::setns(namespace.as_fd(), flag)
+            .step(|| format!("join the {kind} namespace of another container"))?;
+    }
+    Ok(())
+}
+
+/// In the runner, for an exec: enters what the container's init lives in, but for its cgroup namespace,
+/// which would hide the cgroup that the process is to be born in.
+pub(super) fn enter(init: BorrowedFd<'_>) -> Result<()> {
+    let kinds = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    syscall::setns(init, kinds).step(|| "join the container's namespaces")
+}
+
+/// In the process of an exec: the rest of `enter`.
+pub(super) fn enter_cgroup(init: BorrowedFd<'_>) -> Result<()> {
+    syscall::setns(init, libc::CLONE_NEWCGROUP).step(|| "join the container's cgroup namespace")
+}
+
+/// Makes a sibling in the caller's own namespaces, for an exec.
+pub(super) fn spawn_inside(cgroup: BorrowedFd<'_>) -> Result<Cloned> {
+    syscall::clone3(0, cgroup).step(|| "make the process in the container's cgroup")
+}
+
+/// Id mappings come with user namespaces only.
+pub(super) fn refuse_mappings(linux: &Linux) -> Result<()> {
+    let mappings = [
+        ("linux.uidMappings", linux.uid_mappings()),
+        ("linux.gidMappings", linux.gid_mappings()),
+    ];
+    for (field, mapping) in mappings {
+        if mapping.as_ref().is_some_and(|mapping| !mapping.is_empty()) {
+            return Err(RunnerError::unsupported(
+                field,
+                "user namespaces are not supported",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn flag(kind: Kind, field: &str) -> Result<libc::c_int> {
+    Ok(match kind {
+        Kind::Mount => libc::CLONE_NEWNS,
+        Kind::Cgroup => libc::CLONE_NEWCGROUP,
+        Kind::Uts => libc::CLONE_NEWUTS,
+        Kind::Ipc => libc::CLONE_NEWIPC,
+        Kind::Pid => libc::CLONE_NEWPID,
+        Kind::Network => libc::CLONE_NEWNET,
+        Kind::User => {
+            return Err(RunnerError::unsupported(
+                field,
+                "user namespaces are not supported",
+            ));
+        }
+        Kind::Time => {
+            return Err(RunnerError::unsupported(
+                field,
+                "time namespaces are not supported",
+            ));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &str) -> Spec {
+        serde_json::from_str(&format!(
+            r#"{{"ociVersion": "1.2.0", "linux": {{"namespaces": {namespaces}}}}}"#
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn new_and_shared_namespaces_are_told_apart() {
+        let spec = spec(
+            r#"[{"type": "mount"}, {"type": "pid"}, {"type": "ipc", "path": "container:a"},
+                {"type": "uts", "path": "pod"}, {"type": "network"}]"#,
+        );
+        let namespaces = Namespaces::of(&spec, &[Kind::Ipc]).unwrap();
+        assert_eq!(namespaces.new, libc::CLONE_NEWNS | libc::CLONE_NEWPID);
+        assert!(namespaces.is_new(Kind::Pid));
+        assert!(!namespaces.is_new(Kind::Ipc));
+        assert!(Namespaces::of(&spec, &[]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let user = spec(r#"[{"type": "mount"}, {"type": "user"}]"#);
+        let error = Namespaces::of(&user, &[]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "linux.namespaces[1]: user namespaces are not supported"
+        );
+        let none = spec(r#"[{"type": "pid"}]"#);
+        assert!(matches!(
+            Namespaces::of(&none, &[]),
+            Err(RunnerError::Unsupported { .. })
+        ));
+        let twice = spec(r#"[{"type": "mount"}, {"type": "mount"}]"#);
+        assert!(matches!(
+            Namespaces::of(&twice, &[]),
+            Err(RunnerError::InvalidSpec { .. })
+        ));
+    }
+}

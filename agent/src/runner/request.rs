@@ -1,0 +1,112 @@
+//! What the agent asks of the runner, and the words that the two exchange.
+//!
+//! `container.rs` makes the requests; `client` sends them, `mod` obeys. The request travels as JSON in a
+//! memory file beside the file descriptors, since a spec may be longer than a message; what comes back
+//! are short messages, each one JSON document in one packet.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use serde::{Deserialize, Serialize};
+
+use super::error::RunnerError;
+
+/// Everything the runner needs for a container's init.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InitRequest {
+    /// The container's name.
+    pub container: String,
+    /// The guest part of the OCI spec; `root.path` and `linux.cgroupsPath` are ignored.
+    pub spec: Spec,
+    /// The container's root directory, as the agent sees it.
+    pub rootfs: PathBuf,
+    /// The directory that a mount's source `volume:NAME` is looked up in.
+    pub volumes: PathBuf,
+    /// The container's cgroup, made and limited already; the device filter is attached here.
+    pub cgroup: PathBuf,
+}
+
+/// Everything the runner needs for a further process in a running container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The container's name.
+    pub container: String,
+    /// The spec that the container was made of.
+    pub spec: Spec,
+    /// The process to run.
+    pub process: Process,
+    /// The container's cgroup.
+    pub cgroup: PathBuf,
+}
+
+/// A process's standard streams.
+#[derive(Debug)]
+pub enum Stdio {
+    /// Three open files, which become fds 0, 1 and 2.
+    Streams {
+        /// Standard input.
+        stdin: OwnedFd,
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// A new pseudo-terminal of the container's devpts; 0 by 0 means the size that the spec gives.
+    Terminal {
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
+}
+
+/// A namespace that the container shares with another one.
+#[derive(Debug)]
+pub struct Joined {
+    /// Its kind; the spec has an entry of this kind.
+    pub kind: LinuxNamespaceType,
+    /// The namespace itself.
+    pub namespace: OwnedFd,
+}
+
+/// A terminal's first size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Size {
+    pub(super) width: u16,
+    pub(super) height: u16,
+}
+
+/// The first and only message to a runner. Beside it come, in this order: the namespaces to join or the
+/// init's pidfd, and then the three standard streams where there is no terminal.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Make a container.
+    Init {
+        request: Box<InitRequest>,
+        joined: Vec<LinuxNamespaceType>,
+        terminal: Option<Size>,
+    },
+    /// Run a further process.
+    Exec {
+        request: Box<ExecRequest>,
+        terminal: Option<Size>,
+    },
+}
+
+/// What the runner and the container's process say, until the process runs its command and the channel
+/// closes with that.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Message {
+    /// From the runner: the process is born. Its pidfd comes along.
+    Spawned { pid: u32 },
+    /// From the process: something that was left out, for the log.
+    Note { text: String },
+    /// From the process: all is done but the start. The terminal's master comes along, if there is one.
+    Ready,
+    /// From either: it ends here.
+    Failed { error: RunnerError },
+}
+
+/// What the agent writes to let a created container run.
+pub(super) const START: u8 = b's';

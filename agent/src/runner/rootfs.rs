@@ -1,0 +1,231 @@
+//! The container's root: a mount of its own, every path in it resolved inside it, made `/` at the end.
+//!
+//! Called by `mod` in the container's process, whose mount namespace is its own. The image is hostile: a
+//! path may lead through any symlink it has planted. So a path is resolved once, with the root as its
+//! `/` and without magic links, and everything is then done to the file descriptor that came of it.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use pathrs::Root;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use super::error::{Result, RunnerError, Step};
+use super::options;
+use super::syscall::{self, MountAttributes};
+
+/// As many symlinks as the kernel follows in one path.
+const MOST_LINKS: u32 = 40;
+
+/// What is to be at a path before something is mounted there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    Directory,
+    File,
+}
+
+/// The tree that becomes the container's root.
+pub(super) struct Rootfs {
+    root: Root,
+    mount: OwnedFd,
+    path: PathBuf,
+}
+
+impl Rootfs {
+    /// Cuts the process's mounts off from the agent's, and makes `path` a mount of its own.
+    pub(super) fn prepare(path: &Path) -> Result<Self> {
+        let step = || format!("prepare the container's root {}", path.display());
+        // What the agent mounts later still arrives; what is mounted here stays here.
+        rustix::mount::mount_change(
+            "/",
+            rustix::mount::MountPropagationFlags::DOWNSTREAM
+                | rustix::mount::MountPropagationFlags::REC,
+        )
+        .step(step)?;
+        let opened = rustix::fs::open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .step(step)?;
+        let mount = clone_mount(opened.as_fd(), true).step(step)?;
+        let private = MountAttributes {
+            propagation: libc::MS_PRIVATE,
+            ..MountAttributes::default()
+        };
+        syscall::mount_setattr(&mount, true, &private).step(step)?;
+        attach(mount.as_fd(), opened.as_fd()).step(step)?;
+        let handle = mount.try_clone().step(step)?;
+        let path = real_path(mount.as_fd()).step(step)?;
+        Ok(Self {
+            root: Root::from_fd(handle),
+            mount,
+            path,
+        })
+    }
+
+    /// The existing file or directory at `path`, symlinks followed inside the root.
+    pub(super) fn resolve(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.root.resolve(path).map(OwnedFd::from).map_err(errno)
+    }
+
+    /// The same, but a symlink at the end is not followed.
+    pub(super) fn resolve_nofollow(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.root
+            .resolve_nofollow(path)
+            .map(OwnedFd::from)
+            .map_err(errno)
+    }
+
+    /// What is at `path`, made with all its parents if it is not there.
+    ///
+    /// A dangling symlink is followed to where it points inside the root, as images have them for
+    /// `/etc/resolv.conf`.
+    pub(super) fn ensure(&self, path: &Path, target: Target) -> rustix::io::Result<OwnedFd> {
+        self.ensure_within(path, target, &mut MOST_LINKS.clone())
+    }
+
+    fn ensure_within(
+        &self,
+        path: &Path,
+        target: Target,
+        links: &mut u32,
+    ) -> rustix::io::Result<OwnedFd> {
+        match self.resolve(path) {
+            Err(Errno::NOENT) => {}
+            result => return result,
+        }
+        let (parent, name) = split(path).ok_or(Errno::NOENT)?;
+        let directory = self.ensure_within(parent, Target::Directory, links)?;
+        if let Ok(link) = rustix::fs::readlinkat(&directory, name, Vec::new()) {
+            *links = links.checked_sub(1).ok_or(Errno::LOOP)?;
+            let link = Path::new(OsStr::from_bytes(link.to_bytes()));
+            // Not cleaned of `..`: the parent may itself be a symlink, which the kernel resolves.
+            return self.ensure_within(&parent.join(link), target, links);
+        }
+        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match target {
+            Target::Directory => match rustix::fs::mkdirat(&directory, name, Mode::from(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            },
+            Target::File => {
+                let create = flags | OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+                match rustix::fs::openat(&directory, name, create, Mode::from(0o755)) {
+                    Ok(_) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        rustix::fs::openat(&directory, name, flags | OFlags::PATH, Mode::empty())
+    }
+
+    /// Where in the container a file descriptor of it is.
+    pub(super) fn path_of(&self, fd: BorrowedFd<'_>) -> Result<PathBuf> {
+        let step = || "find out where in the container's root a file is";
+        let path = real_path(fd).step(step)?;
+        match path.strip_prefix(&self.path) {
+            Ok(inside) => Ok(Path::new("/").join(inside)),
+            Err(_) => Err(RunnerError::failed(format!(
+                "{}: {} is outside of it",
+                step(),
+                path.display()
+            ))),
+        }
+    }
+
+    /// Makes the tree the process's root, and lets go of everything else.
+    pub(super) fn pivot(&self) -> Result<()> {
+        let step = || "make the container's root the root of its mounts (pivot_root)";
+        let old = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .step(step)?;
+        rustix::process::fchdir(&self.mount).step(step)?;
+        // The old root ends up on top of the new one, and is taken off from there.
+        rustix::process::pivot_root(".", ".").step(step)?;
+        rustix::process::fchdir(&old).step(step)?;
+        rustix::mount::mount_change(
+            ".",
+            rustix::mount::MountPropagationFlags::PRIVATE
+                | rustix::mount::MountPropagationFlags::REC,
+        )
+        .step(step)?;
+        rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).step(step)?;
+        rustix::process::chdir("/").step(step)
+    }
+
+    /// Makes the root itself, and nothing mounted below it, read-only.
+    pub(super) fn make_read_only(&self) -> Result<()> {
+        let attributes = MountAttributes {
+            set: options::READ_ONLY,
+            ..MountAttributes::default()
+        };
+        syscall::mount_setattr(&self.mount, false, &attributes)
+            .step(|| "make the container's root read-only")
+    }
+
+    /// Gives the root the propagation that the spec wants, after everything is mounted.
+    pub(super) fn propagate(&self, (propagation, recursive): (u64, bool)) -> Result<()> {
+        let attributes = MountAttributes {
+            propagation,
+            ..MountAttributes::default()
+        };
+        syscall::mount_setattr(&self.mount, recursive, &attributes)
+            .step(|| "set the propagation of the container's root")
+    }
+}
+
+/// A detached copy of the mount at `fd`, seen from there.
+pub(super) fn clone_mount(fd: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(fd, "", flags)
+}
+
+/// Puts a detached mount onto what `target` is.
+pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags)
+}
+
+/// The path of an open file as the agent's procfs has it.
+fn real_path(fd: BorrowedFd<'_>) -> rustix::io::Result<PathBuf> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = rustix::fs::readlinkat(CWD, link, Vec::new())?;
+    Ok(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
+}
+
+/// The parent and the last name; `None` where there is no name to make.
+pub(super) fn split(path: &Path) -> Option<(&Path, &OsStr)> {
+    match path.components().next_back()? {
+        Component::Normal(name) => Some((path.parent()?, name)),
+        _ => None,
+    }
+}
+
+/// The error number behind an error of pathrs, which keeps the kernel's in its kind.
+fn errno(error: pathrs::error::Error) -> Errno {
+    match error.kind() {
+        pathrs::error::ErrorKind::OsError(Some(number)) => Errno::from_raw_os_error(number),
+        pathrs::error::ErrorKind::SafetyViolation => Errno::XDEV,
+        _ => Errno::INVAL,
+    }
+}
+
+/// What `linux.rootfsPropagation` asks for.
+pub(super) fn propagation(spec: &oci_spec::runtime::Spec) -> Result<Option<(u64, bool)>> {
+    let linux = spec.linux().as_ref();
+    let name = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
+    options::root_propagation(name.unwrap_or_default())
+}

@@ -1,0 +1,204 @@
+//! What of the OCI spec the runner applies; anything else is refused by the field's name, before any step.
+//!
+//! Called by `mod` first of all. The limits in `linux.resources` are the agent's (`cgroup.rs`), which
+//! refuses its own. The labels of AppArmor and SELinux are accepted although the guest's kernel has
+//! neither: containerd sends them by default on hosts that have one, and runc refuses none of its own
+//! accord; that nothing enforces them is said in the log.
+
+use oci_spec::runtime::{Process, Spec};
+
+use super::error::{Result, RunnerError};
+use super::namespaces;
+
+/// Refuses what of a container is not supported; returns what is left out, for the log.
+pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
+    for (field, present) in [
+        ("windows", spec.windows().is_some()),
+        ("solaris", spec.solaris().is_some()),
+        ("vm", spec.vm().is_some()),
+        ("zos", spec.zos().is_some()),
+    ] {
+        if present {
+            return Err(RunnerError::unsupported(field, "this is a Linux container"));
+        }
+    }
+    check_hooks(spec)?;
+    check_linux(spec)?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| RunnerError::invalid("process", "is missing"))?;
+    check_process("process", process)
+}
+
+/// Refuses what of a process is not supported.
+pub(super) fn check_process(field: &str, process: &Process) -> Result<Vec<String>> {
+    for (name, present) in [
+        ("ioPriority", process.io_priority().is_some()),
+        ("scheduler", process.scheduler().is_some()),
+        ("execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ("commandLine", process.command_line().is_some()),
+    ] {
+        if present {
+            return Err(RunnerError::unsupported(
+                format!("{field}.{name}"),
+                "is not supported",
+            ));
+        }
+    }
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(RunnerError::invalid(
+            format!("{field}.args"),
+            "must not be empty",
+        ));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(RunnerError::invalid(
+            format!("{field}.cwd"),
+            format!("{:?} is not an absolute path", process.cwd()),
+        ));
+    }
+    let mut notes = Vec::new();
+    for (name, label) in [
+        ("apparmorProfile", process.apparmor_profile()),
+        ("selinuxLabel", process.selinux_label()),
+    ] {
+        match label.as_deref() {
+            None | Some("" | "unconfined") => {}
+            Some(label) => notes.push(format!(
+                "{field}.{name} {label:?} has no effect: the guest's kernel has no such security module"
+            )),
+        }
+    }
+    Ok(notes)
+}
+
+fn check_hooks(spec: &Spec) -> Result<()> {
+    let Some(hooks) = spec.hooks() else {
+        return Ok(());
+    };
+    // Their path is of the host, where the shim runs the others; in the guest there is no such file.
+    if hooks
+        .create_container()
+        .as_ref()
+        .is_some_and(|hooks| !hooks.is_empty())
+    {
+        return Err(RunnerError::unsupported(
+            "hooks.createContainer",
+            "its program would have to run in the container's namespaces, which the host can't enter",
+        ));
+    }
+    Ok(())
+}
+
+fn check_linux(spec: &Spec) -> Result<()> {
+    let Some(linux) = spec.linux() else {
+        return Err(RunnerError::invalid("linux", "is missing"));
+    };
+    namespaces::refuse_mappings(linux)?;
+    let label = linux
+        .mount_label()
+        .as_deref()
+        .is_some_and(|label| !label.is_empty());
+    let devices = linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty());
+    let offsets = linux
+        .time_offsets()
+        .as_ref()
+        .is_some_and(|offsets| !offsets.is_empty());
+    for (field, present, reason) in [
+        (
+            "linux.mountLabel",
+            label,
+            "the guest's kernel has no SELinux",
+        ),
+        (
+            "linux.intelRdt",
+            linux.intel_rdt().is_some(),
+            "is not supported",
+        ),
+        (
+            "linux.memoryPolicy",
+            linux.memory_policy().is_some(),
+            "is not supported",
+        ),
+        (
+            "linux.personality",
+            linux.personality().is_some(),
+            "is not supported",
+        ),
+        (
+            "linux.timeOffsets",
+            offsets,
+            "time namespaces are not supported",
+        ),
+        ("linux.netDevices", devices, "is not supported"),
+    ] {
+        if present {
+            return Err(RunnerError::unsupported(field, reason));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn unsupported_fields_are_refused_by_name() {
+        for (json, field) in [
+            (
+                r#""process": {"cwd": "/", "args": ["a"], "scheduler": {"policy": "SCHED_OTHER"}}"#,
+                "process.scheduler",
+            ),
+            (r#""process": {"cwd": "/", "args": []}"#, "process.args"),
+            (r#""process": {"cwd": "x", "args": ["a"]}"#, "process.cwd"),
+            (
+                r#""linux": {"personality": {"domain": "LINUX32"}}"#,
+                "linux.personality",
+            ),
+            (
+                r#""linux": {"uidMappings": [{"hostID": 0, "containerID": 0, "size": 1}]}"#,
+                "linux.uidMappings",
+            ),
+            (
+                r#""linux": {"timeOffsets": {"boottime": {"secs": 1}}}"#,
+                "linux.timeOffsets",
+            ),
+            (
+                r#""hooks": {"createContainer": [{"path": "/x"}]}"#,
+                "hooks.createContainer",
+            ),
+        ] {
+            let linux = if json.contains("linux") {
+                ""
+            } else {
+                r#""linux": {},"#
+            };
+            let spec = spec(&format!(r#"{{"ociVersion": "1.2.0", {linux} {json}}}"#));
+            match check_container(&spec).unwrap_err() {
+                RunnerError::Unsupported { field: got, .. }
+                | RunnerError::InvalidSpec { field: got, .. } => assert_eq!(got, field),
+                other => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn labels_of_absent_security_modules_are_noted() {
+        let spec = spec(
+            r#"{"ociVersion": "1.2.0", "linux": {},
+                "process": {"cwd": "/", "args": ["a"], "apparmorProfile": "cri-containerd.apparmor.d"}}"#,
+        );
+        let notes = check_container(&spec).unwrap();
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].starts_with("process.apparmorProfile \"cri-containerd"));
+    }
+}

@@ -1,0 +1,183 @@
+//! The spec's sysctls, and the names of the container's host and domain.
+//!
+//! Called by `mod` in the container's process. They are written through a procfs of our own that is mounted
+//! nowhere: the container's may be covered by something that its image or volumes bring.
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+use super::error::{Result, RunnerError, Step};
+use super::namespaces::Namespaces;
+
+const OF_IPC: [&str; 8] = [
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/sem",
+    "kernel/shmall",
+    "kernel/shmmax",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+];
+
+/// Refuses, before anything is made, what is not the container's own to set.
+pub(super) fn check(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+    for key in listed(spec).map(|(key, _)| key) {
+        let path = path(key);
+        let field = || format!("linux.sysctl[{key:?}]");
+        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(RunnerError::invalid(field(), "is no name of a sysctl"));
+        }
+        let own = if OF_IPC.contains(&path.as_str()) || path.starts_with("fs/mqueue/") {
+            namespaces.is_new(Kind::Ipc)
+        } else if path == "kernel/domainname" {
+            namespaces.is_new(Kind::Uts)
+        } else if path == "kernel/hostname" {
+            return Err(RunnerError::invalid(
+                field(),
+                "is what the field hostname is for",
+            ));
+        } else {
+            path.starts_with("net/")
+        };
+        if !own {
+            return Err(RunnerError::unsupported(
+                field(),
+                "is not in a kernel namespace of the container's own",
+            ));
+        }
+    }
+    for (field, name) in [
+        ("hostname", spec.hostname()),
+        ("domainname", spec.domainname()),
+    ] {
+        if name.as_deref().is_some_and(|name| !name.is_empty()) && !namespaces.lists(Kind::Uts) {
+            return Err(RunnerError::invalid(
+                field,
+                "can't be set without a UTS namespace",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Writes them all.
+pub(super) fn apply(spec: &Spec) -> Result<()> {
+    let mut listed = listed(spec).peekable();
+    if listed.peek().is_none() {
+        return Ok(());
+    }
+    let procfs = procfs().step(|| "mount a procfs to write sysctls")?;
+    for (key, value) in listed {
+        write(&procfs, &path(key), value).step(|| format!("write sysctl {key} = {value:?}"))?;
+    }
+    Ok(())
+}
+
+/// Names the host and the domain.
+pub(super) fn set_names(spec: &Spec) -> Result<()> {
+    if let Some(name) = spec.hostname().as_deref().filter(|name| !name.is_empty()) {
+        rustix::system::sethostname(name.as_bytes()).step(|| format!("set hostname {name:?}"))?;
+    }
+    if let Some(name) = spec.domainname().as_deref().filter(|name| !name.is_empty()) {
+        rustix::system::setdomainname(name.as_bytes())
+            .step(|| format!("set domainname {name:?}"))?;
+    }
+    Ok(())
+}
+
+fn listed(spec: &Spec) -> impl Iterator<Item = (&str, &str)> {
+    let listed = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.sysctl().as_ref());
+    listed
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+}
+
+/// The path below /proc/sys: whichever of `.` and `/` comes first separates, the other one is part of a
+/// name (`net/ipv4/conf/eth0.1/forwarding`), as sysctl(8) has it.
+fn path(key: &str) -> String {
+    match key.find(['.', '/']).map(|at| key.as_bytes().get(at)) {
+        Some(Some(b'.')) => key
+            .chars()
+            .map(|letter| match letter {
+                '.' => '/',
+                '/' => '.',
+                other => other,
+            })
+            .collect(),
+        _ => key.to_owned(),
+    }
+}
+
+fn procfs() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+}
+
+fn write(procfs: &OwnedFd, path: &str, value: &str) -> std::io::Result<()> {
+    let file = rustix::fs::openat2(
+        procfs,
+        format!("sys/{path}"),
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+    )?;
+    std::fs::File::from(file).write_all(value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_separator_separates() {
+        assert_eq!(path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
+        assert_eq!(
+            path("net.ipv4.conf.eth0/1.forwarding"),
+            "net/ipv4/conf/eth0.1/forwarding"
+        );
+        assert_eq!(
+            path("net/ipv4/conf/eth0.1/forwarding"),
+            "net/ipv4/conf/eth0.1/forwarding"
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_containers_is_refused() {
+        let spec = |key: &str| -> Spec {
+            serde_json::from_str(&format!(
+                r#"{{"ociVersion": "1.2.0", "linux": {{"sysctl": {{"{key}": "1"}},
+                    "namespaces": [{{"type": "mount"}}, {{"type": "ipc"}}]}}}}"#
+            ))
+            .unwrap()
+        };
+        let check = |key| {
+            let spec = spec(key);
+            check(&spec, &Namespaces::of(&spec, &[]).unwrap())
+        };
+        for key in ["net.ipv4.ip_forward", "kernel.shmmax", "fs.mqueue.msg_max"] {
+            assert_eq!(check(key), Ok(()));
+        }
+        for key in [
+            "vm.overcommit_memory",
+            "kernel.hostname",
+            "kernel.domainname",
+            "fs/mqueue/../file-max",
+        ] {
+            assert!(check(key).is_err(), "{key}");
+        }
+    }
+}

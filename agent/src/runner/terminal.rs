@@ -1,0 +1,153 @@
+//! A process's terminal: a pseudo-terminal of the container's own devpts, so that it exists in there.
+//!
+//! Called by `mod` in the container's process. The master goes to the agent over the channel. By the time
+//! of an exec the container may have put anything at /dev/pts/ptmx, so what is opened there must be the
+//! multiplexer of a devpts before it is used.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::Process;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+
+use super::error::{Result, RunnerError, Step};
+use super::request::Size;
+use super::rootfs::{Rootfs, attach, clone_mount, split};
+
+/// Type of a devpts (linux/magic.h).
+const DEVPTS_MAGIC: rustix::fs::FsWord = 0x1cd1;
+
+/// Both ends of a terminal.
+pub(super) struct Terminal {
+    /// The agent's.
+    pub(super) master: OwnedFd,
+    slave: OwnedFd,
+}
+
+impl Terminal {
+    /// Opens one of the devpts in `rootfs`.
+    pub(super) fn of_rootfs(rootfs: &Rootfs) -> Result<Self> {
+        let multiplexer = rootfs
+            .resolve_nofollow(Path::new("/dev/pts/ptmx"))
+            .step(|| "open /dev/pts/ptmx for the terminal")?;
+        Self::open(multiplexer)
+    }
+
+    /// Opens one of the devpts of the root that the process has joined.
+    pub(super) fn of_root() -> Result<Self> {
+        let multiplexer = rustix::fs::openat2(
+            rustix::fs::CWD,
+            "/dev/pts/ptmx",
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            rustix::fs::ResolveFlags::NO_MAGICLINKS,
+        )
+        .step(|| "open /dev/pts/ptmx for the terminal")?;
+        Self::open(multiplexer)
+    }
+
+    fn open(multiplexer: OwnedFd) -> Result<Self> {
+        let step = || "open a terminal of the container's devpts";
+        let status = rustix::fs::fstat(&multiplexer).step(step)?;
+        let system = rustix::fs::fstatfs(&multiplexer).step(step)?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::CharacterDevice
+            || status.st_rdev != rustix::fs::makedev(5, 2)
+            || system.f_type != DEVPTS_MAGIC
+        {
+            return Err(RunnerError::failed(format!(
+                "{}: /dev/pts/ptmx is not that of a devpts",
+                step()
+            )));
+        }
+        // Through a procfs that is the library's own, whatever the container has made of its one.
+        let flags = pathrs::flags::OpenFlags::O_RDWR
+            | pathrs::flags::OpenFlags::O_NOCTTY
+            | pathrs::flags::OpenFlags::O_CLOEXEC;
+        let master = pathrs::Handle::from_fd(multiplexer)
+            .reopen(flags)
+            .step(step)?;
+        rustix::pty::unlockpt(&master).step(step)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).step(step)?;
+        Ok(Self {
+            master: master.into(),
+            slave,
+        })
+    }
+
+    /// Shows it as the container's /dev/console.
+    pub(super) fn bind_console(&self, rootfs: &Rootfs) -> Result<()> {
+        let step = || "mount the terminal on /dev/console";
+        let path = Path::new("/dev/console");
+        let (parent, name) = split(path).ok_or_else(|| RunnerError::failed(step()))?;
+        let directory = rootfs.resolve(parent).step(step)?;
+        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let create = flags | OFlags::CREATE | OFlags::WRONLY | OFlags::EXCL;
+        match rustix::fs::openat(&directory, name, create, Mode::from(0o666)) {
+            Ok(_) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error).step(step),
+        }
+        let target =
+            rustix::fs::openat(&directory, name, flags | OFlags::PATH, Mode::empty()).step(step)?;
+        let status = rustix::fs::fstat(&target).step(step)?;
+        if FileType::from_raw_mode(status.st_mode) == FileType::Symlink {
+            return Err(RunnerError::failed(format!("{}: it is a symlink", step())));
+        }
+        let mount = clone_mount(self.slave.as_fd(), false).step(step)?;
+        attach(mount.as_fd(), target.as_fd()).step(step)
+    }
+
+    /// Sets the size, and makes it the process's controlling terminal and its three streams.
+    pub(super) fn take(&self, process: &Process, asked: Size) -> Result<()> {
+        if let Some(size) = first_size(process, asked) {
+            rustix::termios::tcsetwinsize(&self.slave, size)
+                .step(|| "set the terminal's first size")?;
+        }
+        let step = || "make the terminal the process's own";
+        rustix::stdio::dup2_stdin(&self.slave).step(step)?;
+        rustix::stdio::dup2_stdout(&self.slave).step(step)?;
+        rustix::stdio::dup2_stderr(&self.slave).step(step)?;
+        rustix::process::ioctl_tiocsctty(&self.slave).step(step)
+    }
+}
+
+/// The size asked for, else the spec's, if it fits a terminal.
+fn first_size(process: &Process, asked: Size) -> Option<Winsize> {
+    let (width, height) = match (asked.width, asked.height) {
+        (0, 0) => {
+            let size = process.console_size()?;
+            (
+                u16::try_from(size.width()).ok()?,
+                u16::try_from(size.height()).ok()?,
+            )
+        }
+        size => size,
+    };
+    Some(Winsize {
+        ws_row: height,
+        ws_col: width,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_asked_for_comes_before_the_specs() {
+        let process: Process = serde_json::from_str(
+            r#"{"cwd": "/", "user": {"uid": 0, "gid": 0}, "consoleSize": {"width": 100, "height": 40}}"#,
+        )
+        .unwrap();
+        let size = |width, height| {
+            let size = first_size(&process, Size { width, height }).unwrap();
+            (size.ws_col, size.ws_row)
+        };
+        assert_eq!(size(80, 25), (80, 25));
+        assert_eq!(size(0, 0), (100, 40));
+    }
+}
