@@ -1,0 +1,106 @@
+# The index of what can be done here: `make help`.
+#
+#   make install PREFIX=/usr DESTDIR=/tmp/package     where to, and a root to stage it below
+#   make build PROFILE=dev                            quick to compile; not what is shipped
+#   make kernel KERNEL_SRC=/path/to/linux             another source tree than Debian's package
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+PROFILE ?= release
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+
+# The agent is static, and needs an explicit target for it: else proc macros would have to be static, too.
+guest_target := x86_64-unknown-linux-gnu
+directory := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+programs := $(CARGO_TARGET_DIR)/$(directory)
+agent := $(CARGO_TARGET_DIR)/guest/$(guest_target)/$(directory)/kata-like-agent
+guest := $(CARGO_TARGET_DIR)/guest-files
+installed := $(CARGO_TARGET_DIR)/installed
+
+.PHONY: help setup run test check unit build agent kernel image stage install uninstall clean
+.DEFAULT_GOAL := help
+
+help: ## shows this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup:
+	@tools/setup
+
+run: stage ## runs one container through a real containerd, in a test host, and shows its kernel
+	$(CARGO) run --quiet --profile $(PROFILE) -p test-host -- tools/hello $(installed)
+
+test: check unit stage ## runs all tests: style, unit tests, and real containers in a test host
+	$(CARGO) run --quiet -p kata-like-tests --bin run-tests -- $(installed)
+
+check: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --quiet --workspace --all-targets --locked -- -D warnings
+
+unit: setup
+	$(CARGO) test --quiet --workspace --exclude kata-like-tests --locked
+
+build: setup ## builds the programs of the host, and the agent of the guest
+	$(CARGO) build --profile $(PROFILE) --locked -p containerd-shim-kata-like-v2 -p kata-like-vmm \
+		-p kata-like-fsd -p kata-like -p guest-image
+	$(MAKE) --no-print-directory agent
+
+# RUSTFLAGS are part of what cargo compares, so a directory of its own keeps both builds warm.
+agent: setup
+	RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
+		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
+		$(CARGO) build --profile $(PROFILE) --locked -p kata-like-agent --target $(guest_target)
+
+kernel: setup ## builds the guest's kernel, or takes it from the cache
+	@mkdir -p $(guest)
+	@set -e; kernel=$$(kernel-config/build); \
+	for file in vmlinux printk.json; do \
+		cp "$${kernel%/*}/$$file" $(guest)/$$file.new; mv $(guest)/$$file.new $(guest)/$$file; \
+	done
+
+image: build ## builds the guest's image, whose only program is the agent
+	@mkdir -p $(guest)
+	$(programs)/guest-image --agent $(agent) --output $(guest)/initrd.img
+
+# An installed tree within the build directory: programs find their parts by where they lie themselves.
+stage: build kernel image
+	@$(MAKE) --no-print-directory copy DESTDIR= PREFIX=$(installed) SYSCONFDIR=$(installed)/etc
+
+install: build kernel image ## installs below DESTDIR, in PREFIX
+	@$(MAKE) --no-print-directory copy
+
+# Whatever runs keeps its file: each new one gets its name by a rename.
+define put
+	@mkdir -p $(dir $(DESTDIR)$(3))
+	@install -m $(1) $(2) $(DESTDIR)$(3).new
+	@mv -f $(DESTDIR)$(3).new $(DESTDIR)$(3)
+
+endef
+
+.PHONY: copy
+copy:
+	$(call put,755,$(programs)/containerd-shim-kata-like-v2,$(PREFIX)/bin/containerd-shim-kata-like-v2)
+	$(call put,755,$(programs)/kata-like,$(PREFIX)/bin/kata-like)
+	$(call put,755,$(programs)/kata-like-vmm,$(PREFIX)/libexec/kata-like/kata-like-vmm)
+	$(call put,755,$(programs)/kata-like-fsd,$(PREFIX)/libexec/kata-like/kata-like-fsd)
+	$(call put,644,$(guest)/vmlinux,$(PREFIX)/share/kata-like/vmlinux)
+	$(call put,644,$(guest)/printk.json,$(PREFIX)/share/kata-like/printk.json)
+	$(call put,644,$(guest)/initrd.img,$(PREFIX)/share/kata-like/initrd.img)
+	$(call put,644,tools/tmpfiles.conf,$(PREFIX)/lib/tmpfiles.d/kata-like.conf)
+	@# An operator's configuration is never replaced.
+	$(if $(wildcard $(DESTDIR)$(SYSCONFDIR)/kata-like/config.toml),,$(call \
+		put,644,shim-v2/config/config.toml,$(SYSCONFDIR)/kata-like/config.toml))
+	@echo "installed in $(DESTDIR)$(PREFIX)"
+
+uninstall: ## removes what install put there, but not a changed configuration
+	rm -f $(DESTDIR)$(PREFIX)/bin/containerd-shim-kata-like-v2 $(DESTDIR)$(PREFIX)/bin/kata-like
+	rm -f $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/kata-like.conf
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/kata-like $(DESTDIR)$(PREFIX)/share/kata-like
+	@if cmp -s shim-v2/config/config.toml $(DESTDIR)$(SYSCONFDIR)/kata-like/config.toml; then \
+		rm -f $(DESTDIR)$(SYSCONFDIR)/kata-like/config.toml; \
+		rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/kata-like 2>/dev/null || true; \
+	fi
+
+clean: ## removes what was built here; kernels and test hosts stay in ~/.cache/kata-like
+	$(CARGO) clean
