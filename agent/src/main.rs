@@ -1,2 +1,68 @@
-//! Not written yet.
-fn main() {}
+//! PID 1 of the guest: boots, dials the host once and serves it on that connection; or, re-executed
+//! with the argument `runner`, sets up one process of a container.
+//!
+//! Called by the guest's kernel as `/init`. It returns to nobody: every end of it ends the machine.
+
+mod cgroup;
+mod container;
+mod device;
+mod dial;
+mod error;
+mod events;
+mod init;
+mod kmsg;
+mod process;
+mod readiness;
+mod reaper;
+mod runner;
+mod sandbox;
+mod service;
+mod spec;
+mod stdio;
+mod storage;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::error::one_line;
+use crate::sandbox::Pod;
+
+fn main() -> ExitCode {
+    // Before any thread, any open file, any allocation that could matter: a runner stays alone.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == "runner")
+    {
+        runner::main();
+    }
+    if std::process::id() != 1 {
+        eprintln!(
+            "kata-like-agent is the init process of a kata-like guest and runs as PID 1 only"
+        );
+        return ExitCode::FAILURE;
+    }
+    if let Err(error) = init::prepare() {
+        init::fail(&one_line(&error));
+    }
+    match serve() {
+        Ok(()) => log::warn!("the host has closed the control connection: restart"),
+        Err(error) => log::error!("{}", one_line(&*error)),
+    }
+    init::restart()
+}
+
+/// Dials the host and answers it until it goes away or asks for the end.
+fn serve() -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        reaper::start()?;
+        // Bound before the host can know of us, and so before any container runs.
+        let streams = stdio::port::StreamPort::open()?;
+        let dialled = dial::dial().await?;
+        let pod = Arc::new(Pod::new(streams, dialled.at_ns));
+        service::serve(dialled.connection, pod).await?;
+        Ok(())
+    })
+}

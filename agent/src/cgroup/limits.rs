@@ -1,0 +1,396 @@
+//! `linux.resources` of the OCI spec as lines for the files of a cgroup v2.
+//!
+//! Called by `spec.rs`, before anything of a container exists: what can't be done is refused by the
+//! field's name. The conversions are runc's, so that a container weighs here what it weighs there
+//! (OCI runtime spec, config-linux.md; Linux, Documentation/admin-guide/cgroup-v2.rst).
+//!
+//! Left out with intent: `devices` (the runner's filter) and `cpu.cpus`, `cpu.mems`: they number the
+//! host's processors and nodes, of which the guest has its own.
+
+use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
+
+use crate::error::PodError;
+
+/// The period that runc takes for a quota without one, in microseconds; it is the kernel's default.
+const DEFAULT_PERIOD: u64 = 100_000;
+
+/// What to write into the files of a new cgroup, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits(pub Vec<Setting>);
+
+/// One line for one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The file's name.
+    pub file: String,
+    /// What is written.
+    pub value: String,
+    /// A kernel without this file already keeps to it: a limit on what it has nothing of.
+    pub optional: bool,
+}
+
+impl Limits {
+    /// Translates, or names the field that can't be.
+    pub fn of(resources: &LinuxResources) -> Result<Self, PodError> {
+        refuse_unsupported(resources)?;
+        let mut limits = Self::default();
+        if let Some(cpu) = resources.cpu() {
+            limits.cpu(cpu)?;
+        }
+        if let Some(memory) = resources.memory() {
+            limits.memory(memory)?;
+        }
+        if let Some(pids) = resources.pids() {
+            match pids.limit() {
+                0 => {}
+                limit => limits.set("pids.max", limit_or_max(limit)),
+            }
+        }
+        for limit in resources.hugepage_limits().iter().flatten() {
+            limits.huge_pages(limit)?;
+        }
+        // Last, since they may make the others stricter (OCI runtime spec, "Unified").
+        let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
+        unified.sort();
+        for (file, value) in unified {
+            limits.unified(file, value)?;
+        }
+        Ok(limits)
+    }
+
+    fn set(&mut self, file: &str, value: impl ToString) {
+        self.0.push(Setting {
+            file: file.into(),
+            value: value.to_string(),
+            optional: false,
+        });
+    }
+
+    fn set_optional(&mut self, file: &str, value: impl ToString) {
+        self.set(file, value);
+        if let Some(setting) = self.0.last_mut() {
+            setting.optional = true;
+        }
+    }
+
+    fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), PodError> {
+        if cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0 {
+            return Err(unsupported(
+                "cpu.realtimeRuntime",
+                "cgroup v2 has no such limit",
+            ));
+        }
+        match cpu.idle() {
+            None | Some(0) => {}
+            Some(1) => self.set("cpu.idle", 1),
+            Some(other) => return Err(bad("cpu.idle", format!("{other} is neither 0 nor 1"))),
+        }
+        // An idle group has no weight: writing one would fail (cpu.idle in cgroup-v2.rst).
+        if let Some(weight) = cpu.shares().and_then(weight_of_shares)
+            && cpu.idle() != Some(1)
+        {
+            self.set("cpu.weight", weight);
+        }
+        let (quota, period) = (cpu.quota().unwrap_or(0), cpu.period().unwrap_or(0));
+        if quota != 0 || period != 0 {
+            let period = if period == 0 { DEFAULT_PERIOD } else { period };
+            self.set("cpu.max", format!("{} {period}", limit_or_max(quota)));
+        }
+        // After the quota, which it may not exceed.
+        if let Some(burst) = cpu.burst() {
+            self.set("cpu.max.burst", burst);
+        }
+        Ok(())
+    }
+
+    #[allow(deprecated)] // Asked for only to be refused.
+    fn memory(&mut self, memory: &LinuxMemory) -> Result<(), PodError> {
+        for (field, value) in [
+            ("kernel", memory.kernel()),
+            ("kernelTCP", memory.kernel_tcp()),
+        ] {
+            if value.is_some_and(|value| value > 0) {
+                let field = format!("memory.{field}");
+                return Err(unsupported(&field, "cgroup v2 has no such limit"));
+            }
+        }
+        if memory.swappiness().is_some() {
+            return Err(unsupported(
+                "memory.swappiness",
+                "cgroup v2 has no such setting",
+            ));
+        }
+        if memory.disable_oom_killer() == Some(true) {
+            return Err(unsupported(
+                "memory.disableOOMKiller",
+                "cgroup v2 has no such setting",
+            ));
+        }
+        let limit = memory.limit().unwrap_or(0);
+        if let Some(swap) = swap_alone(memory.swap().unwrap_or(0), limit)? {
+            self.set_optional("memory.swap.max", swap);
+        }
+        if limit != 0 {
+            self.set("memory.max", limit_or_max(limit));
+        }
+        match memory.reservation().unwrap_or(0) {
+            0 => {}
+            reservation => self.set("memory.low", limit_or_max(reservation)),
+        }
+        Ok(())
+    }
+
+    fn huge_pages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), PodError> {
+        let size = limit.page_size();
+        let plain = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if !plain {
+            return Err(bad("hugepageLimits", format!("no page size: {size:?}")));
+        }
+        let file = format!("hugetlb.{size}.max");
+        // kubelet limits every size to 0 where none is asked for.
+        match limit.limit() {
+            0 => self.set_optional(&file, 0),
+            limit => self.set(&file, limit_or_max(limit)),
+        }
+        Ok(())
+    }
+
+    fn unified(&mut self, file: &str, value: &str) -> Result<(), PodError> {
+        let field = format!("unified[{file}]");
+        let (controller, rest) = file.split_once('.').unwrap_or((file, ""));
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'.' || byte == b'_';
+        if !rest.bytes().all(plain) || rest.is_empty() {
+            return Err(bad(&field, "not the name of a cgroup file".into()));
+        }
+        match controller {
+            "cpu" | "memory" | "pids" => self.set(file, value),
+            "cpuset" => {} // The host's numbers, as in cpu.cpus.
+            _ => return Err(unsupported(&field, "only cpu, memory and pids are limited")),
+        }
+        Ok(())
+    }
+}
+
+fn refuse_unsupported(resources: &LinuxResources) -> Result<(), PodError> {
+    if let Some(io) = resources.block_io()
+        && *io != oci_spec::runtime::LinuxBlockIo::default()
+    {
+        return Err(unsupported(
+            "blockIO",
+            "the guest has no disk of the host's",
+        ));
+    }
+    if let Some(network) = resources.network()
+        && *network != oci_spec::runtime::LinuxNetwork::default()
+    {
+        return Err(unsupported("network", "cgroup v2 has no such limit"));
+    }
+    if resources
+        .rdma()
+        .as_ref()
+        .is_some_and(|rdma| !rdma.is_empty())
+    {
+        return Err(unsupported("rdma", "the guest has no such device"));
+    }
+    Ok(())
+}
+
+fn unsupported(field: &str, why: &str) -> PodError {
+    PodError::Unsupported {
+        field: format!("linux.resources.{field}"),
+        why: why.into(),
+    }
+}
+
+fn bad(field: &str, why: String) -> PodError {
+    PodError::bad(format!("linux.resources.{field}"), why)
+}
+
+/// The spec's numbers are signed and anything below zero means no limit; so does 0 for a quota.
+fn limit_or_max(limit: i64) -> String {
+    if limit > 0 {
+        limit.to_string()
+    } else {
+        "max".into()
+    }
+}
+
+/// CPU shares (2 to 262,144, 1,024 by default) as a weight (1 to 10,000, 100 by default): the
+/// quadratic in log2 that goes through these three points, as runc has it since 1.3.2.
+fn weight_of_shares(shares: u64) -> Option<u64> {
+    const MOST_SHARES: u64 = 262_144;
+    match shares {
+        0 => None,
+        ..=2 => Some(1),
+        MOST_SHARES.. => Some(10_000),
+        _ => {
+            // Below 2^18: exact as f64, and the result lies between 1 and 10,000.
+            let log = (shares as f64).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            Some(10_f64.powf(exponent).ceil() as u64)
+        }
+    }
+}
+
+/// cgroup v1, whose terms the spec speaks, limits memory and swap together; v2 limits swap alone.
+fn swap_alone(both: i64, memory: i64) -> Result<Option<String>, PodError> {
+    match (both, memory) {
+        // No limit of memory, none of swap either: as runc.
+        (0, -1) => Ok(Some("max".into())),
+        (0, _) => Ok(None),
+        (..0, _) => Ok(Some("max".into())),
+        (_, ..=0) => Err(bad("memory.swap", "it needs memory.limit beside it".into())),
+        (both, memory) if both < memory => Err(bad(
+            "memory.swap",
+            format!("{both} is less than memory.limit, {memory}"),
+        )),
+        (both, memory) => Ok(Some((both - memory).to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn limits(resources: Value) -> Result<Vec<(String, String)>, PodError> {
+        let resources: LinuxResources = serde_json::from_value(resources).unwrap();
+        let Limits(settings) = Limits::of(&resources)?;
+        Ok(settings.into_iter().map(|it| (it.file, it.value)).collect())
+    }
+
+    fn line(file: &str, value: &str) -> (String, String) {
+        (file.into(), value.into())
+    }
+
+    #[test]
+    fn shares_become_weights_as_in_runc() {
+        for (shares, weight) in [
+            (1, 1),
+            (2, 1),
+            (102, 17),
+            (1024, 100),
+            (262_144, 10_000),
+            (u64::MAX, 10_000),
+        ] {
+            assert_eq!(weight_of_shares(shares), Some(weight), "{shares}");
+        }
+        assert_eq!(weight_of_shares(0), None);
+        let weights: Vec<_> = (2..262_144).step_by(97).map(weight_of_shares).collect();
+        assert!(weights.is_sorted());
+    }
+
+    #[test]
+    fn what_kubelet_sends_is_translated() {
+        let lines = limits(json!({
+            "cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-3", "mems": "0"},
+            "memory": {"limit": 134217728, "swap": 134217728},
+            "pids": {"limit": 100},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "unified": {"memory.oom.group": "1"},
+            "devices": [{"allow": false, "access": "rwm"}],
+        }));
+        assert_eq!(
+            lines.unwrap(),
+            [
+                line("cpu.weight", "100"),
+                line("cpu.max", "50000 100000"),
+                line("memory.swap.max", "0"),
+                line("memory.max", "134217728"),
+                line("pids.max", "100"),
+                line("hugetlb.2MB.max", "0"),
+                line("memory.oom.group", "1"),
+            ]
+        );
+    }
+
+    #[test]
+    fn no_limit_has_many_spellings() {
+        let lines = limits(json!({
+            "cpu": {"quota": -1, "period": 100000},
+            "memory": {"limit": -1},
+            "pids": {"limit": -1},
+        }));
+        assert_eq!(
+            lines.unwrap(),
+            [
+                line("cpu.max", "max 100000"),
+                line("memory.swap.max", "max"),
+                line("memory.max", "max"),
+                line("pids.max", "max"),
+            ]
+        );
+        assert_eq!(
+            limits(json!({"pids": {"limit": 0}, "memory": {}, "cpu": {}})).unwrap(),
+            []
+        );
+        assert_eq!(
+            limits(json!({"cpu": {"quota": 20000}})).unwrap(),
+            [line("cpu.max", "20000 100000")]
+        );
+    }
+
+    #[test]
+    fn an_unsupported_field_is_named() {
+        for (resources, field) in [
+            (
+                json!({"blockIO": {"weight": 10}}),
+                "linux.resources.blockIO",
+            ),
+            (
+                json!({"cpu": {"realtimeRuntime": 5}}),
+                "linux.resources.cpu.realtimeRuntime",
+            ),
+            (
+                json!({"memory": {"swappiness": 60}}),
+                "linux.resources.memory.swappiness",
+            ),
+            (
+                json!({"memory": {"disableOOMKiller": true}}),
+                "linux.resources.memory.disableOOMKiller",
+            ),
+            (
+                json!({"network": {"classID": 1}}),
+                "linux.resources.network",
+            ),
+            (
+                json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}}),
+                "linux.resources.rdma",
+            ),
+            (
+                json!({"unified": {"io.max": "x"}}),
+                "linux.resources.unified[io.max]",
+            ),
+        ] {
+            let error = limits(resources).unwrap_err();
+            assert!(matches!(error, PodError::Unsupported { .. }), "{error}");
+            assert!(
+                error.to_string().starts_with(&format!("{field} ")),
+                "{error}"
+            );
+        }
+        assert!(limits(json!({"blockIO": {}, "network": {}, "rdma": {}})).is_ok());
+    }
+
+    #[test]
+    fn a_unified_key_is_never_a_path() {
+        for key in [
+            "memory/../../x",
+            "memory.",
+            "memory./x",
+            "..",
+            "cpu.a/b",
+            "memory",
+        ] {
+            assert!(limits(json!({"unified": {key: "1"}})).is_err(), "{key}");
+        }
+        assert!(limits(json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]})).is_err());
+    }
+
+    #[test]
+    fn swap_needs_a_memory_limit_below_it() {
+        assert!(limits(json!({"memory": {"swap": 5}})).is_err());
+        assert!(limits(json!({"memory": {"swap": 5, "limit": 6}})).is_err());
+        assert!(limits(json!({"memory": {"swap": 7, "limit": 6}})).is_ok());
+    }
+}

@@ -1,0 +1,311 @@
+//! Control groups in the guest: one for each container, one for the agent.
+//!
+//! Called by `init.rs` once and by `container.rs`. A container's cgroup is `/sys/fs/cgroup/_NAME`:
+//! the kernel never uses a leading underscore for a file of its own (cgroup-v2.rst, "Namespace"), so
+//! no container's name can collide with one. What happens inside (cgroups of the container's own)
+//! belongs to the container, and is removed with it.
+
+mod limits;
+mod stats;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::io::pread;
+use tokio::io::Interest;
+
+pub use limits::Limits;
+pub use stats::Stats;
+
+use crate::readiness::watch;
+
+/// Where the hierarchy is mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+
+/// The agent's own leaf, and the memory that nothing in the guest may take from it.
+const AGENT: &str = "/sys/fs/cgroup/agent";
+const AGENT_MEMORY: &str = "33554432";
+
+/// How deep a container may nest before removing it gives up, and how many processes are listed.
+const MAX_DEPTH: usize = 64;
+const MAX_PIDS: usize = 1 << 16;
+
+/// Why a cgroup could not be made, used or removed.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} {}", path.display())]
+pub struct CgroupError {
+    step: String,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn step(
+    step: impl Into<String>,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(io::Error) -> CgroupError {
+    let (step, path) = (step.into(), path.into());
+    move |source| CgroupError { step, path, source }
+}
+
+/// Moves the agent into its leaf and gives every controller there is to the containers.
+pub fn prepare() -> Result<(), CgroupError> {
+    let root = Path::new(ROOT);
+    let agent = Path::new(AGENT);
+    fs::create_dir(agent).map_err(step("make cgroup", agent))?;
+    write(agent, "cgroup.procs", "0")?;
+    let controllers = fs::read_to_string(root.join("cgroup.controllers"))
+        .map_err(step("read the controllers of", root))?;
+    for controller in controllers.split_whitespace() {
+        write(root, "cgroup.subtree_control", &format!("+{controller}"))?;
+    }
+    write(agent, "memory.min", AGENT_MEMORY)
+}
+
+fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+    fs::write(directory.join(file), value).map_err(step(
+        format!("write {value:?} to {file} of cgroup"),
+        directory,
+    ))
+}
+
+/// A container's cgroup. Dropping it changes nothing: see [`Cgroup::remove`].
+#[derive(Debug)]
+pub struct Cgroup {
+    directory: PathBuf,
+    oom_kills: Mutex<u64>,
+}
+
+impl Cgroup {
+    /// Makes the cgroup of `container` and sets its limits. What fails leaves nothing behind.
+    pub fn create(container: &str, limits: &Limits) -> Result<Self, CgroupError> {
+        Self::create_in(Path::new(ROOT), container, limits)
+    }
+
+    fn create_in(root: &Path, container: &str, limits: &Limits) -> Result<Self, CgroupError> {
+        let directory = root.join(format!("_{container}"));
+        fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&directory)
+            .map_err(step("make cgroup", &directory))?;
+        for setting in &limits.0 {
+            let missing = !directory.join(&setting.file).exists();
+            if missing && setting.optional {
+                continue;
+            }
+            if let Err(error) = write(&directory, &setting.file, &setting.value) {
+                let _ = fs::remove_dir(&directory);
+                return Err(error);
+            }
+        }
+        Ok(Self {
+            directory,
+            oom_kills: Mutex::new(0),
+        })
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Kills every process in it and below.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        write(&self.directory, "cgroup.kill", "1")
+    }
+
+    /// The processes in it and below, in the order of their directories.
+    pub fn pids(&self) -> Result<Vec<u32>, CgroupError> {
+        let mut pids = Vec::new();
+        for directory in self.tree() {
+            let text = match fs::read_to_string(directory.join("cgroup.procs")) {
+                Ok(text) => text,
+                // It may have gone meanwhile, and a threaded one has no list of its own.
+                Err(_) if directory != self.directory => continue,
+                Err(error) => return Err(step("list the processes of cgroup", directory)(error)),
+            };
+            // 0 is a process that this PID namespace can't see.
+            let found = text.lines().filter_map(|line| line.parse::<u32>().ok());
+            pids.extend(found.filter(|pid| *pid != 0).take(MAX_PIDS - pids.len()));
+        }
+        Ok(pids)
+    }
+
+    /// Whether a process is in it.
+    pub fn holds(&self, pid: u32) -> bool {
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+            return false;
+        };
+        let below = self.directory.strip_prefix(ROOT).unwrap_or(&self.directory);
+        text.lines()
+            .filter_map(|line| line.strip_prefix("0::/"))
+            .any(|path| Path::new(path).starts_with(below))
+    }
+
+    /// Its figures.
+    pub fn stats(&self) -> Stats {
+        Stats::read(&self.directory)
+    }
+
+    /// Whether processes of it were killed for memory since the last call.
+    pub fn killed_for_memory(&self) -> bool {
+        let file = self.directory.join("memory.events");
+        fs::read_to_string(file).is_ok_and(|events| self.more_kills(&events))
+    }
+
+    fn more_kills(&self, events: &str) -> bool {
+        let now = stats::oom_kills(events);
+        let Ok(mut before) = self.oom_kills.lock() else {
+            return false;
+        };
+        let more = now > *before;
+        *before = now.max(*before);
+        more
+    }
+
+    /// Waits until processes of it were killed for memory, and reports each time once.
+    ///
+    /// The kernel wakes the readers of `memory.events` by POLLPRI (kernfs_notify); a kill in the
+    /// last instant before an exit is found by [`Cgroup::killed_for_memory`] instead.
+    pub async fn watch_memory(&self, mut killed: impl FnMut()) -> Result<(), CgroupError> {
+        let path = self.directory.join("memory.events");
+        let failed = || step("watch the file", &path);
+        let file = File::open(&path).map_err(failed())?;
+        let events = watch(file, Interest::PRIORITY).map_err(failed())?;
+        // Some ten lines of a word and a number.
+        let mut text = [0; 1024];
+        loop {
+            let length = pread(&events, &mut text, 0).map_err(|errno| failed()(errno.into()))?;
+            let text = text.get(..length).unwrap_or_default();
+            if self.more_kills(&String::from_utf8_lossy(text)) {
+                killed();
+            }
+            let mut guard = events.ready(Interest::PRIORITY).await.map_err(failed())?;
+            guard.clear_ready();
+        }
+    }
+
+    /// Kills what is left and removes it with all below; tries again while processes go away.
+    pub async fn remove(&self, deadline: Duration) -> Result<(), CgroupError> {
+        let end = tokio::time::Instant::now() + deadline;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let result = self.kill_and_remove();
+            match result {
+                Ok(()) => return Ok(()),
+                Err(error) if tokio::time::Instant::now() >= end => {
+                    return Err(step("remove cgroup", &self.directory)(error));
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    fn kill_and_remove(&self) -> io::Result<()> {
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match fs::write(self.directory.join("cgroup.kill"), "1") {
+            Err(error) if gone(&error) => return Ok(()),
+            result => result?,
+        }
+        // The deepest first.
+        for directory in self.tree().iter().rev() {
+            match fs::remove_dir(directory) {
+                Err(error) if !gone(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Its directory and all below, parents first.
+    fn tree(&self) -> Vec<PathBuf> {
+        let mut found = vec![self.directory.clone()];
+        let (mut next, base) = (0, self.directory.components().count());
+        while let Some(directory) = found.get(next).cloned() {
+            next += 1;
+            if directory.components().count() - base >= MAX_DEPTH {
+                continue;
+            }
+            let Ok(entries) = fs::read_dir(&directory) else {
+                continue;
+            };
+            let below = entries
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path());
+            found.extend(below);
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fake() -> (tempfile::TempDir, Cgroup) {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::create_in(root.path(), "c1", &Limits::default()).unwrap();
+        (root, cgroup)
+    }
+
+    #[test]
+    fn a_container_named_like_a_file_of_the_kernel_gets_its_cgroup() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cgroup.procs"), "").unwrap();
+        assert!(Cgroup::create_in(root.path(), "cgroup.procs", &Limits::default()).is_ok());
+    }
+
+    #[test]
+    fn a_limit_that_fails_leaves_no_cgroup() {
+        let root = tempfile::tempdir().unwrap();
+        let setting = |file: &str, optional| limits::Setting {
+            file: file.into(),
+            value: "1".into(),
+            optional,
+        };
+        let optional = Limits(vec![setting("absent/file", true)]);
+        assert!(Cgroup::create_in(root.path(), "good", &optional).is_ok());
+        let error = Cgroup::create_in(
+            root.path(),
+            "bad",
+            &Limits(vec![setting("absent/file", false)]),
+        )
+        .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("write \"1\" to absent/file of cgroup /"),
+            "{error}"
+        );
+        assert!(!root.path().join("_bad").exists());
+    }
+
+    #[test]
+    fn a_kill_for_memory_is_reported_once() {
+        let (_root, cgroup) = fake();
+        let put = |text: &str| fs::write(cgroup.directory().join("memory.events"), text).unwrap();
+        assert!(!cgroup.killed_for_memory());
+        put("oom 5\noom_kill 0\n");
+        assert!(!cgroup.killed_for_memory(), "oom alone killed nobody");
+        put("oom 5\noom_kill 2\n");
+        assert!(cgroup.killed_for_memory());
+        assert!(!cgroup.killed_for_memory());
+    }
+
+    #[test]
+    fn processes_of_nested_cgroups_are_the_containers() {
+        let (_root, cgroup) = fake();
+        let nested = cgroup.directory().join("a/b");
+        fs::create_dir_all(&nested).unwrap();
+        fs::write(cgroup.directory().join("cgroup.procs"), "7\n0\n").unwrap();
+        fs::write(nested.join("cgroup.procs"), "9\n").unwrap();
+        assert_eq!(cgroup.pids().unwrap(), [7, 9]);
+    }
+}

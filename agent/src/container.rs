@@ -1,0 +1,573 @@
+//! One container: its state machine, its processes, and their ends.
+//!
+//! Called by `sandbox.rs`. What happens by itself (an exit, a kill for memory) becomes an event;
+//! what is asked for waits without a lock: state is looked at and changed in single steps.
+//!
+//! States, and who may move them: Creating → Created → Starting → Running (the host's calls) →
+//! Stopped (the init's exit, from any of them) → Deleting (the host's call) → gone. A create that
+//! fails goes from Creating to gone by itself.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::cgroup::{Cgroup, Stats};
+use crate::error::{PodError, blocking, one_line};
+use crate::events::{Event, Events};
+use crate::process::{self, Process};
+use crate::reaper;
+use crate::runner::{self, ExecRequest, InitRequest, Joined, Start};
+use crate::spec::GuestSpec;
+use crate::stdio::port::Tokens;
+use crate::stdio::{self, Wanted};
+use crate::storage::{self, ROOTFS, VOLUMES};
+
+/// The bound of a set-up that makes no progress: the host's own deadline is sooner.
+const SETUP_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How long killed processes may take to go.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+const SIGKILL: u32 = 9;
+
+/// What a container's processes report to, and get their streams from.
+pub struct Surroundings {
+    /// The events that the host is told.
+    pub events: Events,
+    /// Where streams are expected.
+    pub tokens: Arc<Tokens>,
+}
+
+/// One container.
+pub struct Container {
+    name: String,
+    spec: GuestSpec,
+    around: Arc<Surroundings>,
+    state: Mutex<State>,
+    created: Notify,
+}
+
+struct State {
+    phase: Phase,
+    cgroup: Option<Arc<Cgroup>>,
+    init: Option<Arc<Process>>,
+    /// `None`: being set up.
+    execs: HashMap<String, Option<Arc<Process>>>,
+    /// Execs that have gone, whose streams still carry something.
+    lingering: Vec<Arc<Process>>,
+    /// Those that other containers may join, kept from the init's birth on.
+    namespaces: Vec<(LinuxNamespaceType, OwnedFd)>,
+    memory_watch: Option<AbortHandle>,
+}
+
+enum Phase {
+    Creating,
+    Created(Start),
+    Starting,
+    Running,
+    Stopped,
+    Deleting,
+}
+
+impl Phase {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Creating => "being created",
+            Self::Created(_) => "created",
+            Self::Starting => "being started",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Deleting => "being deleted",
+        }
+    }
+}
+
+impl Container {
+    /// A name and a spec; nothing of it exists yet.
+    pub fn new(name: String, spec: GuestSpec, around: Arc<Surroundings>) -> Self {
+        let state = State {
+            phase: Phase::Creating,
+            cgroup: None,
+            init: None,
+            execs: HashMap::new(),
+            lingering: Vec::new(),
+            namespaces: Vec::new(),
+            memory_watch: None,
+        };
+        Self {
+            name,
+            spec,
+            around,
+            state: Mutex::new(state),
+            created: Notify::new(),
+        }
+    }
+
+    /// The other containers whose namespaces it wants.
+    pub fn joins(&self) -> &[(LinuxNamespaceType, String)] {
+        &self.spec.joins
+    }
+
+    /// Makes it up to its first instruction; gives its init's pid. What fails leaves nothing.
+    pub async fn create(
+        self: &Arc<Self>,
+        joined: Vec<Joined>,
+        wanted: Wanted,
+    ) -> Result<u32, PodError> {
+        let result = self.set_up(joined, wanted).await;
+        if result.is_err() {
+            if let Err(error) = self.take_down().await {
+                log::error!(
+                    "undo the create of container {}: {}",
+                    self.name,
+                    one_line(&error)
+                );
+            }
+            self.state().phase = Phase::Stopped;
+        }
+        self.created.notify_waiters();
+        result
+    }
+
+    async fn set_up(
+        self: &Arc<Self>,
+        joined: Vec<Joined>,
+        wanted: Wanted,
+    ) -> Result<u32, PodError> {
+        let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
+        let (name, limits) = (self.name.clone(), self.spec.limits.clone());
+        let cgroup = blocking("make the container's cgroup", move || {
+            Cgroup::create(&name, &limits)
+        });
+        let cgroup = Arc::new(cgroup.await?);
+        self.state().cgroup = Some(cgroup.clone());
+
+        let request = InitRequest {
+            container: self.name.clone(),
+            spec: self.spec.spec.clone(),
+            rootfs: Path::new(ROOTFS.target).join(&self.name),
+            volumes: PathBuf::from(VOLUMES.target),
+            cgroup: cgroup.directory().into(),
+        };
+        let step = || format!("create container {}", self.name);
+        let created = within(step, runner::create(request, stdio, joined)).await?;
+        // Asked for before anything else is waited for, and so before the pid can be another's.
+        let exit = reaper::exited(created.pid);
+        let streams = plan
+            .connect(created.terminal)
+            .map_err(PodError::failed("watch its streams"))?;
+        let init = Arc::new(Process::new(created.pid, created.pidfd, streams));
+        let namespaces = shareable_namespaces(&init);
+
+        let mut state = self.state();
+        state.init = Some(init.clone());
+        state.namespaces = namespaces;
+        state.phase = Phase::Created(created.start);
+        state.memory_watch = Some(self.watch_memory(cgroup));
+        drop(state);
+        let container = self.clone();
+        tokio::spawn(async move {
+            let exit = exit.await;
+            container.init_exited(&init, exit);
+        });
+        Ok(created.pid)
+    }
+
+    fn watch_memory(&self, cgroup: Arc<Cgroup>) -> AbortHandle {
+        let (around, container) = (self.around.clone(), self.name.clone());
+        let watch = async move {
+            let out_of_memory = || {
+                let container = container.clone();
+                around.events.push(Event::OutOfMemory { container });
+            };
+            if let Err(error) = cgroup.watch_memory(out_of_memory).await {
+                log::warn!(
+                    "watch the memory of container {container}: {}",
+                    one_line(&error)
+                );
+            }
+        };
+        tokio::spawn(watch).abort_handle()
+    }
+
+    /// Lets it run.
+    pub async fn start(&self) -> Result<(), PodError> {
+        let start = {
+            let mut state = self.state();
+            match std::mem::replace(&mut state.phase, Phase::Starting) {
+                Phase::Created(start) => start,
+                other => {
+                    let error = self.wrong_state(&other, "created");
+                    state.phase = other;
+                    return Err(error);
+                }
+            }
+        };
+        let step = || format!("start container {}", self.name);
+        let started = within(step, start.start()).await;
+        let mut state = self.state();
+        // It may have come and gone meanwhile.
+        if matches!(state.phase, Phase::Starting) && started.is_ok() {
+            state.phase = Phase::Running;
+        }
+        if started.is_err() {
+            self.kill(&state);
+        }
+        started
+    }
+
+    /// Runs a further process in it; gives its pid.
+    pub async fn exec(
+        self: &Arc<Self>,
+        exec: &str,
+        process: OciProcess,
+        wanted: Wanted,
+    ) -> Result<u32, PodError> {
+        let (init, cgroup) = {
+            let mut state = self.state();
+            let (Some(init), Some(cgroup), Phase::Created(_) | Phase::Starting | Phase::Running) =
+                (state.init.clone(), state.cgroup.clone(), &state.phase)
+            else {
+                return Err(self.wrong_state(&state.phase, "running"));
+            };
+            if state.execs.contains_key(exec) {
+                let what = format!("exec {}/{exec}", self.name);
+                return Err(PodError::AlreadyExists { what });
+            }
+            state.execs.insert(exec.into(), None);
+            state
+                .lingering
+                .retain(|process| !process.streams().finished());
+            (init, cgroup)
+        };
+        let result = self
+            .set_up_exec(exec, process, wanted, &init, &cgroup)
+            .await;
+        if result.is_err() {
+            self.state().execs.remove(exec);
+        }
+        result
+    }
+
+    async fn set_up_exec(
+        self: &Arc<Self>,
+        exec: &str,
+        process: OciProcess,
+        wanted: Wanted,
+        init: &Process,
+        cgroup: &Cgroup,
+    ) -> Result<u32, PodError> {
+        let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
+        let request = ExecRequest {
+            container: self.name.clone(),
+            spec: self.spec.spec.clone(),
+            process,
+            cgroup: cgroup.directory().into(),
+        };
+        let step = || format!("run exec {}/{exec}", self.name);
+        let executed = within(step, runner::exec(request, init.pidfd(), stdio)).await?;
+        let exit = reaper::exited(executed.pid);
+        let streams = plan
+            .connect(executed.terminal)
+            .map_err(PodError::failed("watch its streams"))?;
+        let process = Arc::new(Process::new(executed.pid, executed.pidfd, streams));
+        self.state()
+            .execs
+            .insert(exec.into(), Some(process.clone()));
+        let (container, exec) = (self.clone(), exec.to_owned());
+        tokio::spawn(async move {
+            let exit = exit.await;
+            container.exec_exited(exec, &process, exit);
+        });
+        Ok(executed.pid)
+    }
+
+    fn init_exited(&self, init: &Process, exit: reaper::Exit) {
+        let mut state = self.state();
+        // Whatever shared a PID namespace with others has outlived its init; it ends with it.
+        self.kill(&state);
+        if !matches!(state.phase, Phase::Deleting) {
+            state.phase = Phase::Stopped;
+        }
+        self.tell_exit(&state, String::new(), init, exit);
+    }
+
+    fn exec_exited(&self, exec: String, process: &Arc<Process>, exit: reaper::Exit) {
+        let mut state = self.state();
+        state.execs.remove(&exec);
+        self.tell_exit(&state, exec, process, exit);
+        state.lingering.push(process.clone());
+    }
+
+    /// First that it was for memory, then that it was.
+    fn tell_exit(&self, state: &State, exec: String, process: &Process, exit: reaper::Exit) {
+        let container = self.name.clone();
+        if state
+            .cgroup
+            .as_ref()
+            .is_some_and(|cgroup| cgroup.killed_for_memory())
+        {
+            self.around.events.push(Event::OutOfMemory {
+                container: container.clone(),
+            });
+        }
+        self.around.events.push(Event::Exited {
+            container,
+            exec,
+            status: exit.end.status(),
+            at: exit.at,
+            carried: process.streams().exited(),
+        });
+        process.set_gone();
+    }
+
+    /// Sends a signal to its init or an exec.
+    pub fn signal(&self, exec: &str, signal: u32) -> Result<(), PodError> {
+        let process = self
+            .process(exec)
+            .filter(|process| !process::exited(process.pidfd()));
+        let process = process.ok_or_else(|| self.no_process(exec))?;
+        match process.signal(signal)? {
+            true => Ok(()),
+            false => Err(self.no_process(exec)),
+        }
+    }
+
+    /// Sends a signal to every process in it.
+    pub fn signal_all(&self, signal: u32) -> Result<(), PodError> {
+        let cgroup = self.cgroup()?;
+        let pids = cgroup
+            .pids()
+            .map_err(PodError::failed("signal all processes"))?;
+        if pids.is_empty() {
+            return Err(self.no_process(""));
+        }
+        if signal == SIGKILL {
+            return cgroup
+                .kill()
+                .map_err(PodError::failed("kill all processes"));
+        }
+        for pid in pids {
+            let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            let Some(pidfd) = raw.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+                continue; // It has gone.
+            };
+            // Only now is it certain whose pid it is.
+            if cgroup.holds(pid) {
+                process::send(pidfd.as_fd(), pid, signal)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the size of a terminal.
+    pub fn resize(&self, exec: &str, width: u16, height: u16) -> Result<(), PodError> {
+        let process = self.process(exec).ok_or_else(|| self.no_process(exec))?;
+        let resized = process.streams().resize(width, height);
+        resized.map_err(PodError::failed(format!(
+            "resize the terminal of {}",
+            self.named(exec)
+        )))
+    }
+
+    /// Its processes, the init first, with the names of execs.
+    pub fn processes(&self) -> Result<Vec<(u32, String)>, PodError> {
+        let mut pids = self
+            .cgroup()?
+            .pids()
+            .map_err(PodError::failed("list its processes"))?;
+        let state = self.state();
+        let init = state.init.as_ref().map(|init| init.pid());
+        pids.sort_by_key(|pid| Some(*pid) != init);
+        let exec = |pid| {
+            let mut execs = state.execs.iter();
+            let process = |process: &Option<Arc<Process>>| process.as_ref().map(|it| it.pid());
+            execs
+                .find(|exec| process(exec.1) == Some(pid))
+                .map_or("", |(name, _)| name)
+        };
+        Ok(pids
+            .into_iter()
+            .map(|pid| (pid, exec(pid).to_owned()))
+            .collect())
+    }
+
+    /// Its figures.
+    pub async fn stats(&self) -> Result<Stats, PodError> {
+        let cgroup = self.cgroup()?;
+        blocking("read the figures", move || {
+            Ok::<_, PodError>(cgroup.stats())
+        })
+        .await
+    }
+
+    /// A namespace of its, for another container.
+    pub fn namespace(&self, kind: LinuxNamespaceType) -> Result<OwnedFd, PodError> {
+        let state = self.state();
+        let fd = state
+            .namespaces
+            .iter()
+            .find(|namespace| namespace.0 == kind);
+        let Some((_, fd)) = fd else {
+            return Err(self.wrong_state(&state.phase, "running"));
+        };
+        let step = format!("join the {kind} namespace of container {}", self.name);
+        fd.try_clone().map_err(PodError::failed(step))
+    }
+
+    /// Kills what is left of it, and frees all it holds. Can be tried again if it fails.
+    pub async fn delete(&self) -> Result<(), PodError> {
+        let creating = self.created.notified();
+        let wait = {
+            let mut state = self.state();
+            match state.phase {
+                Phase::Creating => {
+                    self.kill(&state);
+                    true
+                }
+                Phase::Deleting => return Err(self.wrong_state(&state.phase, "stopped")),
+                _ => {
+                    state.phase = Phase::Deleting;
+                    false
+                }
+            }
+        };
+        if wait {
+            // The create fails, since its process was killed, and cleans up by itself.
+            let step = || format!("delete container {}: wait for its create to end", self.name);
+            let ended = timeout(KILL_DEADLINE, creating).await;
+            ended.map_err(|_| too_late(step(), KILL_DEADLINE))?;
+            self.state().phase = Phase::Deleting;
+        }
+        let result = self.take_down().await;
+        if result.is_err() {
+            self.state().phase = Phase::Stopped;
+        }
+        result
+    }
+
+    /// Undoes `set_up`, as far as that got.
+    async fn take_down(&self) -> Result<(), PodError> {
+        let (cgroup, init) = {
+            let mut state = self.state();
+            state.namespaces.clear();
+            if let Some(watch) = state.memory_watch.take() {
+                watch.abort();
+            }
+            self.kill(&state);
+            (state.cgroup.clone(), state.init.clone())
+        };
+        if let Some(init) = init {
+            let step = || format!("wait for the init of container {} to go", self.name);
+            let gone = timeout(KILL_DEADLINE, init.gone()).await;
+            gone.map_err(|_| too_late(step(), KILL_DEADLINE))?;
+        }
+        if let Some(cgroup) = cgroup {
+            let removed = cgroup.remove(KILL_DEADLINE).await;
+            removed.map_err(PodError::failed(format!("delete container {}", self.name)))?;
+        }
+        {
+            let mut state = self.state();
+            state.cgroup = None;
+            state.init = None;
+            state.execs.clear();
+            state.lingering.clear();
+        }
+        let (name, volumes) = (self.name.clone(), self.spec.volumes.clone());
+        blocking("free the rootfs", move || storage::forget(&name, &volumes)).await
+    }
+
+    /// Kills all its processes, as far as it has any.
+    fn kill(&self, state: &State) {
+        let Some(cgroup) = &state.cgroup else {
+            return;
+        };
+        if let Err(error) = cgroup.kill() {
+            log::warn!("kill container {}: {}", self.name, one_line(&error));
+        }
+    }
+
+    fn process(&self, exec: &str) -> Option<Arc<Process>> {
+        let state = self.state();
+        match exec {
+            "" => state.init.clone(),
+            exec => state.execs.get(exec).cloned().flatten(),
+        }
+    }
+
+    fn cgroup(&self) -> Result<Arc<Cgroup>, PodError> {
+        let state = self.state();
+        let cgroup = state.cgroup.clone();
+        cgroup.ok_or_else(|| self.wrong_state(&state.phase, "created"))
+    }
+
+    fn named(&self, exec: &str) -> String {
+        match exec {
+            "" => self.name.clone(),
+            exec => format!("{}/{exec}", self.name),
+        }
+    }
+
+    fn no_process(&self, exec: &str) -> PodError {
+        let process = self.named(exec);
+        PodError::NoSuchProcess { process }
+    }
+
+    fn wrong_state(&self, phase: &Phase, wanted: &'static str) -> PodError {
+        PodError::WrongState {
+            what: format!("container {}", self.name),
+            state: phase.name(),
+            wanted,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, and a panic would end the machine.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for a step of the runner, but not for ever.
+async fn within<T>(
+    step: impl FnOnce() -> String,
+    work: impl Future<Output = Result<T, runner::RunnerError>>,
+) -> Result<T, PodError> {
+    match timeout(SETUP_DEADLINE, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(too_late(step(), SETUP_DEADLINE)),
+    }
+}
+
+fn too_late(step: String, deadline: Duration) -> PodError {
+    PodError::Timeout {
+        step,
+        seconds: deadline.as_secs(),
+    }
+}
+
+/// Opens the namespaces that others may join. If the init has exited meanwhile, its pid may be
+/// another's, and there is nothing to join any more.
+fn shareable_namespaces(init: &Process) -> Vec<(LinuxNamespaceType, OwnedFd)> {
+    use LinuxNamespaceType::{Ipc, Pid, Uts};
+    let open = |(kind, name)| {
+        let file = File::open(format!("/proc/{}/ns/{name}", init.pid())).ok()?;
+        Some((kind, OwnedFd::from(file)))
+    };
+    let found = [(Ipc, "ipc"), (Uts, "uts"), (Pid, "pid")]
+        .into_iter()
+        .filter_map(open)
+        .collect();
+    match process::exited(init.pidfd()) {
+        false => found,
+        true => Vec::new(),
+    }
+}

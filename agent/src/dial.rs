@@ -1,0 +1,207 @@
+//! The one connection to the host: dialled once, then served.
+//!
+//! Called by `main`. The host is CID 2 and accepts exactly one connection on `AGENT_PORT`; after
+//! it, nobody in the guest can call the host. When the connection ends, the machine has no owner
+//! any more, so whoever serves it must learn of it: `Connection` tells.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use kata_like_agent_protocol::AGENT_PORT;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use rustix::net::sockopt::socket_error;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::readiness::{BOTH, watch};
+
+/// The VMM answers a dial by itself, at once. A slow host gets the time of a slow host.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why the host could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// A system call failed.
+    #[error("dial vsock port {port} of the host: {step}")]
+    Step {
+        port: u32,
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM did not answer.
+    #[error("dial vsock port {port} of the host: no answer after {DEADLINE:?}")]
+    Silent { port: u32 },
+}
+
+/// The control connection, and when it was made.
+pub struct Dialled {
+    /// To be served.
+    pub connection: Connection,
+    /// CLOCK_BOOTTIME in nanoseconds when the dial began.
+    pub at_ns: i64,
+}
+
+/// Dials the host.
+pub async fn dial() -> Result<Dialled, DialError> {
+    let now = clock_gettime(ClockId::Boottime);
+    let at_ns = now
+        .tv_sec
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec);
+    let port = AGENT_PORT;
+    let failed = |step| move |source: io::Error| DialError::Step { port, step, source };
+
+    let fd = socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )
+    .map_err(|errno| failed("make a socket")(errno.into()))?;
+    match connect(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, port)) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
+        Err(errno) => return Err(failed("connect")(errno.into())),
+    }
+    let socket = watch(fd, BOTH).map_err(failed("watch the socket"))?;
+    let connected = timeout(DEADLINE, socket.writable())
+        .await
+        .map_err(|_| DialError::Silent { port })?;
+    connected
+        .map_err(failed("wait for the socket"))?
+        .retain_ready();
+    match socket_error(&socket) {
+        Ok(Ok(())) => {}
+        Ok(Err(errno)) | Err(errno) => return Err(failed("connect")(errno.into())),
+    }
+    Ok(Dialled {
+        connection: Connection {
+            socket,
+            ended: Arc::new(Notify::new()),
+        },
+        at_ns,
+    })
+}
+
+/// A connected stream socket that tells when its peer has gone.
+pub struct Connection {
+    socket: AsyncFd<OwnedFd>,
+    ended: Arc<Notify>,
+}
+
+impl Connection {
+    /// Is notified, and stays so, once nothing more can be read from the connection.
+    pub fn ended(&self) -> Arc<Notify> {
+        self.ended.clone()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.ended.notify_one();
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.socket.poll_read_ready(context))?;
+            let unfilled = buffer.initialize_unfilled();
+            let result = guard.try_io(|socket| {
+                recv(socket.get_ref().as_fd(), &mut *unfilled, RecvFlags::empty())
+                    .map(|(received, _)| received)
+                    .map_err(io::Error::from)
+            });
+            match result {
+                Ok(Ok(received)) => {
+                    if received == 0 {
+                        self.ended.notify_one();
+                    }
+                    buffer.advance(received);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => {
+                    self.ended.notify_one();
+                    return Poll::Ready(Err(error));
+                }
+                Err(_not_ready) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.socket.poll_write_ready(context))?;
+            let result = guard.try_io(|socket| {
+                send(socket.get_ref().as_fd(), bytes, SendFlags::NOSIGNAL).map_err(io::Error::from)
+            });
+            match result {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(result) => return Poll::Ready(result),
+                Err(_not_ready) => {}
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(shutdown(&self.socket, Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{SocketFlags, SocketType, socketpair};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn the_end_of_the_connection_is_told() {
+        let (ours, theirs) = socketpair(
+            rustix::net::AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let mut connection = Connection {
+            socket: watch(ours, BOTH).unwrap(),
+            ended: Arc::new(Notify::new()),
+        };
+        let ended = connection.ended();
+        connection.write_all(b"out").await.unwrap();
+        let mut read = [0; 8];
+        assert_eq!(rustix::io::read(&theirs, &mut read).unwrap(), 3);
+        rustix::io::write(&theirs, b"in").unwrap();
+        assert_eq!(connection.read(&mut read).await.unwrap(), 2);
+        let early = timeout(Duration::from_millis(20), ended.notified()).await;
+        assert!(early.is_err(), "still open");
+        drop(theirs);
+        assert_eq!(connection.read(&mut read).await.unwrap(), 0);
+        timeout(Duration::from_secs(1), ended.notified())
+            .await
+            .expect("told");
+    }
+}

@@ -1,0 +1,216 @@
+//! From the kernel's bare initramfs to a machine that containers can run in; and its end.
+//!
+//! Called by `main`, before any thread. The order matters: the root first (pivot_root(2) is refused
+//! on the initramfs itself, and a runner needs it), `/dev` next, for without it nobody hears of a
+//! failure. From then on the root file system is read-only, the agent's own image included: what a
+//! container could reach of it through a runner's `/proc/PID/exe` can't be written.
+
+use std::ffi::CStr;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::panic;
+use std::path::Path;
+
+use rustix::fs::Mode;
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
+use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit, umask};
+use rustix::system::{RebootCommand, reboot};
+
+use crate::cgroup::{self, CgroupError};
+use crate::kmsg;
+use crate::storage::SHARES;
+
+/// Why the machine could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// A step of this module.
+    #[error("{step}")]
+    Step {
+        step: String,
+        #[source]
+        source: io::Error,
+    },
+    /// The control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> InitError {
+    let step = step.into();
+    move |source| InitError::Step {
+        step,
+        source: source.into(),
+    }
+}
+
+/// A file system of the kernel's own and where it belongs.
+struct Kernel {
+    kind: &'static str,
+    target: &'static str,
+    flags: MountFlags,
+    data: Option<&'static CStr>,
+}
+
+const NO_SUID: MountFlags = MountFlags::NOSUID;
+const NO_EXEC: MountFlags = NO_SUID.union(MountFlags::NOEXEC);
+const INERT: MountFlags = NO_EXEC.union(MountFlags::NODEV);
+
+/// In the order of mounting. The options are those of an ordinary systemd host.
+#[rustfmt::skip]
+const MOUNTS: [Kernel; 7] = [
+    Kernel { kind: "devtmpfs", target: "/dev", flags: NO_EXEC, data: Some(c"mode=755") },
+    Kernel { kind: "proc", target: "/proc", flags: INERT, data: None },
+    Kernel { kind: "sysfs", target: "/sys", flags: INERT, data: None },
+    Kernel { kind: "devpts", target: "/dev/pts", flags: NO_EXEC, data: Some(c"gid=5,mode=620,ptmxmode=666") },
+    Kernel { kind: "tmpfs", target: "/dev/shm", flags: INERT, data: Some(c"mode=1777") },
+    Kernel { kind: "tmpfs", target: "/run", flags: INERT, data: Some(c"mode=755") },
+    Kernel { kind: "cgroup2", target: cgroup::ROOT, flags: INERT, data: Some(c"nsdelegate,memory_recursiveprot") },
+];
+
+/// What a host of containers sets, as kubelet and the distributions do; and what keeps a container
+/// from learning about or wearing out the kernel that it shares with its pod.
+const SYSCTLS: [(&str, &str); 14] = [
+    ("fs/inotify/max_user_instances", "8192"),
+    ("fs/inotify/max_user_watches", "524288"),
+    ("kernel/dmesg_restrict", "1"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/pid_max", "4194304"),
+    ("kernel/printk_devkmsg", "on"),
+    ("kernel/unprivileged_bpf_disabled", "2"),
+    ("net/core/bpf_jit_harden", "1"),
+    ("vm/max_map_count", "1048576"),
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+];
+
+/// The agent's own limit of open files: five for each process of a container and more.
+const OPEN_FILES: u64 = 1 << 20;
+
+/// Makes an ordinary Linux machine out of what the kernel has started.
+pub fn prepare() -> Result<(), InitError> {
+    umask(Mode::from_raw_mode(0o022));
+    replace_root()?;
+    for file_system in &MOUNTS {
+        mount_kernel(file_system)?;
+        if file_system.target == "/dev" {
+            start_log()?;
+        }
+    }
+    for share in SHARES {
+        fs::create_dir_all(share.target).map_err(step(format!("make {}", share.target)))?;
+    }
+    // What a container can't do without comes first; a missing key of these is only worth a line.
+    for (key, value) in SYSCTLS {
+        if let Err(error) = fs::write(Path::new("/proc/sys").join(key), value) {
+            log::warn!("set sysctl {key} to {value}: {error}");
+        }
+    }
+    loopback_up().map_err(step("bring the loopback interface up"))?;
+    limits()?;
+    cgroup::prepare()?;
+    if !seeded() {
+        log::warn!("no entropy yet: getrandom(2) waits for the entropy device");
+    }
+    Ok(())
+}
+
+/// Puts a bind of the root on the root and goes there, so that it has a parent and can be pivoted
+/// away from; then takes the right to write to it from everybody.
+fn replace_root() -> Result<(), InitError> {
+    const BIND: &str = "/root";
+    for directory in ["/dev", "/proc", "/sys", "/run", BIND] {
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(step(format!("make {directory}"))(error));
+            }
+            _ => {}
+        }
+    }
+    mount_bind("/", BIND).map_err(step("bind / on itself"))?;
+    chdir(BIND).map_err(step("enter the bound root"))?;
+    mount_move(".", "/").map_err(step("move the bound root to /"))?;
+    chroot(".").map_err(step("change the root"))?;
+    chdir("/").map_err(step("enter the root"))?;
+    mount_remount("/", MountFlags::RDONLY, c"").map_err(step("make the root read-only"))
+}
+
+fn mount_kernel(it: &Kernel) -> Result<(), InitError> {
+    if it.target.starts_with("/dev/") {
+        fs::create_dir_all(it.target).map_err(step(format!("make {}", it.target)))?;
+    }
+    mount(it.kind, it.target, it.kind, it.flags, it.data)
+        .map_err(step(format!("mount {} on {}", it.kind, it.target)))
+}
+
+/// From here on there is somebody to tell. A panic of the agent is the end of the machine: its
+/// exit makes the kernel panic, and the host reads why in the log's last lines.
+fn start_log() -> Result<(), InitError> {
+    let device = OpenOptions::new()
+        .write(true)
+        .open("/dev/kmsg")
+        .map_err(step("open /dev/kmsg"))?;
+    kmsg::start(device);
+    panic::set_hook(Box::new(|panic| fail(&format!("{panic}"))));
+    Ok(())
+}
+
+fn limits() -> Result<(), InitError> {
+    let limit = |most| Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, limit(Some(OPEN_FILES)))
+        .map_err(step(format!("allow {OPEN_FILES} open files")))?;
+    setrlimit(Resource::Nproc, limit(None)).map_err(step("lift the limit of processes"))?;
+    // The runner sets its own for every process of a container: it is never inherited.
+    fs::write("/proc/self/oom_score_adj", "-1000").map_err(step("exempt PID 1 from the OOM killer"))
+}
+
+/// Sets IFF_UP on `lo`, which gives it 127.0.0.1 and ::1 (netdevice(7)).
+fn loopback_up() -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let mut name = [0; libc::IFNAMSIZ];
+    name[0] = b'l'.cast_signed();
+    name[1] = b'o'.cast_signed();
+    let flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    let request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
+    };
+    // SAFETY: SIOCSIFFLAGS reads one `struct ifreq` through its argument and writes nothing:
+    // - the pointer is to a live, initialised `ifreq`, whose name ends with a zero byte;
+    // - the file descriptor is a socket that lives until the end of this function.
+    let result = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            libc::SIOCSIFFLAGS,
+            &raw const request,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether the kernel's generator is seeded: `entropy_avail` is then the pool's size, 256 bits.
+fn seeded() -> bool {
+    fs::read_to_string("/proc/sys/kernel/random/entropy_avail")
+        .is_ok_and(|bits| bits.trim().parse::<u32>().is_ok_and(|bits| bits >= 256))
+}
+
+/// Ends the machine as a failure: PID 1 exits, the kernel panics.
+pub fn fail(why: &str) -> ! {
+    log::error!("{why}");
+    std::process::exit(101)
+}
+
+/// Resets the machine: the end that the host has been told of, or has brought about.
+pub fn restart() -> ! {
+    rustix::fs::sync();
+    let error = reboot(RebootCommand::Restart);
+    fail(&format!("reset the machine: {error:?}"))
+}

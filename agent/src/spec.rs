@@ -1,0 +1,264 @@
+//! The guest part of an OCI spec: parsed, checked as far as the agent itself uses it.
+//!
+//! Called by `sandbox.rs`, before anything of a container exists. The rest of the spec is the
+//! runner's, which refuses in its turn what it can't apply. Facts: `agent.proto`, OCI runtime spec.
+
+use kata_like_agent_protocol::is_name;
+use oci_spec::runtime::{
+    LinuxNamespace, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+};
+
+use crate::cgroup::Limits;
+use crate::error::PodError;
+
+/// The limit of open files where a spec names none: that of services under systemd. What a process
+/// would inherit otherwise is the agent's own, which is large.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+
+/// How a mount names a volume, and a namespace another container or the guest itself.
+const VOLUME: &str = "volume:";
+const CONTAINER: &str = "container:";
+const POD: &str = "pod";
+
+/// A container's spec, and what the agent needs to know of it.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    /// For the runner.
+    pub spec: Spec,
+    /// For its cgroup.
+    pub limits: Limits,
+    /// The namespaces that are another container's.
+    pub joins: Vec<(LinuxNamespaceType, String)>,
+    /// The volumes it mounts.
+    pub volumes: Vec<String>,
+}
+
+impl GuestSpec {
+    /// Parses the JSON of a `CreateContainerRequest`.
+    pub fn parse(json: &[u8]) -> Result<Self, PodError> {
+        let mut spec: Spec = serde_json::from_slice(json)
+            .map_err(|error| PodError::bad("spec", format!("not an OCI spec: {error}")))?;
+        match spec.process_mut() {
+            Some(process) => limit_open_files(process)?,
+            None => return Err(PodError::bad("process", "missing")),
+        }
+        let mut joins = Vec::new();
+        let mut limits = Limits::default();
+        if let Some(linux) = spec.linux_mut() {
+            if let Some(resources) = linux.resources() {
+                limits = Limits::of(resources)?;
+            }
+            joins = joined(linux.namespaces_mut().as_deref_mut().unwrap_or_default())?;
+        }
+        let volumes = volumes(&spec)?;
+        Ok(Self {
+            spec,
+            limits,
+            joins,
+            volumes,
+        })
+    }
+}
+
+/// Parses the JSON of an `ExecRequest`.
+pub fn parse_process(json: &[u8]) -> Result<Process, PodError> {
+    let mut process: Process = serde_json::from_slice(json)
+        .map_err(|error| PodError::bad("process", format!("not an OCI process: {error}")))?;
+    limit_open_files(&mut process)?;
+    Ok(process)
+}
+
+fn limit_open_files(process: &mut Process) -> Result<(), PodError> {
+    let mut limits = process.rlimits().clone().unwrap_or_default();
+    if !limits
+        .iter()
+        .any(|limit| limit.typ() == PosixRlimitType::RlimitNofile)
+    {
+        let (soft, hard) = OPEN_FILES;
+        let limit = PosixRlimitBuilder::default()
+            .typ(PosixRlimitType::RlimitNofile)
+            .soft(soft)
+            .hard(hard)
+            .build()
+            .map_err(PodError::failed("limit the open files of the process"))?;
+        limits.push(limit);
+        process.set_rlimits(Some(limits));
+    }
+    Ok(())
+}
+
+/// Which namespaces are other containers'. The network is the guest's own for all of them, so
+/// joining one's is joining that.
+fn joined(
+    namespaces: &mut [LinuxNamespace],
+) -> Result<Vec<(LinuxNamespaceType, String)>, PodError> {
+    use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
+
+    let mut seen = Vec::new();
+    let mut joins = Vec::new();
+    for namespace in namespaces {
+        let kind = namespace.typ();
+        let field = format!("linux.namespaces[{kind}]");
+        if seen.contains(&kind) {
+            return Err(PodError::bad(field, "given twice"));
+        }
+        seen.push(kind);
+        let Some(path) = namespace.path() else {
+            continue;
+        };
+        let path = path.to_str().unwrap_or_default();
+        let field = format!("{field}.path");
+        if !matches!(kind, Ipc | Network | Pid | Uts) {
+            let why = "a namespace of this kind can't be shared".into();
+            return Err(PodError::Unsupported { field, why });
+        }
+        match path.strip_prefix(CONTAINER) {
+            Some(name) if is_name(name) && kind == Network => {
+                namespace.set_path(Some(POD.into()));
+            }
+            Some(name) if is_name(name) => joins.push((kind, name.into())),
+            None if path == POD => {}
+            _ => {
+                let why = format!("{path:?} is neither {POD:?} nor \"{CONTAINER}NAME\"");
+                return Err(PodError::bad(field, why));
+            }
+        }
+    }
+    Ok(joins)
+}
+
+fn volumes(spec: &Spec) -> Result<Vec<String>, PodError> {
+    let mounts = spec.mounts().iter().flatten();
+    let sources = mounts.filter_map(|mount| mount.source().as_deref()?.to_str());
+    sources
+        .filter_map(|source| source.strip_prefix(VOLUME))
+        .map(|name| match is_name(name) {
+            true => Ok(name.to_owned()),
+            false => Err(PodError::bad(
+                "mounts[].source",
+                format!("no volume's name: {name:?}"),
+            )),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn parse(mut change: impl FnMut(&mut Value)) -> Result<GuestSpec, PodError> {
+        let mut spec = json!({
+            "ociVersion": "1.2.0",
+            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
+            "mounts": [],
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+        });
+        change(&mut spec);
+        GuestSpec::parse(spec.to_string().as_bytes())
+    }
+
+    fn namespaces(value: Value) -> Result<GuestSpec, PodError> {
+        parse(|spec| spec["linux"]["namespaces"] = value.clone())
+    }
+
+    #[test]
+    fn namespaces_are_new_the_pods_or_another_containers() {
+        let spec = namespaces(json!([
+            {"type": "mount"},
+            {"type": "uts", "path": "pod"},
+            {"type": "ipc", "path": "container:pause"},
+            {"type": "network", "path": "container:pause"},
+        ]))
+        .unwrap();
+        assert_eq!(spec.joins, [(LinuxNamespaceType::Ipc, "pause".to_owned())]);
+        let linux = spec.spec.linux().as_ref().unwrap();
+        let network = &linux.namespaces().as_ref().unwrap()[3];
+        assert_eq!(network.path().as_deref(), Some(std::path::Path::new("pod")));
+    }
+
+    #[test]
+    fn a_namespace_that_is_none_of_these_is_refused_by_name() {
+        for (namespace, text) in [
+            (
+                json!([{"type": "ipc", "path": "/proc/1/ns/ipc"}]),
+                "linux.namespaces[ipc].path: ",
+            ),
+            (
+                json!([{"type": "ipc", "path": "container:../x"}]),
+                "linux.namespaces[ipc].path: ",
+            ),
+            (
+                json!([{"type": "uts"}, {"type": "uts"}]),
+                "linux.namespaces[uts]: given twice",
+            ),
+            (
+                json!([{"type": "user", "path": "pod"}]),
+                "linux.namespaces[user].path is not supported",
+            ),
+            (
+                json!([{"type": "mount", "path": "container:a"}]),
+                "linux.namespaces[mnt].path is not",
+            ),
+        ] {
+            let error = namespaces(namespace).unwrap_err().to_string();
+            assert!(error.starts_with(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn volumes_are_names_never_paths() {
+        let mounts = |source: &str| {
+            let mounts = json!([
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/data", "type": "bind", "source": source},
+            ]);
+            parse(|spec| spec["mounts"] = mounts.clone())
+        };
+        assert_eq!(mounts("volume:c1-0").unwrap().volumes, ["c1-0"]);
+        for source in ["volume:", "volume:../x", "volume:a/b", "volume:.."] {
+            let error = mounts(source).unwrap_err().to_string();
+            assert!(error.starts_with("mounts[].source: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_resource_that_is_not_supported_is_refused_before_anything_is_made() {
+        let error = parse(|spec| spec["linux"]["resources"] = json!({"rdma": {"a": {}}}));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .starts_with("linux.resources.rdma ")
+        );
+    }
+
+    #[test]
+    fn the_agents_own_limit_of_open_files_is_not_inherited() {
+        let limits = |spec: GuestSpec| {
+            let process = spec.spec.process().clone().unwrap();
+            let limits = process.rlimits().clone().unwrap();
+            let limit = |limit: &oci_spec::runtime::PosixRlimit| (limit.typ(), limit.soft());
+            limits.iter().map(limit).collect::<Vec<_>>()
+        };
+        let nofile = PosixRlimitType::RlimitNofile;
+        assert_eq!(limits(parse(|_| {}).unwrap()), [(nofile, 1024)]);
+        let own = json!([{"type": "RLIMIT_NOFILE", "hard": 7, "soft": 7}]);
+        let spec = parse(|spec| spec["process"]["rlimits"] = own.clone());
+        assert_eq!(limits(spec.unwrap()), [(nofile, 7)]);
+        let exec = parse_process(br#"{"cwd": "/", "user": {"uid": 0, "gid": 0}}"#).unwrap();
+        assert_eq!(exec.rlimits().as_ref().map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn what_is_no_spec_is_refused() {
+        for json in ["", "{", "[]", "{\"ociVersion\": 1}", "\0"] {
+            assert!(GuestSpec::parse(json.as_bytes()).is_err(), "{json}");
+        }
+        let error = parse(|spec| drop(spec.as_object_mut().unwrap().remove("process")));
+        assert_eq!(error.unwrap_err().to_string(), "process: missing");
+        // Deeper than any spec: an error, not a stack that overflows.
+        let deep = "[".repeat(1 << 20);
+        assert!(GuestSpec::parse(deep.as_bytes()).is_err());
+    }
+}

@@ -1,0 +1,356 @@
+//! The stream port: the host dials it for each standard stream, and says by a token which one.
+//!
+//! Called by `main` (to bind it before anything else can) and by `stdio::prepare` (to expect a
+//! token). A stream may be dialled before the call that names its token: then it is parked for a
+//! while. Only the host is listened to: a container can connect to this port over vsock, but as a
+//! peer of this machine, and no token that it could guess is worth a try (128 random bits).
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kata_like_agent_protocol::{STREAM_PORT, TOKEN_LENGTH};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen,
+    socket,
+};
+use rustix::net::{RecvFlags, recv};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+
+use crate::error::PodError;
+use crate::readiness::{BOTH, watch};
+use crate::stdio::Token;
+
+/// A connected stream socket.
+pub type Socket = AsyncFd<OwnedFd>;
+
+/// How long a new connection may take to say its token, and how many may be at it.
+const TOKEN_DEADLINE: Duration = Duration::from_secs(10);
+const GREETING: usize = 128;
+
+/// How long a stream is parked whose token nobody expects yet, and how many are.
+const PARKED_FOR: Duration = Duration::from_secs(30);
+const PARKED: usize = 128;
+
+/// Why the port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("open vsock port {STREAM_PORT} for streams: {step}")]
+pub struct PortError {
+    step: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// The port, bound and listening.
+pub struct StreamPort {
+    listener: AsyncFd<OwnedFd>,
+}
+
+impl StreamPort {
+    /// Binds the port.
+    pub fn open() -> Result<Self, PortError> {
+        let failed = |step| move |source: io::Error| PortError { step, source };
+        let fd = socket(
+            AddressFamily::Vsock,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )
+        .map_err(|errno| failed("make a socket")(errno.into()))?;
+        let address = VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT);
+        bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind")(errno.into()))?;
+        // All streams of many processes can come at once.
+        let backlog = Backlog::new(1024).unwrap_or(Backlog::MAXCONN);
+        listen(&fd, backlog).map_err(|errno| failed("listen")(errno.into()))?;
+        let listener = watch(fd, Interest::READABLE).map_err(failed("watch"))?;
+        Ok(Self { listener })
+    }
+
+    /// Takes connections from now on; gives the table where their tokens are expected.
+    pub fn serve(self) -> Arc<Tokens> {
+        let tokens = Arc::new(Tokens::default());
+        tokio::spawn(take_connections(self.listener, tokens.clone()));
+        tokens
+    }
+}
+
+async fn take_connections(listener: AsyncFd<OwnedFd>, tokens: Arc<Tokens>) {
+    let greeting = Arc::new(Semaphore::new(GREETING));
+    loop {
+        // The semaphore is never closed: this is always a permit.
+        let permit = greeting.clone().acquire_owned().await;
+        let socket = match accept(&listener).await {
+            Ok(Some(socket)) => socket,
+            Ok(None) => continue,
+            Err(error) => {
+                // Out of files or memory: the next one may find some again.
+                log::warn!("take a stream on vsock port {STREAM_PORT}: {error}");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let tokens = tokens.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            match timeout(TOKEN_DEADLINE, read_token(&socket)).await {
+                Ok(Ok(token)) => tokens.arrived(token, socket, Instant::now()),
+                Ok(Err(error)) => log::warn!("take a stream: read its token: {error}"),
+                Err(_) => log::warn!("take a stream: no token after {TOKEN_DEADLINE:?}"),
+            }
+        });
+    }
+}
+
+/// The next connection, if it is the host's.
+async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Socket>> {
+    let accepted = listener
+        .async_io(Interest::READABLE, |listener| {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            accept4(listener.as_raw_fd(), flags).map_err(io::Error::from)
+        })
+        .await?;
+    // SAFETY: accept4 has just returned this descriptor, so it is open, and nobody else knows its
+    // number: we are its only owner.
+    let fd = unsafe { OwnedFd::from_raw_fd(accepted) };
+    let peer: VsockAddr = getpeername(fd.as_raw_fd())?;
+    if peer.cid() != libc::VMADDR_CID_HOST {
+        log::warn!(
+            "refuse a stream from vsock CID {}: not the host",
+            peer.cid()
+        );
+        return Ok(None);
+    }
+    Ok(Some(watch(fd, BOTH)?))
+}
+
+/// Reads the token, and no byte of what follows it.
+async fn read_token(socket: &Socket) -> io::Result<Token> {
+    let (mut token, mut got) = ([0; TOKEN_LENGTH], 0);
+    while let Some(rest) = token.get_mut(got..).filter(|rest| !rest.is_empty()) {
+        let read = socket
+            .async_io(Interest::READABLE, |socket| {
+                let received = recv(socket.as_fd(), &mut *rest, RecvFlags::empty());
+                received.map(|(count, _)| count).map_err(io::Error::from)
+            })
+            .await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        got += read;
+    }
+    Ok(token)
+}
+
+/// Who waits for which token, and which streams wait for somebody.
+#[derive(Default)]
+pub struct Tokens {
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    expected: HashMap<Token, oneshot::Sender<Socket>>,
+    parked: VecDeque<(Instant, Token, Socket)>,
+}
+
+impl Tokens {
+    /// Expects a stream with this token, until what is returned is dropped.
+    pub fn expect(self: &Arc<Self>, token: Token) -> Result<Expected, PodError> {
+        let (arrive, arrived) = oneshot::channel();
+        let mut table = self.table();
+        table.forget(Instant::now());
+        if table.expected.contains_key(&token) {
+            return Err(PodError::bad("streams", "a token is used twice"));
+        }
+        match table.parked.iter().position(|parked| parked.1 == token) {
+            Some(index) => {
+                if let Some((_, _, socket)) = table.parked.remove(index) {
+                    // The receiver is still here.
+                    let _ = arrive.send(socket);
+                }
+            }
+            None => {
+                table.expected.insert(token, arrive);
+            }
+        }
+        drop(table);
+        Ok(Expected {
+            tokens: self.clone(),
+            token,
+            arrived,
+        })
+    }
+
+    fn arrived(&self, token: Token, socket: Socket, now: Instant) {
+        let mut table = self.table();
+        table.forget(now);
+        match table.expected.remove(&token) {
+            // If it was dropped meanwhile, the stream is closed with it.
+            Some(arrive) => drop(arrive.send(socket)),
+            None => table.parked.push_back((now, token, socket)),
+        }
+    }
+
+    /// A stream that was dialled, for tests without vsock.
+    #[cfg(test)]
+    pub fn park(&self, token: Token, socket: Socket) {
+        self.arrived(token, socket, Instant::now());
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Held for single operations only, none of which leaves it half done.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Closes what has been parked for too long, and the oldest if there are too many.
+    fn forget(&mut self, now: Instant) {
+        while let Some((since, _, _)) = self.parked.front() {
+            let old = now.saturating_duration_since(*since) > PARKED_FOR;
+            if !old && self.parked.len() < PARKED {
+                break;
+            }
+            self.parked.pop_front();
+        }
+    }
+}
+
+/// A stream that will be dialled. Dropped before, its token is unknown again.
+pub struct Expected {
+    tokens: Arc<Tokens>,
+    token: Token,
+    arrived: oneshot::Receiver<Socket>,
+}
+
+impl Expected {
+    /// The stream, once it is dialled; cancelling this loses nothing.
+    pub async fn dialled(&mut self) -> Socket {
+        match (&mut self.arrived).await {
+            Ok(socket) => socket,
+            // The sender leaves the table only with a stream or with `self`.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.arrived.close();
+        let mut table = self.tokens.table();
+        // Not another's: the token could have been expected anew since its stream arrived.
+        if table
+            .expected
+            .get(&self.token)
+            .is_some_and(oneshot::Sender::is_closed)
+        {
+            table.expected.remove(&self.token);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{SocketFlags, SocketType, socketpair};
+
+    fn pair() -> (Socket, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let family = rustix::net::AddressFamily::UNIX;
+        let (ours, theirs) = socketpair(family, SocketType::STREAM, flags, None).unwrap();
+        (watch(ours, BOTH).unwrap(), theirs)
+    }
+
+    fn open(socket: &OwnedFd) -> bool {
+        let mut byte = [0];
+        recv(socket, &mut byte, RecvFlags::empty()) == Err(rustix::io::Errno::AGAIN)
+    }
+
+    #[tokio::test]
+    async fn a_token_finds_its_stream_whoever_comes_first() {
+        let tokens = Arc::new(Tokens::default());
+        let (early, late) = ([1; 16], [2; 16]);
+        let (first, _first) = pair();
+        let (second, _second) = pair();
+        let (first_fd, second_fd) = (first.as_raw_fd(), second.as_raw_fd());
+        tokens.arrived(early, first, Instant::now());
+        let mut early = tokens.expect(early).unwrap();
+        let mut later = tokens.expect(late).unwrap();
+        tokens.arrived(late, second, Instant::now());
+        assert_eq!(early.dialled().await.as_raw_fd(), first_fd);
+        assert_eq!(later.dialled().await.as_raw_fd(), second_fd);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_token_is_closed_in_the_end_and_never_paired() {
+        let tokens = Arc::new(Tokens::default());
+        let (socket, theirs) = pair();
+        let start = Instant::now();
+        tokens.arrived([9; 16], socket, start);
+        let mut other = tokens.expect([1; 16]).unwrap();
+        assert!(
+            timeout(Duration::from_millis(20), other.dialled())
+                .await
+                .is_err()
+        );
+        assert!(open(&theirs));
+        let (another, _another) = pair();
+        tokens.arrived(
+            [8; 16],
+            another,
+            start + PARKED_FOR + Duration::from_secs(1),
+        );
+        assert!(!open(&theirs));
+    }
+
+    #[tokio::test]
+    async fn parked_streams_are_bounded() {
+        let tokens = Arc::new(Tokens::default());
+        let mut theirs = Vec::new();
+        for index in 0..PARKED + 5 {
+            let (socket, their) = pair();
+            let mut token = [0; 16];
+            token[..8].copy_from_slice(&index.to_le_bytes());
+            tokens.arrived(token, socket, Instant::now());
+            theirs.push(their);
+        }
+        assert_eq!(theirs.iter().filter(|socket| open(socket)).count(), PARKED);
+    }
+
+    #[tokio::test]
+    async fn a_token_is_expected_once_and_not_after_it_is_given_up() {
+        let tokens = Arc::new(Tokens::default());
+        let expected = tokens.expect([1; 16]).unwrap();
+        assert!(tokens.expect([1; 16]).is_err());
+        drop(expected);
+        assert!(tokens.table().expected.is_empty());
+        assert!(tokens.expect([1; 16]).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_bytes_after_a_token_are_left_in_the_stream() {
+        let (socket, theirs) = pair();
+        rustix::io::write(&theirs, &[7; 10]).unwrap();
+        let reading = tokio::spawn(async move { (read_token(&socket).await, socket) });
+        tokio::task::yield_now().await;
+        rustix::io::write(&theirs, &[[7; 6].as_slice(), b"rest"].concat()).unwrap();
+        let (token, socket) = reading.await.unwrap();
+        assert_eq!(token.unwrap(), [7; 16]);
+        let mut rest = [0; 16];
+        let (count, _) = recv(socket.get_ref(), &mut rest, RecvFlags::empty()).unwrap();
+        assert_eq!(&rest[..count], b"rest");
+    }
+
+    #[tokio::test]
+    async fn half_a_token_is_no_token() {
+        let (socket, theirs) = pair();
+        rustix::io::write(&theirs, &[7; 10]).unwrap();
+        drop(theirs);
+        assert!(read_token(&socket).await.is_err());
+    }
+}
