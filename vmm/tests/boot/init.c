@@ -91,13 +91,13 @@ static void shares(void)
 	mkdir("/rootfs", 0755);
 	mkdir("/volumes", 0755);
 	if (mount("rootfs", "/rootfs", "virtiofs", 0, 0) || mount("volumes", "/volumes", "virtiofs", 0, 0))
-		say("no mount");
+		say("no mount: %m");
 	int file = open("/rootfs/greeting", O_RDONLY);
 	if (file < 0 || read(file, text, sizeof(text) - 1) < 0)
-		say("no greeting");
+		say("no greeting: %m");
 	file = open("/volumes/answer", O_CREAT | O_WRONLY, 0644);
 	if (file < 0 || write(file, "from the guest", 14) != 14)
-		say("no answer");
+		say("no answer: %m");
 	close(file);
 	say("fs: %s", text);
 	pause();

@@ -184,9 +184,9 @@ fn a_share_is_mounted_and_its_server_missed() {
         ..setup("fs", 2)
     });
     guest.wait_until_running();
-    guest.wait_for("fs: from the host");
+    let log = guest.wait_for("fs: from the host");
     let answer = fs::read_to_string(server.path("volumes").join("answer"));
-    assert_eq!(answer.unwrap(), "from the guest");
+    assert_eq!(answer.unwrap_or_default(), "from the guest", "{log}");
     server.kill();
     let died = Instant::now();
     let end = guest.end();

@@ -27,11 +27,11 @@ impl FsServer {
         for tag in tags {
             std::fs::create_dir_all(share.join(tag)).unwrap();
         }
-        let mount = Command::new("mount")
-            .args(["--bind", "--make-shared"])
-            .args([&share, &share])
-            .status();
-        assert!(mount.unwrap().success());
+        // The server makes the top read-only: what is to be written to is a mount of its own.
+        bind(&share);
+        for tag in tags {
+            bind(&share.join(tag));
+        }
         let listen = |tag: &&str| UnixListener::bind(folder.path().join(tag)).unwrap().into();
         let fds = FsdFds {
             tree: open_tree(&share),
@@ -84,8 +84,16 @@ impl Drop for FsServer {
         let _ = self.process.kill();
         let _ = self.process.wait();
         let share = self.folder.path().join("share");
-        let _ = Command::new("umount").arg("-l").arg(share).status();
+        let _ = Command::new("umount").arg("-Rl").arg(share).status();
     }
+}
+
+fn bind(folder: &Path) {
+    let mount = Command::new("mount")
+        .args(["--bind", "--make-shared"])
+        .args([folder, folder])
+        .status();
+    assert!(mount.unwrap().success());
 }
 
 fn open_tree(path: &Path) -> OwnedFd {
