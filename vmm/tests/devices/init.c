@@ -71,7 +71,8 @@ static void files(int stream)
 				result = write(file, argument, strlen(argument));
 			if (file >= 0 && !writes && (result = read(file, answer + 3, 1000)) >= 0)
 				answer[2] = ' ';
-			close(file);
+			if (file >= 0)
+				close(file);
 		} else if (!strcmp(verb, "mkdir")) {
 			result = mkdir(path, 0755);
 		} else if (!strcmp(verb, "mknod")) {
@@ -99,6 +100,8 @@ static void files(int stream)
 			for (struct dirent *entry; directory && (entry = readdir(directory));)
 				if (entry->d_name[0] != '.')
 					strcat(strcat(answer, " "), entry->d_name);
+			if (directory)
+				closedir(directory);
 		} else if (!strcmp(verb, "large")) {
 			// 16 MiB written, synced and read back.
 			static char block[1 << 20], back[1 << 20];
@@ -139,14 +142,15 @@ static void serve(int stream)
 		for (;;)
 			pause();
 	if (what == 'r') // a flood of connections that nobody accepts
-		for (int count = 0; count < 2000; count++) {
+		for (int count = 0; count < 500; count++) {
 			int refused = dial(count % 2 ? AGENT : 5000 + count);
 			if (refused >= 0)
 				write_all(stream, "connected", 9);
 		}
+	static char data[30000];
 	if (what == 'd') // sends until it is told that nobody listens
 		for (;;)
-			write_all(stream, "data", 4);
+			write_all(stream, data, sizeof(data));
 }
 
 int main(void)

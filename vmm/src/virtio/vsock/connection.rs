@@ -25,7 +25,9 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
-use super::packet::{Credit, HEADER_SIZE, Header, MAX_PAYLOAD, Operation, Payload, Ports, Room, Shut};
+use super::packet::{
+    Credit, HEADER_SIZE, Header, MAX_PAYLOAD, Operation, Payload, Ports, Room, Shut,
+};
 use crate::virtio::chain::Malformed;
 
 /// How many bytes the guest may send ahead of the host's reader.
@@ -268,7 +270,12 @@ impl Connection {
         self.peer.allocated.saturating_sub(on_the_way) as usize
     }
 
-    fn put(&mut self, room: &mut impl Room, operation: Operation, shut: Shut) -> Result<(), Malformed> {
+    fn put(
+        &mut self,
+        room: &mut impl Room,
+        operation: Operation,
+        shut: Shut,
+    ) -> Result<(), Malformed> {
         let header = Header {
             shut,
             ..Header::new(self.ports, operation)

@@ -108,10 +108,12 @@ impl ActiveVsock {
         if !muxer.owes_packet() {
             return Ok(());
         }
-        self.receive.serve(|mut chain| send_packet(muxer, &mut chain).map(|sent| match sent {
-            true => Served::Done(chain),
-            false => Served::Later(chain),
-        }))
+        self.receive.serve(|mut chain| {
+            send_packet(muxer, &mut chain).map(|sent| match sent {
+                true => Served::Done(chain),
+                false => Served::Later(chain),
+            })
+        })
     }
 }
 

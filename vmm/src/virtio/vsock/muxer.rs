@@ -161,7 +161,11 @@ impl Muxer {
     /// The epoll set has events.
     pub fn host_ready(&mut self) -> Result<(), DeviceError> {
         let mut events = Vec::with_capacity(BATCH);
-        match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&Timespec::default())) {
+        match epoll::wait(
+            &self.epoll,
+            spare_capacity(&mut events),
+            Some(&Timespec::default()),
+        ) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(()), // it is still ready
             Err(errno) => return Err(failed("wait for vsock's sockets", errno)),

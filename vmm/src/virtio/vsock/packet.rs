@@ -360,7 +360,10 @@ mod tests {
             parse(&bytes, 0)
         };
         let (kind, operation) = (28, 30);
-        assert_eq!(change(Operation::Request, kind, 2), Received::Refused(PORTS));
+        assert_eq!(
+            change(Operation::Request, kind, 2),
+            Received::Refused(PORTS)
+        );
         assert_eq!(change(Operation::Reset, kind, 2), Received::Ignored);
         for unknown in [0, 8, 255] {
             let answer = change(Operation::Request, operation, unknown);

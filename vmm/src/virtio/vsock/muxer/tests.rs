@@ -218,10 +218,16 @@ fn the_guest_connects_to_the_agent_s_port_once_and_to_nothing_else() {
         world.say(header(ports, Operation::Request), &[]);
         let heard = world.hear();
         assert_eq!(heard.len(), 1);
-        assert_eq!((heard[0].0.operation, heard[0].0.ports), (Operation::Reset, ports));
+        assert_eq!(
+            (heard[0].0.operation, heard[0].0.ports),
+            (Operation::Reset, ports)
+        );
     }
     assert_eq!(world.dialled.load(Ordering::Relaxed), 0);
-    let ports = Ports { host: AGENT, guest: 5 };
+    let ports = Ports {
+        host: AGENT,
+        guest: 5,
+    };
     world.say(header(ports, Operation::Request), &[]);
     assert_eq!(world.operations(), [Operation::Response]);
     assert_eq!(world.dialled.load(Ordering::Relaxed), 1);
@@ -230,7 +236,10 @@ fn the_guest_connects_to_the_agent_s_port_once_and_to_nothing_else() {
     assert_eq!(world.agent.read(&mut got).unwrap(), 5);
     world.agent.write_all(b"answer").unwrap();
     assert_eq!(world.hear()[0].1, b"answer");
-    let second = Ports { host: AGENT, guest: 6 };
+    let second = Ports {
+        host: AGENT,
+        guest: 6,
+    };
     world.say(header(second, Operation::Request), &[]);
     assert_eq!(world.operations(), [Operation::Reset]);
     // Not even when the first has ended, or after a reset of the device.
@@ -251,7 +260,11 @@ fn a_stream_that_the_guest_refuses_is_closed_on_the_host() {
     world.say(header(request.ports, Operation::Reset), &[]);
     assert!(at_end(&mut stream));
     let second = world.connect();
-    assert_ne!(world.hear()[0].0.ports, request.ports, "{second:?}: a port used twice");
+    assert_ne!(
+        world.hear()[0].0.ports,
+        request.ports,
+        "{second:?}: a port used twice"
+    );
 }
 
 /// A pattern in which a lost, doubled or exchanged piece is seen.
@@ -280,7 +293,12 @@ fn bytes_arrive_whole_and_in_order_under_little_credit() {
     let mut rounds = 0_u32;
     while host_got.len() < bytes.len() || guest_got.len() < bytes.len() {
         rounds += 1;
-        assert!(rounds < 1_000_000, "stuck at {} and {}", host_got.len(), guest_got.len());
+        assert!(
+            rounds < 1_000_000,
+            "stuck at {} and {}",
+            host_got.len(),
+            guest_got.len()
+        );
         if let Ok(count) = stream.write(&bytes[written..]) {
             written += count;
         }
@@ -291,7 +309,10 @@ fn bytes_arrive_whole_and_in_order_under_little_credit() {
                 Operation::CreditUpdate | Operation::CreditRequest => {}
                 other => panic!("{other:?}"),
             }
-            assert!(guest_got.len() as u32 - consumed <= small, "more than was granted");
+            assert!(
+                guest_got.len() as u32 - consumed <= small,
+                "more than was granted"
+            );
         }
         let mine = |consumed| Credit {
             allocated: small,
@@ -316,11 +337,16 @@ fn bytes_arrive_whole_and_in_order_under_little_credit() {
             world.say(update, &[]);
         }
         let mut part = [0; 30_000];
-        if rounds % 2 == 0 && let Ok(count) = stream.read(&mut part) {
+        if rounds % 2 == 0
+            && let Ok(count) = stream.read(&mut part)
+        {
             host_got.extend_from_slice(&part[..count]);
         }
     }
-    assert!(host_got == bytes && guest_got == bytes, "other bytes arrived");
+    assert!(
+        host_got == bytes && guest_got == bytes,
+        "other bytes arrived"
+    );
 }
 
 /// A guest with no credit left is told of new room without having to ask.
@@ -382,7 +408,9 @@ fn the_guest_closes_its_sending_half() {
     assert_eq!(world.hear()[0].1, b"still heard");
     drop(stream);
     let heard = world.hear();
-    let [(last, _)] = &heard[..] else { panic!("{heard:?}") };
+    let [(last, _)] = &heard[..] else {
+        panic!("{heard:?}")
+    };
     assert_eq!(last.operation, Operation::Shutdown);
     assert!(last.shut.both() && world.muxer.streams.is_empty());
 }
@@ -394,8 +422,13 @@ fn the_host_closes_its_sending_half() {
     stream.write_all(b"stdin").unwrap();
     stream.shutdown(Half::Write).unwrap();
     let heard = world.hear();
-    let [(data, body), (end, _)] = &heard[..] else { panic!("{heard:?}") };
-    assert_eq!((data.operation, &body[..]), (Operation::Data, &b"stdin"[..]));
+    let [(data, body), (end, _)] = &heard[..] else {
+        panic!("{heard:?}")
+    };
+    assert_eq!(
+        (data.operation, &body[..]),
+        (Operation::Data, &b"stdin"[..])
+    );
     let half = Shut {
         receive: false,
         send: true,
@@ -414,7 +447,10 @@ fn the_guest_closes_its_receiving_half() {
     let mut world = World::new();
     let (mut stream, ports) = world.open(ROOMY);
     world.say(shutdown(ports, true, false), &[]);
-    assert_eq!(stream.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+    assert_eq!(
+        stream.write(b"x").unwrap_err().kind(),
+        ErrorKind::BrokenPipe
+    );
     world.say(header(ports, Operation::Data), b"goes on");
     let mut got = [0; 10];
     assert_eq!(stream.read(&mut got).unwrap(), 7);
@@ -462,7 +498,9 @@ fn bytes_of_a_host_that_has_closed_still_arrive() {
     let request = world.hear()[0].0;
     world.say(header(request.ports, Operation::Response), &[]);
     let heard = world.hear();
-    let [(_, body), (end, _)] = &heard[..] else { panic!("{heard:?}") };
+    let [(_, body), (end, _)] = &heard[..] else {
+        panic!("{heard:?}")
+    };
     assert_eq!(body, b"in a hurry");
     assert!(end.shut.both() && world.muxer.streams.is_empty());
 }
@@ -492,7 +530,9 @@ fn a_stuck_stream_holds_up_no_other() {
     for _ in 0..100 {
         good.write_all(b"ping").unwrap();
         let heard = world.hear();
-        let [(_, body)] = &heard[..] else { panic!("{heard:?}") };
+        let [(_, body)] = &heard[..] else {
+            panic!("{heard:?}")
+        };
         assert_eq!(body, b"ping");
         world.say(header(ports, Operation::Data), b"pong");
         let mut got = [0; 5];
