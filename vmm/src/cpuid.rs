@@ -60,7 +60,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
                 entry.ecx |= CMP_LEGACY;
             }
         }
-        0x8000_0008 => entry.ecx = count - 1 | id_bits(count) << 12,
+        0x8000_0008 => entry.ecx = (count - 1) | (id_bits(count) << 12),
         0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         0x8000_001d if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 0x7;

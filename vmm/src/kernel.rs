@@ -18,7 +18,11 @@ use crate::layout::{
     MODULE_LIST, MP_TABLE, MP_TABLE_SIZE, RamRange, SLOT_IRQS, START_INFO, slot_address,
 };
 
-/// What the kernel is told; the virtio-mmio slots follow. `docs/architecture.md` says why each.
+/// What the kernel is told; the virtio-mmio slots follow.
+///
+/// A panic resets at once, by the port that `legacy` has. There is no PIT to check timers against, no
+/// DMA to bounce, and no page that the host takes away for long. The clock is KVM's. Grace periods are
+/// expedited: each cgroup move and namespace waits for some. `quiet` costs no log: see `log`.
 const OPTIONS: &str = "quiet panic=-1 reboot=k tsc=reliable no_timer_check \
     rcupdate.rcu_expedited=1 cryptomgr.notests swiotlb=noforce no-kvmapf";
 

@@ -79,11 +79,13 @@ impl GuestLog {
 
     /// Appends what is new to the file. The file's failure is its owner's loss, not the VM's end.
     pub fn write_new(&mut self) -> std::io::Result<()> {
+        let from = self.next;
         for line in self.read() {
-            if line.sequence < self.next || self.full {
+            // A record of several lines has one sequence number.
+            if line.sequence < from || self.full {
                 continue;
             }
-            self.next = line.sequence.saturating_add(1);
+            self.next = self.next.max(line.sequence.saturating_add(1));
             let text = format(&line);
             let length = text.len() as u64 + 1;
             if self.written + length > MAX_FILE {

@@ -1,22 +1,30 @@
 //! The process: boot request in, jail, run, report and exit status out.
 //!
 //! The shim starts it with one connected socket as descriptor 3 and nothing else (crate `boot`). All
-//! that it ever says goes there; it prints nothing.
+//! that it ever says goes there.
 
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport};
 use kata_like_vmm::machine::Machine;
 use kata_like_vmm::one_line;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
+/// How long the shim may take to send the boot request.
+const BOOT_DEADLINE: Duration = Duration::from_secs(10);
+
 fn main() -> ExitCode {
+    // The standard hook reads files for a backtrace, which the jail forbids.
+    set_hook(Box::new(|panic| eprintln!("kata-like-vmm: {panic}")));
     // SAFETY: descriptor 3 is this process's by contract and nothing in it has touched it; where it
     // is not open, every call on it fails with EBADF.
     let control = Channel::from_fd(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
     let end = match start(&control) {
-        Ok(machine) => machine.run(&control),
+        Ok(machine) => run(machine, &control),
         Err(detail) => End {
             reason: EndReason::Failed,
             detail,
@@ -24,18 +32,41 @@ fn main() -> ExitCode {
         },
     };
     let status = end.reason.exit_status();
-    // The shim may be gone: then the status is all that is left to say.
-    let _ = control.send(&VmReport::Ended(end), &[]);
+    let last = VmReport::Ended(end);
+    if let (Err(_), VmReport::Ended(end)) = (control.send(&last, &[]), &last) {
+        // The shim is gone, or this was typed by hand: the status, and a line where one may be read.
+        eprintln!("kata-like-vmm: {}", end.detail);
+    }
     // Not `return`: a vCPU thread that did not stop must not hold the process up.
     std::process::exit(status.into())
 }
 
+/// A bug's panic is an end like others, as long as this thread can still say so.
+fn run(machine: Machine, control: &Channel) -> End {
+    catch_unwind(AssertUnwindSafe(|| machine.run(control))).unwrap_or_else(|_| End {
+        reason: EndReason::Failed,
+        detail: "run the VM: the VMM panicked, its standard error says where".to_owned(),
+        log_tail: Vec::new(),
+    })
+}
+
 fn start(control: &Channel) -> Result<Machine, String> {
     kata_like_jail::close_other_fds(&[CONTROL_FD]).map_err(|error| one_line(&error))?;
+    await_boot(control)?;
     let (boot, fds) = VmBoot::receive(control).map_err(|error| one_line(&error))?;
     // A shim that never reads must not hold the VM's thread up: a full socket is then an error.
     rustix::fs::fcntl_getfl(control)
         .and_then(|flags| rustix::fs::fcntl_setfl(control, flags | OFlags::NONBLOCK))
         .map_err(|errno| format!("make the control socket non-blocking: {errno}"))?;
     Machine::build(boot, fds).map_err(|error| one_line(&error))
+}
+
+fn await_boot(control: &Channel) -> Result<(), String> {
+    let step = "wait for the boot request on descriptor 3";
+    let deadline = Timespec::try_from(BOOT_DEADLINE).map_err(|error| format!("{step}: {error}"))?;
+    match poll(&mut [PollFd::new(control, PollFlags::IN)], Some(&deadline)) {
+        Ok(0) => Err(format!("{step}: none within {BOOT_DEADLINE:?}")),
+        Ok(_) => Ok(()),
+        Err(errno) => Err(format!("{step}: {errno}")),
+    }
 }

@@ -55,7 +55,7 @@ pub struct Memory {
 impl Memory {
     /// Makes `bytes` of memory, all zero, none of it present yet.
     pub fn new(bytes: u64, huge: HugePages) -> Result<Self, MemoryError> {
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || bytes % HUGE_PAGE != 0 {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(HUGE_PAGE) {
             return Err(MemoryError::Size(bytes));
         }
         let file = Arc::new(File::from(sealed_memfd(bytes, huge)?));
@@ -133,6 +133,12 @@ fn map(
         )
     }
     .map_err(host("reserve addresses for"))?;
+    // Of a pool of huge pages the guest's share is claimed here and now; a pool that is too small is
+    // an error then, and not the end of a process that touches a page. Small pages come when touched.
+    let (when, step) = match huge {
+        HugePages::Transparent => (MapFlags::NORESERVE, "map"),
+        HugePages::Hugetlb => (MapFlags::empty(), "claim huge pages (hugetlb) for"),
+    };
     let start = reserved.map_addr(|address| address.next_multiple_of(slack));
     // SAFETY: MAP_FIXED replaces part of the reservation made above and nothing else: `start` is
     // less than `slack` behind its beginning and `length` bytes follow. No Rust object is there.
@@ -141,12 +147,12 @@ fn map(
             start,
             length,
             ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
+            MapFlags::SHARED | MapFlags::FIXED | when,
             file,
             range.offset,
         )
     }
-    .map_err(host("map"))?;
+    .map_err(host(step))?;
     // SAFETY: the advice concerns the mapping made above only; DONTDUMP changes no content.
     unsafe { madvise(address, length, Advice::LinuxDontDump) }
         .map_err(host("keep out of core dumps"))?;

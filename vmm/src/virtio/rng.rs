@@ -82,3 +82,52 @@ fn fill(
     request.write_all(buffer.get(..got).unwrap_or_default())?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::virtio::GuestRam;
+
+    /// A chain of one writable buffer of `length` bytes at 0x1000.
+    fn request(length: u32) -> (GuestRam, Chain) {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
+        let memory: GuestRam = Arc::new(memory);
+        let mut descriptor = 0x1000u64.to_le_bytes().to_vec();
+        descriptor.extend(length.to_le_bytes());
+        descriptor.extend([2, 0, 0, 0]); // VIRTQ_DESC_F_WRITE
+        memory.write_slice(&descriptor, GuestAddress(0)).unwrap();
+        let chain = Chain::walk(memory.clone(), GuestAddress(0), 1, 0).unwrap();
+        (memory, chain)
+    }
+
+    #[test]
+    fn a_request_is_filled_up_to_our_bound() {
+        for (asked, filled) in [(1, 1), (256, 256), (0x8_0000, 256)] {
+            let (memory, mut chain) = request(asked);
+            let source = |bytes: &mut [u8]| {
+                bytes.fill(7);
+                Ok(bytes.len())
+            };
+            fill(&mut chain, source).unwrap();
+            assert_eq!(chain.written(), filled);
+            let last: u8 = memory
+                .read_obj(GuestAddress(0xfff + u64::from(filled)))
+                .unwrap();
+            let after: u8 = memory
+                .read_obj(GuestAddress(0x1000 + u64::from(filled)))
+                .unwrap();
+            assert_eq!((last, after), (7, 0));
+        }
+    }
+
+    #[test]
+    fn a_source_that_fails_is_the_hosts_failure() {
+        let (_, mut chain) = request(8);
+        let failed = fill(&mut chain, |_| Err(io::Error::other("dry")));
+        assert!(matches!(failed, Err(DeviceError::Host { .. })));
+    }
+}

@@ -1,5 +1,7 @@
 //! One VMM process with its guest, and what a test asks of it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,6 +35,8 @@ pub struct Setup {
     pub scenario: &'static str,
     pub vcpus: u8,
     pub memory_mib: u64,
+    pub huge_pages: HugePages,
+    pub kvm: &'static str,
     pub shares: Vec<(&'static str, UnixStream)>,
 }
 
@@ -42,6 +46,8 @@ pub fn setup(scenario: &'static str, vcpus: u8) -> Setup {
         scenario,
         vcpus,
         memory_mib: 256,
+        huge_pages: HugePages::Transparent,
+        kvm: "/dev/kvm",
         shares: Vec::new(),
     }
 }
@@ -102,6 +108,29 @@ pub fn cpio(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     archive
 }
 
+/// An ELF image with a PVH note, whose entry is an undefined instruction.
+pub fn faulting_kernel() -> Vec<u8> {
+    let mut image = vec![0; 0x200];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &[2, 0, 62, 0]); // executable, x86-64
+    put(24, &0x100_0000u64.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(52, &[64, 0, 56, 0, 2, 0]); // sizes of the headers, two segments
+    for (at, kind, offset, size) in [(64, 1u32, 0x100u64, 0x100u64), (120, 4, 0xc0, 20)] {
+        put(at, &kind.to_le_bytes());
+        put(at + 8, &offset.to_le_bytes());
+        put(at + 24, &0x100_0000u64.to_le_bytes());
+        put(at + 32, &size.to_le_bytes());
+        put(at + 40, &size.to_le_bytes());
+    }
+    put(0xc0, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
+    put(0xcc, b"Xen\0");
+    put(0xd0, &0x100_0000u32.to_le_bytes());
+    put(0x100, &[0x0f, 0x0b]); // ud2
+    image
+}
+
 pub fn temporary(content: &[u8]) -> OwnedFd {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(content).unwrap();
@@ -142,7 +171,7 @@ impl Guest {
             uid: 64_000,
             memory_bytes: setup.memory_mib << 20,
             vcpus: setup.vcpus,
-            huge_pages: HugePages::Transparent,
+            huge_pages: setup.huge_pages,
             agent_port: 1024,
             stream_port: 1025,
             shares: setup
@@ -154,7 +183,7 @@ impl Guest {
                 .collect(),
             printk: Some(serde_json::from_slice(&layout).unwrap()),
         };
-        let kvm = File::options().read(true).write(true).open("/dev/kvm");
+        let kvm = File::options().read(true).write(true).open(setup.kvm);
         let fds = VmFds {
             kvm: kvm.unwrap().into(),
             kernel: kernel_image,

@@ -13,15 +13,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use guest::{Guest, PATIENCE, Setup, cpio, init, kernel, setup, temporary};
-use kata_like_boot::{Channel, EndReason, VmCommand, VmReport};
+use guest::{Guest, PATIENCE, Setup, cpio, faulting_kernel, init, kernel, setup, temporary};
+use kata_like_boot::{Channel, EndReason, HugePages, VmCommand, VmReport};
 use server::FsServer;
 
 /// The plot: init runs on every vCPU there is, and asks for a reset; the VMM says so and ends.
 #[test]
 fn a_guest_boots_and_resets() {
-    for vcpus in [1, 2] {
-        let guest = Guest::start(&setup("reset", vcpus));
+    // Memory from the least there may be to some above 4 GiB.
+    for (vcpus, memory_mib) in [(1, 64), (2, 256), (4, 5 << 10)] {
+        let guest = Guest::start(&Setup {
+            memory_mib,
+            ..setup("reset", vcpus)
+        });
         let end = guest.end();
         assert_eq!(end.reason, EndReason::Reset, "{end:?}");
         let said = format!("init: {vcpus} cpus, reset");
@@ -55,6 +59,63 @@ fn a_panic_is_told_with_its_reason() {
     let end = Guest::start(&setup("panic", 1)).end();
     assert_eq!(end.reason, EndReason::Panic, "{end:?}");
     assert!(end.detail.contains("Attempted to kill init"), "{end:?}");
+}
+
+/// The first instruction is none: with no interrupt table that is a triple fault.
+#[test]
+fn a_triple_fault_is_told() {
+    let image = temporary(&faulting_kernel());
+    let end = Guest::start_with(&setup("none", 1), image, temporary(b"initrd")).end();
+    assert_eq!(end.reason, EndReason::TripleFault, "{end:?}");
+}
+
+/// From the first KVM_RUN on the process owns nothing that it could misuse.
+#[test]
+fn the_running_vmm_is_jailed() {
+    let mut guest = Guest::start(&setup("hang", 1));
+    guest.wait_until_running();
+    let process = format!("/proc/{}", guest.vmm.id());
+    let status = fs::read_to_string(format!("{process}/status")).unwrap();
+    let ids = "64000\t64000\t64000\t64000";
+    let none = "0000000000000000";
+    for line in [
+        format!("Uid:\t{ids}"),
+        format!("Gid:\t{ids}"),
+        "Groups:\t ".to_owned(),
+        format!("CapEff:\t{none}"),
+        format!("CapPrm:\t{none}"),
+        format!("CapBnd:\t{none}"),
+        "NoNewPrivs:\t1".to_owned(),
+        "Seccomp:\t2".to_owned(),
+    ] {
+        assert!(
+            status.lines().any(|found| found == line),
+            "{line:?} in {status}"
+        );
+    }
+    for thread in fs::read_dir(format!("{process}/task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+    }
+}
+
+/// A pool of huge pages that is too small is one line; one that is large enough serves.
+#[test]
+fn memory_of_huge_pages_is_claimed_at_once() {
+    const POOL: &str = "/proc/sys/vm/nr_hugepages";
+    let before = fs::read_to_string(POOL).unwrap();
+    let huge = || Setup {
+        huge_pages: HugePages::Hugetlb,
+        ..setup("reset", 1)
+    };
+    fs::write(POOL, "0").unwrap();
+    let refused = Guest::start(&huge()).end();
+    fs::write(POOL, "128").unwrap();
+    let served = Guest::start(&huge()).end();
+    fs::write(POOL, before).unwrap();
+    assert_eq!(refused.reason, EndReason::Failed, "{refused:?}");
+    assert!(refused.detail.contains("huge pages"), "{refused:?}");
+    assert_eq!(served.reason, EndReason::Reset, "{served:?}");
 }
 
 /// Whatever the guest does, a stop and a lost shim end the process at once.
@@ -115,6 +176,10 @@ fn bad_input_fails_in_one_line() {
     let large_initrd = vec![0; 48 << 20];
     let none = setup("reset", 0);
     let normal = setup("reset", 1);
+    let no_kvm = Setup {
+        kvm: "/dev/null",
+        ..setup("reset", 1)
+    };
     let cases = [
         (
             &normal,
@@ -126,6 +191,7 @@ fn bad_input_fails_in_one_line() {
         (&normal, file(), temporary(b""), "empty"),
         (&small, file(), temporary(&large_initrd), "memory"),
         (&none, file(), temporary(&good), "vCPUs"),
+        (&no_kvm, file(), temporary(&good), "no KVM"),
     ];
     for (setup, kernel_image, initrd, word) in cases {
         let end = Guest::start_with(setup, kernel_image, initrd).end();
@@ -185,6 +251,7 @@ fn a_share_is_mounted_and_its_server_missed() {
     });
     guest.wait_until_running();
     let log = guest.wait_for("fs: from the host");
+    assert!(!log.contains("no second bind"), "{log}");
     let answer = fs::read_to_string(server.path("volumes").join("answer"));
     assert_eq!(answer.unwrap_or_default(), "from the guest", "{log}");
     server.kill();
