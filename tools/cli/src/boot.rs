@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
 use kata_like_boot::{
-    CONTROL_FD, Channel, ChannelError, End, Figures, HugePages, PrintkLayout, VERSION, VmBoot,
-    VmCommand, VmFds, VmReport,
+    CONTROL_FD, Channel, ChannelError, End, EndReason, Figures, HugePages, PrintkLayout, VERSION,
+    VmBoot, VmCommand, VmFds, VmReport,
 };
 use kata_like_config::Config;
 
@@ -430,13 +430,16 @@ impl Drop for Vmm {
     }
 }
 
-fn ended(
-    End {
-        detail, log_tail, ..
-    }: End,
-) -> BootError {
-    let last_line = LastLine(log_tail.last().cloned());
-    BootError::Ended { detail, last_line }
+fn ended(end: End) -> BootError {
+    // After a panic the reason is a line of the log already, and not its last one.
+    let last_line = match end.reason {
+        EndReason::Panic => LastLine(None),
+        _ => LastLine(end.log_tail.last().cloned()),
+    };
+    BootError::Ended {
+        detail: end.detail,
+        last_line,
+    }
 }
 
 fn readable_within(fd: BorrowedFd, deadline: Duration) {
