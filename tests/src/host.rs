@@ -159,6 +159,19 @@ impl Host {
         settled.map_err(|error| failure(format!("{error}:{difference}")))
     }
 
+    /// The same where containerd was started again since, and is another process now.
+    pub fn leaves_nothing_but_containerd(&self, before: &Footprint) -> TestResult {
+        let directory = self.daemon.directory.display().to_string();
+        let mut difference = String::new();
+        let settled = until("the host looks as before", SETTLE, || {
+            difference = before.difference(&self.footprint());
+            difference.lines().all(|line| {
+                line.is_empty() || (line.contains(" processes: ") && line.contains(&directory))
+            })
+        });
+        settled.map_err(|error| failure(format!("{error}:{difference}")))
+    }
+
     /// Starts to listen to containerd's events.
     pub fn events(&self) -> TestResult<Events> {
         let events = Events::listen(self.daemon.ctr())?;

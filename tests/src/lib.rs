@@ -7,6 +7,7 @@
 
 pub mod ctr;
 pub mod events;
+pub mod figures;
 pub mod footprint;
 pub mod host;
 pub mod pod;

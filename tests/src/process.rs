@@ -68,6 +68,17 @@ impl Process {
             || name.starts_with(&self.name)
     }
 
+    /// How long ago it was started.
+    pub fn age(&self) -> TestResult<Duration> {
+        let stat = self.read("stat")?;
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let ticks: f64 = after_name.split(' ').nth(19).unwrap_or_default().parse()?;
+        let uptime = fs::read_to_string("/proc/uptime")?;
+        let uptime: f64 = uptime.split(' ').next().unwrap_or_default().parse()?;
+        let hertz = 100.0; // USER_HZ, fixed on x86
+        Ok(Duration::from_secs_f64((uptime - ticks / hertz).max(0.0)))
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> TestResult {
         let pid = Pid::from_raw(self.pid).ok_or_else(|| failure("pid 0"))?;

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kata_like_tests::pty::OnTerminal;
-use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, TestResult, failure, figures, is_oracle, kata_like_only};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -420,7 +420,10 @@ fn ten_at_once_all_run() -> TestResult {
         runs.into_iter()
             .try_for_each(|run| run.join().map_err(|_| failure("a run panicked"))?)
     })?;
-    println!("ten at once: {:.1} s", started.elapsed().as_secs_f32());
+    figures::note(&format!(
+        "ten at once: {:.1} s",
+        started.elapsed().as_secs_f32()
+    ));
     host.leaves_nothing(&before)
 }
 
@@ -432,10 +435,10 @@ fn twenty_in_sequence_leave_the_host_as_it_was() -> TestResult {
     for _ in 0..20 {
         host.run(&host.name("twenty"), &[], &["true"]).ok()?;
     }
-    println!(
+    figures::note(&format!(
         "twenty in sequence: {:.1} s",
         started.elapsed().as_secs_f32()
-    );
+    ));
     host.leaves_nothing(&before)
 }
 

@@ -1,0 +1,406 @@
+//! Runs everything that `make test` promises, and tells how long each part took.
+//!
+//! Called by `make test` as `run-tests INSTALLED` once everything is built and installed below that
+//! folder. One boot of the test host runs this program again, with `inside`, which copies the folder
+//! to a tmpfs and runs the test binaries one after the other. If the host's own kernel dies, the
+//! tests that are left get another boot; that is said, and is no test's failure.
+//!
+//! The last line is `N passed, N failed`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use kata_like_tests::process::Process;
+use kata_like_tests::{TestResult, failure, figures};
+use rustix::process::Signal;
+
+/// The parts with their time in minutes, and the test binaries of each.
+const PARTS: [(&str, u64, &[&str]); 3] = [
+    ("set-up and builds", 25, &[]),
+    (
+        "lifecycle",
+        8,
+        &["lifecycle", "streams", "task_api", "containerd_1_7"],
+    ),
+    ("faults and hostile", 7, &["faults", "bad_input", "figures"]),
+];
+
+/// Tests of the house itself need no host.
+const OUTSIDE: [&str; 2] = ["house", "kata_like_tests"];
+
+/// The test host's exit code for a failure of its own.
+const HOST_FAILED: i32 = 70;
+
+/// How many boots of the test host may be lost to its own kernel.
+const BOOTS: u32 = 3;
+
+/// Where the product is installed inside.
+const PREFIX: &str = "/run/installed";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let result = match arguments.next().as_deref() {
+        Some("inside") => inside(&arguments.collect::<Vec<_>>()),
+        Some(installed) => outside(Path::new(installed)),
+        None => Err(failure("usage: run-tests INSTALLED")),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("run-tests: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What has been counted so far.
+#[derive(Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+impl Count {
+    /// Takes libtest's `test result: ok. 3 passed; 0 failed; …`.
+    fn take(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            let number = |word: &str| -> u64 {
+                let end = rest.find(word).unwrap_or(0);
+                rest[..end]
+                    .split_whitespace()
+                    .last()
+                    .and_then(|text| text.parse().ok())
+                    .unwrap_or(0)
+            };
+            self.passed += number(" passed");
+            self.failed += number(" failed");
+        }
+    }
+}
+
+fn outside(installed: &Path) -> TestResult<bool> {
+    let begun = Instant::now();
+    let before = started_before();
+    let installed = installed.canonicalize()?;
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()?;
+    let work = target(&repository).join("test-run");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work)?;
+
+    let mut count = Count::default();
+    let cargo = |arguments: &[&str]| {
+        let mut command = Command::new("cargo");
+        command.args(arguments).current_dir(&repository);
+        command
+    };
+    must(
+        "build the test host",
+        cargo(&["build", "--quiet", "-p", "test-host"]),
+    )?;
+    let binaries = build(cargo(&[
+        "test",
+        "-p",
+        "kata-like-tests",
+        "--no-run",
+        "--message-format=json",
+    ]))?;
+    for name in OUTSIDE {
+        counted(Command::new(binary(&binaries, name)?), &mut count, None)?;
+    }
+    let host = target(&repository).join("debug/test-host");
+    let mut prepare = Command::new(&host);
+    prepare.arg("--prepare").stdout(Stdio::null());
+    must("prepare the test host", prepare)?;
+    let mut times = BTreeMap::from([(PARTS[0].0, before + begun.elapsed())]);
+
+    let wanted: Vec<&str> = PARTS
+        .iter()
+        .flat_map(|(_, _, names)| names.iter().copied())
+        .collect();
+    let mut boots = 0;
+    let mut lost = String::new();
+    loop {
+        let done = results(&work);
+        let left: Vec<String> = wanted
+            .iter()
+            .filter(|name| !done.contains_key(**name))
+            .map(|name| Ok(format!("{name}={}", binary(&binaries, name)?.display())))
+            .collect::<TestResult<_>>()?;
+        if left.is_empty() {
+            break;
+        }
+        boots += 1;
+        let mut boot = Command::new(&host);
+        boot.arg("--share")
+            .arg(&work)
+            .arg("--console")
+            .arg(work.join("console"));
+        boot.arg("--")
+            .arg(std::env::current_exe()?)
+            .arg("inside")
+            .arg(&work)
+            .arg(&installed)
+            .args(&left);
+        let code = counted(boot, &mut Count::default(), None)?;
+        if code == HOST_FAILED && boots < BOOTS {
+            lost = format!("the test host itself failed {boots} time(s); its log is above\n");
+            continue;
+        }
+        if results(&work).len() < wanted.len() {
+            count.failed += 1;
+            println!("not all integration tests were run: the test host ended with {code}");
+            break;
+        }
+    }
+
+    for (name, (seconds, passed, failed)) in results(&work) {
+        count.passed += passed;
+        count.failed += failed;
+        if let Some((part, ..)) = PARTS
+            .iter()
+            .find(|(_, _, names)| names.contains(&name.as_str()))
+        {
+            *times.entry(part).or_default() += Duration::from_secs_f64(seconds);
+        }
+    }
+    summary(&work, &times, &lost);
+    println!("{} passed, {} failed", count.passed, count.failed);
+    Ok(count.failed == 0)
+}
+
+fn summary(work: &Path, times: &BTreeMap<&str, Duration>, lost: &str) {
+    println!("\n== figures (emulated: good as ratios within this run) ==");
+    print!(
+        "{}",
+        fs::read_to_string(work.join("figures")).unwrap_or_default()
+    );
+    println!("\n== time ==");
+    for (part, minutes, _) in PARTS {
+        let took = times.get(part).copied().unwrap_or_default();
+        let verdict = if took > Duration::from_secs(minutes * 60) {
+            "  OVER"
+        } else {
+            ""
+        };
+        println!(
+            "{part:20} {:5.1} of {minutes} min{verdict}",
+            took.as_secs_f64() / 60.0
+        );
+    }
+    print!("{lost}");
+}
+
+/// How long the outermost `make` above this program has been at it.
+fn started_before() -> Duration {
+    let mut pid = std::process::id() as i32;
+    let mut age = Duration::ZERO;
+    while let Some(process) = Process::find(pid) {
+        if process.is("make") {
+            age = process.age().unwrap_or(age);
+        }
+        pid = process.parent;
+    }
+    age
+}
+
+/// This program is in `TARGET/debug`.
+fn target(repository: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from)
+}
+
+fn must(what: &str, mut command: Command) -> TestResult {
+    println!("== {what}");
+    let status = command
+        .status()
+        .map_err(|error| failure(format!("{what}: {error}")))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(failure(format!("{what}: {status}")))
+    }
+}
+
+/// Runs a command whose lines are passed on and counted; gives its exit code.
+fn counted(mut command: Command, count: &mut Count, until: Option<Instant>) -> TestResult<i32> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    if let Some(until) = until {
+        let pid = child.id();
+        std::thread::spawn(move || {
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            if let Some(process) = Process::find(pid as i32) {
+                eprintln!(
+                    "run-tests: out of time, killed: {}",
+                    process.arguments.join(" ")
+                );
+                let _ = process.signal(Signal::KILL);
+            }
+        });
+    }
+    if let Some(stdout) = child.stdout.take() {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line)? > 0 {
+            let text = String::from_utf8_lossy(&line);
+            print!("{text}");
+            count.take(text.trim_end());
+            line.clear();
+        }
+    }
+    Ok(child.wait()?.code().unwrap_or(-1))
+}
+
+/// Builds the tests and gives the path of each test binary by its name.
+fn build(mut command: Command) -> TestResult<BTreeMap<String, PathBuf>> {
+    println!("== build the integration tests");
+    let output = command.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(failure("the integration tests don't build"));
+    }
+    let mut found = BTreeMap::new();
+    for line in output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let message: serde_json::Value = serde_json::from_slice(line)?;
+        let test = message["profile"]["test"].as_bool() == Some(true);
+        if let (true, Some(path), Some(name)) = (
+            test,
+            message["executable"].as_str(),
+            message["target"]["name"].as_str(),
+        ) {
+            found.insert(name.to_owned(), PathBuf::from(path));
+        }
+    }
+    Ok(found)
+}
+
+fn binary<'a>(binaries: &'a BTreeMap<String, PathBuf>, name: &str) -> TestResult<&'a Path> {
+    binaries
+        .get(name)
+        .map(PathBuf::as_path)
+        .ok_or_else(|| failure(format!("no test binary {name}")))
+}
+
+/// What `inside` has recorded: seconds, passed, failed, by test binary.
+fn results(work: &Path) -> BTreeMap<String, (f64, u64, u64)> {
+    let text = fs::read_to_string(work.join("results")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            let name = words.next()?.to_owned();
+            let seconds = words.next()?.parse().ok()?;
+            Some((
+                name,
+                (
+                    seconds,
+                    words.next()?.parse().ok()?,
+                    words.next()?.parse().ok()?,
+                ),
+            ))
+        })
+        .collect()
+}
+
+/// In the test host: `inside WORK NAME=BINARY…`.
+fn inside(arguments: &[String]) -> TestResult<bool> {
+    let (work, binaries) = arguments
+        .split_first()
+        .ok_or_else(|| failure("no working folder"))?;
+    let work = Path::new(work);
+    install(&work.join("stage"))?;
+    let mut all_passed = true;
+    for (name, path) in binaries.iter().filter_map(|entry| entry.split_once('=')) {
+        println!("\n== {name}");
+        let begun = Instant::now();
+        let minutes = PARTS
+            .iter()
+            .find(|(_, _, names)| names.contains(&name))
+            .map_or(5, |part| part.1);
+        let mut command = Command::new(path);
+        command
+            .args(["--test-threads", "2"])
+            .env("KATA_LIKE_PREFIX", PREFIX)
+            .env(figures::VARIABLE, work.join("figures"));
+        let mut count = Count::default();
+        let until = begun + Duration::from_secs(minutes * 60 * 2);
+        let code = counted(command, &mut count, Some(until))?;
+        if code != 0 && count.failed == 0 {
+            count.failed = 1;
+        }
+        if count.failed > 0 {
+            all_passed = false;
+            keep_logs(work, name);
+        }
+        clear_up();
+        let line = format!(
+            "{name} {:.1} {} {}\n",
+            begun.elapsed().as_secs_f64(),
+            count.passed,
+            count.failed
+        );
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(work.join("results"))?;
+        file.write_all(line.as_bytes())?;
+    }
+    Ok(all_passed)
+}
+
+/// Copies what was installed from the machine's disk to this host's tmpfs: it is executed often.
+fn install(installed: &Path) -> TestResult {
+    if Path::new(PREFIX).exists() {
+        return Ok(());
+    }
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(installed).arg(PREFIX);
+    must("install", copy)
+}
+
+/// The logs of containerd and of the shims, for whoever looks into a failure.
+fn keep_logs(work: &Path, name: &str) {
+    let Ok(entries) = fs::read_dir("/run") else {
+        return;
+    };
+    for entry in entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("tests."))
+    {
+        let to = work.join(format!(
+            "{name}.{}.log",
+            entry.file_name().to_string_lossy()
+        ));
+        if let (Ok(mut from), Ok(mut to)) =
+            (File::open(entry.path().join("log")), File::create(&to))
+        {
+            let _ = std::io::copy(&mut from, &mut to);
+        }
+        println!("containerd's log: {}", to.display());
+    }
+}
+
+/// After a test binary: nothing of it may weigh on the next one.
+fn clear_up() {
+    for process in Process::all() {
+        if ["containerd", "ctr", "kata-like-", "runc"]
+            .iter()
+            .any(|name| process.is(name))
+        {
+            let _ = process.signal(Signal::KILL);
+        }
+    }
+    let _ = Command::new("sh")
+        .args(["-c", "grep -o '/run/tests[^ ]*' /proc/self/mounts | tac | xargs -r umount -l; rm -rf /run/tests.* /run/kata-like/*"])
+        .status();
+}

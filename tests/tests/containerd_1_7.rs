@@ -1,0 +1,152 @@
+//! The same binary under containerd 1.7: ten cases.
+//!
+//! What differs there: task API 2, a plain address as the answer of `start`, the file `address` in
+//! the bundle for a restart, Shutdown and `delete` after each container.
+
+use std::thread;
+use std::time::Duration;
+
+use kata_like_tests::pty::OnTerminal;
+use kata_like_tests::{Host, TestResult, Version, failure, is_oracle};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn shared() -> TestResult<Host> {
+    Host::on(Version::V1_7, false)
+}
+
+fn alone() -> TestResult<Host> {
+    Host::on(Version::V1_7, true)
+}
+
+#[test]
+fn hello() -> TestResult {
+    let host = shared()?;
+    let output = host.run(&host.name("hello"), &[], &["uname", "-r"]).ok()?;
+    let hosts = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    assert_eq!(
+        output.text() == hosts.trim(),
+        is_oracle(),
+        "{}",
+        output.text()
+    );
+    Ok(())
+}
+
+#[test]
+fn exit_code() -> TestResult {
+    let host = shared()?;
+    let output = host
+        .run(&host.name("code"), &[], &["sh", "-c", "exit 7"])
+        .output()?;
+    assert_eq!(output.status, 7);
+    Ok(())
+}
+
+#[test]
+fn kill_and_events() -> TestResult {
+    let host = shared()?;
+    let events = host.events()?;
+    let pod = host.start("killed", &[], &["sleep", "1000"])?;
+    assert_eq!(pod.kill("KILL")?.status, 0);
+    assert_eq!(events.exit(pod.id(), pod.id(), 10 * SECOND)?.status(), 137);
+    let id = pod.id().to_owned();
+    assert_eq!(pod.delete()?, 137);
+    events.wait("deletion", 5 * SECOND, |event| {
+        event.topic == "/tasks/delete" && event.container() == id
+    })?;
+    Ok(())
+}
+
+#[test]
+fn exec() -> TestResult {
+    let host = shared()?;
+    let pod = host.start("exec", &[], &["sleep", "1000"])?;
+    let output = pod.exec(&["sh", "-c", "echo out; echo err >&2; exit 9"])?;
+    assert_eq!(
+        (output.status, output.text(), output.error_text()),
+        (9, "out".into(), "err".into())
+    );
+    pod.remove()
+}
+
+#[test]
+fn exec_in_a_pipe() -> TestResult {
+    let host = shared()?;
+    let pod = host.start("pipe", &[], &["sleep", "1000"])?;
+    assert_eq!(pod.exec_call(&[], &["cat"]).input("x\n").ok()?.text(), "x");
+    pod.remove()
+}
+
+#[test]
+fn input_and_output() -> TestResult {
+    let host = shared()?;
+    let sent: Vec<u8> = (0..4_u32 << 20)
+        .map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let output = host
+        .run(&host.name("through"), &[], &["cat"])
+        .input(sent.clone())
+        .ok()?;
+    assert!(
+        output.stdout == sent,
+        "{} of {} bytes",
+        output.stdout.len(),
+        sent.len()
+    );
+    Ok(())
+}
+
+#[test]
+fn terminal() -> TestResult {
+    let host = shared()?;
+    let id = host.name("terminal");
+    let mut command = host.ctr_command();
+    command.args([
+        "run",
+        "--rm",
+        "--tty",
+        "--runtime",
+        &kata_like_tests::runtime(),
+    ]);
+    command.args([kata_like_tests::IMAGE, &id, "sh", "-c", "tty && exit 5"]);
+    let terminal = OnTerminal::start(command, 80, 24)?;
+    terminal.expect("/dev/", 60 * SECOND)?;
+    assert_eq!(terminal.finish(30 * SECOND)?, 5);
+    Ok(())
+}
+
+#[test]
+fn missing_command() -> TestResult {
+    let host = shared()?;
+    let output = host.run(&host.name("missing"), &[], &["nope"]).output()?;
+    assert_eq!(output.status, 1);
+    let words = "exec: \"nope\": executable file not found in $PATH";
+    assert!(output.error_text().contains(words), "{}", output.both());
+    Ok(())
+}
+
+#[test]
+fn restart_of_containerd() -> TestResult {
+    let host = alone()?;
+    let pod = host.start("outlives", &[], &["sleep", "1000"])?;
+    host.kill_containerd()?;
+    host.start_containerd()?;
+    assert_eq!(pod.status()?.0, "RUNNING");
+    assert_eq!(pod.exec(&["echo", "after"])?.text(), "after");
+    pod.remove()
+}
+
+#[test]
+fn nothing_stays() -> TestResult {
+    let host = alone()?;
+    let before = host.footprint();
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| host.run(&host.name("gone"), &[], &["true"]).ok().map(drop)))
+            .collect();
+        runs.into_iter()
+            .try_for_each(|run| run.join().map_err(|_| failure("a run panicked"))?)
+    })?;
+    host.leaves_nothing(&before)
+}
