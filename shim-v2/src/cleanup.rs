@@ -1,9 +1,32 @@
-//! Takes down what is left of a pod or container, from its state folder alone. Called by `info`.
+//! Takes down what is left of a pod whose shim is gone, from its state folder alone.
+//!
+//! Called by `info` for `delete`, which containerd runs after every ordinary deletion too, and for
+//! each container of a pod while the pod's shim serves the others. So: a container that is not the
+//! sandbox has no state folder, and nothing of the pod is touched for it; a pod whose shim lives and
+//! has tasks is left alone; a shim that is on its way out is waited for. Every process is named by
+//! pid and start time and signalled through a pidfd, so nobody else is hit. Whatever is gone already
+//! is no error: it can be run again and again.
 
-use std::path::Path;
-use std::time::SystemTime;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
+use kata_like_config::state::{Process, ROOT, Record, StateError, StateFolder};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, pidfd_send_signal};
+
+use crate::cgroup;
 use crate::sandbox::SandboxError;
+use crate::spec;
+
+/// How long a shim that ends by itself is waited for.
+const OWN_END: Duration = Duration::from_millis(1500);
+/// How long killed processes may take to be gone; with the rest, less than containerd's 5 s.
+const KILLED: Duration = Duration::from_secs(2);
+/// How long a cgroup may take to be empty.
+const EMPTY: Duration = Duration::from_millis(400);
+/// The exit status of what was killed.
+const STATUS: u32 = 137;
 
 /// What `delete` tells of a container.
 #[derive(Debug)]
@@ -17,10 +40,132 @@ pub struct Deleted {
 }
 
 /// Removes what is left of a container. Done within four seconds.
-pub fn delete(_namespace: &str, _id: &str, _bundle: &Path) -> Result<Deleted, SandboxError> {
-    Ok(Deleted {
+pub fn delete(namespace: &str, id: &str, bundle: &Path) -> Result<Deleted, SandboxError> {
+    delete_under(Path::new(ROOT), namespace, id, bundle)
+}
+
+fn delete_under(
+    root: &Path,
+    namespace: &str,
+    id: &str,
+    bundle: &Path,
+) -> Result<Deleted, SandboxError> {
+    let failed = |cause: StateError| SandboxError::failed("take the pod down", cause);
+    let mut deleted = Deleted {
         pid: 0,
-        status: 137,
+        status: STATUS,
         exited_at: SystemTime::now(),
+    };
+    let Some(state) = StateFolder::open_under(root, namespace, id).map_err(failed)? else {
+        // Its pod's shim has removed all, but for the cgroup that it lived in itself.
+        cgroup::remove(&cgroups_by_spec(namespace, id, bundle), OWN_END);
+        return Ok(deleted);
+    };
+    let record = match state.read_record() {
+        Ok(record) => record.unwrap_or_else(|| Record::new(namespace, id)),
+        Err(error) => {
+            // A record that can't be read names nothing; what else there is goes all the same.
+            eprint!("{}; ", crate::error::one_line(&error));
+            Record::new(namespace, id)
+        }
+    };
+    deleted.pid = record
+        .stand_ins
+        .iter()
+        .find(|stand_in| stand_in.task == id)
+        .and_then(|stand_in| u32::try_from(stand_in.process.pid).ok())
+        .unwrap_or_default();
+    if let Some(shim) = &record.shim
+        && let Ok(Some(shim)) = shim.open()
+        && !gone(&[shim], OWN_END)
+        && let Ok(Some(folder)) = StateFolder::open_under(root, namespace, id)
+        && has_tasks(&folder)
+    {
+        eprint!("the pod's shim serves its other containers: nothing is taken down");
+        return Ok(deleted);
+    }
+    kill_all(&record);
+    let mut cgroups = record.cgroups;
+    for path in cgroups_by_spec(namespace, id, bundle) {
+        if !cgroups.contains(&path) {
+            cgroups.insert(0, path);
+        }
+    }
+    remove_cgroups(cgroups);
+    state.remove().map_err(failed)?;
+    Ok(deleted)
+}
+
+/// Whether the record that is there now names a task.
+fn has_tasks(state: &StateFolder) -> bool {
+    let record = state.read_record().ok().flatten();
+    record.is_some_and(|record| !record.stand_ins.is_empty())
+}
+
+/// The marked cgroups that the container's spec leads to.
+fn cgroups_by_spec(namespace: &str, id: &str, bundle: &Path) -> Vec<PathBuf> {
+    let path = spec::read(bundle)
+        .and_then(|spec| spec::cgroups_path(&spec))
+        .ok()
+        .and_then(|given| cgroup::path_of(given.as_deref(), namespace, id).ok());
+    path.map(|path| cgroup::marked(&path.join(cgroup::LEAF)))
+        .unwrap_or_default()
+}
+
+/// Kills every process of the record and waits until all are gone.
+fn kill_all(record: &Record) {
+    let stand_ins = record.stand_ins.iter().map(|stand_in| &stand_in.process);
+    // The shim first: it must not report what is done to the others.
+    let all = [&record.shim, &record.vmm, &record.fsd]
+        .into_iter()
+        .flatten();
+    let living: Vec<OwnedFd> = all
+        .chain(stand_ins)
+        .filter_map(|process: &Process| process.open().ok().flatten())
+        .collect();
+    for process in &living {
+        let _ = pidfd_send_signal(process, Signal::KILL);
+    }
+    if !gone(&living, KILLED) {
+        eprint!("a process of the pod does not end; ");
+    }
+}
+
+/// Whether all these processes end in time.
+fn gone(processes: &[OwnedFd], limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    processes.iter().all(|process| {
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(timeout) = Timespec::try_from(left) else {
+                return false;
+            };
+            let mut waiting = [PollFd::new(process, PollFlags::IN)];
+            match poll(&mut waiting, Some(&timeout)) {
+                Ok(count) => return count > 0,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
     })
 }
+
+/// Removes cgroups, a child before its parent. What still lives in one that is the pod's alone was
+/// born after the record was written, and is killed.
+fn remove_cgroups(mut cgroups: Vec<PathBuf>) {
+    cgroups.retain(|path| path.starts_with(cgroup::ROOT));
+    cgroups.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    let leaf = cgroups
+        .iter()
+        .find(|path| path.file_name().is_some_and(|name| name == cgroup::LEAF));
+    if let Some(leaf) = leaf {
+        cgroup::kill(leaf);
+    }
+    let busy = cgroup::remove(&cgroups, EMPTY);
+    for path in &busy {
+        eprint!("cgroup {} is not empty; ", path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests;

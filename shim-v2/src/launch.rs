@@ -408,10 +408,10 @@ impl Vmm {
         let mut phase = self.0.phase.clone();
         tokio::select! {
             biased;
-            reached = phase.wait_for(|phase| is_it(phase)) => match reached {
-                Ok(phase) => Ok(phase.clone()),
+            reached = wait_for_phase(&mut phase, is_it) => match reached {
+                Some(phase) => Ok(phase),
                 // The following task has ended, and says why right away.
-                Err(_) => Err(ended(&self.over().await)),
+                None => Err(ended(&self.over().await)),
             },
             why = self.over() => Err(ended(&why)),
             () = tokio::time::sleep(deadline) => Err(silent("VMM", wanted)),
@@ -520,6 +520,14 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.child.kill();
     }
+}
+
+async fn wait_for_phase(
+    phase: &mut watch::Receiver<Phase>,
+    is_it: impl Fn(&Phase) -> bool,
+) -> Option<Phase> {
+    let reached = phase.wait_for(|phase| is_it(phase)).await;
+    reached.ok().map(|phase| phase.clone())
 }
 
 /// The descriptors that a VM gets beside those of [`Parts`].

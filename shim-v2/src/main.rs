@@ -5,6 +5,7 @@
 //! What a person or containerd reads of a failure is one line on stderr, without a newline, for
 //! containerd puts it into a sentence of its own.
 
+mod agent;
 mod bootstrap;
 mod bundle;
 mod cgroup;
@@ -14,6 +15,7 @@ mod error;
 mod events;
 mod flags;
 mod info;
+mod launch;
 mod log;
 mod logger;
 mod pod;

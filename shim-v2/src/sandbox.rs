@@ -8,114 +8,380 @@
 //! bound to the guest's progress, and goes on if its caller leaves; whatever a step has made, its
 //! guard takes down, also when a later step fails.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
+use kata_like_config::state::{Record, StateFolder, name};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
+use crate::agent::{Agent, GuestEvent};
+use crate::cgroup::Cgroup;
 pub use crate::error::{SandboxError, SandboxErrorKind};
+use crate::launch::Vmm;
 pub use crate::request::{
     ContainerRequest, CreatedContainer, ExecRequest, GuestProcess, RootfsMount, SandboxEvent,
     SandboxRequest, Stats, StreamTokens,
 };
+use crate::share::{Mounted, Share};
+use crate::stand_in::StandIn;
 
-/// A running microVM with its file server. Dropping the last reference takes all of it down.
+mod bring_up;
+mod container;
+
+use bring_up::Machine;
+
+/// How long the agent has for an announced end of the guest.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+/// How long the agent has to take a container away before the host goes on without it.
+const DELETE_IN_GUEST: Duration = Duration::from_secs(5);
+/// How long a stream may take to be taken by the VMM.
+const OPEN_STREAM: Duration = Duration::from_secs(10);
+
+/// A running microVM with its file server.
 #[derive(Debug)]
-pub struct Sandbox {}
+pub struct Sandbox {
+    namespace: String,
+    id: String,
+    agent: Agent,
+    vmm: Vmm,
+    state: Arc<StateFolder>,
+    share: Arc<Share>,
+    /// The pod's network namespace, which each stand-in joins.
+    network: OwnedFd,
+    events: mpsc::UnboundedSender<SandboxEvent>,
+    inner: Mutex<Inner>,
+    /// The processes and the rest of the machine, until they are taken down.
+    machine: tokio::sync::Mutex<Option<Machine>>,
+    /// The end is wanted: it is no event.
+    stopping: AtomicBool,
+    me: Weak<Sandbox>,
+}
 
-#[allow(clippy::unused_async)]
+/// What changes while the pod lives. Held for moments only, never over a wait.
+#[derive(Debug)]
+struct Inner {
+    containers: HashMap<String, Container>,
+    /// The stand-in that was born with the pod, until its container takes it.
+    first: Option<(Cgroup, StandIn)>,
+    volumes: u64,
+    record: Record,
+}
+
+/// A container, from its request to its deletion.
+#[derive(Debug, Default)]
+struct Container {
+    stand_in: Option<StandIn>,
+    cgroup: Option<Arc<Cgroup>>,
+    /// To be dropped from the last to the first.
+    mounts: Vec<Mounted>,
+    execs: HashMap<String, Exec>,
+    exited: bool,
+}
+
+#[derive(Debug, Default)]
+struct Exec {
+    stand_in: Option<StandIn>,
+    exited: bool,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        while self.mounts.pop().is_some() {}
+    }
+}
+
 impl Sandbox {
-    /// Brings the VM up, to the agent's answer to its first call.
-    pub async fn start(_request: SandboxRequest) -> Result<Arc<Self>, SandboxError> {
-        Err(SandboxError::new(
-            SandboxErrorKind::Unsupported,
-            "start a sandbox",
-        ))
+    /// Brings the VM up, to the agent's answer to its first call. Goes on if the caller leaves.
+    pub async fn start(request: SandboxRequest) -> Result<Arc<Self>, SandboxError> {
+        let id = request.id.clone();
+        let work = tokio::spawn(bring_up::start(request));
+        work.await
+            .unwrap_or_else(|panic| Err(SandboxError::failed(format!("start sandbox {id}"), panic)))
     }
 
-    /// Makes a container up to the point before its first instruction.
+    /// Makes a container up to the point before its first instruction. Goes on if the caller
+    /// leaves.
     pub async fn create_container(
         &self,
-        _request: ContainerRequest,
+        request: ContainerRequest,
     ) -> Result<CreatedContainer, SandboxError> {
-        Err(SandboxError::new(
-            SandboxErrorKind::Unsupported,
-            "create a container",
-        ))
+        let me = self.me()?;
+        let id = request.id.clone();
+        let work = tokio::spawn(async move { container::create(&me, request).await });
+        work.await.unwrap_or_else(|panic| {
+            Err(SandboxError::failed(
+                format!("create container {id}"),
+                panic,
+            ))
+        })
     }
 
     /// Lets a created container run.
-    pub async fn start_container(&self, _id: &str) -> Result<(), SandboxError> {
-        Err(SandboxError::new(
-            SandboxErrorKind::Unsupported,
-            "start a container",
-        ))
+    pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
+        self.agent.start_container(id).await
     }
 
-    /// Runs a further process in a container and answers the host pid of its stand-in.
-    pub async fn exec(&self, _request: ExecRequest) -> Result<u32, SandboxError> {
-        Err(SandboxError::new(SandboxErrorKind::Unsupported, "exec"))
+    /// Runs a further process in a container and answers the host pid of its stand-in. Goes on if
+    /// the caller leaves.
+    pub async fn exec(&self, request: ExecRequest) -> Result<u32, SandboxError> {
+        let me = self.me()?;
+        let exec = request.exec.clone();
+        let work = tokio::spawn(async move { container::exec(&me, request).await });
+        work.await
+            .unwrap_or_else(|panic| Err(SandboxError::failed(format!("exec {exec}"), panic)))
     }
 
     /// Signals a process, or with `all` every process of the container. `exec` is empty for the
     /// init. A process that has exited is `NotFound`.
     pub async fn signal(
         &self,
-        _id: &str,
-        _exec: &str,
-        _signal: u32,
-        _all: bool,
+        id: &str,
+        exec: &str,
+        signal: u32,
+        all: bool,
     ) -> Result<(), SandboxError> {
-        Err(SandboxError::new(SandboxErrorKind::Unsupported, "signal"))
+        self.agent.signal(id, exec, signal, all).await
     }
 
     /// Sets the size of a process's terminal.
     pub async fn resize(
         &self,
-        _id: &str,
-        _exec: &str,
-        _width: u32,
-        _height: u32,
+        id: &str,
+        exec: &str,
+        width: u32,
+        height: u32,
     ) -> Result<(), SandboxError> {
-        Err(SandboxError::new(
-            SandboxErrorKind::Unsupported,
-            "resize a terminal",
-        ))
+        self.agent.resize(id, exec, width, height).await
     }
 
     /// The processes of a container, the init first.
-    pub async fn processes(&self, _id: &str) -> Result<Vec<GuestProcess>, SandboxError> {
-        Err(SandboxError::new(
-            SandboxErrorKind::Unsupported,
-            "list processes",
-        ))
+    pub async fn processes(&self, id: &str) -> Result<Vec<GuestProcess>, SandboxError> {
+        let mut processes = self.agent.processes(id).await?;
+        let inner = self.inner();
+        let container = inner.containers.get(id);
+        for (index, process) in processes.iter_mut().enumerate() {
+            let stand_in = container.and_then(|container| match process.exec.as_str() {
+                "" if index == 0 => container.stand_in.as_ref(),
+                "" => None,
+                exec => container.execs.get(exec)?.stand_in.as_ref(),
+            });
+            process.pid = stand_in.map_or(0, StandIn::pid);
+        }
+        Ok(processes)
     }
 
     /// A container's figures; also after its exit.
-    pub async fn stats(&self, _id: &str) -> Result<Stats, SandboxError> {
-        Err(SandboxError::new(
-            SandboxErrorKind::Unsupported,
-            "read figures",
-        ))
+    pub async fn stats(&self, id: &str) -> Result<Stats, SandboxError> {
+        self.agent.stats(id).await
     }
 
     /// Takes a container away: in the guest, its mounts on the host, its stand-ins. Succeeds with a
     /// dead VM, and for a container that was never made.
-    pub async fn delete_container(&self, _id: &str) -> Result<(), SandboxError> {
+    pub async fn delete_container(&self, id: &str) -> Result<(), SandboxError> {
+        if !self.inner().containers.contains_key(id) {
+            return Ok(());
+        }
+        if !self.vmm.is_over() && !self.stopping.load(Ordering::SeqCst) {
+            let gone = self.agent.delete_container(id, DELETE_IN_GUEST).await;
+            if let Err(error) = gone
+                && error.kind() != SandboxErrorKind::NotFound
+            {
+                // The mounts are taken away under it: lazily, so this can't fail.
+                tracing::warn!("{}; the host's side goes on", error.one_line());
+            }
+        }
+        let container = self.inner().containers.remove(id);
+        self.take_away(id, container).await;
         Ok(())
     }
 
     /// Ends the stand-in of an exec that has exited.
-    pub async fn forget_exec(&self, _id: &str, _exec: &str) {}
+    pub async fn forget_exec(&self, id: &str, exec: &str) {
+        let stand_in = {
+            let mut inner = self.inner();
+            let container = inner.containers.get_mut(id);
+            container
+                .and_then(|container| container.execs.remove(exec))
+                .and_then(|exec| exec.stand_in)
+        };
+        if let Some(stand_in) = stand_in {
+            stand_in.end().await;
+            self.record();
+        }
+    }
 
     /// Opens a standard stream in the guest: connects and sends the token.
-    pub async fn open_stream(&self, _token: [u8; 16]) -> Result<UnixStream, SandboxError> {
-        Err(SandboxError::new(
-            SandboxErrorKind::Unsupported,
-            "open a stream",
-        ))
+    pub async fn open_stream(&self, token: [u8; 16]) -> Result<UnixStream, SandboxError> {
+        let what = "open a stream into the guest";
+        let path = self.state.short_path(name::STREAMS);
+        let work = async {
+            let mut stream = UnixStream::connect(path).await?;
+            stream.write_all(&token).await?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        tokio::select! {
+            opened = tokio::time::timeout(OPEN_STREAM, work) => match opened {
+                Ok(opened) => opened.map_err(|cause| SandboxError::failed(what, cause)),
+                Err(_) => Err(SandboxError::new(
+                    SandboxErrorKind::DeadlineExceeded,
+                    format!("{what}: the VMM has not taken it within {OPEN_STREAM:?}"),
+                )),
+            },
+            why = self.vmm.over() => {
+                Err(SandboxError::new(SandboxErrorKind::Failed, format!("{what}: {why}")))
+            }
+        }
     }
 
     /// Ends the pod: the guest is told, then VM, file server, stand-ins, mounts, cgroups and state
     /// folder go. Can be called again.
-    pub async fn stop(&self) {}
+    pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let mut machine = self.machine.lock().await;
+        let Some(mut machine) = machine.take() else {
+            return;
+        };
+        if !self.vmm.is_over()
+            && let Err(error) = self.agent.shutdown(SHUTDOWN).await
+            && !self.vmm.is_over()
+        {
+            tracing::warn!("{}; the VM is stopped", error.one_line());
+        }
+        machine.stop_processes().await;
+        let (containers, first) = {
+            let mut inner = self.inner();
+            let containers: Vec<_> = inner.containers.drain().collect();
+            (containers, inner.first.take())
+        };
+        for (id, container) in containers {
+            self.take_away(&id, Some(container)).await;
+        }
+        if let Some((_, stand_in)) = first {
+            stand_in.end().await;
+        }
+        machine.take_down().await;
+        tracing::info!(
+            sandbox = self.id,
+            namespace = self.namespace,
+            "sandbox stopped"
+        );
+    }
+
+    /// The host's part of a container's end.
+    async fn take_away(&self, id: &str, container: Option<Container>) {
+        let Some(mut container) = container else {
+            return;
+        };
+        for (_, exec) in container.execs.drain() {
+            if let Some(stand_in) = exec.stand_in {
+                stand_in.end().await;
+            }
+        }
+        if let Some(stand_in) = container.stand_in.take() {
+            stand_in.end().await;
+        }
+        let cgroup = container.cgroup.take();
+        let own = self.id.clone();
+        let id = id.to_owned();
+        let _ = tokio::task::spawn_blocking(move || {
+            drop(container);
+            // The sandbox's own holds the leaf that the shim lives in: it goes with the pod.
+            if let Some(cgroup) = cgroup.filter(|_| id != own) {
+                crate::cgroup::remove(cgroup.made(), Duration::from_millis(500));
+            }
+        })
+        .await;
+        self.record();
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held, and each change is whole by itself.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn me(&self) -> Result<Arc<Self>, SandboxError> {
+        self.me.upgrade().ok_or_else(|| {
+            SandboxError::new(SandboxErrorKind::WrongState, "the sandbox has been stopped")
+        })
+    }
+
+    /// Whether an event of the guest is about a process that is there and has not exited yet. An
+    /// exit is noted, and so told once.
+    fn expects(&self, event: &GuestEvent) -> bool {
+        let mut inner = self.inner();
+        let Some(container) = inner.containers.get_mut(&event.container) else {
+            return false;
+        };
+        let exited = match event.exec.as_str() {
+            "" => &mut container.exited,
+            exec => match container.execs.get_mut(exec) {
+                Some(exec) => &mut exec.exited,
+                None => return false,
+            },
+        };
+        if event.exit && *exited {
+            return false;
+        }
+        *exited |= event.exit;
+        true
+    }
+
+    /// Watches a stand-in: its death, unless it was ended, is told.
+    fn watch_stand_in(&self, container: &str, exec: &str, stand_in: &StandIn) {
+        let child = stand_in.child().clone();
+        let (me, container, exec) = (self.me.clone(), container.to_owned(), exec.to_owned());
+        tokio::spawn(async move {
+            let exit = child.exited().await;
+            let Some(me) = me.upgrade() else { return };
+            if me.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            let is_ours = {
+                let inner = me.inner();
+                let found = inner.containers.get(&container);
+                let stand_in = found.and_then(|found| match exec.as_str() {
+                    "" => found.stand_in.as_ref(),
+                    exec => found.execs.get(exec)?.stand_in.as_ref(),
+                });
+                stand_in.is_some_and(|stand_in| stand_in.pid() == child.pid)
+            };
+            if is_ours {
+                tracing::warn!(container, exec, "the task's stand-in {exit}");
+                let _ = me
+                    .events
+                    .send(SandboxEvent::StandInDied { container, exec });
+            }
+        });
+    }
+
+    /// Writes down what the pod consists of, for whoever cleans up after a dead shim.
+    fn record(&self) {
+        let inner = self.inner();
+        let mut record = inner.record.clone();
+        for (id, container) in &inner.containers {
+            let execs = container.execs.values().map(|exec| &exec.stand_in);
+            let all = std::iter::once(&container.stand_in).chain(execs);
+            record.stand_ins.extend(
+                all.flatten()
+                    .filter_map(|stand_in| bring_up::recorded(id, stand_in)),
+            );
+            let made = container.cgroup.iter().flat_map(|cgroup| cgroup.made());
+            for path in made {
+                if !record.cgroups.contains(path) {
+                    record.cgroups.insert(0, path.clone());
+                }
+            }
+        }
+        // Under the lock: the last one written is the last one true.
+        if let Err(error) = self.state.write_record(&record)
+            && !self.stopping.load(Ordering::SeqCst)
+        {
+            tracing::warn!("{}", crate::error::one_line(&error));
+        }
+    }
 }

@@ -14,6 +14,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kata_like_config::state::{StateFolder, name};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -109,6 +110,7 @@ pub struct Share {
     /// The directories as they are below the bind, where names can be made.
     rootfs: OwnedFd,
     volumes: OwnedFd,
+    gone: AtomicBool,
 }
 
 /// A mount of the share, or one on a bundle's rootfs. Dropped, it is taken away.
@@ -154,6 +156,7 @@ impl Share {
             path: path.clone(),
             rootfs,
             volumes,
+            gone: AtomicBool::new(false),
         };
         let here = open_directory(CWD, &path).map_err(|errno| failed("open", errno.into()))?;
         set_attributes(here.as_fd(), RDONLY | NOSUID | NODEV, false)
@@ -265,6 +268,12 @@ impl Share {
                 format!("{name:?} is not a name of a container or volume"),
             ));
         }
+        if self.gone.load(Ordering::SeqCst) {
+            return Err(SandboxError::new(
+                SandboxErrorKind::WrongState,
+                format!("mount {}: the pod ends", path.display()),
+            ));
+        }
         set_attributes(tree.as_fd(), attributes, true)
             .map_err(|cause| failed("restrict the mount for", cause))?;
         let directory = match part {
@@ -306,9 +315,18 @@ impl Share {
     }
 }
 
+impl Share {
+    /// Unmounts the share; nothing can be put into it any more.
+    pub fn unmount(&self) {
+        if !self.gone.swap(true, Ordering::SeqCst) {
+            let _ = unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
-        let _ = unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        self.unmount();
     }
 }
 

@@ -157,6 +157,19 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
     })
 }
 
+/// An exec's process, as JSON, without what is loaded on the host.
+pub fn guest_process(json: &[u8]) -> Result<Vec<u8>, SandboxError> {
+    if json.len() as u64 > MAX_LENGTH {
+        return Err(bad("the process of an exec is too long"));
+    }
+    let mut process: oci_spec::runtime::Process = serde_json::from_slice(json)
+        .map_err(|error| bad(&format!("parse the process of an exec: {error}")))?;
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+    serde_json::to_vec(&process)
+        .map_err(|cause| SandboxError::failed("write the guest's part of a process", cause))
+}
+
 fn refuse_hooks(spec: &Spec) -> Result<(), SandboxError> {
     let Some(hooks) = spec.hooks() else {
         return Ok(());

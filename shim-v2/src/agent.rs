@@ -1,0 +1,514 @@
+//! The shim's side of the agent's one connection: calls with deadlines, events checked.
+//!
+//! Called by `sandbox` with the end of the socket that the VMM joins to the agent's dial. The agent's
+//! messages stop here. Whatever comes from the guest is hostile: a text is cleaned and cut, a
+//! number checked against its range, a name must be one that the shim gave.
+//!
+//! A call goes on when its caller leaves. It is given up when the VM ends, when the guest shows no
+//! progress for [`PATIENCE`], or at its own limit.
+
+use std::future::Future;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kata_like_agent_protocol::agent;
+use kata_like_agent_protocol::agent_ttrpc::AgentClient;
+use kata_like_agent_protocol::{PROTOCOL_VERSION, is_name};
+use protobuf::MessageField;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use ttrpc::Code;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::with_duration;
+
+use crate::error::{SandboxError, SandboxErrorKind};
+use crate::launch::Vmm;
+use crate::request::{GuestProcess, SandboxEvent, Stats, StreamTokens};
+
+/// How long a guest may show no progress while it owes an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// The limit of calls that make something; a guest that is slow, but moves, has that long.
+const MAKE: Duration = Duration::from_secs(300);
+/// The limit of calls that only ask or tell.
+const ASK: Duration = Duration::from_secs(30);
+/// The longest text of the guest's in an error.
+const MAX_TEXT: usize = 2000;
+/// More processes are not listed.
+const MAX_PROCESSES: usize = 100_000;
+/// The latest time that is taken for one: 2^62 ns, in the year 2116.
+const MAX_TIME: i64 = 1 << 62;
+
+/// The agent, as the shim's server. Clones share the connection.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+    vmm: Vmm,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
+        to.write_str("Agent")
+    }
+}
+
+impl Agent {
+    /// Takes the connection. Needs a runtime of tokio.
+    pub fn new(connection: UnixStream, vmm: Vmm) -> Self {
+        let client = ttrpc::asynchronous::Client::new(Socket::from(connection));
+        Self {
+            client: AgentClient::new(client),
+            vmm,
+        }
+    }
+
+    /// Makes a call and waits for its answer. The work is a task of its own.
+    async fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        limit: Duration,
+        work: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
+    ) -> Result<T, SandboxError> {
+        let mut work = tokio::spawn(work);
+        let begin = Instant::now();
+        let (mut progress, mut changed) = (None, begin);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut work => return match answer {
+                    Ok(Ok(answer)) => Ok(answer),
+                    Ok(Err(error)) => Err(self.refused(what, error).await),
+                    Err(panic) => Err(SandboxError::failed(what, panic)),
+                },
+                why = self.vmm.over() => return Err(gone(what, &why)),
+                () = tokio::time::sleep(LOOK.min(limit)) => {}
+            }
+            if begin.elapsed() >= limit {
+                return Err(late(
+                    what,
+                    format_args!("no answer of the guest within {limit:?}"),
+                ));
+            }
+            let now = Some(self.vmm.progress().await);
+            if now != progress {
+                (progress, changed) = (now, Instant::now());
+            } else if changed.elapsed() >= PATIENCE {
+                return Err(late(
+                    what,
+                    format_args!("the guest has shown no progress for {PATIENCE:?}"),
+                ));
+            }
+        }
+    }
+
+    async fn refused(&self, what: &str, error: ttrpc::Error) -> SandboxError {
+        let status = match error {
+            ttrpc::Error::RpcStatus(status) => status,
+            other => {
+                // A connection that breaks is the VM's end most often, which says more.
+                if let Ok(why) = tokio::time::timeout(Duration::from_secs(1), self.vmm.over()).await
+                {
+                    return gone(what, &why);
+                }
+                return SandboxError::failed(format!("{what}: call the agent"), other);
+            }
+        };
+        let kind = match status.code.enum_value_or_default() {
+            Code::NOT_FOUND => SandboxErrorKind::NotFound,
+            Code::ALREADY_EXISTS => SandboxErrorKind::AlreadyExists,
+            Code::FAILED_PRECONDITION => SandboxErrorKind::WrongState,
+            Code::INVALID_ARGUMENT => SandboxErrorKind::BadRequest,
+            Code::UNIMPLEMENTED => SandboxErrorKind::Unsupported,
+            Code::DEADLINE_EXCEEDED => SandboxErrorKind::DeadlineExceeded,
+            _ => SandboxErrorKind::Failed,
+        };
+        SandboxError::new(kind, clean(&status.message)).during(what)
+    }
+
+    /// The first call.
+    pub async fn start_pod(&self) -> Result<PodStarted, SandboxError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let request = agent::StartPodRequest {
+            version: PROTOCOL_VERSION,
+            host_time_ns: now
+                .ok()
+                .and_then(|now| i64::try_from(now.as_nanos()).ok())
+                .unwrap_or_default(),
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.start_pod(with_duration(MAKE), &request).await };
+        let answer = self.call("start the pod in the guest", MAKE, work).await?;
+        Ok(PodStarted {
+            kernel_release: clean(&answer.kernel_release),
+            agent_version: clean(&answer.agent_version),
+        })
+    }
+
+    /// Follows the agent's events in a task of its own. `known` says whether a process is one that
+    /// the shim has asked for and whose exit was not told yet. The answer
+    /// is why the events have ended, when they have.
+    pub async fn follow_events(
+        &self,
+        known: impl Fn(&GuestEvent) -> bool + Send + 'static,
+        events: mpsc::UnboundedSender<SandboxEvent>,
+    ) -> Result<oneshot::Receiver<String>, SandboxError> {
+        let what = "follow the guest's events";
+        let request = agent::EventsRequest::new();
+        let client = self.client.clone();
+        // No deadline: the call lasts as long as the pod.
+        let opened = async move {
+            client
+                .events(ttrpc::context::Context::default(), &request)
+                .await
+        };
+        let mut stream = self.call(what, ASK, opened).await?;
+        let (tell, ended) = oneshot::channel();
+        tokio::spawn(async move {
+            let why = loop {
+                match stream.recv().await {
+                    Ok(Some(event)) => {
+                        let Some((event, told)) = checked(event) else {
+                            tracing::warn!("the guest sent an event that is not one");
+                            continue;
+                        };
+                        if !known(&event) {
+                            tracing::warn!("the guest sent an event of an unknown process");
+                        } else if events.send(told).is_err() {
+                            break "nobody listens to the pod's events".to_owned();
+                        }
+                    }
+                    Ok(None) => break "the agent has ended its events".to_owned(),
+                    Err(error) => {
+                        break format!("the agent is gone: {}", clean(&error.to_string()));
+                    }
+                }
+            };
+            let _ = tell.send(why);
+        });
+        Ok(ended)
+    }
+
+    /// Makes a container.
+    pub async fn create_container(
+        &self,
+        container: &str,
+        spec: Vec<u8>,
+        streams: &StreamTokens,
+    ) -> Result<(), SandboxError> {
+        let request = agent::CreateContainerRequest {
+            container: container.to_owned(),
+            spec,
+            streams: MessageField::some(streams_of(streams)),
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.create_container(with_duration(MAKE), &request).await };
+        let what = format!("create container {container} in the guest");
+        self.call(&what, MAKE, work).await.map(drop)
+    }
+
+    /// Lets a created container run.
+    pub async fn start_container(&self, container: &str) -> Result<(), SandboxError> {
+        let request = agent::StartContainerRequest {
+            container: container.to_owned(),
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.start_container(with_duration(MAKE), &request).await };
+        let what = format!("start container {container} in the guest");
+        self.call(&what, MAKE, work).await.map(drop)
+    }
+
+    /// Runs a further process.
+    pub async fn exec(
+        &self,
+        container: &str,
+        exec: &str,
+        process: Vec<u8>,
+        streams: &StreamTokens,
+    ) -> Result<(), SandboxError> {
+        let request = agent::ExecRequest {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            process,
+            streams: MessageField::some(streams_of(streams)),
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.exec(with_duration(MAKE), &request).await };
+        let what = format!("exec {exec} in container {container}");
+        self.call(&what, MAKE, work).await.map(drop)
+    }
+
+    /// Signals a process or all of a container's.
+    pub async fn signal(
+        &self,
+        container: &str,
+        exec: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), SandboxError> {
+        let request = agent::SignalRequest {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.signal(with_duration(ASK), &request).await };
+        let what = format!("signal container {container}");
+        self.call(&what, ASK, work).await.map(drop)
+    }
+
+    /// Sets the size of a terminal.
+    pub async fn resize(
+        &self,
+        container: &str,
+        exec: &str,
+        width: u32,
+        height: u32,
+    ) -> Result<(), SandboxError> {
+        let request = agent::ResizeTerminalRequest {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            // As runc has it: cut to 16 bits.
+            width: width & 0xffff,
+            height: height & 0xffff,
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.resize_terminal(with_duration(ASK), &request).await };
+        let what = format!("resize the terminal of container {container}");
+        self.call(&what, ASK, work).await.map(drop)
+    }
+
+    /// A container's processes, with their pids in the guest.
+    pub async fn processes(&self, container: &str) -> Result<Vec<GuestProcess>, SandboxError> {
+        let request = request_for(container);
+        let client = self.client.clone();
+        let work = async move { client.list_processes(with_duration(ASK), &request).await };
+        let what = format!("list the processes of container {container}");
+        let answer = self.call(&what, ASK, work).await?;
+        let processes = answer.processes.into_iter().take(MAX_PROCESSES);
+        Ok(processes
+            .filter(|process| process.exec.is_empty() || is_name(&process.exec))
+            .map(|process| GuestProcess {
+                pid: 0,
+                guest_pid: process.pid,
+                exec: process.exec,
+            })
+            .collect())
+    }
+
+    /// A container's figures.
+    pub async fn stats(&self, container: &str) -> Result<Stats, SandboxError> {
+        let request = request_for(container);
+        let client = self.client.clone();
+        let work = async move { client.stats(with_duration(ASK), &request).await };
+        let what = format!("read the figures of container {container}");
+        let answer = self.call(&what, ASK, work).await?;
+        Ok(Stats {
+            cpu_usage_us: answer.cpu_usage_us,
+            cpu_user_us: answer.cpu_user_us,
+            cpu_system_us: answer.cpu_system_us,
+            cpu_periods: answer.cpu_periods,
+            cpu_throttled_periods: answer.cpu_throttled_periods,
+            cpu_throttled_us: answer.cpu_throttled_us,
+            memory_usage: answer.memory_usage,
+            memory_limit: answer.memory_limit,
+            memory_peak: answer.memory_peak,
+            memory_anon: answer.memory_anon,
+            memory_file: answer.memory_file,
+            memory_inactive_file: answer.memory_inactive_file,
+            memory_active_file: answer.memory_active_file,
+            memory_kernel_stack: answer.memory_kernel_stack,
+            memory_slab: answer.memory_slab,
+            page_faults: answer.page_faults,
+            page_major_faults: answer.page_major_faults,
+            oom_kills: answer.oom_kills,
+            swap_usage: answer.swap_usage,
+            swap_limit: answer.swap_limit,
+            pids_current: answer.pids_current,
+            pids_limit: answer.pids_limit,
+        })
+    }
+
+    /// Takes a container away in the guest, which then holds nothing of its mounts.
+    pub async fn delete_container(
+        &self,
+        container: &str,
+        limit: Duration,
+    ) -> Result<(), SandboxError> {
+        let request = request_for(container);
+        let client = self.client.clone();
+        let work = async move { client.delete_container(with_duration(MAKE), &request).await };
+        let what = format!("delete container {container} in the guest");
+        self.call(&what, limit, work).await.map(drop)
+    }
+
+    /// The announced end: when it is answered, the guest resets.
+    pub async fn shutdown(&self, limit: Duration) -> Result<(), SandboxError> {
+        let client = self.client.clone();
+        let work = async move {
+            client
+                .shutdown(with_duration(limit), &agent::Empty::new())
+                .await
+        };
+        self.call("shut the guest down", limit, work)
+            .await
+            .map(drop)
+    }
+}
+
+/// What the guest said about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodStarted {
+    /// The guest kernel's release.
+    pub kernel_release: String,
+    /// The agent's version.
+    pub agent_version: String,
+}
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestEvent {
+    /// The container.
+    pub container: String,
+    /// The exec; empty: the container's init.
+    pub exec: String,
+    /// Whether it is an exit, which is told once.
+    pub exit: bool,
+}
+
+fn checked(event: agent::Event) -> Option<(GuestEvent, SandboxEvent)> {
+    match event.event? {
+        agent::event::Event::ProcessExited(exit) => {
+            let named = is_name(&exit.container) && (exit.exec.is_empty() || is_name(&exit.exec));
+            if !named || exit.status > 255 {
+                return None;
+            }
+            let about = GuestEvent {
+                container: exit.container.clone(),
+                exec: exit.exec.clone(),
+                exit: true,
+            };
+            let told = SandboxEvent::Exited {
+                container: exit.container,
+                exec: exit.exec,
+                status: exit.status,
+                at: time_of(exit.exited_at_ns),
+                stdout_bytes: exit.stdout_bytes,
+                stderr_bytes: exit.stderr_bytes,
+            };
+            Some((about, told))
+        }
+        agent::event::Event::OutOfMemory(oom) => {
+            let about = GuestEvent {
+                container: oom.container.clone(),
+                exec: String::new(),
+                exit: false,
+            };
+            let told = SandboxEvent::OutOfMemory {
+                container: oom.container,
+            };
+            is_name(&about.container).then_some((about, told))
+        }
+        // An event of a later version.
+        _ => None,
+    }
+}
+
+/// A time of the guest's clock; one that can't be is the host's own now.
+fn time_of(nanoseconds: i64) -> SystemTime {
+    match u64::try_from(nanoseconds) {
+        Ok(time) if nanoseconds <= MAX_TIME && time > 0 => UNIX_EPOCH + Duration::from_nanos(time),
+        _ => SystemTime::now(),
+    }
+}
+
+fn request_for(container: &str) -> agent::ContainerRequest {
+    agent::ContainerRequest {
+        container: container.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn streams_of(tokens: &StreamTokens) -> agent::Streams {
+    let bytes = |token: Option<[u8; 16]>| token.map(Vec::from).unwrap_or_default();
+    agent::Streams {
+        stdin: bytes(tokens.stdin),
+        stdout: bytes(tokens.stdout),
+        stderr: bytes(tokens.stderr),
+        terminal: tokens.terminal,
+        width: tokens.width & 0xffff,
+        height: tokens.height & 0xffff,
+        ..Default::default()
+    }
+}
+
+fn gone(what: &str, why: &str) -> SandboxError {
+    SandboxError::new(SandboxErrorKind::Failed, format!("{what}: {why}"))
+}
+
+fn late(what: &str, why: std::fmt::Arguments) -> SandboxError {
+    SandboxError::new(SandboxErrorKind::DeadlineExceeded, format!("{what}: {why}"))
+}
+
+/// A text of the guest's for people: no control characters, not long.
+fn clean(text: &str) -> String {
+    text.chars()
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .take(MAX_TEXT)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(container: &str, exec: &str, status: u32, at: i64) -> agent::Event {
+        let mut event = agent::Event::new();
+        event.set_process_exited(agent::ProcessExited {
+            container: container.into(),
+            exec: exec.into(),
+            status,
+            exited_at_ns: at,
+            ..Default::default()
+        });
+        event
+    }
+
+    #[test]
+    fn an_event_that_can_t_be_is_none() {
+        assert!(checked(exit("a", "", 137, 1)).is_some());
+        assert!(checked(exit("a", "b", 255, 1)).is_some());
+        for (container, exec, status) in [
+            ("", "", 0),
+            ("../a", "", 0),
+            ("a", "b/c", 0),
+            ("a", "", 256),
+        ] {
+            let event = exit(container, exec, status, 1);
+            assert!(checked(event).is_none(), "{container:?} {exec:?} {status}");
+        }
+        assert!(checked(agent::Event::new()).is_none());
+    }
+
+    #[test]
+    fn a_time_that_can_t_be_is_now() {
+        let before = SystemTime::now();
+        for impossible in [i64::MIN, -1, 0, i64::MAX] {
+            assert!(time_of(impossible) >= before, "{impossible}");
+        }
+        assert_eq!(time_of(5), UNIX_EPOCH + Duration::from_nanos(5));
+    }
+
+    #[test]
+    fn a_text_of_the_guest_s_is_cut_and_cleaned() {
+        let text = clean(&format!("a\u{1b}[2J\n{}", "x".repeat(5000)));
+        assert_eq!(text.chars().count(), MAX_TEXT);
+        assert!(text.starts_with("a [2J x"), "{text}");
+    }
+}

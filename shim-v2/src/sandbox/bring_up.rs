@@ -1,0 +1,546 @@
+//! The steps from nothing to an agent that answers, and the way back.
+//!
+//! Called by `sandbox`. [`Machine`] holds what each step has made; whatever fails, or when the pod
+//! ends, [`Machine::take_down`] takes it down in reverse. A failure's text has the steps that were
+//! done before it and how long each took.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
+use kata_like_boot::{CachePolicy, FsdBoot, FsdFds, FsdShare, VERSION, VmBoot, VmShare};
+use kata_like_config::Config;
+use kata_like_config::state::{self, Process, Record, StateFolder, name};
+use rustix::fs::{CWD, Mode, OFlags};
+use tokio::net::UnixStream;
+
+use super::{Inner, Sandbox};
+use crate::agent::Agent;
+use crate::cgroup::{self, Cgroup, LEAF};
+use crate::error::{SandboxError, SandboxErrorKind};
+use crate::launch::{Fsd, Parts, Resources, Vmm, vmm_uid};
+use crate::request::{SandboxEvent, SandboxRequest};
+use crate::share::{PARTS, Share};
+use crate::spawn::Network;
+use crate::spec::{self, NetworkPart, SizePart};
+use crate::stand_in::StandIn;
+
+/// How long each process may take to be gone once it is told to.
+const STOP: Duration = Duration::from_secs(1);
+
+/// What the steps have made, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Machine {
+    state: Option<Arc<StateFolder>>,
+    cgroups: Vec<PathBuf>,
+    lock: Option<std::fs::File>,
+    stand_in: Option<StandIn>,
+    share: Option<Arc<Share>>,
+    fsd: Option<Fsd>,
+    vmm: Option<Vmm>,
+}
+
+impl Machine {
+    /// Ends the VM and the file server.
+    pub(super) async fn stop_processes(&mut self) {
+        if let Some(vmm) = self.vmm.take() {
+            vmm.stop(STOP).await;
+        }
+        if let Some(fsd) = self.fsd.take() {
+            fsd.child().end(STOP).await;
+        }
+    }
+
+    /// Takes down what is there, the last thing first.
+    pub(super) async fn take_down(&mut self) {
+        self.stop_processes().await;
+        if let Some(share) = self.share.take() {
+            share.unmount();
+        }
+        if let Some(stand_in) = self.stand_in.take() {
+            stand_in.end().await;
+        }
+        let (state, cgroups) = (self.state.take(), std::mem::take(&mut self.cgroups));
+        let lock = self.lock.take();
+        let _ = tokio::task::spawn_blocking(move || {
+            if let Some(state) = state {
+                remove_state(&state);
+            }
+            drop(lock);
+            // The leaf holds this process: it stays, and its parents, until the process ends.
+            cgroup::remove(&cgroups, Duration::ZERO);
+        })
+        .await;
+    }
+}
+
+/// The folder may be shared with a call that is under way: it is opened anew to be removed.
+fn remove_state(folder: &StateFolder) {
+    let Some(name) = folder.path().file_name().and_then(|name| name.to_str()) else {
+        return;
+    };
+    let Some((namespace, id)) = name.split_once(':') else {
+        return;
+    };
+    let removed = match StateFolder::open(namespace, id) {
+        Ok(Some(folder)) => folder.remove(),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        tracing::warn!("{}", crate::error::one_line(&error));
+    }
+}
+
+/// The steps that were done, and how long each took.
+#[derive(Debug)]
+struct Steps {
+    begin: Instant,
+    last: Instant,
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            begin: now,
+            last: now,
+            done: Vec::new(),
+        }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        let now = Instant::now();
+        self.done.push((step, now - self.last));
+        self.last = now;
+    }
+}
+
+impl std::fmt::Display for Steps {
+    fn fmt(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
+        for (index, (step, took)) in self.done.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(to, "{comma}{step} {} ms", took.as_millis())?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts a sandbox; what was made is taken down again if a step fails.
+pub(super) async fn start(request: SandboxRequest) -> Result<Arc<Sandbox>, SandboxError> {
+    let (mut machine, mut steps) = (Machine::default(), Steps::new());
+    let id = request.id.clone();
+    match bring_up(request, &mut machine, &mut steps).await {
+        Ok(sandbox) => {
+            let took = steps.begin.elapsed().as_millis();
+            tracing::info!(sandbox = id, "sandbox started in {took} ms ({steps})");
+            *sandbox.machine.lock().await = Some(machine);
+            Ok(sandbox)
+        }
+        Err(error) => {
+            let failed = steps.last.elapsed().as_millis();
+            let before = match steps.done.is_empty() {
+                true => String::new(),
+                false => format!("; done before: {steps}"),
+            };
+            machine.take_down().await;
+            Err(error.during(format!(
+                "start sandbox {id} (failed after {failed} ms{before})"
+            )))
+        }
+    }
+}
+
+async fn bring_up(
+    request: SandboxRequest,
+    machine: &mut Machine,
+    steps: &mut Steps,
+) -> Result<Arc<Sandbox>, SandboxError> {
+    let (config, wanted) = read(&request)?;
+    let parts = Parts::open(&config)?;
+    steps.done("read");
+
+    let mut record = Record::new(&request.namespace, &request.id);
+    let state = make_state(&request, machine, &mut record)?;
+    let (cgroup, leaf) = make_cgroups(&wanted.cgroup, machine, &state, &mut record)?;
+    let network = make_stand_in(&request, &wanted, &cgroup, &state, machine).await?;
+    steps.done("state");
+
+    let share = blocking(move || Share::create(&state).map(|share| (share, state))).await?;
+    let (share, state) = (Arc::new(share.0), share.1);
+    machine.share = Some(Arc::clone(&share));
+    let (listening, connected) = vhost_user_sockets(&state)?;
+    let fds = FsdFds {
+        tree: share.tree()?,
+        sockets: listening,
+    };
+    let fsd = Fsd::start(&parts, leaf.as_fd(), &fsd_boot(), fds).await?;
+    record.fsd = process_of(fsd.child().pid);
+    let fsd_over = fsd.over();
+    machine.fsd = Some(fsd);
+    steps.done("fs server");
+
+    let (ours, theirs) = StdUnixStream::pair()
+        .map_err(|cause| SandboxError::failed("make the agent's socket", cause))?;
+    let streams = state
+        .listen(name::STREAMS)
+        .map_err(|cause| SandboxError::failed("make the socket for streams", cause))?;
+    let log = state
+        .create_file(name::GUEST_LOG)
+        .map_err(|cause| SandboxError::failed("make the file of the guest's log", cause))?;
+    let resources = Resources {
+        log: appending(log)?,
+        agent: theirs.into(),
+        streams: streams.into(),
+        shares: connected,
+    };
+    let boot = vm_boot(&config, &wanted.size, &parts);
+    record.uid = Some(boot.uid);
+    let vmm = Vmm::start(&parts, leaf.as_fd(), &boot, resources).await?;
+    record.vmm = process_of(vmm.child().pid);
+    machine.vmm = Some(vmm.clone());
+    write_record(&state, &record)?;
+    drop(parts);
+    steps.done("VMM");
+
+    let figures = tokio::select! {
+        dialled = vmm.agent_dialled(config.boot_deadline) => dialled?,
+        why = fsd_over => return Err(SandboxError::new(SandboxErrorKind::Failed, why)),
+    };
+    tracing::debug!(
+        exits = figures.exits,
+        user_exits = figures.user_exits,
+        "the agent has dialled"
+    );
+    steps.done("guest's boot");
+
+    let agent = connect(ours, vmm.clone())?;
+    let started = agent.start_pod().await?;
+    tracing::debug!(
+        kernel = started.kernel_release,
+        agent = started.agent_version,
+        "pod started"
+    );
+    let sandbox = Arc::new_cyclic(|me| Sandbox {
+        namespace: request.namespace,
+        id: request.id,
+        agent,
+        vmm,
+        state,
+        share,
+        network,
+        events: request.events,
+        inner: Mutex::new(Inner {
+            containers: std::collections::HashMap::new(),
+            first: machine.stand_in.take().map(|stand_in| (cgroup, stand_in)),
+            volumes: 0,
+            record,
+        }),
+        machine: tokio::sync::Mutex::new(None),
+        stopping: false.into(),
+        me: me.clone(),
+    });
+    watch(&sandbox, machine).await?;
+    steps.done("agent");
+    Ok(sandbox)
+}
+
+/// What the sandbox's own container asks of it.
+struct Wanted {
+    cgroup: PathBuf,
+    network: NetworkPart,
+    size: SizePart,
+}
+
+fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
+    let config = match &request.config_path {
+        None => Config::load(),
+        Some(path) => Config::load_file(path),
+    };
+    let config = config.map_err(|cause| SandboxError::failed("read the configuration", cause))?;
+    let spec = spec::read(&request.bundle)?;
+    // For the pod's part alone: the container's own is read when it is made.
+    let mut volumes = 0u32;
+    let pod = spec::Pod {
+        task_of: &|_| None,
+        volume_name: &mut || {
+            volumes += 1;
+            format!("unused-{volumes}")
+        },
+    };
+    let split = spec::split(spec, &request.bundle, pod)?;
+    let given = split.host.cgroups_path.as_deref();
+    let cgroup = cgroup::path_of(given, &request.namespace, &request.id)
+        .map_err(|cause| SandboxError::failed("find the sandbox's cgroup", cause))?;
+    Ok((
+        config,
+        Wanted {
+            cgroup,
+            network: split.host.network,
+            size: split.host.size,
+        },
+    ))
+}
+
+fn make_state(
+    request: &SandboxRequest,
+    machine: &mut Machine,
+    record: &mut Record,
+) -> Result<Arc<StateFolder>, SandboxError> {
+    let failed = |cause: state::StateError| SandboxError::failed("keep the pod's state", cause);
+    let state = StateFolder::create(&request.namespace, &request.id).map_err(failed)?;
+    let state = Arc::new(state);
+    machine.state = Some(Arc::clone(&state));
+    machine.lock = state.try_lock().map_err(failed)?;
+    record.shim = Process::current().ok();
+    state.write_record(record).map_err(failed)?;
+    state.create_directory(name::EMPTY).map_err(failed)?;
+    Ok(state)
+}
+
+fn make_cgroups(
+    path: &Path,
+    machine: &mut Machine,
+    state: &StateFolder,
+    record: &mut Record,
+) -> Result<(Cgroup, Cgroup), SandboxError> {
+    let failed = |cause| SandboxError::failed("make the pod's cgroups", cause);
+    // `start` has made both and gave birth to this process in the leaf: they are found here.
+    let leaf = Cgroup::create(&path.join(LEAF)).map_err(failed)?;
+    let own = Cgroup::create(path).map_err(failed)?;
+    machine.cgroups = leaf.made().to_vec();
+    record.cgroups = leaf.made().to_vec();
+    write_record(state, record)?;
+    Ok((own, leaf))
+}
+
+/// The first container's stand-in, and with it the pod's network namespace.
+async fn make_stand_in(
+    request: &SandboxRequest,
+    wanted: &Wanted,
+    cgroup: &Cgroup,
+    state: &Arc<StateFolder>,
+    machine: &mut Machine,
+) -> Result<OwnedFd, SandboxError> {
+    let given = match &wanted.network {
+        NetworkPart::Path(path) => Some(open_network(path)?),
+        NetworkPart::New => None,
+        NetworkPart::Pod => {
+            return Err(SandboxError::new(
+                SandboxErrorKind::BadRequest,
+                "linux.namespaces of type network: a sandbox can't join its own pod",
+            ));
+        }
+    };
+    let directory = cgroup
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|cause| SandboxError::failed("copy a descriptor", cause))?;
+    let (task, empty) = (request.id.clone(), state.path().join(name::EMPTY));
+    let (stand_in, given) = blocking(move || {
+        let network = given
+            .as_ref()
+            .map_or(Network::New, |fd| Network::Join(fd.as_fd()));
+        let stand_in = StandIn::start(&task, directory.as_fd(), network, &empty)
+            .map_err(|cause| SandboxError::failed("make the pod's network namespace", cause))?;
+        Ok((stand_in, given))
+    })
+    .await?;
+    let pid = stand_in.pid();
+    machine.stand_in = Some(stand_in);
+    match given {
+        Some(given) => Ok(given),
+        None => open_network(Path::new(&format!("/proc/{pid}/ns/net"))),
+    }
+}
+
+/// Opens a network namespace, which must not be the host's own.
+fn open_network(path: &Path) -> Result<OwnedFd, SandboxError> {
+    let open = |path: &Path| {
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok::<_, rustix::io::Errno>((fd, (stat.st_dev, stat.st_ino)))
+    };
+    let failed = |errno: rustix::io::Errno| {
+        let step = format!("open network namespace {}", path.display());
+        SandboxError::failed(step, std::io::Error::from(errno))
+    };
+    let (fd, found) = open(path).map_err(failed)?;
+    let is_network = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type as u64 == NSFS_MAGIC);
+    let own = rustix::fs::statat(CWD, "/proc/self/ns/net", rustix::fs::AtFlags::empty());
+    if own.is_ok_and(|own| (own.st_dev, own.st_ino) == found) {
+        return Err(SandboxError::unsupported(
+            format_args!(
+                "linux.namespaces of type network with path {}",
+                path.display()
+            ),
+            "it is the host's own network (hostNetwork), which a guest can't be given",
+        ));
+    }
+    match is_network {
+        true => Ok(fd),
+        false => Err(SandboxError::new(
+            SandboxErrorKind::BadRequest,
+            format!("open network namespace {}: it is not one", path.display()),
+        )),
+    }
+}
+
+/// NSFS_MAGIC of linux/magic.h.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// A vhost-user socket for each share: the file server listens, the VMM is connected. Nothing of
+/// them stays in the folder.
+fn vhost_user_sockets(state: &StateFolder) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), SandboxError> {
+    const NAME: &str = "share.sock";
+    let failed = |cause: state::StateError| {
+        SandboxError::failed("make a socket between VMM and fs server", cause)
+    };
+    let (mut listening, mut connected) = (Vec::new(), Vec::new());
+    for _ in PARTS {
+        listening.push(state.listen(NAME).map_err(failed)?.into());
+        connected.push(state.connect(NAME).map_err(failed)?.into());
+        let removed = rustix::fs::unlinkat(state, NAME, rustix::fs::AtFlags::empty());
+        removed.map_err(|errno| {
+            SandboxError::failed("remove a socket's name", std::io::Error::from(errno))
+        })?;
+    }
+    Ok((listening, connected))
+}
+
+fn fsd_boot() -> FsdBoot {
+    let [rootfs, volumes] = PARTS;
+    let share = |directory: &str, cache| FsdShare {
+        directory: directory.to_owned(),
+        cache,
+    };
+    FsdBoot {
+        version: VERSION,
+        shares: vec![
+            share(rootfs, CachePolicy::Private),
+            share(volumes, CachePolicy::Shared),
+        ],
+    }
+}
+
+fn vm_boot(config: &Config, size: &SizePart, parts: &Parts) -> VmBoot {
+    let info = rustix::system::sysinfo();
+    let host_memory = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
+    let online = std::thread::available_parallelism().map_or(1, |count| count.get());
+    VmBoot {
+        version: VERSION,
+        uid: vmm_uid(),
+        memory_bytes: size.memory_bytes(u64::from(config.memory_mib) << 20, host_memory),
+        vcpus: size.vcpus(config.max_vcpus, u8::try_from(online).unwrap_or(u8::MAX)),
+        huge_pages: match config.hugepages {
+            kata_like_config::HugePages::Transparent => kata_like_boot::HugePages::Transparent,
+            kata_like_config::HugePages::Hugetlb => kata_like_boot::HugePages::Hugetlb,
+        },
+        agent_port: AGENT_PORT,
+        stream_port: STREAM_PORT,
+        shares: PARTS
+            .map(|tag| VmShare {
+                tag: tag.to_owned(),
+            })
+            .into(),
+        printk: parts.printk(),
+    }
+}
+
+/// The VMM appends to the log; it is handed a descriptor that can do nothing else to what is there.
+fn appending(log: std::fs::File) -> Result<std::fs::File, SandboxError> {
+    rustix::fs::fcntl_setfl(&log, OFlags::APPEND)
+        .map_err(|errno| {
+            SandboxError::failed("prepare the guest's log", std::io::Error::from(errno))
+        })
+        .map(|()| log)
+}
+
+fn connect(ours: StdUnixStream, vmm: Vmm) -> Result<Agent, SandboxError> {
+    let failed = |cause| SandboxError::failed("take the agent's connection", cause);
+    ours.set_nonblocking(true).map_err(failed)?;
+    let connection = UnixStream::from_std(ours).map_err(failed)?;
+    Ok(Agent::new(connection, vmm))
+}
+
+/// From now on whatever ends, ends the pod, which is told once.
+async fn watch(sandbox: &Arc<Sandbox>, machine: &Machine) -> Result<(), SandboxError> {
+    let weak = Arc::downgrade(sandbox);
+    let known = move |event: &crate::agent::GuestEvent| {
+        weak.upgrade().is_some_and(|sandbox| sandbox.expects(event))
+    };
+    let events_over = sandbox
+        .agent
+        .follow_events(known, sandbox.events.clone())
+        .await?;
+    let vmm = sandbox.vmm.clone();
+    let vmm_over = vmm.over();
+    let fsd = machine
+        .fsd
+        .as_ref()
+        .map(|fsd| (fsd.over(), fsd.child().clone()));
+    let weak = Arc::downgrade(sandbox);
+    // Not the sandbox's own VMM: this task must not keep it alive.
+    let vmm_child = vmm.child().clone();
+    drop(vmm);
+    tokio::spawn(async move {
+        let Some((fsd_over, fsd_child)) = fsd else {
+            return;
+        };
+        tokio::pin!(vmm_over);
+        let reason = tokio::select! {
+            why = &mut vmm_over => why,
+            why = fsd_over => {
+                vmm_child.kill();
+                why
+            }
+            why = events_over => {
+                // The VM's end takes the agent along, and knows more of why.
+                let own = tokio::time::timeout(Duration::from_millis(300), &mut vmm_over).await;
+                own.unwrap_or_else(|_| why.unwrap_or_default())
+            }
+        };
+        vmm_child.kill();
+        fsd_child.kill();
+        let Some(sandbox) = weak.upgrade() else {
+            return;
+        };
+        if !sandbox.stopping.load(Ordering::SeqCst) {
+            tracing::error!(sandbox = sandbox.id, "the sandbox has ended: {reason}");
+            let _ = sandbox.events.send(SandboxEvent::Ended { reason });
+        }
+    });
+    Ok(())
+}
+
+fn process_of(pid: u32) -> Option<Process> {
+    Process::of(i32::try_from(pid).ok()?).ok()
+}
+
+/// A stand-in as the record has it.
+pub(super) fn recorded(task: &str, stand_in: &StandIn) -> Option<state::StandIn> {
+    Some(state::StandIn {
+        task: task.to_owned(),
+        process: process_of(stand_in.pid())?,
+    })
+}
+
+fn write_record(state: &StateFolder, record: &Record) -> Result<(), SandboxError> {
+    state
+        .write_record(record)
+        .map_err(|cause| SandboxError::failed("keep the pod's state", cause))
+}
+
+/// Runs what blocks where it may.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| Err(SandboxError::failed("wait for a blocking step", panic)))
+}

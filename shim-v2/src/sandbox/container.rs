@@ -1,0 +1,273 @@
+//! A container's way into the pod: its spec, mounts, stand-in, and then the guest.
+//!
+//! Called by `sandbox`, in tasks of their own. What a step has made is in the container's entry,
+//! from where a failure, a deletion or the pod's end takes it away.
+
+use std::collections::hash_map::Entry;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use kata_like_config::state::name;
+
+use super::bring_up::blocking;
+use super::{Container, Exec, Sandbox};
+use crate::cgroup::{self, Cgroup};
+use crate::error::{SandboxError, SandboxErrorKind};
+use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
+use crate::spawn::Network;
+use crate::spec::{self, NetworkPart, Split};
+use crate::stand_in::StandIn;
+
+/// Makes a container; what was made for it is taken away if a step fails.
+pub(super) async fn create(
+    sandbox: &Arc<Sandbox>,
+    request: ContainerRequest,
+) -> Result<CreatedContainer, SandboxError> {
+    let id = request.id.clone();
+    if !kata_like_agent_protocol::is_name(&id) {
+        return Err(SandboxError::new(
+            SandboxErrorKind::BadRequest,
+            format!("create container {id:?}: not a name"),
+        ));
+    }
+    match sandbox.inner().containers.entry(id.clone()) {
+        Entry::Occupied(_) => {
+            return Err(SandboxError::new(
+                SandboxErrorKind::AlreadyExists,
+                format!("create container {id}: it exists already"),
+            ));
+        }
+        Entry::Vacant(entry) => {
+            entry.insert(Container::default());
+        }
+    }
+    match make(sandbox, request).await {
+        Ok(created) => Ok(created),
+        Err(error) => {
+            let container = sandbox.inner().containers.remove(&id);
+            sandbox.take_away(&id, container).await;
+            Err(error)
+        }
+    }
+}
+
+async fn make(
+    sandbox: &Arc<Sandbox>,
+    request: ContainerRequest,
+) -> Result<CreatedContainer, SandboxError> {
+    let id = request.id.as_str();
+    let Split { host, guest } = split(sandbox, &request)
+        .map_err(|error| error.during(format!("read the spec of container {id}")))?;
+    if id != sandbox.id && host.network != NetworkPart::Pod {
+        return Err(SandboxError::unsupported(
+            "linux.namespaces of type network",
+            "a container of a pod shares the pod's network namespace",
+        ));
+    }
+    let stand_in = stand_in(sandbox, id, host.cgroups_path.as_deref());
+    let mounts = {
+        let (share, id) = (Arc::clone(&sandbox.share), request.id.clone());
+        let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
+        blocking(move || {
+            let root = host.root.as_deref();
+            let mut mounts = share.add_rootfs(&id, &bundle, &rootfs, root)?;
+            for volume in &host.volumes {
+                match share.add_volume(volume) {
+                    Ok(mounted) => mounts.push(mounted),
+                    Err(error) => {
+                        while mounts.pop().is_some() {}
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(mounts)
+        })
+    };
+    let (stand_in, mounts) = tokio::join!(stand_in, mounts);
+    // Both are put where the failure of the other finds them.
+    let (mut pid, mut failure) = (0, None);
+    {
+        let mut inner = sandbox.inner();
+        let entry = inner.containers.get_mut(id);
+        let entry = entry.ok_or_else(|| deleted(id))?;
+        match mounts {
+            Ok(mounts) => entry.mounts = mounts,
+            Err(error) => failure = Some(error.during(format!("mount for container {id}"))),
+        }
+        match stand_in {
+            Ok((cgroup, stand_in)) => {
+                pid = stand_in.pid();
+                entry.cgroup = Some(Arc::new(cgroup));
+                sandbox.watch_stand_in(id, "", &stand_in);
+                entry.stand_in = Some(stand_in);
+            }
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    sandbox.record();
+    sandbox
+        .agent
+        .create_container(id, guest, &request.streams)
+        .await?;
+    Ok(CreatedContainer { pid })
+}
+
+fn deleted(id: &str) -> SandboxError {
+    SandboxError::new(
+        SandboxErrorKind::NotFound,
+        format!("container {id} was deleted meanwhile"),
+    )
+}
+
+fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, SandboxError> {
+    let spec = spec::read(&request.bundle)?;
+    let task_of = |pid: u32| {
+        let inner = sandbox.inner();
+        let first = inner
+            .first
+            .as_ref()
+            .filter(|(_, stand_in)| stand_in.pid() == pid);
+        if first.is_some() {
+            return Some(sandbox.id.clone());
+        }
+        let is_it = |container: &Container| {
+            container
+                .stand_in
+                .as_ref()
+                .is_some_and(|stand_in| stand_in.pid() == pid)
+        };
+        let mut containers = inner.containers.iter();
+        containers
+            .find(|(_, container)| is_it(container))
+            .map(|(id, _)| id.clone())
+    };
+    let mut volume_name = || {
+        let mut inner = sandbox.inner();
+        inner.volumes += 1;
+        format!("volume-{}", inner.volumes)
+    };
+    let pod = spec::Pod {
+        task_of: &task_of,
+        volume_name: &mut volume_name,
+    };
+    spec::split(spec, &request.bundle, pod)
+}
+
+/// A container's stand-in: the sandbox's own was born with the pod.
+async fn stand_in(
+    sandbox: &Arc<Sandbox>,
+    id: &str,
+    cgroups_path: Option<&str>,
+) -> Result<(Cgroup, StandIn), SandboxError> {
+    if id == sandbox.id
+        && let Some(first) = sandbox.inner().first.take()
+    {
+        return Ok(first);
+    }
+    let failed = |cause| SandboxError::failed(format!("make the cgroup of container {id}"), cause);
+    let path = cgroup::path_of(cgroups_path, &sandbox.namespace, id).map_err(failed)?;
+    let cgroup = Cgroup::create(&path).map_err(failed)?;
+    let (task, sandbox) = (id.to_owned(), Arc::clone(sandbox));
+    blocking(move || {
+        let network = Network::Join(sandbox.network.as_fd());
+        let empty = sandbox.state.path().join(name::EMPTY);
+        let stand_in = StandIn::start(&task, cgroup.as_fd(), network, &empty).map_err(|cause| {
+            cgroup::remove(cgroup.made(), std::time::Duration::ZERO);
+            SandboxError::failed(format!("make container {task}'s place on the host"), cause)
+        })?;
+        Ok((cgroup, stand_in))
+    })
+    .await
+}
+
+/// Runs a further process in a container.
+pub(super) async fn exec(
+    sandbox: &Arc<Sandbox>,
+    request: ExecRequest,
+) -> Result<u32, SandboxError> {
+    let ExecRequest {
+        container,
+        exec,
+        process,
+        streams,
+    } = request;
+    if !kata_like_agent_protocol::is_name(&exec) {
+        return Err(SandboxError::new(
+            SandboxErrorKind::BadRequest,
+            format!("exec {exec:?}: not a name"),
+        ));
+    }
+    let process = spec::guest_process(&process)?;
+    let cgroup = {
+        let mut inner = sandbox.inner();
+        let entry = inner.containers.get_mut(&container).ok_or_else(|| {
+            SandboxError::new(
+                SandboxErrorKind::NotFound,
+                format!("exec {exec}: no container {container}"),
+            )
+        })?;
+        let Some(cgroup) = entry.cgroup.clone() else {
+            return Err(SandboxError::new(
+                SandboxErrorKind::WrongState,
+                format!("exec {exec}: container {container} is not made yet"),
+            ));
+        };
+        match entry.execs.entry(exec.clone()) {
+            Entry::Occupied(_) => {
+                return Err(SandboxError::new(
+                    SandboxErrorKind::AlreadyExists,
+                    format!("exec {exec} of container {container} exists already"),
+                ));
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Exec::default());
+            }
+        }
+        cgroup
+    };
+    let stand_in = {
+        let (task, sandbox) = (container.clone(), Arc::clone(sandbox));
+        blocking(move || {
+            let network = Network::Join(sandbox.network.as_fd());
+            let empty = sandbox.state.path().join(name::EMPTY);
+            StandIn::start(&task, cgroup.as_fd(), network, &empty)
+                .map_err(|cause| SandboxError::failed(format!("exec in container {task}"), cause))
+        })
+    };
+    // The process's exit can be told before the guest's answer: its stand-in is there before both.
+    let started = match stand_in.await {
+        Ok(stand_in) => {
+            let pid = stand_in.pid();
+            keep(sandbox, &container, &exec, stand_in)?;
+            sandbox.record();
+            let called = sandbox
+                .agent
+                .exec(&container, &exec, process, &streams)
+                .await;
+            called.map(|()| pid)
+        }
+        Err(error) => Err(error),
+    };
+    if started.is_err() {
+        sandbox.forget_exec(&container, &exec).await;
+    }
+    started
+}
+
+fn keep(
+    sandbox: &Sandbox,
+    container: &str,
+    exec: &str,
+    stand_in: StandIn,
+) -> Result<(), SandboxError> {
+    let mut inner = sandbox.inner();
+    let entry = inner.containers.get_mut(container);
+    let entry = entry.and_then(|entry| entry.execs.get_mut(exec));
+    let entry = entry.ok_or_else(|| deleted(container))?;
+    sandbox.watch_stand_in(container, exec, &stand_in);
+    entry.stand_in = Some(stand_in);
+    Ok(())
+}
