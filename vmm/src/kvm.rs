@@ -19,7 +19,7 @@ use crate::cpuid;
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS, START_INFO};
 use crate::memory::Memory;
 
-const NEEDED: [(Cap, &str); 9] = [
+const NEEDED: [(Cap, &str); 8] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
@@ -28,7 +28,6 @@ const NEEDED: [(Cap, &str); 9] = [
     (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
 const MSR_MISC_ENABLE: u32 = 0x1a0;
