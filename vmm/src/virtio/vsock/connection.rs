@@ -33,8 +33,8 @@ use crate::virtio::chain::Malformed;
 /// How many bytes the guest may send ahead of the host's reader.
 pub const BUFFER: u32 = 256 * 1024;
 
-/// The first read of a burst; each full one doubles the next, up to [`MAX_PAYLOAD`].
-const FIRST_READ: usize = 4096;
+/// The most packets' worth of bytes that one read takes, if that is below [`MAX_PAYLOAD`].
+const MOST_PACKETS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -81,7 +81,8 @@ pub struct Connection {
     /// Bytes from the host, of which `taken` have gone to the guest.
     read: Vec<u8>,
     taken: usize,
-    next_read: usize,
+    /// For how many packets the next read takes bytes: doubled while a burst lasts.
+    packets: usize,
     readable: bool,
     /// Bytes sent to the guest, and its buffer.
     sent: u32,
@@ -121,7 +122,7 @@ impl Connection {
             announced: 0,
             read: Vec::new(),
             taken: 0,
-            next_read: FIRST_READ,
+            packets: 1,
             readable: false,
             sent: 0,
             peer: Credit::default(),
@@ -219,6 +220,9 @@ impl Connection {
             self.guest_left();
             return Ok(true);
         }
+        if !matches!(self.state, State::LocalRequest | State::Open) {
+            return Ok(false);
+        }
         if let Some(operation) = self.opening {
             self.put(room, operation, Shut::default())?;
             self.opening = None;
@@ -296,11 +300,11 @@ impl Connection {
     }
 
     fn send_data(&mut self, room: &mut impl Room) -> Result<bool, Malformed> {
+        let fits = room.room().saturating_sub(HEADER_SIZE);
         if self.taken == self.read.len() {
-            self.read_socket();
+            self.read_socket(fits);
         }
         let waiting = self.read.get(self.taken..).unwrap_or_default();
-        let fits = room.room().saturating_sub(HEADER_SIZE);
         let count = waiting.len().min(self.window()).min(fits);
         if count == 0 {
             return Ok(false);
@@ -317,23 +321,22 @@ impl Connection {
         Ok(true)
     }
 
-    /// Until it would block: only then does the next arrival signal the epoll set again.
-    fn read_socket(&mut self) {
-        self.read.clear();
+    /// Reads until it would block: only then does the next arrival signal the epoll set again.
+    /// `fits` is what one packet takes, so that a burst goes out in full ones.
+    fn read_socket(&mut self, fits: usize) {
+        let size = fits.saturating_mul(self.packets).clamp(1, MAX_PAYLOAD);
+        self.read = Vec::with_capacity(size);
         self.taken = 0;
-        self.read.reserve(self.next_read);
         loop {
             match rustix::io::read(&self.socket, spare_capacity(&mut self.read)) {
                 Ok(0) => self.host_ended(),
-                Ok(got) if got >= self.next_read => {
-                    self.next_read = (2 * self.next_read).min(MAX_PAYLOAD);
-                }
+                Ok(got) if got >= size => self.packets = (2 * self.packets).min(MOST_PACKETS),
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {
                     self.readable = false;
                     self.read = Vec::new();
-                    self.next_read = FIRST_READ;
+                    self.packets = 1;
                 }
                 Err(_) => {
                     self.host_ended();
