@@ -24,10 +24,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Guest {
     pub vmm: Child,
     pub control: Channel,
-    /// The host's end of the agent's connection.
-    pub agent: UnixStream,
     log: File,
-    folder: tempfile::TempDir,
+    _agent: UnixStream,
+    _folder: tempfile::TempDir,
 }
 
 /// What a guest is started with.
@@ -143,11 +142,6 @@ impl Guest {
         assert_eq!(self.report(), VmReport::Running);
     }
 
-    /// Where the host connects to the guest.
-    pub fn streams(&self) -> PathBuf {
-        self.folder.path().join("streams")
-    }
-
     pub fn start(setup: &Setup) -> Self {
         let initrd = cpio(&[
             ("init", 0o100755, init()),
@@ -207,8 +201,8 @@ impl Guest {
             vmm,
             control,
             log,
-            agent,
-            folder,
+            _agent: agent,
+            _folder: folder,
         }
     }
 

@@ -1,16 +1,13 @@
-// PID 1 of the guests in boot.rs: does what the file /scenario says, tells it to /dev/kmsg, and resets.
+// PID 1 of the guests of these tests: does what the file /scenario says, tells it to /dev/kmsg, and resets.
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
-
-#include <linux/vm_sockets.h>
 
 #define DRIVER "/sys/bus/platform/drivers/virtio-mmio/"
 #define ENTROPY "virtio-mmio.3"
@@ -55,35 +52,6 @@ static void bind_entropy(void)
 	say("entropy: %zd bytes, %s", got, different ? "random" : "constant");
 }
 
-static int dial(void)
-{
-	struct sockaddr_vm host = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = 1024};
-	int socket_ = socket(AF_VSOCK, SOCK_STREAM, 0);
-	return connect(socket_, (struct sockaddr *)&host, sizeof(host)) ? -1 : socket_;
-}
-
-// Dials the agent's port twice, then sends back what comes on its own port.
-static void streams(void)
-{
-	static char bytes[65536];
-	struct sockaddr_vm own = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = 1025};
-	int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
-	if (bind(listener, (struct sockaddr *)&own, sizeof(own)) || listen(listener, 8))
-		say("no listener");
-	int agent = dial();
-	if (agent < 0 || write(agent, "hello from guest", 16) != 16)
-		say("no dial");
-	int stream = accept(listener, 0, 0);
-	ssize_t got;
-	while ((got = read(stream, bytes, sizeof(bytes))) > 0)
-		for (ssize_t sent = 0, step; sent < got; sent += step)
-			if ((step = write(stream, bytes + sent, got - sent)) < 0)
-				return say("echo failed");
-	close(stream);
-	say("second dial %s", dial() < 0 ? "refused" : "accepted");
-	pause();
-}
-
 // Reads a file of one share and writes one to the other.
 static void shares(void)
 {
@@ -119,8 +87,6 @@ int main(void)
 	say("init: %ld cpus, %s", sysconf(_SC_NPROCESSORS_ONLN), scenario);
 	if (!strcmp(scenario, "entropy"))
 		bind_entropy();
-	if (!strcmp(scenario, "vsock"))
-		streams();
 	if (!strcmp(scenario, "fs"))
 		shares();
 	if (!strcmp(scenario, "panic"))
