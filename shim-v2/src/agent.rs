@@ -22,7 +22,7 @@ use ttrpc::context::with_duration;
 
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::Vmm;
-use crate::request::{GuestProcess, SandboxEvent, Stats, StreamTokens};
+use crate::request::{SandboxEvent, Stats, StreamTokens};
 
 /// How long a guest may show no progress while it owes an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,8 +34,6 @@ const MAKE: Duration = Duration::from_secs(300);
 const ASK: Duration = Duration::from_secs(30);
 /// The longest text of the guest's in an error.
 const MAX_TEXT: usize = 2000;
-/// More processes are not listed.
-const MAX_PROCESSES: usize = 100_000;
 /// The latest time that is taken for one: 2^62 ns, in the year 2116.
 const MAX_TIME: i64 = 1 << 62;
 
@@ -282,24 +280,6 @@ impl Agent {
         let work = async move { client.resize_terminal(with_duration(ASK), &request).await };
         let what = format!("resize the terminal of container {container}");
         self.call(&what, ASK, work).await.map(drop)
-    }
-
-    /// A container's processes, with their pids in the guest.
-    pub async fn processes(&self, container: &str) -> Result<Vec<GuestProcess>, SandboxError> {
-        let request = request_for(container);
-        let client = self.client.clone();
-        let work = async move { client.list_processes(with_duration(ASK), &request).await };
-        let what = format!("list the processes of container {container}");
-        let answer = self.call(&what, ASK, work).await?;
-        let processes = answer.processes.into_iter().take(MAX_PROCESSES);
-        Ok(processes
-            .filter(|process| process.exec.is_empty() || is_name(&process.exec))
-            .map(|process| GuestProcess {
-                pid: 0,
-                guest_pid: process.pid,
-                exec: process.exec,
-            })
-            .collect())
     }
 
     /// A container's figures.

@@ -146,7 +146,6 @@ fn systemd_path(slice: &str, prefix: &str, name: &str) -> Result<PathBuf, &'stat
 #[derive(Debug)]
 pub struct Cgroup {
     fd: OwnedFd,
-    path: PathBuf,
     made: Vec<PathBuf>,
 }
 
@@ -160,7 +159,7 @@ impl Cgroup {
     pub fn create_under(root: &Path, path: &Path) -> Result<Self, CgroupError> {
         let stat =
             rustix::fs::statfs(root).map_err(|errno| io_error("use the root", root, errno))?;
-        if stat.f_type as i64 != CGROUP2_MAGIC {
+        if stat.f_type != CGROUP2_MAGIC {
             return Err(CgroupError::Version1 { root: root.into() });
         }
         // Another pod may remove a parent that was empty when we found it: look again then.
@@ -198,16 +197,7 @@ impl Cgroup {
             }
         }
         made.reverse();
-        Ok(Self {
-            fd,
-            path: here,
-            made,
-        })
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { fd, made })
     }
 
     /// Its directory and its parents that carry our mark, a child before its parent: what
@@ -314,10 +304,17 @@ pub fn kill(path: &Path) {
     let _ = std::fs::write(path.join("cgroup.kill"), "1");
 }
 
-/// The calling process leaves for the root cgroup, so that the one it lived in can be removed. Its
-/// last act: what it does from now on is accounted to nobody.
-pub fn leave() -> io::Result<()> {
-    std::fs::write(Path::new(ROOT).join("cgroup.procs"), "0")
+/// The calling process, a shim at its very end, leaves its leaf for the root cgroup and removes the
+/// leaf and its parents, as far as they are empty. Where it can't leave, `delete` removes them.
+pub fn retire() {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    if let Some(path) = path.map(Path::new)
+        && path.file_name().is_some_and(|name| name == LEAF)
+        && std::fs::write(Path::new(ROOT).join("cgroup.procs"), "0").is_ok()
+    {
+        remove(&marked(path), Duration::ZERO);
+    }
 }
 
 fn io_error(step: &'static str, path: &Path, errno: Errno) -> CgroupError {
@@ -385,7 +382,7 @@ mod tests {
     fn root() -> Option<PathBuf> {
         let places = [ROOT, "/sys/fs/cgroup/unified"];
         places.into_iter().map(PathBuf::from).find(|root| {
-            rustix::fs::statfs(root).is_ok_and(|stat| stat.f_type as i64 == CGROUP2_MAGIC)
+            rustix::fs::statfs(root).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC)
         })
     }
 
@@ -430,7 +427,7 @@ mod tests {
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
         assert_ne!(namespace(&newborn.pid.to_string()), namespace("self"));
         assert_eq!(remove(cgroup.made(), Duration::ZERO), [root.join(&name)]);
-        kill(cgroup.path());
+        kill(&root.join(&name));
         assert!(remove(cgroup.made(), Duration::from_secs(5)).is_empty());
         let gone = rustix::process::WaitIdOptions::EXITED;
         let id = rustix::process::WaitId::PidFd(newborn.pidfd.as_fd());

@@ -86,17 +86,6 @@ pub struct CreatedContainer {
     pub pid: u32,
 }
 
-/// A process of a container, as the guest lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestProcess {
-    /// The host pid of its stand-in for an init or an exec; 0 for a process they have made.
-    pub pid: u32,
-    /// Its pid in the guest.
-    pub guest_pid: u32,
-    /// The exec it is the first process of; empty for all others.
-    pub exec: String,
-}
-
 /// A container's figures, from its cgroup in the guest. Times are in microseconds, memory in bytes,
 /// and a limit of `u64::MAX` means none.
 #[allow(missing_docs)]

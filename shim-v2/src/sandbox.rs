@@ -9,7 +9,7 @@
 //! guard takes down, also when a later step fails.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::cgroup::Cgroup;
 pub use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::Vmm;
 pub use crate::request::{
-    ContainerRequest, CreatedContainer, ExecRequest, GuestProcess, RootfsMount, SandboxEvent,
-    SandboxRequest, Stats, StreamTokens,
+    ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
+    Stats, StreamTokens,
 };
 use crate::share::{Mounted, Share};
 use crate::stand_in::StandIn;
@@ -157,22 +157,6 @@ impl Sandbox {
         height: u32,
     ) -> Result<(), SandboxError> {
         self.agent.resize(id, exec, width, height).await
-    }
-
-    /// The processes of a container, the init first.
-    pub async fn processes(&self, id: &str) -> Result<Vec<GuestProcess>, SandboxError> {
-        let mut processes = self.agent.processes(id).await?;
-        let inner = self.inner();
-        let container = inner.containers.get(id);
-        for (index, process) in processes.iter_mut().enumerate() {
-            let stand_in = container.and_then(|container| match process.exec.as_str() {
-                "" if index == 0 => container.stand_in.as_ref(),
-                "" => None,
-                exec => container.execs.get(exec)?.stand_in.as_ref(),
-            });
-            process.pid = stand_in.map_or(0, StandIn::pid);
-        }
-        Ok(processes)
     }
 
     /// A container's figures; also after its exit.

@@ -25,10 +25,12 @@ use tokio::time::{Instant, timeout};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
+use crate::cgroup;
 use crate::events::Publisher;
 use crate::flags::Flags;
 use crate::pod::Pod;
 use crate::service;
+use crate::share;
 
 /// The listening socket's number.
 const LISTENER: RawFd = 3;
@@ -66,6 +68,11 @@ pub enum ServeError {
 /// Serves one pod to its end.
 pub fn run(flags: &Flags) -> Result<(), ServeError> {
     let listener = take_listener().map_err(ServeError::NoListener)?;
+    // Before there is a second thread: a namespace is a thread's.
+    share::own_namespace().map_err(|source| ServeError::Start {
+        step: "leave the host's mount namespace",
+        source,
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)
@@ -79,6 +86,7 @@ pub fn run(flags: &Flags) -> Result<(), ServeError> {
     let served = runtime.block_on(serve(flags, listener));
     // A blocking call that hangs does not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    cgroup::retire();
     served
 }
 
