@@ -5,7 +5,7 @@
 //! to a tmpfs and runs the test binaries one after the other. If the host's own kernel dies, the
 //! tests that are left get another boot; that is said, and is no test's failure.
 //!
-//! The last line is `N passed, N failed`.
+//! With names of test binaries after the folder, only those run. The last line is `N passed, N failed`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -45,8 +45,8 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
         Some("inside") => inside(&arguments.collect::<Vec<_>>()),
-        Some(installed) => outside(Path::new(installed)),
-        None => Err(failure("usage: run-tests INSTALLED")),
+        Some(installed) => outside(Path::new(installed), &arguments.collect::<Vec<_>>()),
+        None => Err(failure("usage: run-tests INSTALLED [TEST-BINARY…]")),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -83,7 +83,7 @@ impl Count {
     }
 }
 
-fn outside(installed: &Path) -> TestResult<bool> {
+fn outside(installed: &Path, only: &[String]) -> TestResult<bool> {
     let begun = Instant::now();
     let before = started_before();
     let installed = installed.canonicalize()?;
@@ -123,6 +123,7 @@ fn outside(installed: &Path) -> TestResult<bool> {
     let wanted: Vec<&str> = PARTS
         .iter()
         .flat_map(|(_, _, names)| names.iter().copied())
+        .filter(|name| only.is_empty() || only.iter().any(|one| one == name))
         .collect();
     let mut boots = 0;
     let mut lost = String::new();
