@@ -7,11 +7,13 @@
 //! It ends when the VMM has closed its connections or the shim its end of the control socket.
 
 mod jail;
+mod last_words;
 mod names;
 mod root;
 mod serve;
 
 use std::error::Error;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,6 +31,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(10);
 enum FsdError {
     #[error("take the fs server's boot request")]
     Boot(#[source] ChannelError),
+    #[error("prepare to report what goes wrong")]
+    LastWords(#[source] io::Error),
     #[error("make the pod's share the fs server's root")]
     Root(#[source] root::RootError),
     #[error("jail the fs server")]
@@ -46,8 +50,9 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    abort_on_panic();
-    match run(&control) {
+    let ended = run(&control);
+    last_words::silence();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let why = one_line(&error);
@@ -69,6 +74,7 @@ fn run(control: &Channel) -> Result<(), FsdError> {
         .map(|fd| fd.as_raw_fd())
         .collect();
     jail::close_others(&keep).map_err(FsdError::Jail)?;
+    last_words::install(control).map_err(FsdError::LastWords)?;
     let proc_self_fd = root::enter(fds.tree).map_err(FsdError::Root)?;
     jail::close().map_err(FsdError::Jail)?;
     let shares =
@@ -106,16 +112,6 @@ fn await_boot(control: &Channel) -> Result<(), ChannelError> {
             source: errno.into(),
         }),
     }
-}
-
-/// A worker that panics would leave the guest's requests unanswered for ever: the process ends
-/// instead, which the shim and the VMM both notice.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
-        std::process::exit(101);
-    }));
 }
 
 /// The error and its causes on one line.

@@ -1,7 +1,7 @@
 //! A real guest's vsock and file systems, end to end: driver, VMM, fs server, host.
 //!
-//! Needs what `boot.rs` needs, and `kata-like-fsd` built beside the VMM. Every mount is made in a
-//! mount namespace of the test's own thread, which ends with it.
+//! Needs what the tests in `boot` need, the fs server as `KATA_LIKE_FSD` included. Every mount is
+//! made in a mount namespace of the test's own thread, which ends with it.
 
 #![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
 

@@ -203,9 +203,8 @@ fn start_fs_server(folder: &Path, shares: &[&str]) -> (Child, Channel) {
             .collect(),
     };
     let (control, server_control) = Channel::pair().unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_kata-like-vmm")).with_file_name("kata-like-fsd");
-    assert!(program.exists(), "build kata-like-fsd first");
-    let server = spawn(&program, server_control);
+    let program = std::env::var_os("KATA_LIKE_FSD").expect("KATA_LIKE_FSD names the fs server");
+    let server = spawn(Path::new(&program), server_control);
     boot.send(&fds, &control).unwrap();
     let (report, _) = control.receive_within::<FsdReport>(PATIENCE).unwrap();
     assert_eq!(report, FsdReport::Serving);

@@ -117,18 +117,7 @@ impl Guest {
         };
         let mut request = bytes(header);
         request.extend_from_slice(body);
-        self.memory
-            .write_slice(&request, GuestAddress(REQUEST))
-            .unwrap();
-        self.describe(0, REQUEST, request.len() as u32, 1);
-        self.describe(1, REPLY, REPLY_SIZE, 2);
-        let slot = AVAILABLE + 4 + u64::from(self.next % QUEUE) * 2;
-        self.memory.write_obj(0_u16, GuestAddress(slot)).unwrap();
-        self.next += 1;
-        self.memory
-            .write_obj(self.next, GuestAddress(AVAILABLE + 2))
-            .unwrap();
-        self.kick.write(1).unwrap();
+        self.send(&request);
         self.wait();
         let reply: OutHeader = self.memory.read_obj(GuestAddress(REPLY)).unwrap();
         assert_eq!(
@@ -143,6 +132,22 @@ impl Guest {
         let start = GuestAddress(REPLY + size_of::<OutHeader>() as u64);
         self.memory.read_slice(&mut body, start).unwrap();
         Ok(body)
+    }
+
+    /// Sends one request, of whatever bytes.
+    pub fn send(&mut self, request: &[u8]) {
+        self.memory
+            .write_slice(request, GuestAddress(REQUEST))
+            .unwrap();
+        self.describe(0, REQUEST, request.len() as u32, 1);
+        self.describe(1, REPLY, REPLY_SIZE, 2);
+        let slot = AVAILABLE + 4 + u64::from(self.next % QUEUE) * 2;
+        self.memory.write_obj(0_u16, GuestAddress(slot)).unwrap();
+        self.next += 1;
+        self.memory
+            .write_obj(self.next, GuestAddress(AVAILABLE + 2))
+            .unwrap();
+        self.kick.write(1).unwrap();
     }
 
     fn wait(&self) {

@@ -1,0 +1,110 @@
+//! What goes wrong once the server serves reaches the shim: a panic, and why the library gave up.
+//!
+//! Called by `main`: [`install`] first, [`silence`] when it ends by itself. The library logs a
+//! request that can't be answered and calls `exit` on the spot, in any of its threads; what it
+//! logged last is then sent to the shim as the reason.
+//!
+//! What must hold: a guest can't fill the host's log ([`MAX_LINES`]), and a worker that panics ends
+//! the process, since otherwise the guest's requests would go unanswered for ever.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use kata_like_boot::{Channel, FsdReport};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// The most lines that the library may log; the guest causes them.
+const MAX_LINES: usize = 100;
+
+/// The longest line, in characters.
+const MAX_LINE: usize = 300;
+
+const PANICKED: i32 = 101;
+
+struct LastWords {
+    control: Channel,
+    error: Mutex<Option<String>>,
+    lines: AtomicUsize,
+    silent: AtomicBool,
+}
+
+static LAST_WORDS: OnceLock<LastWords> = OnceLock::new();
+
+/// From now on panics and the library's errors are told; needs system calls of the start.
+pub fn install(control: &Channel) -> io::Result<()> {
+    let control = rustix::io::fcntl_dupfd_cloexec(control, 0)?;
+    let words = LAST_WORDS.get_or_init(|| LastWords {
+        control: Channel::from_fd(control),
+        error: Mutex::new(None),
+        lines: AtomicUsize::new(0),
+        silent: AtomicBool::new(false),
+    });
+    log::set_logger(words).map_err(io::Error::other)?;
+    log::set_max_level(LevelFilter::Error);
+    // SAFETY: `say` is a function for the whole life of the program, takes nothing, returns
+    // nothing and doesn't unwind: it allocates, locks without panicking, and sends a message.
+    if unsafe { libc::atexit(say) } != 0 {
+        return Err(io::Error::other("no room for a function to run at the end"));
+    }
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        words.remember(format!("a worker panicked: {panic}"));
+        std::process::exit(PANICKED);
+    }));
+    Ok(())
+}
+
+/// The process ends by itself and has said why, if there is anything to say.
+pub fn silence() {
+    if let Some(words) = LAST_WORDS.get() {
+        words.silent.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs in `exit`.
+extern "C" fn say() {
+    let Some(words) = LAST_WORDS.get() else {
+        return;
+    };
+    if words.silent.load(Ordering::Relaxed) {
+        return;
+    }
+    let error = words.error.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(why) = error.clone() {
+        // If the shim is gone, nobody needs to know.
+        let _ = words.control.send(&FsdReport::Failed { why }, &[]);
+    }
+}
+
+impl LastWords {
+    fn remember(&self, line: String) -> String {
+        let line: String = line
+            .chars()
+            .map(|char| if char.is_control() { ' ' } else { char })
+            .take(MAX_LINE)
+            .collect();
+        let mut error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        *error = Some(line.clone());
+        line
+    }
+}
+
+impl Log for LastWords {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        metadata.level() <= Level::Error
+    }
+
+    fn log(&self, record: &Record) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = self.remember(record.args().to_string());
+        if self.lines.fetch_add(1, Ordering::Relaxed) < MAX_LINES {
+            eprintln!("kata-like-fsd: {line}");
+        }
+    }
+
+    fn flush(&self) {}
+}
