@@ -247,7 +247,7 @@ impl Conversation {
         match message {
             Message::Failed { error } => Err(error),
             Message::Note { text } => {
-                tracing::warn!(container = self.container, "{text}");
+                log::warn!("container {}: {text}", self.container);
                 Ok(())
             }
             Message::Spawned { .. } | Message::Ready => Err(self.ended("out of turn")),

@@ -11,8 +11,8 @@ use oci_spec::runtime::Spec;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 
 use super::error::{Result, RunnerError, Step};
@@ -71,6 +71,7 @@ fn mask(rootfs: &Rootfs, path: &Path, null: &OwnedFd) -> std::io::Result<()> {
 fn empty_directory() -> rustix::io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", "tmpfs")?;
+    fsconfig_set_flag(context.as_fd(), "ro")?;
     fsconfig_create(context.as_fd())?;
     fsmount(
         context.as_fd(),

@@ -19,8 +19,6 @@ const NOSYMFOLLOW: u64 = 0x20_0000;
 
 /// A mount that nothing can be written through.
 pub(super) const READ_ONLY: u64 = RDONLY;
-/// A mount without set-user-id programs, devices and programs at all.
-pub(super) const INERT: u64 = NOSUID | NODEV | NOEXEC;
 
 /// The options of one mount.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -148,7 +148,8 @@ mod tests {
     use super::*;
 
     fn spec(json: &str) -> Spec {
-        serde_json::from_str(json).unwrap()
+        let json = json.replace(r#""cwd""#, r#""user": {"uid": 0, "gid": 0}, "cwd""#);
+        serde_json::from_str(&json).unwrap()
     }
 
     #[test]

@@ -1,0 +1,477 @@
+//! What the containers of `tests` are to be like, one function each.
+
+use super::*;
+
+/// The five capabilities of the default spec, as the kernel prints them.
+const CAPABILITIES: &str = "0000000008002121";
+
+/// What /proc/self/status says of one thing.
+fn status<'a>(printed: &'a str, name: &str) -> &'a str {
+    let line = printed
+        .lines()
+        .find(|line| line.starts_with(&format!("{name}:")));
+    line.unwrap_or_else(|| panic!("no {name} in {printed}"))
+        .split_once(':')
+        .unwrap()
+        .1
+        .trim()
+}
+
+pub(super) fn the_spec_is_applied(case: &mut Case) {
+    case.spec["process"]["cwd"] = json!("/tmp/made/on/demand");
+    case.spec["root"]["readonly"] = json!(true);
+    case.spec["linux"]["sysctl"] = json!({"kernel.msgmax": "4242"});
+    let (exit, printed) = case
+        .shell(
+            "hostname; pwd; cat /proc/sys/kernel/msgmax; id; ulimit -n; ulimit -Hn; echo $$
+             cut -d' ' -f5,6 /proc/self/mountinfo; cat /proc/self/cgroup | grep ^0; umask
+             stat -c '%n %F %t:%T %a' /dev/null /dev/tty /dev/urandom; readlink /dev/ptmx /dev/stdout
+             stat -c '%n %a' /dev/shm /run /tmp/made; cat /proc/timer_list; ls /sys/firmware
+             echo x >/proc/sys/kernel/msgmax || echo read-only; touch /x || echo read-only",
+        )
+        .unwrap();
+    assert_eq!(exit, 0, "{printed}");
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!(
+        lines[..4],
+        [
+            "box",
+            "/tmp/made/on/demand",
+            "4242",
+            "uid=0(root) gid=0 groups=0,10"
+        ]
+    );
+    assert_eq!(lines[4..7], ["1000", "1024", "1"]);
+    for expected in [
+        "/ ro,relatime",
+        "/proc rw,nosuid,nodev,noexec,relatime",
+        "/dev rw,nosuid",
+        "/dev/pts rw,nosuid,noexec,relatime",
+        "/dev/shm rw,nosuid,nodev,noexec,relatime",
+        "/dev/mqueue rw,nosuid,nodev,noexec,relatime",
+        "/sys ro,nosuid,nodev,noexec,relatime",
+        "/run rw,nosuid",
+        "/sys/fs/cgroup ro,nosuid,nodev,noexec,relatime",
+        "/proc/sys ro,nosuid,nodev,noexec,relatime",
+        "/sys/firmware ro,relatime",
+        "0::/",
+        "0022",
+        "/dev/null character special file 1:3 666",
+        "/dev/tty character special file 5:0 666",
+        "/dev/urandom character special file 1:9 666",
+        "pts/ptmx",
+        "/proc/self/fd/1",
+        "/dev/shm 1777",
+        "/run 755",
+        "/tmp/made 755",
+    ] {
+        assert!(lines.contains(&expected), "no {expected:?} in {printed}");
+    }
+    assert_eq!(
+        lines.iter().filter(|line| **line == "read-only").count(),
+        2,
+        "{printed}"
+    );
+}
+
+pub(super) fn only_the_spec_is_left_in_the_process(case: &mut Case) {
+    case.spec["process"]["oomScoreAdj"] = json!(321);
+    let (_, printed) = case
+        .shell("cat /proc/self/status; ls /proc/$$/fd; cat /proc/self/oom_score_adj; env; cat /proc/keys")
+        .unwrap();
+    for (name, expected) in [
+        ("CapInh", "0000000000000000"),
+        ("CapPrm", CAPABILITIES),
+        ("CapEff", CAPABILITIES),
+        ("CapBnd", CAPABILITIES),
+        ("CapAmb", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("SigIgn", "0000000000000000"),
+        ("SigBlk", "0000000000000000"),
+        ("Groups", "0 10"),
+    ] {
+        assert_eq!(status(&printed, name), expected, "{name}");
+    }
+    let lines: Vec<_> = printed.lines().collect();
+    assert!(
+        lines
+            .windows(4)
+            .any(|lines| lines == ["0", "1", "2", "321"]),
+        "{printed}"
+    );
+    assert!(lines.contains(&"HOME=/root"), "{printed}");
+}
+
+pub(super) fn a_user_has_no_more_than_the_spec_gives(case: &mut Case) {
+    case.spec["process"]["user"] =
+        json!({"uid": 1000, "gid": 1001, "additionalGids": [7], "umask": 0o027});
+    case.spec["process"]["noNewPrivileges"] = json!(false);
+    case.spec["process"]["capabilities"]["inheritable"] = json!(["CAP_NET_RAW"]);
+    case.spec["process"]["capabilities"]["ambient"] = json!(["CAP_NET_RAW"]);
+    case.spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls":
+        [{"names": ["sethostname"], "action": "SCMP_ACT_ERRNO"}]});
+    let (exit, printed) = case
+        .shell("cat /proc/self/status; umask; echo $HOME; echo yes >/dev/stdout; cat /etc/shadow")
+        .unwrap();
+    assert_eq!(exit, 1, "{printed}");
+    for (name, expected) in [
+        ("Uid", "1000\t1000\t1000\t1000"),
+        ("Gid", "1001\t1001\t1001\t1001"),
+        ("Groups", "7"),
+        ("CapEff", "0000000000002000"),
+        ("CapAmb", "0000000000002000"),
+        ("NoNewPrivs", "0"),
+        ("Seccomp", "2"),
+    ] {
+        assert_eq!(status(&printed, name), expected, "{name}");
+    }
+    assert!(printed.contains("0027\n/home/user\nyes\n"), "{printed}");
+}
+
+pub(super) fn an_exec_has_the_containers_confinement(case: &mut Case) {
+    case.spec["process"]["args"] = json!(["sleep", "60"]);
+    case.spec["process"]["oomScoreAdj"] = json!(55);
+    case.spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls":
+        [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]});
+    let (stdio, _) = streams();
+    let created = case.create(stdio, Vec::new()).unwrap();
+    let pid = created.pid;
+    let mut init = created;
+    let start = std::mem::replace(&mut init.start, {
+        // Only the right to start is used up; the rest of `init` is kept for its pidfd.
+        let (stdio, _) = streams();
+        let spare = case.create(stdio, Vec::new()).unwrap();
+        spare.start
+    });
+    case.start(start).unwrap();
+
+    let script = "cat /proc/self/status; mkdir /tmp/x; cat /proc/self/oom_score_adj
+        for kind in pid ipc uts mnt cgroup; do
+            test $(readlink /proc/self/ns/$kind) = $(readlink /proc/1/ns/$kind) && echo same
+        done; grep ^0 /proc/self/cgroup; pwd; ls /proc/$$/fd | tr '\\n' ' '; exit 7";
+    let mut process = case.spec["process"].clone();
+    process["args"] = json!(["sh", "-c", script]);
+    process["cwd"] = json!("/tmp");
+    let whole = process.clone();
+    process.as_object_mut().unwrap().remove("capabilities");
+    for process in [whole, process] {
+        let (stdio, output) = streams();
+        let executed = case.exec(&init, &process, stdio).unwrap();
+        let printed = read(output);
+        assert_eq!(case.wait(executed.pid), 7, "{printed}");
+        assert_eq!(status(&printed, "Seccomp"), "2");
+        assert_eq!(status(&printed, "NoNewPrivs"), "1");
+        assert_eq!(status(&printed, "CapEff"), CAPABILITIES);
+        assert_eq!(status(&printed, "CapInh"), "0000000000000000");
+        assert!(printed.contains("No space left on device"), "{printed}");
+        assert!(
+            printed.contains("\n55\nsame\nsame\nsame\nsame\nsame\n0::/\n/tmp\n0 1 2 "),
+            "{printed}"
+        );
+    }
+
+    let (stdio, output) = streams();
+    let mut missing = case.spec["process"].clone();
+    missing["args"] = json!(["no-such"]);
+    let error = case.exec(&init, &missing, stdio).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#"exec: "no-such": executable file not found in $PATH"#
+    );
+    assert_eq!(read(output), "");
+    rustix::process::pidfd_send_signal(&init.pidfd, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(case.wait(pid), 137);
+}
+
+pub(super) fn a_terminal_is_the_containers_own(case: &mut Case) {
+    case.spec["process"]["terminal"] = json!(true);
+    case.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    case.spec["process"]["args"] = json!([
+        "sh",
+        "-c",
+        "stty size; tty; stat -c '%F %t:%T %u' /dev/console $(tty); : >/dev/tty"
+    ]);
+    let created = case
+        .create(
+            Stdio::Terminal {
+                width: 91,
+                height: 33,
+            },
+            Vec::new(),
+        )
+        .unwrap();
+    case.start(created.start).unwrap();
+    assert_eq!(case.wait(created.pid), 0);
+    let device = "character special file 88:0 1000";
+    assert_eq!(
+        read(created.terminal.unwrap().into()).replace('\r', ""),
+        format!("33 91\n/dev/pts/0\n{device}\n{device}\n")
+    );
+}
+
+pub(super) fn a_missing_command_leaves_nothing(case: &mut Case) {
+    std::fs::write(case.rootfs().join("tmp/text"), "text").unwrap();
+    for (command, message) in [
+        (
+            "no-such",
+            r#"exec: "no-such": executable file not found in $PATH"#,
+        ),
+        (
+            "/no/such",
+            r#"exec: "/no/such": stat /no/such: no such file or directory"#,
+        ),
+        ("/tmp/text", r#"exec: "/tmp/text": permission denied"#),
+    ] {
+        case.spec["process"]["args"] = json!([command]);
+        let (stdio, output) = streams();
+        assert_eq!(
+            case.create(stdio, Vec::new()).unwrap_err().to_string(),
+            message
+        );
+        assert_eq!(read(output), "");
+    }
+    while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}
+    assert_eq!(
+        std::fs::read_to_string(case.cgroup.join("cgroup.procs")).unwrap(),
+        ""
+    );
+}
+
+pub(super) fn an_exit_is_exact(case: &mut Case) {
+    for (script, exit) in [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$; exit 9", 9)] {
+        assert_eq!(case.shell(script).unwrap().0, exit, "{script}");
+    }
+}
+
+pub(super) fn a_start_not_made_ends_the_container(case: &mut Case) {
+    case.spec["process"]["args"] = json!(["sleep", "60"]);
+    let (stdio, _) = streams();
+    let created = case.create(stdio, Vec::new()).unwrap();
+    drop(created.start);
+    assert_eq!(case.wait(created.pid), 137);
+}
+
+pub(super) fn planted_symlinks_lead_nowhere(case: &mut Case) {
+    let outside = case.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("file"), "outside").unwrap();
+    let rootfs = case.rootfs();
+    symlink(&outside, rootfs.join("absolute")).unwrap();
+    symlink("../../../../../../../../../..", rootfs.join("up")).unwrap();
+    symlink("../run/made/resolv.conf", rootfs.join("etc/resolv.conf")).unwrap();
+    symlink(outside.join("file"), rootfs.join("secret")).unwrap();
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    for (destination, source) in [
+        ("/absolute/a", "volume:etc"),
+        ("/up/b", "volume:etc"),
+        ("/etc/resolv.conf", "volume:etc"),
+    ] {
+        mounts.push(json!({"destination": destination, "source": source, "options": ["bind"]}));
+    }
+    case.spec["linux"]["maskedPaths"] = json!(["/secret", "/up/etc/passwd"]);
+    case.spec["linux"]["readonlyPaths"] = json!(["/up/tmp"]);
+    let (exit, printed) = case
+        .shell("ls -d /b/hostname /run/made/resolv.conf/hostname; touch /tmp/x || cat /etc/passwd; cat /secret")
+        .unwrap();
+    assert_eq!(exit, 1, "{printed}");
+    assert!(
+        printed.starts_with("/b/hostname\n/run/made/resolv.conf/hostname\n"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("Read-only file system") && !printed.contains("root:"),
+        "{printed}"
+    );
+    // What the link points to from the root's view was made in there, and nothing outside.
+    let inside = rootfs.join(outside.strip_prefix("/").unwrap()).join("a");
+    assert!(inside.is_dir());
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+    assert_eq!(
+        std::fs::read_to_string(outside.join("file")).unwrap(),
+        "outside"
+    );
+
+    // Where procfs is expected there must be no way around it.
+    std::fs::remove_dir(rootfs.join("proc")).unwrap();
+    symlink("tmp", rootfs.join("proc")).unwrap();
+    let error = case.shell("true").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        r#"filesystem "proc" must be mounted on ordinary directory"#
+    );
+}
+
+pub(super) fn a_device_that_is_none_masks_nothing(case: &mut Case) {
+    let rootfs = case.rootfs();
+    std::fs::write(rootfs.join("dev/null"), "planted").unwrap();
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+    let error = case.shell("true").unwrap_err().to_string();
+    assert_eq!(error, "make device /dev/null: another file is in its place");
+}
+
+pub(super) fn devices_are_denied_by_default(case: &mut Case) {
+    case.spec["linux"]["devices"] = json!([
+        {"path": "/dev/mem", "type": "c", "major": 1, "minor": 1},
+        {"path": "/dev/full", "type": "c", "major": 1, "minor": 7, "fileMode": 0o640, "uid": 3, "gid": 4},
+    ]);
+    let script = "mknod /tmp/fuse c 10 229 && echo made; cat /tmp/fuse || echo denied
+        cat /dev/mem || echo denied; echo x >/dev/null && echo allowed
+        stat -c '%a %u %g' /dev/full";
+    let (_, printed) = case.shell(script).unwrap();
+    let lines: Vec<_> = printed
+        .lines()
+        .filter(|line| !line.contains("cat:"))
+        .collect();
+    assert_eq!(
+        lines,
+        ["made", "denied", "denied", "allowed", "640 3 4"],
+        "{printed}"
+    );
+    assert_eq!(
+        printed.matches("Operation not permitted").count(),
+        2,
+        "{printed}"
+    );
+    std::fs::remove_file(case.rootfs().join("tmp/fuse")).unwrap();
+    case.spec["linux"]["resources"]["devices"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "r"}));
+    // Filters add up on a cgroup: another container has another one.
+    std::fs::remove_dir(&case.cgroup).unwrap();
+    std::fs::create_dir(&case.cgroup).unwrap();
+    let (_, printed) = case
+        .shell("mknod /tmp/fuse c 10 229; head -c 0 /tmp/fuse && echo opened")
+        .unwrap();
+    // Whether this machine has the device is another matter.
+    assert!(!printed.contains("Operation not permitted"), "{printed}");
+    assert!(
+        printed == "opened\n" || printed.contains("No such device"),
+        "{printed}"
+    );
+}
+
+pub(super) fn volumes_are_bound_with_their_options(case: &mut Case) {
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/a", "type": "bind", "source": "volume:etc",
+        "options": ["rbind", "ro", "nosuid", "noexec", "rslave"]}),
+    );
+    let at = mounts.len();
+    let (exit, printed) = case
+        .shell("grep ' /a ' /proc/self/mountinfo; touch /a/x")
+        .unwrap();
+    assert_eq!(exit, 1);
+    assert!(
+        printed.contains(" /a ro,nosuid,noexec,relatime"),
+        "{printed}"
+    );
+    for (mount, message) in [
+        (
+            json!({"destination": "/b", "source": "/etc", "options": ["bind"]}),
+            r#".source: "/etc" is not volume:NAME"#,
+        ),
+        (
+            json!({"destination": "/b", "source": "volume:..", "options": ["bind"]}),
+            r#".source: "volume:.." is not volume:NAME"#,
+        ),
+        (
+            json!({"destination": "/b", "type": "nfs", "source": "x"}),
+            r#".type: file systems of type "nfs" are not supported"#,
+        ),
+        (
+            json!({"destination": "/", "type": "tmpfs", "source": "x"}),
+            r#".destination: "/" names nothing below the root"#,
+        ),
+        (
+            json!({"destination": "/b", "type": "bind", "source": "volume:etc", "options": ["ridmap"]}),
+            r#".options: "ridmap" is not supported"#,
+        ),
+    ] {
+        let mut spec = case.spec.clone();
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+        let kept = std::mem::replace(&mut case.spec, spec);
+        let error = case.shell("true").unwrap_err().to_string();
+        assert_eq!(error, format!("mounts[{at}]{message}"));
+        case.spec = kept;
+    }
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/c", "type": "tmpfs", "source": "x", "options": ["size=many"]}),
+    );
+    let error = case.shell("true").unwrap_err().to_string();
+    assert!(
+        error.starts_with("mount tmpfs on /c") && error.contains("size"),
+        "{error}"
+    );
+}
+
+pub(super) fn a_container_joins_anothers_namespaces(case: &mut Case) {
+    case.spec["process"]["args"] = json!(["sleep", "60"]);
+    let (stdio, _) = streams();
+    let first = case.create(stdio, Vec::new()).unwrap();
+    let namespace = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", first.pid)).unwrap();
+    let joined = [
+        (LinuxNamespaceType::Pid, "pid"),
+        (LinuxNamespaceType::Ipc, "ipc"),
+        (LinuxNamespaceType::Uts, "uts"),
+    ]
+    .map(|(kind, name)| Joined {
+        kind,
+        namespace: namespace(name).into(),
+    });
+    let links = ["pid", "ipc", "uts"]
+        .map(|kind| std::fs::read_link(format!("/proc/{}/ns/{kind}", first.pid)).unwrap());
+
+    let mut spec = case.spec.clone();
+    for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
+        if matches!(namespace["type"].as_str(), Some("pid" | "ipc" | "uts")) {
+            namespace["path"] = json!("container:first");
+        }
+    }
+    spec["hostname"] = json!("");
+    spec["process"]["args"] = json!([
+        "sh",
+        "-c",
+        "echo $$; hostname; readlink /proc/self/ns/pid /proc/self/ns/ipc /proc/self/ns/uts"
+    ]);
+    case.spec = spec;
+    let (stdio, output) = streams();
+    let second = case.create(stdio, joined.into()).unwrap();
+    case.start(second.start).unwrap();
+    let printed = read(output);
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!(lines[..2], ["2", "box"], "{printed}");
+    assert_eq!(
+        lines[2..],
+        links.each_ref().map(|link| link.to_str().unwrap())
+    );
+    assert_eq!(case.wait(second.pid), 0);
+    let (stdio, _) = streams();
+    assert_eq!(
+        case.create(stdio, Vec::new()).unwrap_err().to_string(),
+        "linux.namespaces[0]: the namespace container:first was not handed over"
+    );
+    drop(first.start);
+    assert_eq!(case.wait(first.pid), 137);
+}
+
+pub(super) fn a_start_hook_runs_in_the_container(case: &mut Case) {
+    let hook = |script: &str| json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=1"]}]});
+    case.spec["hooks"] = hook("cat >/tmp/state; echo $A >>/tmp/state");
+    let (_, printed) = case.shell("cat /tmp/state").unwrap();
+    let (state, rest) = printed.split_at(printed.rfind('}').unwrap() + 1);
+    let state: Value = serde_json::from_str(state).unwrap();
+    assert_eq!(
+        (&state["id"], &state["status"]),
+        (&json!("test"), &json!("created"))
+    );
+    assert_eq!(rest, "1\n");
+    case.spec["hooks"] = hook("echo oh no; exit 3");
+    let error = case.shell("true").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "hooks.startContainer[0]: run /bin/sh: exit status 3, output: \"oh no\""
+    );
+}
