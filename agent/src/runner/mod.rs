@@ -38,7 +38,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
-pub use client::{Created, Executed, Start, create, exec};
+pub use client::{Start, create, exec};
 pub use error::RunnerError;
 pub use request::{ExecRequest, InitRequest, Joined, Stdio};
 

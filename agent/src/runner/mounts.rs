@@ -200,6 +200,12 @@ impl Place<'_> {
     }
 
     fn tmpfs(&self, options: &Options, pending: &mut Pending) -> Result<()> {
+        if options.copy_up {
+            return Err(RunnerError::unsupported(
+                format!("{}.options", self.field),
+                "\"tmpcopyup\" is not supported",
+            ));
+        }
         let target = self.target(Target::Directory)?;
         self.check_procfs(target.as_fd())?;
         let mut parameters = options.parameters.clone();
@@ -210,12 +216,6 @@ impl Place<'_> {
             parameters.push(("mode".to_owned(), Some(mode)));
         }
         let mount = self.make("tmpfs", &parameters)?;
-        if options.copy_up {
-            return Err(RunnerError::unsupported(
-                format!("{}.options", self.field),
-                "\"tmpcopyup\" is not supported",
-            ));
-        }
         self.finish(mount, target.as_fd(), options, pending)
     }
 
@@ -306,21 +306,8 @@ impl Place<'_> {
                 volumes.display()
             )
         })?;
-        // The name is one component, and what it names is no symlink: neither leads out of the volumes.
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let source = rustix::fs::openat(&directory, name, flags, Mode::empty())
+        let (source, target) = open_volume(directory.as_fd(), name)
             .step(|| format!("{}: open volume {name:?}", self.step()))?;
-        let status = rustix::fs::fstat(&source).step(|| self.step())?;
-        let target = match FileType::from_raw_mode(status.st_mode) {
-            FileType::Symlink => {
-                return Err(RunnerError::failed(format!(
-                    "{}: volume {name:?} is a symlink",
-                    self.step()
-                )));
-            }
-            FileType::Directory => Target::Directory,
-            _ => Target::File,
-        };
         let mount = clone_mount(source.as_fd(), options.recursive).step(|| self.step())?;
         let target = self.target(target)?;
         self.check_procfs(target.as_fd())?;
@@ -369,6 +356,22 @@ impl Place<'_> {
         }
         Ok(())
     }
+}
+
+/// A volume, and what it is. Its name is one component and no symlink, so that it can't lead elsewhere.
+fn open_volume(volumes: BorrowedFd<'_>, name: &str) -> std::io::Result<(OwnedFd, Target)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Asked for as a directory, so that a mount of the host's below the share becomes one in here.
+    match rustix::fs::openat(volumes, name, flags | OFlags::DIRECTORY, Mode::empty()) {
+        Err(Errno::NOTDIR) => {}
+        result => return Ok((result?, Target::Directory)),
+    }
+    let file = rustix::fs::openat(volumes, name, flags, Mode::empty())?;
+    let status = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(status.st_mode) == FileType::Symlink {
+        return Err(std::io::Error::other("it is a symlink"));
+    }
+    Ok((file, Target::File))
 }
 
 /// What the file system itself has to say about its parameters.

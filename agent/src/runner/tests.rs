@@ -9,11 +9,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::client::{Created, Executed};
 use super::*;
 
 /// Takes over a runner or a case before the harness starts its threads.
