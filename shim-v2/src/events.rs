@@ -352,4 +352,4 @@ async fn try_send(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,170 @@
-//! Tests.
+use super::*;
+use crate::error::SandboxError;
+
+fn any_of(type_url: &str, value: &[u8]) -> Any {
+    Any {
+        type_url: type_url.to_owned(),
+        value: value.to_vec(),
+        ..Any::default()
+    }
+}
+
+fn code(error: PodError) -> (Code, String) {
+    match failure(error) {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
+        other => panic!("not a status: {other}"),
+    }
+}
+
+#[test]
+fn the_options_of_cri_name_a_configuration() {
+    let bytes = b"\x0a\x03k.l\x12\x07/c.toml";
+    for type_url in [
+        "runtimeoptions.v1.Options",
+        "type.googleapis.com/runtimeoptions.v1.Options",
+    ] {
+        let found = config_path(Some(&any_of(type_url, bytes))).expect(type_url);
+        assert_eq!(found, Some(PathBuf::from("/c.toml")));
+    }
+}
+
+#[test]
+fn absent_empty_and_runc_s_options_name_none() {
+    let runc = RuncOptions {
+        io_uid: 1000,
+        ..RuncOptions::default()
+    };
+    let runc = runc.write_to_bytes().expect("a small message");
+    for options in [
+        None,
+        Some(any_of("", b"")),
+        Some(any_of("runtimeoptions.v1.Options", b"")),
+        Some(any_of("containerd.runc.v1.Options", &runc)),
+    ] {
+        assert_eq!(config_path(options.as_ref()).expect("accepted"), None);
+    }
+}
+
+#[test]
+fn other_options_are_refused_by_name() {
+    let (code, text) =
+        code(config_path(Some(&any_of("io.example.Options", b""))).expect_err("not known"));
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(text.contains("io.example.Options"), "{text}");
+}
+
+#[test]
+fn options_that_are_cut_or_have_a_body_are_refused() {
+    for value in [&b"\x12\x07/c.t"[..], b"\x1a\x05a = 1", b"\xff"] {
+        let options = any_of("runtimeoptions.v1.Options", value);
+        assert!(config_path(Some(&options)).is_err(), "{value:?}");
+    }
+}
+
+fn exec_request(json: &[u8], terminal: bool) -> containerd_shim_protos::api::ExecProcessRequest {
+    containerd_shim_protos::api::ExecProcessRequest {
+        id: "c".into(),
+        exec_id: "e".into(),
+        terminal,
+        spec: MessageField::some(any_of(PROCESS, json)),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn the_request_s_word_on_the_terminal_wins() {
+    for terminal in [true, false] {
+        let json = br#"{"terminal":true,"args":["a"],"cwd":"/","x":1}"#;
+        let exec = exec(exec_request(json, terminal)).expect("a process");
+        let process: serde_json::Value = serde_json::from_slice(&exec.process).expect("JSON");
+        assert_eq!(process["terminal"], terminal);
+        assert_eq!(process["args"][0], "a");
+        assert_eq!(process["x"], 1, "what we don't know is passed on");
+        assert_eq!(exec.stdio.terminal, terminal);
+    }
+}
+
+#[test]
+fn an_exec_without_a_process_is_refused() {
+    for json in [&b""[..], b"[]", b"{\"args\":"] {
+        let error = exec(exec_request(json, false)).expect_err("no process");
+        assert_eq!(code(error).0, Code::INVALID_ARGUMENT);
+    }
+    let mut request = exec_request(b"{}", false);
+    request.spec = MessageField::none();
+    assert!(exec(request).is_err());
+}
+
+#[test]
+fn no_time_is_the_one_of_go() {
+    let none = timestamp_or_none(None);
+    assert_eq!((none.seconds, none.nanos), (-62_135_596_800, 0));
+    let time = SystemTime::UNIX_EPOCH + std::time::Duration::new(5, 7);
+    let some = timestamp_or_none(Some(time));
+    assert_eq!((some.seconds, some.nanos), (5, 7));
+}
+
+#[test]
+fn errors_get_the_codes_that_containerd_acts_on() {
+    let text = || "x".to_owned();
+    for (error, wanted) in [
+        (PodError::NotFound(text()), Code::NOT_FOUND),
+        (PodError::AlreadyExists(text()), Code::ALREADY_EXISTS),
+        (PodError::WrongState(text()), Code::FAILED_PRECONDITION),
+        (PodError::Refused(text()), Code::UNKNOWN),
+        (PodError::Unsupported(text()), Code::UNIMPLEMENTED),
+        (
+            SandboxError::new(SandboxErrorKind::NotFound, "x").into(),
+            Code::NOT_FOUND,
+        ),
+        (
+            // Not UNIMPLEMENTED: containerd would call another version of the service.
+            SandboxError::new(SandboxErrorKind::Unsupported, "x").into(),
+            Code::UNKNOWN,
+        ),
+    ] {
+        assert_eq!(code(error), (wanted, text()));
+    }
+}
+
+#[test]
+fn an_error_s_text_is_its_whole_chain_on_one_line() {
+    let cause = std::io::Error::other("exec: \"x\": executable file\nnot found in $PATH");
+    let error = SandboxError::failed("create container c", cause);
+    assert_eq!(
+        code(error.into()).1,
+        "create container c: exec: \"x\": executable file not found in $PATH"
+    );
+}
+
+#[test]
+fn an_exec_is_named_beside_its_pid() {
+    let named = process(TaskProcess {
+        pid: 5,
+        exec: "e".into(),
+    })
+    .expect("a small message");
+    assert_eq!(named.info.type_url, "containerd.runc.v1.ProcessDetails");
+    assert_eq!(named.info.value, b"\x0a\x01e");
+    let init = process(TaskProcess {
+        pid: 4,
+        exec: String::new(),
+    });
+    assert!(init.expect("a small message").info.is_none());
+}
+
+#[test]
+fn figures_are_those_of_a_cgroup_v2() {
+    let any = stats(&Stats {
+        cpu_usage_us: 3,
+        memory_usage: 4,
+        pids_current: 5,
+        ..Stats::default()
+    })
+    .expect("a small message");
+    assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+    let metrics = cgroups::Metrics::parse_from_bytes(&any.value).expect("our own message");
+    assert_eq!(metrics.cpu.usage_usec, 3);
+    assert_eq!(metrics.memory.usage, 4);
+    assert_eq!(metrics.pids.current, 5);
+}

@@ -122,7 +122,7 @@ impl Pod {
         }
     }
 
-    fn gone(self: &Arc<Self>, id: &str, exec: &str, gone: Gone) {
+    pub(super) fn gone(self: &Arc<Self>, id: &str, exec: &str, gone: Gone) {
         let container = {
             let state = self.state();
             state

@@ -1,1 +1,247 @@
-//! Tests.
+//! The order of what is told, against a real ttrpc server in containerd's place. No guest is
+//! needed for it: containers are entered as a creation would, and news comes as from a sandbox.
+
+use std::time::{Instant, SystemTime};
+
+use super::*;
+use crate::events;
+use crate::process::Gone;
+
+struct Fixture {
+    pod: Arc<Pod>,
+    arrived: events::tests::Arrived,
+    _server: containerd_shim_protos::ttrpc::asynchronous::Server,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("ttrpc");
+        let (server, arrived) = events::tests::containerd(&socket).await;
+        let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
+        Self {
+            pod: Pod::new("ns", "pod", publisher),
+            arrived,
+            _server: server,
+            directory,
+        }
+    }
+
+    /// A container whose init runs.
+    fn running(&self, id: &str) -> Arc<Container> {
+        let mut life = Life::creating();
+        life.created(100);
+        life.begin_start().expect("a created init starts");
+        life.started(100);
+        self.container(id, life, Phase::Made)
+    }
+
+    fn container(&self, id: &str, life: Life, phase: Phase) -> Arc<Container> {
+        let container = Arc::new(Container {
+            id: id.to_owned(),
+            bundle: self.directory.path().to_owned(),
+            rootfs: Vec::new(),
+            role: Role::Alone,
+            sandbox: OnceLock::new(),
+            init: Arc::new(Process::new(
+                id,
+                "",
+                StdioPaths::default(),
+                Vec::new(),
+                life,
+            )),
+            execs: Mutex::default(),
+        });
+        let entry = Entry {
+            container: Arc::clone(&container),
+            phase,
+        };
+        self.pod.state().containers.insert(id.to_owned(), entry);
+        container
+    }
+
+    fn register(&self, container: &str, exec: &str) -> Result<(), PodError> {
+        self.pod.register_exec(ExecRegistration {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            process: b"{}".to_vec(),
+            stdio: StdioPaths::default(),
+        })
+    }
+
+    fn running_exec(&self, container: &str, exec: &str, pid: u32) {
+        self.register(container, exec).expect("a new exec");
+        let (_, process) = self.pod.find(container, exec).expect("registered");
+        let mut life = process.life();
+        life.begin_start().expect("a registered exec starts");
+        life.started(pid);
+    }
+
+    async fn flushed(&self) {
+        self.pod.publisher.flush(Duration::from_secs(5)).await;
+    }
+}
+
+fn gone(status: u32) -> Gone {
+    Gone {
+        exit: Exit {
+            status,
+            at: SystemTime::now(),
+        },
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        lost: false,
+    }
+}
+
+#[tokio::test]
+async fn an_init_s_exit_is_told_after_those_of_its_execs() {
+    let fixture = Fixture::new().await;
+    fixture.running("c");
+    fixture.running_exec("c", "e1", 101);
+    fixture.running_exec("c", "e2", 102);
+    fixture.pod.gone("c", "", gone(0));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fixture.pod.gone("c", "e2", gone(137));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fixture.pod.gone("c", "e1", gone(137));
+    let exit = fixture.pod.wait("c", "").await.expect("an exit");
+    assert_eq!(exit.status, 0);
+    fixture.flushed().await;
+    let ids: Vec<_> = fixture.arrived.exits();
+    let wanted = [("e2", 137), ("e1", 137), ("c", 0)];
+    assert_eq!(ids, wanted.map(|(id, status)| (id.to_owned(), status)));
+}
+
+#[tokio::test]
+async fn a_lost_guest_ends_every_task_within_a_second() {
+    let fixture = Fixture::new().await;
+    let containers = [fixture.running("a"), fixture.running("b")];
+    fixture.running_exec("a", "e", 103);
+    fixture.register("a", "never-started").expect("a new exec");
+    let begin = Instant::now();
+    fixture.pod.end_tasks(&containers);
+    for (id, exec) in [("a", ""), ("a", "e"), ("b", "")] {
+        let exit = fixture.pod.wait(id, exec).await.expect("an exit");
+        assert_eq!(exit.status, 137, "{id} {exec}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    fixture.flushed().await;
+    assert_eq!(fixture.arrived.exits().len(), 3);
+}
+
+#[tokio::test]
+async fn an_exit_is_told_once() {
+    let fixture = Fixture::new().await;
+    let container = fixture.running("c");
+    fixture.pod.gone("c", "", gone(3));
+    fixture.pod.gone("c", "", gone(4));
+    fixture.pod.end_tasks(&[container]);
+    assert_eq!(fixture.pod.wait("c", "").await.expect("an exit").status, 3);
+    fixture.flushed().await;
+    assert_eq!(fixture.arrived.exits(), [("c".to_owned(), 3)]);
+}
+
+#[tokio::test]
+async fn a_finished_process_can_t_be_killed_but_all_is_fine() {
+    let fixture = Fixture::new().await;
+    fixture.running("c");
+    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.wait("c", "").await.expect("an exit");
+    let kill = |all| Arc::clone(&fixture.pod).kill("c".into(), String::new(), 15, all);
+    match kill(false).await {
+        Err(PodError::NotFound(text)) => assert_eq!(text, "process already finished"),
+        other => panic!("{other:?}"),
+    }
+    kill(true).await.expect("with all it is no error");
+    let stopped = fixture.register("c", "e").expect_err("no exec any more");
+    assert_eq!(stopped.to_string(), "cannot exec in a stopped state");
+}
+
+#[tokio::test]
+async fn what_runs_or_never_ran_is_refused_as_runc_does() {
+    let fixture = Fixture::new().await;
+    fixture.running("c");
+    fixture.register("c", "e").expect("a new exec");
+    assert!(matches!(
+        fixture.register("c", "e"),
+        Err(PodError::AlreadyExists(_))
+    ));
+    assert!(matches!(
+        fixture.register("c", "../e"),
+        Err(PodError::BadRequest(_))
+    ));
+    let pod = || Arc::clone(&fixture.pod);
+    assert!(matches!(
+        pod().kill("c".into(), "e".into(), 9, false).await,
+        Err(PodError::WrongState(_))
+    ));
+    assert!(matches!(
+        pod().delete("c".into(), String::new()).await,
+        Err(PodError::Refused(_))
+    ));
+    assert!(matches!(
+        pod().start("c".into(), String::new()).await,
+        Err(PodError::Refused(_))
+    ));
+    pod()
+        .delete("c".into(), "e".into())
+        .await
+        .expect("an exec that never ran");
+    assert!(matches!(
+        pod().delete("c".into(), "e".into()).await,
+        Err(PodError::NotFound(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_container_in_the_making_is_not_there() {
+    let fixture = Fixture::new().await;
+    fixture.container("c", Life::creating(), Phase::Making);
+    assert!(matches!(
+        fixture.pod.process_state("c", ""),
+        Err(PodError::NotFound(_))
+    ));
+    assert_eq!(fixture.pod.init_pid("c"), 0);
+    let deleted = Arc::clone(&fixture.pod).delete("c".into(), String::new());
+    assert!(matches!(deleted.await, Err(PodError::NotFound(_))));
+    let phase = fixture.pod.state().containers["c"].phase;
+    assert_eq!(phase, Phase::Abandoned, "it is undone when it is made");
+}
+
+#[tokio::test]
+async fn a_shutdown_is_remembered_until_the_last_container_is_gone() {
+    let fixture = Fixture::new().await;
+    fixture.running("c");
+    fixture.pod.shutdown();
+    let done = tokio::time::timeout(Duration::from_millis(100), fixture.pod.done());
+    assert!(done.await.is_err());
+    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.wait("c", "").await.expect("an exit");
+    Arc::clone(&fixture.pod)
+        .delete("c".into(), String::new())
+        .await
+        .expect("an exited container");
+    fixture.pod.shutdown();
+    let done = tokio::time::timeout(Duration::from_secs(1), fixture.pod.done());
+    done.await.expect("nothing is left");
+    fixture.flushed().await;
+    assert_eq!(fixture.arrived.topics(), ["/tasks/exit", "/tasks/delete"]);
+}
+
+#[tokio::test]
+async fn an_exited_init_keeps_its_pid_until_it_is_deleted() {
+    let fixture = Fixture::new().await;
+    fixture.running("c");
+    fixture.running_exec("c", "e", 104);
+    let pids = |pod: &Pod| -> Vec<_> {
+        let processes = pod.pids("c").expect("a container");
+        processes.into_iter().map(|process| process.pid).collect()
+    };
+    assert_eq!(pids(&fixture.pod), [100, 104]);
+    fixture.pod.gone("c", "e", gone(0));
+    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.wait("c", "").await.expect("an exit");
+    assert_eq!(pids(&fixture.pod), [100]);
+}
