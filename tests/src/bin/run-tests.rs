@@ -1,11 +1,13 @@
 //! Runs everything that `make test` promises, and tells how long each part took.
 //!
-//! Called by `make test` as `run-tests INSTALLED` once everything is built and installed below that
-//! folder. One boot of the test host runs this program again, with `inside`, which copies the folder
-//! to a tmpfs and runs the test binaries one after the other. If the host's own kernel dies, the
-//! tests that are left get another boot; that is said, and is no test's failure.
+//! `make test` calls it. Formatting, lints and unit tests come first, then the product is built and
+//! installed into a folder, and the integration tests are built. One boot of the test host runs this
+//! program again, with `inside`, which copies that folder to a tmpfs and runs the test binaries one
+//! after the other. If the host's own kernel dies, the tests that are left get another boot; that is
+//! said, and is no test's failure. The last line is `N passed, N failed`.
 //!
-//! With names of test binaries after the folder, only those run. The last line is `N passed, N failed`.
+//! `run-tests INSTALLED [TEST-BINARY…]` takes an installed folder as it is and runs only the
+//! integration tests, or those of them that are named.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -45,8 +47,8 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let result = match arguments.next().as_deref() {
         Some("inside") => inside(&arguments.collect::<Vec<_>>()),
-        Some(installed) => outside(Path::new(installed), &arguments.collect::<Vec<_>>()),
-        None => Err(failure("usage: run-tests INSTALLED [TEST-BINARY…]")),
+        Some(installed) => outside(Some(Path::new(installed)), &arguments.collect::<Vec<_>>()),
+        None => outside(None, &[]),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -83,10 +85,9 @@ impl Count {
     }
 }
 
-fn outside(installed: &Path, only: &[String]) -> TestResult<bool> {
+fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
     let begun = Instant::now();
     let before = started_before();
-    let installed = installed.canonicalize()?;
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .canonicalize()?;
@@ -99,6 +100,42 @@ fn outside(installed: &Path, only: &[String]) -> TestResult<bool> {
         let mut command = Command::new("cargo");
         command.args(arguments).current_dir(&repository);
         command
+    };
+    let installed = match installed {
+        Some(installed) => installed.canonicalize()?,
+        None => {
+            must("cargo fmt", cargo(&["fmt", "--all", "--check"]))?;
+            let lints = [
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+            ];
+            let mut clippy = cargo(&lints);
+            clippy.args(["--", "-D", "warnings"]);
+            must("cargo clippy", clippy)?;
+            println!("== unit tests");
+            let units = [
+                "test",
+                "--quiet",
+                "--workspace",
+                "--exclude",
+                "kata-like-tests",
+                "--locked",
+            ];
+            let mut units = cargo(&units);
+            units.arg("--no-fail-fast");
+            if counted(units, &mut count, None)? != 0 && count.failed == 0 {
+                return Err(failure("the unit tests don't build, or died"));
+            }
+            let mut stage = Command::new("make");
+            stage
+                .args(["--no-print-directory", "stage"])
+                .current_dir(&repository);
+            must("build and install below the target folder", stage)?;
+            target(&repository).join("installed").canonicalize()?
+        }
     };
     must(
         "build the test host",
