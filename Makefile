@@ -15,7 +15,7 @@ export CARGO_TARGET_DIR
 guest_target := x86_64-unknown-linux-gnu
 directory := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 programs := $(CARGO_TARGET_DIR)/$(directory)
-agent := $(CARGO_TARGET_DIR)/guest/$(guest_target)/$(directory)/kata-like-agent
+agent := $(CARGO_TARGET_DIR)/guest/$(guest_target)/guest/kata-like-agent
 guest := $(CARGO_TARGET_DIR)/guest-files
 installed := $(CARGO_TARGET_DIR)/installed
 
@@ -45,7 +45,7 @@ build: setup ## builds the programs of the host, and the agent of the guest
 agent: setup
 	RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
 		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
-		$(CARGO) build --profile $(PROFILE) --locked -p kata-like-agent --target $(guest_target)
+		$(CARGO) build --profile guest --locked -p kata-like-agent --target $(guest_target)
 
 kernel: setup ## builds the guest's kernel, or takes it from the cache
 	@mkdir -p $(guest)
