@@ -78,7 +78,7 @@ async fn output_arrives_whole_and_ends_with_the_guest_s_stream() {
 #[tokio::test]
 async fn an_exit_waits_for_the_output_before_it() {
     let streams = fifos();
-    let mut client = reader(&streams.paths.stdout);
+    let client = reader(&streams.paths.stdout);
     let stdio = open(&streams.paths).await;
     let (_stdin, mut stdout, _stderr) = attach(&stdio);
     let late = tokio::spawn(async move {
