@@ -381,9 +381,10 @@ mod tests {
     /// Where this machine has cgroup2, if it has.
     fn root() -> Option<PathBuf> {
         let places = [ROOT, "/sys/fs/cgroup/unified"];
-        places.into_iter().map(PathBuf::from).find(|root| {
-            rustix::fs::statfs(root).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC)
-        })
+        places
+            .into_iter()
+            .map(PathBuf::from)
+            .find(|root| rustix::fs::statfs(root).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC))
     }
 
     #[test]

@@ -32,8 +32,9 @@ use crate::stand_in::StandIn;
 
 mod bring_up;
 mod container;
+mod machine;
 
-use bring_up::Machine;
+use machine::Machine;
 
 /// How long the agent has for an announced end of the guest.
 const SHUTDOWN: Duration = Duration::from_secs(2);

@@ -11,17 +11,24 @@
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, Spec};
 
 use crate::error::SandboxError;
+
+mod mounts;
+mod size;
+
+pub use mounts::Volume;
+pub use size::SizePart;
+
+use mounts::split_mounts;
+use size::size_of;
 
 /// The name of the file in a bundle.
 pub const FILE: &str = "config.json";
 
 /// No spec is longer.
 const MAX_LENGTH: u64 = 4 << 20;
-/// The most bind mounts of one container.
-const MAX_VOLUMES: usize = 512;
 
 /// What a container needs on the host.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,30 +54,6 @@ pub enum NetworkPart {
     Path(PathBuf),
     /// The pod's, by the pid of one of its stand-ins.
     Pod,
-}
-
-/// A file or directory of the host that is bound into the share.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Volume {
-    /// Its name in the share.
-    pub name: String,
-    /// Which entry of `mounts` it is of, for messages.
-    pub field: String,
-    /// Where it lies on the host.
-    pub source: PathBuf,
-    /// Whether the host itself refuses writes.
-    pub read_only: bool,
-    /// Whether what is mounted below it comes along.
-    pub recursive: bool,
-}
-
-/// Limits that a VM's size follows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SizePart {
-    /// The memory limit in bytes.
-    pub memory: Option<u64>,
-    /// CPU quota and period in microseconds.
-    pub cpu: Option<(u64, u64)>,
 }
 
 /// A spec that was split.
@@ -331,108 +314,6 @@ fn pid_of(path: &Path) -> Option<u32> {
     ((root, proc, ns) == ("/", "proc", "ns")).then(|| pid.parse().ok())?
 }
 
-/// File systems that the guest makes itself.
-const OF_THE_GUEST: [&str; 8] = [
-    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs",
-];
-
-fn split_mounts(
-    spec: &mut Spec,
-    bundle: &Path,
-    name: &mut dyn FnMut() -> String,
-) -> Result<Vec<Volume>, SandboxError> {
-    let mut volumes = Vec::new();
-    for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        let field = format!("mounts[{index}] ({})", mount.destination().display());
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(SandboxError::unsupported(
-                format_args!("{field}.uidMappings"),
-                "mounts with mapped ids are not made yet",
-            ));
-        }
-        if !is_bind(mount) {
-            let kind = mount.typ().as_deref().unwrap_or_default();
-            if !OF_THE_GUEST.contains(&kind) {
-                return Err(SandboxError::unsupported(
-                    format_args!("{field}.type {kind:?}"),
-                    "only bind mounts and the kernel's own file systems are mounted",
-                ));
-            }
-            continue;
-        }
-        if mount.destination() == Path::new("/dev/shm") {
-            *mount = shared_memory(mount);
-            continue;
-        }
-        let volume = volume_of(mount, field, bundle, name)?;
-        if volumes.len() >= MAX_VOLUMES {
-            return Err(bad(&format!(
-                "mounts holds more than {MAX_VOLUMES} bind mounts"
-            )));
-        }
-        mount.set_source(Some(format!("volume:{}", volume.name).into()));
-        mount.set_typ(Some("bind".into()));
-        volumes.push(volume);
-    }
-    Ok(volumes)
-}
-
-fn options(mount: &Mount) -> impl Iterator<Item = &str> {
-    mount.options().iter().flatten().map(String::as_str)
-}
-
-/// As runc has it: the options decide, whatever the type says.
-fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind") || options(mount).any(|o| o == "bind" || o == "rbind")
-}
-
-fn volume_of(
-    mount: &Mount,
-    field: String,
-    bundle: &Path,
-    name: &mut dyn FnMut() -> String,
-) -> Result<Volume, SandboxError> {
-    let source = mount
-        .source()
-        .as_ref()
-        .filter(|source| !source.as_os_str().is_empty())
-        .ok_or_else(|| bad(&format!("{field} is a bind mount without a source")))?;
-    if options(mount).any(|option| option == "rshared" || option == "shared") {
-        return Err(SandboxError::unsupported(
-            format_args!("{field}.options rshared"),
-            "mounts made in the guest can't be propagated to the host",
-        ));
-    }
-    let recursive = options(mount).any(|option| option == "rbind");
-    // The last one counts, as with mount(8).
-    let read_only = options(mount)
-        .filter(|option| matches!(*option, "ro" | "rw" | "rro"))
-        .last()
-        .is_some_and(|option| option != "rw");
-    Ok(Volume {
-        name: name(),
-        source: absolute(bundle, source),
-        field,
-        read_only,
-        recursive,
-    })
-}
-
-/// The pod's /dev/shm is a tmpfs of containerd's on the host; in the guest it is one of its own.
-fn shared_memory(mount: &Mount) -> Mount {
-    let mut tmpfs = mount.clone();
-    tmpfs.set_typ(Some("tmpfs".into()));
-    tmpfs.set_source(Some("shm".into()));
-    let mut options: Vec<String> = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]
-        .map(String::from)
-        .into();
-    if self::options(mount).any(|option| option == "ro") {
-        options.push("ro".into());
-    }
-    tmpfs.set_options(Some(options));
-    tmpfs
-}
-
 fn absolute(bundle: &Path, path: &Path) -> PathBuf {
     // `join` with an absolute path is that path.
     bundle.join(path)
@@ -451,77 +332,6 @@ fn strip_host_paths(spec: &mut Spec) {
     if let Some(process) = spec.process_mut() {
         process.set_apparmor_profile(None);
         process.set_selinux_label(None);
-    }
-}
-
-/// Sandbox-wide sums that kubelet passes on the sandbox container.
-const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
-const SANDBOX_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const SANDBOX_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
-
-fn size_of(spec: &Spec) -> Result<SizePart, SandboxError> {
-    let annotation = |key: &str| {
-        let Some(text) = spec.annotations().as_ref().and_then(|all| all.get(key)) else {
-            return Ok(None);
-        };
-        let number: i64 = text
-            .parse()
-            .map_err(|_| bad(&format!("annotation {key}: {text:?} is not a number")))?;
-        Ok(u64::try_from(number).ok().filter(|number| *number > 0))
-    };
-    let resources = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    let own_memory = resources
-        .and_then(|all| all.memory().as_ref())
-        .and_then(|memory| memory.limit())
-        .and_then(|limit| u64::try_from(limit).ok())
-        .filter(|limit| *limit > 0);
-    let own_cpu = resources
-        .and_then(|all| all.cpu().as_ref())
-        .and_then(|cpu| {
-            let quota = u64::try_from(cpu.quota()?)
-                .ok()
-                .filter(|quota| *quota > 0)?;
-            // The kernel's default period (sched-bwc.rst).
-            Some((quota, cpu.period().unwrap_or(100_000)))
-        });
-    let pod_cpu = annotation(SANDBOX_QUOTA)?.zip(annotation(SANDBOX_PERIOD)?);
-    Ok(SizePart {
-        memory: annotation(SANDBOX_MEMORY)?.or(own_memory),
-        cpu: pod_cpu.or(own_cpu),
-    })
-}
-
-const MIB: u64 = 1 << 20;
-/// What the guest needs beside its containers: kernel, agent, and page cache to run them from.
-const OVERHEAD: u64 = 128 * MIB;
-/// The least memory of a VM.
-const LEAST: u64 = 256 * MIB;
-/// The most vCPUs that the VMM takes.
-const MOST_VCPUS: u64 = 32;
-
-impl SizePart {
-    /// The VM's memory in bytes, a multiple of 2 MiB: `default` without a limit, else the limit and
-    /// what the guest itself needs, which is 128 MiB and a 64th for its page structs (64 bytes for
-    /// each 4 KiB); at least 256 MiB, and no more than the host has.
-    pub fn memory_bytes(&self, default: u64, host: u64) -> u64 {
-        let wanted = match self.memory {
-            None => default,
-            Some(limit) => limit.saturating_add(OVERHEAD).saturating_add(limit / 64),
-        };
-        let most = (host / (2 * MIB) * (2 * MIB)).max(LEAST);
-        wanted.clamp(LEAST, most).div_ceil(2 * MIB) * (2 * MIB)
-    }
-
-    /// The VM's vCPUs: as many as the quota can keep busy, at least one, else `default`.
-    pub fn vcpus(&self, default: u8, online: u8) -> u8 {
-        let wanted = match self.cpu {
-            None | Some((_, 0)) => u64::from(default),
-            Some((quota, period)) => quota.div_ceil(period).min(u64::from(online)),
-        };
-        u8::try_from(wanted.clamp(1, MOST_VCPUS)).unwrap_or(1)
     }
 }
 

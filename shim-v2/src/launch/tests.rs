@@ -1,4 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
+use kata_like_boot::{FsdReport, VmBoot};
 
 use super::*;
 

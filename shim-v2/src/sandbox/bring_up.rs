@@ -1,15 +1,14 @@
 //! The steps from nothing to an agent that answers, and the way back.
 //!
-//! Called by `sandbox`. [`Machine`] holds what each step has made; whatever fails, or when the pod
-//! ends, [`Machine::take_down`] takes it down in reverse. A failure's text has the steps that were
-//! done before it and how long each took.
+//! Called by `sandbox`. [`Machine`] holds what each step has made and takes it down in reverse,
+//! whatever fails. A failure's text has the steps that were done before it and how long each took.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
 use kata_like_boot::{CachePolicy, FsdBoot, FsdFds, FsdShare, VERSION, VmBoot, VmShare};
@@ -18,6 +17,7 @@ use kata_like_config::state::{self, Process, Record, StateFolder, name};
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::net::UnixStream;
 
+use super::machine::{Machine, Steps};
 use super::{Inner, Sandbox};
 use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
@@ -28,108 +28,6 @@ use crate::share::{PARTS, Share};
 use crate::spawn::Network;
 use crate::spec::{self, NetworkPart, SizePart};
 use crate::stand_in::StandIn;
-
-/// How long each process may take to be gone once it is told to.
-const STOP: Duration = Duration::from_secs(1);
-
-/// What the steps have made, in their order.
-#[derive(Debug, Default)]
-pub(super) struct Machine {
-    state: Option<Arc<StateFolder>>,
-    cgroups: Vec<PathBuf>,
-    lock: Option<std::fs::File>,
-    stand_in: Option<StandIn>,
-    share: Option<Arc<Share>>,
-    fsd: Option<Fsd>,
-    vmm: Option<Vmm>,
-}
-
-impl Machine {
-    /// Ends the VM and the file server.
-    pub(super) async fn stop_processes(&mut self) {
-        if let Some(vmm) = self.vmm.take() {
-            vmm.stop(STOP).await;
-        }
-        if let Some(fsd) = self.fsd.take() {
-            fsd.child().end(STOP).await;
-        }
-    }
-
-    /// Takes down what is there, the last thing first.
-    pub(super) async fn take_down(&mut self) {
-        self.stop_processes().await;
-        if let Some(share) = self.share.take() {
-            share.unmount();
-        }
-        if let Some(stand_in) = self.stand_in.take() {
-            stand_in.end().await;
-        }
-        let (state, cgroups) = (self.state.take(), std::mem::take(&mut self.cgroups));
-        let lock = self.lock.take();
-        let _ = tokio::task::spawn_blocking(move || {
-            if let Some(state) = state {
-                remove_state(&state);
-            }
-            drop(lock);
-            // The leaf holds this process: it stays, and its parents, until the process ends.
-            cgroup::remove(&cgroups, Duration::ZERO);
-        })
-        .await;
-    }
-}
-
-/// The folder may be shared with a call that is under way: it is opened anew to be removed.
-fn remove_state(folder: &StateFolder) {
-    let Some(name) = folder.path().file_name().and_then(|name| name.to_str()) else {
-        return;
-    };
-    let Some((namespace, id)) = name.split_once(':') else {
-        return;
-    };
-    let removed = match StateFolder::open(namespace, id) {
-        Ok(Some(folder)) => folder.remove(),
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = removed {
-        tracing::warn!("{}", crate::error::one_line(&error));
-    }
-}
-
-/// The steps that were done, and how long each took.
-#[derive(Debug)]
-struct Steps {
-    begin: Instant,
-    last: Instant,
-    done: Vec<(&'static str, Duration)>,
-}
-
-impl Steps {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            begin: now,
-            last: now,
-            done: Vec::new(),
-        }
-    }
-
-    fn done(&mut self, step: &'static str) {
-        let now = Instant::now();
-        self.done.push((step, now - self.last));
-        self.last = now;
-    }
-}
-
-impl std::fmt::Display for Steps {
-    fn fmt(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
-        for (index, (step, took)) in self.done.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(to, "{comma}{step} {} ms", took.as_millis())?;
-        }
-        Ok(())
-    }
-}
 
 /// Starts a sandbox; what was made is taken down again if a step fails.
 pub(super) async fn start(request: SandboxRequest) -> Result<Arc<Sandbox>, SandboxError> {
@@ -175,38 +73,35 @@ async fn bring_up(
     let (share, state) = (Arc::new(share.0), share.1);
     machine.share = Some(Arc::clone(&share));
     let (listening, connected) = vhost_user_sockets(&state)?;
+    let (ours, theirs) = StdUnixStream::pair()
+        .map_err(|cause| SandboxError::failed("make the agent's socket", cause))?;
     let fds = FsdFds {
         tree: share.tree()?,
         sockets: listening,
     };
-    let fsd = Fsd::start(&parts, leaf.as_fd(), &fsd_boot(), fds).await?;
-    record.fsd = process_of(fsd.child().pid);
-    let fsd_over = fsd.over();
-    machine.fsd = Some(fsd);
-    steps.done("fs server");
-
-    let (ours, theirs) = StdUnixStream::pair()
-        .map_err(|cause| SandboxError::failed("make the agent's socket", cause))?;
-    let streams = state
-        .listen(name::STREAMS)
-        .map_err(|cause| SandboxError::failed("make the socket for streams", cause))?;
-    let log = state
-        .create_file(name::GUEST_LOG)
-        .map_err(|cause| SandboxError::failed("make the file of the guest's log", cause))?;
     let resources = Resources {
-        log: appending(log)?,
+        log: make_log(&state)?,
         agent: theirs.into(),
-        streams: streams.into(),
+        streams: make_streams(&state)?,
         shares: connected,
     };
-    let boot = vm_boot(&config, &wanted.size, &parts);
+    let (boot, serve) = (vm_boot(&config, &wanted.size, &parts), fsd_boot());
     record.uid = Some(boot.uid);
-    let vmm = Vmm::start(&parts, leaf.as_fd(), &boot, resources).await?;
+    // Side by side: the VMM waits on its end of the sockets until the server is there.
+    let (fsd, vmm) = tokio::join!(
+        Fsd::start(&parts, leaf.as_fd(), &serve, fds),
+        Vmm::start(&parts, leaf.as_fd(), &boot, resources),
+    );
+    // The server's failure first: the VMM's is its consequence.
+    let (fsd, vmm) = (fsd?, vmm?);
+    record.fsd = process_of(fsd.child().pid);
     record.vmm = process_of(vmm.child().pid);
+    let fsd_over = fsd.over();
+    machine.fsd = Some(fsd);
     machine.vmm = Some(vmm.clone());
     write_record(&state, &record)?;
     drop(parts);
-    steps.done("VMM");
+    steps.done("VMM and fs server");
 
     let figures = tokio::select! {
         dialled = vmm.agent_dialled(config.boot_deadline) => dialled?,
@@ -453,12 +348,24 @@ fn vm_boot(config: &Config, size: &SizePart, parts: &Parts) -> VmBoot {
 }
 
 /// The VMM appends to the log; it is handed a descriptor that can do nothing else to what is there.
-fn appending(log: std::fs::File) -> Result<std::fs::File, SandboxError> {
-    rustix::fs::fcntl_setfl(&log, OFlags::APPEND)
-        .map_err(|errno| {
-            SandboxError::failed("prepare the guest's log", std::io::Error::from(errno))
-        })
-        .map(|()| log)
+fn make_log(state: &StateFolder) -> Result<std::fs::File, SandboxError> {
+    let log = state
+        .create_file(name::GUEST_LOG)
+        .map_err(|cause| SandboxError::failed("make the file of the guest's log", cause))?;
+    match rustix::fs::fcntl_setfl(&log, OFlags::APPEND) {
+        Ok(()) => Ok(log),
+        Err(errno) => {
+            let cause = std::io::Error::from(errno);
+            Err(SandboxError::failed("prepare the guest's log", cause))
+        }
+    }
+}
+
+fn make_streams(state: &StateFolder) -> Result<OwnedFd, SandboxError> {
+    let socket = state.listen(name::STREAMS);
+    socket
+        .map(OwnedFd::from)
+        .map_err(|cause| SandboxError::failed("make the socket for streams", cause))
 }
 
 fn connect(ours: StdUnixStream, vmm: Vmm) -> Result<Agent, SandboxError> {

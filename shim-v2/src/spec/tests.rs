@@ -1,3 +1,4 @@
+use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_QUOTA};
 use super::*;
 use crate::error::SandboxErrorKind;
 

@@ -1,0 +1,85 @@
+//! The fs server's process: its start, and what it says when it ends.
+//!
+//! Called by `sandbox`. The server is ready when it says that it serves; before that its only
+//! message is why it will not.
+
+use std::os::fd::BorrowedFd;
+
+use kata_like_boot::{FsdBoot, FsdFds, FsdReport};
+use tokio::sync::watch;
+
+use super::{OWN_START, Parts, clean, last_act, next, silent, start, wait_for};
+use crate::error::{SandboxError, SandboxErrorKind};
+use crate::spawn::Child;
+
+/// The fs server.
+#[derive(Debug)]
+pub struct Fsd {
+    child: Child,
+    over: watch::Receiver<Option<String>>,
+}
+
+impl Fsd {
+    /// Starts it and waits until it serves every share.
+    pub async fn start(
+        parts: &Parts,
+        cgroup: BorrowedFd<'_>,
+        boot: &FsdBoot,
+        fds: FsdFds,
+    ) -> Result<Self, SandboxError> {
+        let (child, control) = start("fs server", &parts.fsd, Some(cgroup))?;
+        let (tell, over) = watch::channel(None);
+        let fsd = Self { child, over };
+        boot.send(&fds, &control.get_ref().0).map_err(|cause| {
+            SandboxError::failed("send the boot request to the fs server", cause)
+        })?;
+        drop(fds);
+        let first = tokio::time::timeout(OWN_START, next::<FsdReport>(&control)).await;
+        match first {
+            Ok(Ok(FsdReport::Serving)) => {}
+            Ok(Ok(FsdReport::Failed { why })) => {
+                return Err(SandboxError::new(
+                    SandboxErrorKind::Failed,
+                    format!("start the fs server: {}", clean(&why)),
+                ));
+            }
+            Ok(Err(cause)) => {
+                let exit = last_act(&fsd.child).await;
+                let step = format!("wait for the fs server, which {exit}");
+                return Err(SandboxError::failed(step, cause));
+            }
+            Err(_) => return Err(silent("fs server", "it serves the pod's share")),
+        }
+        let child = fsd.child.clone();
+        tokio::spawn(async move {
+            let mut why = None;
+            while let Ok(report) = next::<FsdReport>(&control).await {
+                if let FsdReport::Failed { why: line } = report {
+                    why = Some(clean(&line));
+                }
+            }
+            let exit = last_act(&child).await;
+            tell.send_replace(Some(match why {
+                Some(why) => format!("the fs server failed: {why}"),
+                None => format!("the fs server {exit}"),
+            }));
+        });
+        Ok(fsd)
+    }
+
+    /// Its process.
+    pub fn child(&self) -> &Child {
+        &self.child
+    }
+
+    /// Waits for its end, and tells why it came.
+    pub fn over(&self) -> impl Future<Output = String> + Send + 'static + use<> {
+        wait_for(self.over.clone())
+    }
+}
+
+impl Drop for Fsd {
+    fn drop(&mut self) {
+        self.child.kill();
+    }
+}

@@ -1,0 +1,381 @@
+//! The VMM's process and its VM: how far it has come, what it answers, why it ended.
+//!
+//! Called by `sandbox` and `agent`. One task follows the VMM's reports to their end; an answer goes
+//! to whoever asked first. What a VMM says may be the guest's word by now: lines are cleaned and cut.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kata_like_boot::{ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use super::{Control, OWN_START, Parts, clean, last_act, next, silent, start, wait_for};
+use crate::error::{SandboxError, SandboxErrorKind, one_line};
+use crate::spawn::Child;
+
+/// How long a VMM may take to answer a command.
+const ANSWER: Duration = Duration::from_secs(2);
+/// As many lines of the guest's log go into an error.
+const TAIL_IN_ERROR: usize = 3;
+
+/// How far a VM has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Running,
+    Connected(Figures),
+}
+
+/// Who waits for an answer of the VMM, in the order of the commands.
+type Pending = Mutex<VecDeque<oneshot::Sender<VmReport>>>;
+
+/// The VMM and its VM. Clones refer to the same one; the last one dropped kills it.
+#[derive(Clone, Debug)]
+pub struct Vmm(Arc<Running>);
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    control: Arc<AsyncFd<Control>>,
+    pending: Arc<Pending>,
+    phase: watch::Receiver<Phase>,
+    over: watch::Receiver<Option<String>>,
+    log: File,
+}
+
+impl Vmm {
+    /// Starts it and waits until the VM is made and the jail is closed. `log` is the file of the
+    /// guest's log, to be read here.
+    pub async fn start(
+        parts: &Parts,
+        cgroup: BorrowedFd<'_>,
+        boot: &VmBoot,
+        resources: Resources,
+    ) -> Result<Self, SandboxError> {
+        Self::start_in(parts, Some(cgroup), boot, resources).await
+    }
+
+    pub(super) async fn start_in(
+        parts: &Parts,
+        cgroup: Option<BorrowedFd<'_>>,
+        boot: &VmBoot,
+        resources: Resources,
+    ) -> Result<Self, SandboxError> {
+        let copy = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(|cause| SandboxError::failed("copy a descriptor for the VMM", cause))
+        };
+        let log_copy = resources.log.try_clone().map_err(|cause| {
+            SandboxError::failed("copy the descriptor of the guest's log", cause)
+        })?;
+        let fds = VmFds {
+            kvm: copy(&parts.kvm)?,
+            kernel: copy(&parts.kernel)?,
+            initrd: copy(&parts.initrd)?,
+            guest_log: log_copy.into(),
+            agent: resources.agent,
+            streams: resources.streams,
+            shares: resources.shares,
+        };
+        let (child, control) = start("VMM", &parts.vmm, cgroup)?;
+        let (tell_phase, phase) = watch::channel(Phase::Starting);
+        let (tell_over, over) = watch::channel(None);
+        let vmm = Self(Arc::new(Running {
+            child: child.clone(),
+            control: Arc::new(control),
+            pending: Arc::default(),
+            phase,
+            over,
+            log: resources.log,
+        }));
+        boot.send(&fds, &vmm.0.control.get_ref().0)
+            .map_err(|cause| SandboxError::failed("send the boot request to the VMM", cause))?;
+        drop(fds);
+        let control = Arc::clone(&vmm.0.control);
+        let pending = Arc::clone(&vmm.0.pending);
+        let log = vmm.0.log.try_clone();
+        tokio::spawn(async move {
+            let mut why = follow(&control, &pending, &tell_phase, &child).await;
+            // A VMM that could not say it itself has left what it had written.
+            if let (Ok(log), false) = (log, why.contains(LOG_ENDS)) {
+                why.push_str(&in_error(&tail_of(&log).unwrap_or_default()));
+            }
+            lock(&pending).clear();
+            tell_over.send_replace(Some(why));
+        });
+        vmm.reached("the VM is made", OWN_START, |phase| {
+            *phase != Phase::Starting
+        })
+        .await?;
+        Ok(vmm)
+    }
+
+    /// Its process.
+    pub fn child(&self) -> &Child {
+        &self.0.child
+    }
+
+    /// Waits for the VM's end, and tells why it came.
+    pub fn over(&self) -> impl Future<Output = String> + Send + 'static + use<> {
+        wait_for(self.0.over.clone())
+    }
+
+    /// Whether the VM has ended.
+    pub fn is_over(&self) -> bool {
+        self.0.over.borrow().is_some() || self.0.child.exit().is_some()
+    }
+
+    async fn reached(
+        &self,
+        wanted: &str,
+        deadline: Duration,
+        is_it: impl Fn(&Phase) -> bool + Send,
+    ) -> Result<Phase, SandboxError> {
+        let mut phase = self.0.phase.clone();
+        tokio::select! {
+            biased;
+            reached = wait_for_phase(&mut phase, is_it) => match reached {
+                Some(phase) => Ok(phase),
+                // The following task has ended, and says why right away.
+                None => Err(ended(&self.over().await)),
+            },
+            why = self.over() => Err(ended(&why)),
+            () = tokio::time::sleep(deadline) => Err(silent("VMM", wanted)),
+        }
+    }
+
+    /// Waits for the agent's dial, for as long as the guest gets on with its boot: `patience` is
+    /// how long it may show no progress, ten times that the end in any case.
+    pub async fn agent_dialled(&self, patience: Duration) -> Result<Figures, SandboxError> {
+        let (begin, mut progress) = (Instant::now(), Progress::default());
+        let mut changed = begin;
+        loop {
+            let step = (patience / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
+            match self
+                .reached("", step, |phase| matches!(phase, Phase::Connected(_)))
+                .await
+            {
+                Ok(Phase::Connected(figures)) => return Ok(figures),
+                Err(error) if error.kind() != SandboxErrorKind::DeadlineExceeded => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+            let now = self.progress().await.of_boot();
+            if now != progress {
+                (progress, changed) = (now, Instant::now());
+            }
+            let why = if changed.elapsed() >= patience {
+                format!("the guest has shown no progress for {patience:?}")
+            } else if begin.elapsed() >= patience * 10 {
+                format!("the guest still boots after {:?}", begin.elapsed())
+            } else {
+                continue;
+            };
+            return Err(SandboxError::new(
+                SandboxErrorKind::DeadlineExceeded,
+                format!(
+                    "wait for the agent: {why}{}",
+                    in_error(&self.log_tail().await)
+                ),
+            ));
+        }
+    }
+
+    /// What changes while a guest works.
+    pub async fn progress(&self) -> Progress {
+        let log_length = match self.command(VmCommand::WriteLog).await {
+            Ok(_) => self.0.log.metadata().map_or(0, |about| about.len()),
+            Err(_) => 0,
+        };
+        match self.command(VmCommand::Figures).await {
+            Ok(VmReport::Figures(figures)) => Progress {
+                exits: figures.exits,
+                page_faults: figures.page_faults,
+                user_exits: figures.user_exits,
+                resident_bytes: figures.resident_bytes,
+                log_length,
+            },
+            _ => Progress {
+                log_length,
+                ..Progress::default()
+            },
+        }
+    }
+
+    async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
+        let (tell, answer) = oneshot::channel();
+        {
+            // Both under the lock: answers come in the order of the commands.
+            let mut pending = lock(&self.0.pending);
+            let sent = self.0.control.get_ref().0.send(&command, &[]);
+            sent.map_err(|cause| SandboxError::failed("send a command to the VMM", cause))?;
+            pending.push_back(tell);
+        }
+        match tokio::time::timeout(ANSWER, answer).await {
+            Ok(Ok(report)) => Ok(report),
+            Ok(Err(_)) => Err(SandboxError::new(
+                SandboxErrorKind::Failed,
+                "ask the VMM: it has ended",
+            )),
+            Err(_) => Err(SandboxError::new(
+                SandboxErrorKind::DeadlineExceeded,
+                format!("ask the VMM: no answer within {ANSWER:?}"),
+            )),
+        }
+    }
+
+    /// The last lines of the guest's log.
+    pub async fn log_tail(&self) -> Vec<String> {
+        let _ = self.command(VmCommand::WriteLog).await;
+        tail_of(&self.0.log).unwrap_or_default()
+    }
+
+    /// Ends the VM: by command, then by force. Returns when the process is gone, or after `limit`
+    /// twice.
+    pub async fn stop(&self, limit: Duration) {
+        if !self.is_over() {
+            let _ = self.0.control.get_ref().0.send(&VmCommand::Stop, &[]);
+            let _ = tokio::time::timeout(limit, self.0.child.exited()).await;
+        }
+        self.0.child.end(limit).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill();
+    }
+}
+
+async fn wait_for_phase(
+    phase: &mut watch::Receiver<Phase>,
+    is_it: impl Fn(&Phase) -> bool,
+) -> Option<Phase> {
+    let reached = phase.wait_for(|phase| is_it(phase)).await;
+    reached.ok().map(|phase| phase.clone())
+}
+
+/// The descriptors that a VM gets beside those of [`Parts`].
+#[derive(Debug)]
+pub struct Resources {
+    /// The file of the guest's log.
+    pub log: File,
+    /// The end of a connected socket that becomes the agent's.
+    pub agent: OwnedFd,
+    /// The listening socket for streams.
+    pub streams: OwnedFd,
+    /// A connected vhost-user socket for each share.
+    pub shares: Vec<OwnedFd>,
+}
+
+/// Figures that change while a guest works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    exits: u64,
+    page_faults: u64,
+    user_exits: u64,
+    resident_bytes: u64,
+    log_length: u64,
+}
+
+impl Progress {
+    /// Without the exits: a timer makes them in a guest that boots no further.
+    fn of_boot(self) -> Self {
+        Self { exits: 0, ..self }
+    }
+}
+
+fn lock(pending: &Pending) -> MutexGuard<'_, VecDeque<oneshot::Sender<VmReport>>> {
+    // Nothing panics while it is held; and if it did, the queue would still be whole.
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ended(why: &str) -> SandboxError {
+    SandboxError::new(SandboxErrorKind::Failed, format!("run the VM: {why}"))
+}
+
+/// Follows a VMM's reports to its end, and tells why it ended.
+async fn follow(
+    control: &AsyncFd<Control>,
+    pending: &Pending,
+    phase: &watch::Sender<Phase>,
+    child: &Child,
+) -> String {
+    let mut last = None;
+    let broken = loop {
+        match next::<VmReport>(control).await {
+            Ok(VmReport::Running) => {
+                phase.send_replace(Phase::Running);
+            }
+            Ok(VmReport::AgentConnected(figures)) => {
+                phase.send_replace(Phase::Connected(figures));
+            }
+            Ok(VmReport::Ended(end)) => last = Some(end),
+            Ok(answer) => {
+                let waiting = lock(pending).pop_front();
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(answer);
+                }
+            }
+            Err(ChannelError::Closed) => break None,
+            Err(error) => {
+                // What can't be understood is not obeyed further.
+                child.kill();
+                break Some(one_line(&error));
+            }
+        }
+    };
+    let exit = last_act(child).await;
+    match (last, broken) {
+        (Some(end), _) => reason(&end),
+        (None, Some(broken)) => format!("the VMM sent what can't be read: {}", clean(&broken)),
+        (None, None) => format!("the VMM {exit}, without a reason"),
+    }
+}
+
+/// The reason of an end, with the last lines of the guest's log; all of them go to the shim's log.
+fn reason(end: &End) -> String {
+    if end.reason == EndReason::Stopped {
+        return clean(&end.detail);
+    }
+    for line in end.log_tail.iter().take(200) {
+        tracing::warn!("guest: {}", clean(line));
+    }
+    format!("{}{}", clean(&end.detail), in_error(&end.log_tail))
+}
+
+const LOG_ENDS: &str = "; the guest's log ends with: ";
+
+fn in_error(tail: &[String]) -> String {
+    let from = tail.len().saturating_sub(TAIL_IN_ERROR);
+    match tail.get(from..) {
+        None | Some([]) => String::new(),
+        Some(lines) => {
+            let lines: Vec<String> = lines.iter().map(|line| clean(line)).collect();
+            format!("{LOG_ENDS}{}", lines.join(" | "))
+        }
+    }
+}
+
+/// The last lines of a file, however long it is.
+fn tail_of(file: &File) -> io::Result<Vec<String>> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; 4096];
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(bytes.len() as u64);
+    let count = file.read_at(&mut bytes, start)?;
+    bytes.truncate(count);
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text
+        .lines()
+        .map(clean)
+        .filter(|line| !line.is_empty())
+        .collect();
+    Ok(lines)
+}

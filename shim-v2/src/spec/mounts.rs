@@ -1,0 +1,128 @@
+//! The spec's mounts: what the guest makes itself, and what comes from the host as a volume.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
+
+use super::{absolute, bad};
+use crate::error::SandboxError;
+
+/// The most bind mounts of one container.
+const MAX_VOLUMES: usize = 512;
+
+/// A file or directory of the host that is bound into the share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its name in the share.
+    pub name: String,
+    /// Which entry of `mounts` it is of, for messages.
+    pub field: String,
+    /// Where it lies on the host.
+    pub source: PathBuf,
+    /// Whether the host itself refuses writes.
+    pub read_only: bool,
+    /// Whether what is mounted below it comes along.
+    pub recursive: bool,
+}
+
+/// File systems that the guest makes itself.
+const OF_THE_GUEST: [&str; 8] = [
+    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs",
+];
+
+pub(super) fn split_mounts(
+    spec: &mut Spec,
+    bundle: &Path,
+    name: &mut dyn FnMut() -> String,
+) -> Result<Vec<Volume>, SandboxError> {
+    let mut volumes = Vec::new();
+    for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
+        let field = format!("mounts[{index}] ({})", mount.destination().display());
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+            return Err(SandboxError::unsupported(
+                format_args!("{field}.uidMappings"),
+                "mounts with mapped ids are not made yet",
+            ));
+        }
+        if !is_bind(mount) {
+            let kind = mount.typ().as_deref().unwrap_or_default();
+            if !OF_THE_GUEST.contains(&kind) {
+                return Err(SandboxError::unsupported(
+                    format_args!("{field}.type {kind:?}"),
+                    "only bind mounts and the kernel's own file systems are mounted",
+                ));
+            }
+            continue;
+        }
+        if mount.destination() == Path::new("/dev/shm") {
+            *mount = shared_memory(mount);
+            continue;
+        }
+        let volume = volume_of(mount, field, bundle, name)?;
+        if volumes.len() >= MAX_VOLUMES {
+            return Err(bad(&format!(
+                "mounts holds more than {MAX_VOLUMES} bind mounts"
+            )));
+        }
+        mount.set_source(Some(format!("volume:{}", volume.name).into()));
+        mount.set_typ(Some("bind".into()));
+        volumes.push(volume);
+    }
+    Ok(volumes)
+}
+
+fn options(mount: &Mount) -> impl Iterator<Item = &str> {
+    mount.options().iter().flatten().map(String::as_str)
+}
+
+/// As runc has it: the options decide, whatever the type says.
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind") || options(mount).any(|o| o == "bind" || o == "rbind")
+}
+
+fn volume_of(
+    mount: &Mount,
+    field: String,
+    bundle: &Path,
+    name: &mut dyn FnMut() -> String,
+) -> Result<Volume, SandboxError> {
+    let source = mount
+        .source()
+        .as_ref()
+        .filter(|source| !source.as_os_str().is_empty())
+        .ok_or_else(|| bad(&format!("{field} is a bind mount without a source")))?;
+    if options(mount).any(|option| option == "rshared" || option == "shared") {
+        return Err(SandboxError::unsupported(
+            format_args!("{field}.options rshared"),
+            "mounts made in the guest can't be propagated to the host",
+        ));
+    }
+    let recursive = options(mount).any(|option| option == "rbind");
+    // The last one counts, as with mount(8).
+    let read_only = options(mount)
+        .filter(|option| matches!(*option, "ro" | "rw" | "rro"))
+        .last()
+        .is_some_and(|option| option != "rw");
+    Ok(Volume {
+        name: name(),
+        source: absolute(bundle, source),
+        field,
+        read_only,
+        recursive,
+    })
+}
+
+/// The pod's /dev/shm is a tmpfs of containerd's on the host; in the guest it is one of its own.
+fn shared_memory(mount: &Mount) -> Mount {
+    let mut tmpfs = mount.clone();
+    tmpfs.set_typ(Some("tmpfs".into()));
+    tmpfs.set_source(Some("shm".into()));
+    let mut options: Vec<String> = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]
+        .map(String::from)
+        .into();
+    if self::options(mount).any(|option| option == "ro") {
+        options.push("ro".into());
+    }
+    tmpfs.set_options(Some(options));
+    tmpfs
+}
