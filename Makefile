@@ -11,7 +11,9 @@ CARGO ?= cargo
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 
-# The agent is static, and needs an explicit target for it: else proc macros would have to be static, too.
+# The agent is static, and needs an explicit target for it: else proc macros would have to be static, too. It is in
+# every guest's memory: packed relocations take a quarter of a megabyte off.
+agent_flags := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 guest_target := x86_64-unknown-linux-gnu
 directory := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 programs := $(CARGO_TARGET_DIR)/$(directory)
@@ -43,7 +45,7 @@ build: setup ## builds the programs of the host, and the agent of the guest
 
 # RUSTFLAGS are part of what cargo compares, so a directory of its own keeps both builds warm.
 agent: setup
-	RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
+	RUSTFLAGS='$(agent_flags)' LIBSECCOMP_LINK_TYPE=static \
 		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
 		$(CARGO) build --profile guest --locked -p kata-like-agent --target $(guest_target)
 
