@@ -21,8 +21,9 @@ use kata_like_tests::{TestResult, failure, figures};
 use rustix::process::Signal;
 
 /// The parts with their time in minutes, and the test binaries of each.
-const PARTS: [(&str, u64, &[&str]); 3] = [
+const PARTS: [(&str, u64, &[&str]); 4] = [
     ("set-up and builds", 25, &[]),
+    ("virtual machine", 4, &["boot", "devices"]),
     (
         "lifecycle",
         8,
@@ -30,6 +31,9 @@ const PARTS: [(&str, u64, &[&str]); 3] = [
     ),
     ("faults and hostile", 7, &["faults", "bad_input", "figures"]),
 ];
+
+/// Those that have a guest each and look at its host's figures: one at a time.
+const ALONE: [&str; 2] = ["boot", "devices"];
 
 /// Tests of the house itself need no host.
 const OUTSIDE: [&str; 2] = ["house", "kata_like_tests"];
@@ -116,18 +120,22 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
             clippy.args(["--", "-D", "warnings"]);
             must("cargo clippy", clippy)?;
             println!("== unit tests");
-            let units = [
+            let all = [
                 "test",
                 "--quiet",
                 "--workspace",
                 "--exclude",
                 "kata-like-tests",
-                "--locked",
             ];
-            let mut units = cargo(&units);
-            units.arg("--no-fail-fast");
-            if counted(units, &mut count, None)? != 0 && count.failed == 0 {
-                return Err(failure("the unit tests don't build, or died"));
+            let mut units = cargo(&all);
+            units.args(["--lib", "--bins", "--locked", "--no-fail-fast"]);
+            // The fs server needs no guest: its test speaks the guest's part.
+            let mut server = cargo(&["test", "--quiet", "-p", "kata-like-fsd", "--locked"]);
+            server.args(["--test", "server"]);
+            for tests in [units, server] {
+                if counted(tests, &mut count, None)? != 0 && count.failed == 0 {
+                    return Err(failure("the unit tests don't build, or died"));
+                }
             }
             let mut stage = Command::new("make");
             stage
@@ -143,8 +151,12 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
     )?;
     let binaries = build(cargo(&[
         "test",
+        "--locked",
         "-p",
         "kata-like-tests",
+        "-p",
+        "kata-like-vmm",
+        "--tests",
         "--no-run",
         "--message-format=json",
     ]))?;
@@ -350,13 +362,14 @@ fn results(work: &Path) -> BTreeMap<String, (f64, u64, u64)> {
         .collect()
 }
 
-/// In the test host: `inside WORK NAME=BINARY…`.
+/// In the test host: `inside WORK INSTALLED NAME=BINARY…`.
 fn inside(arguments: &[String]) -> TestResult<bool> {
-    let (work, binaries) = arguments
-        .split_first()
-        .ok_or_else(|| failure("no working folder"))?;
+    let [work, installed, binaries @ ..] = arguments else {
+        return Err(failure("no working folder, or no installed one"));
+    };
     let work = Path::new(work);
-    install(&work.join("stage"))?;
+    install(Path::new(installed))?;
+    let temporary = Path::new("/run/tests.temporary");
     let mut all_passed = true;
     for (name, path) in binaries.iter().filter_map(|entry| entry.split_once('=')) {
         println!("\n== {name}");
@@ -366,9 +379,20 @@ fn inside(arguments: &[String]) -> TestResult<bool> {
             .find(|(_, _, names)| names.contains(&name))
             .map_or(5, |part| part.1);
         let mut command = Command::new(path);
+        let threads = if ALONE.contains(&name) { "1" } else { "2" };
+        fs::create_dir_all(temporary)?;
         command
-            .args(["--test-threads", "2"])
+            .args(["--test-threads", threads])
+            .env("TMPDIR", temporary)
             .env("KATA_LIKE_PREFIX", PREFIX)
+            .env(
+                "KATA_LIKE_KERNEL",
+                format!("{PREFIX}/share/kata-like/vmlinux"),
+            )
+            .env(
+                "KATA_LIKE_FSD",
+                format!("{PREFIX}/libexec/kata-like/kata-like-fsd"),
+            )
             .env(figures::VARIABLE, work.join("figures"));
         let mut count = Count::default();
         let until = begun + Duration::from_secs(minutes * 60 * 2);
