@@ -1,6 +1,6 @@
 //! Takes down what is left of a pod whose shim is gone, from its state folder alone.
 //!
-//! Called by `info` for `delete`, which containerd runs after every ordinary deletion too, and for
+//! Called by `sandbox` before a pod of the same name starts, and by `info` for `delete`, which containerd runs after every ordinary deletion too, and for
 //! each container of a pod while the pod's shim serves the others. So: a container that is not the
 //! sandbox has no state folder, and nothing of the pod is touched for it; a pod whose shim lives and
 //! has tasks is left alone; a shim that is on its way out is waited for. Every process is named by
@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup;
-use crate::sandbox::SandboxError;
+use crate::error::SandboxError;
 use crate::spec;
 
 /// How long a shim that ends by itself is waited for.
@@ -94,6 +94,29 @@ fn delete_under(
     remove_cgroups(cgroups);
     state.remove().map_err(failed)?;
     Ok(deleted)
+}
+
+/// Removes what a dead shim has left of a pod of this name, before a new one of that name starts.
+/// `false` if its shim lives. The cgroups stay: the new pod's shim was born in them.
+pub fn remove_dead(namespace: &str, id: &str) -> Result<bool, StateError> {
+    remove_dead_under(Path::new(ROOT), namespace, id)
+}
+
+fn remove_dead_under(root: &Path, namespace: &str, id: &str) -> Result<bool, StateError> {
+    let Some(state) = StateFolder::open_under(root, namespace, id)? else {
+        return Ok(true);
+    };
+    // Without a record there is a shim that has just begun, or one that died as it did.
+    let record = match state.read_record() {
+        Ok(Some(record)) => record,
+        _ => Record::new(namespace, id),
+    };
+    let Some(_lock) = state.try_lock()? else {
+        return Ok(false);
+    };
+    kill_all(&record);
+    state.remove()?;
+    Ok(true)
 }
 
 /// Whether the record that is there now names a task.

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kata_like_config::state::{Record, StateFolder, name};
 use tokio::io::AsyncWriteExt;
@@ -42,6 +42,9 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 const DELETE_IN_GUEST: Duration = Duration::from_secs(5);
 /// How long a stream may take to be taken by the VMM.
 const OPEN_STREAM: Duration = Duration::from_secs(10);
+
+/// The least time between two that a container's lack of memory is told.
+const OUT_OF_MEMORY: Duration = Duration::from_millis(100);
 
 /// A running microVM with its file server.
 #[derive(Debug)]
@@ -82,6 +85,8 @@ struct Container {
     mounts: Vec<Mounted>,
     execs: HashMap<String, Exec>,
     exited: bool,
+    /// When a lack of memory was last told.
+    out_of_memory: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -296,7 +301,7 @@ impl Sandbox {
     }
 
     /// Whether an event of the guest is about a process that is there and has not exited yet. An
-    /// exit is noted, and so told once.
+    /// exit is noted, and so told once; a lack of memory is not told in a flood.
     fn expects(&self, event: &GuestEvent) -> bool {
         let mut inner = self.inner();
         let Some(container) = inner.containers.get_mut(&event.container) else {
@@ -309,11 +314,11 @@ impl Sandbox {
                 None => return false,
             },
         };
-        if event.exit && *exited {
-            return false;
+        if !event.exit {
+            let last = container.out_of_memory.replace(Instant::now());
+            return last.is_none_or(|last| last.elapsed() >= OUT_OF_MEMORY);
         }
-        *exited |= event.exit;
-        true
+        !std::mem::replace(exited, true)
     }
 
     /// Watches a stand-in: its death, unless it was ended, is told.

@@ -208,7 +208,7 @@ fn refuse_host_fields(spec: &Spec) -> Result<(), SandboxError> {
         if !is_in_every_kernel(device.typ(), device.major(), device.minor()) {
             return Err(SandboxError::unsupported(
                 format_args!("linux.devices[{index}] ({})", device.path().display()),
-                "devices of the host can't be passed into the guest",
+                "devices of the host can't be passed into the guest; run a privileged container without them (privileged_without_host_devices, ctr --privileged-without-host-devices)",
             ));
         }
     }

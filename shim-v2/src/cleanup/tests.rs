@@ -1,3 +1,5 @@
+//! State folders as a dead or a living shim would have left them, with processes that sleep.
+
 use std::process::{Child, Command};
 
 use kata_like_config::state::StandIn;
@@ -109,6 +111,21 @@ fn a_living_pod_is_not_touched() {
     pod.write();
     pod.delete("pod");
     assert_eq!(pod.living(), 1, "the one that is no longer recorded");
+    assert!(!pod.root().join("ns:pod").exists());
+}
+
+#[test]
+fn a_new_pod_of_the_name_replaces_a_dead_one_only() {
+    let mut pod = plant();
+    let state = StateFolder::open_under(&pod.root(), "ns", "pod")
+        .unwrap()
+        .unwrap();
+    let lock = state.try_lock().unwrap();
+    assert!(!remove_dead_under(&pod.root(), "ns", "pod").unwrap());
+    assert_eq!(pod.living(), 3);
+    drop(lock);
+    assert!(remove_dead_under(&pod.root(), "ns", "pod").unwrap());
+    assert_eq!(pod.living(), 0);
     assert!(!pod.root().join("ns:pod").exists());
 }
 

@@ -1,3 +1,5 @@
+//! Children that are small programs of the test, saying on the control socket what a VMM or an fs server might.
+
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 

@@ -21,6 +21,7 @@ use super::machine::{Machine, Steps};
 use super::{Inner, Sandbox};
 use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
+use crate::cleanup;
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::{Fsd, Parts, Resources, Vmm, vmm_uid};
 use crate::request::{SandboxEvent, SandboxRequest};
@@ -188,7 +189,17 @@ fn make_state(
     record: &mut Record,
 ) -> Result<Arc<StateFolder>, SandboxError> {
     let failed = |cause: state::StateError| SandboxError::failed("keep the pod's state", cause);
-    let state = StateFolder::create(&request.namespace, &request.id).map_err(failed)?;
+    let create = || StateFolder::create(&request.namespace, &request.id);
+    let state = match create() {
+        // containerd gives no name twice: what is there is a dead shim's.
+        Err(state::StateError::Exists { .. })
+            if cleanup::remove_dead(&request.namespace, &request.id).map_err(failed)? =>
+        {
+            create()
+        }
+        other => other,
+    };
+    let state = state.map_err(failed)?;
     let state = Arc::new(state);
     machine.state = Some(Arc::clone(&state));
     machine.lock = state.try_lock().map_err(failed)?;

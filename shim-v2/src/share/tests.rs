@@ -1,3 +1,5 @@
+//! Shares in a mount namespace of the test's own: needs root.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,3 +1,5 @@
+//! Children of the test's own, their descriptors and their ends.
+
 use std::io::Read;
 use std::os::fd::AsFd;
 

@@ -1,3 +1,5 @@
+//! Specs as containerd writes them, each with one thing changed.
+
 use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_QUOTA};
 use super::*;
 use crate::error::SandboxErrorKind;
