@@ -8,9 +8,11 @@
 use std::ffi::CStr;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::panic;
 use std::path::Path;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit, umask};
@@ -104,7 +106,8 @@ pub fn prepare() -> Result<(), InitError> {
     }
     // What a container can't do without comes first; a missing key of these is only worth a line.
     for (key, value) in SYSCTLS {
-        if let Err(error) = fs::write(Path::new("/proc/sys").join(key), value) {
+        // With the newline that some handlers count (kernel/printk/printk.c, devkmsg_sysctl_set_loglvl).
+        if let Err(error) = fs::write(Path::new("/proc/sys").join(key), format!("{value}\n")) {
             log::warn!("set sysctl {key} to {value}: {error}");
         }
     }
@@ -171,7 +174,12 @@ fn limits() -> Result<(), InitError> {
 
 /// Sets IFF_UP on `lo`, which gives it 127.0.0.1 and ::1 (netdevice(7)).
 fn loopback_up() -> io::Result<()> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     let mut name = [0; libc::IFNAMSIZ];
     name[0] = b'l'.cast_signed();
     name[1] = b'o'.cast_signed();
@@ -183,13 +191,7 @@ fn loopback_up() -> io::Result<()> {
     // SAFETY: SIOCSIFFLAGS reads one `struct ifreq` through its argument and writes nothing:
     // - the pointer is to a live, initialised `ifreq`, whose name ends with a zero byte;
     // - the file descriptor is a socket that lives until the end of this function.
-    let result = unsafe {
-        libc::ioctl(
-            std::os::fd::AsRawFd::as_raw_fd(&socket),
-            libc::SIOCSIFFLAGS,
-            &raw const request,
-        )
-    };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -20,3 +20,36 @@ pub fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<O
     //   is called nowhere in this crate.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
+
+/// Does `operation` as soon as `fd` is ready for it and it is not interrupted. That happens without
+/// any waiting, too: accept(2) on a vsock socket answers EINTR rather than EAGAIN while a signal is
+/// pending (net/vmw_vsock/af_vsock.c, vsock_accept).
+pub async fn when_ready<T, E: Into<io::Error>>(
+    fd: &AsyncFd<OwnedFd>,
+    interest: Interest,
+    mut operation: impl FnMut(&OwnedFd) -> Result<T, E>,
+) -> io::Result<T> {
+    loop {
+        let attempt = fd.async_io(interest, |fd| operation(fd).map_err(Into::into));
+        match attempt.await {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[tokio::test]
+    async fn an_interrupted_operation_is_tried_again() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&writer, b"x").unwrap();
+        let reader = watch(reader, Interest::READABLE).unwrap();
+        let mut answers = [Err(Errno::INTR), Err(Errno::INTR), Ok(7)].into_iter();
+        let next = when_ready(&reader, Interest::READABLE, |_| answers.next().unwrap());
+        assert_eq!(next.await.unwrap(), 7);
+    }
+}

@@ -221,7 +221,7 @@ fn weight_of_shares(shares: u64) -> Option<u64> {
     const MOST_SHARES: u64 = 262_144;
     match shares {
         0 => None,
-        ..=2 => Some(1),
+        1..=2 => Some(1),
         MOST_SHARES.. => Some(10_000),
         _ => {
             // Below 2^18: exact as f64, and the result lies between 1 and 10,000.

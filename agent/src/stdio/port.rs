@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::error::PodError;
-use crate::readiness::{BOTH, watch};
+use crate::readiness::{BOTH, watch, when_ready};
 use crate::stdio::Token;
 
 /// A connected stream socket.
@@ -108,12 +108,9 @@ async fn take_connections(listener: AsyncFd<OwnedFd>, tokens: Arc<Tokens>) {
 
 /// The next connection, if it is the host's.
 async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Socket>> {
-    let accepted = listener
-        .async_io(Interest::READABLE, |listener| {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            accept4(listener.as_raw_fd(), flags).map_err(io::Error::from)
-        })
-        .await?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let accept = |listener: &OwnedFd| accept4(listener.as_raw_fd(), flags);
+    let accepted = when_ready(listener, Interest::READABLE, accept).await?;
     // SAFETY: accept4 has just returned this descriptor, so it is open, and nobody else knows its
     // number: we are its only owner.
     let fd = unsafe { OwnedFd::from_raw_fd(accepted) };
@@ -132,12 +129,8 @@ async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Socket>> {
 async fn read_token(socket: &Socket) -> io::Result<Token> {
     let (mut token, mut got) = ([0; TOKEN_LENGTH], 0);
     while let Some(rest) = token.get_mut(got..).filter(|rest| !rest.is_empty()) {
-        let read = socket
-            .async_io(Interest::READABLE, |socket| {
-                let received = recv(socket.as_fd(), &mut *rest, RecvFlags::empty());
-                received.map(|(count, _)| count).map_err(io::Error::from)
-            })
-            .await?;
+        let receive = |socket: &OwnedFd| recv(socket, &mut *rest, RecvFlags::empty());
+        let (read, _) = when_ready(socket, Interest::READABLE, receive).await?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -9,8 +9,8 @@
 //! exact when the process has gone, since whatever it wrote is either counted or still in the pipe
 //! or terminal; a host that stops reading loses the rest but never blocks the process.
 
-use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::readiness::when_ready;
 use crate::stdio::LINGER;
 use crate::stdio::port::{Expected, Socket};
 
@@ -377,21 +378,15 @@ async fn close(socket: &Socket) {
 }
 
 async fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
-    socket
-        .async_io(Interest::READABLE, |socket| {
-            let received = recv(socket.as_fd(), &mut *buffer, RecvFlags::empty());
-            received.map(|(count, _)| count).map_err(io::Error::from)
-        })
-        .await
+    let receive = |socket: &OwnedFd| recv(socket, &mut *buffer, RecvFlags::empty());
+    let (count, _) = when_ready(socket, Interest::READABLE, receive).await?;
+    Ok(count)
 }
 
 async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let write = |to: &OwnedFd| rustix::io::write(to, bytes).map_err(io::Error::from);
-        let written = match to.async_io(Interest::WRITABLE, write).await {
-            Err(error) if error.kind() == ErrorKind::Interrupted => 0,
-            result => result?,
-        };
+        let write = |to: &OwnedFd| rustix::io::write(to, bytes);
+        let written = when_ready(to, Interest::WRITABLE, write).await?;
         bytes = bytes.get(written..).unwrap_or_default();
     }
     Ok(())
