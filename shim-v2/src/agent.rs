@@ -8,11 +8,13 @@
 //! progress for [`PATIENCE`], or at its own limit.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use kata_like_agent_protocol::PROTOCOL_VERSION;
 use kata_like_agent_protocol::agent;
 use kata_like_agent_protocol::agent_ttrpc::AgentClient;
-use kata_like_agent_protocol::{PROTOCOL_VERSION, is_name};
 use protobuf::MessageField;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +26,10 @@ use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::Vmm;
 use crate::request::{SandboxEvent, Stats, StreamTokens};
 
+mod event;
+
+pub use event::GuestEvent;
+
 /// How long a guest may show no progress while it owes an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often that is looked at.
@@ -34,14 +40,14 @@ const MAKE: Duration = Duration::from_secs(300);
 const ASK: Duration = Duration::from_secs(30);
 /// The longest text of the guest's in an error.
 const MAX_TEXT: usize = 2000;
-/// The latest time that is taken for one: 2^62 ns, in the year 2116.
-const MAX_TIME: i64 = 1 << 62;
 
 /// The agent, as the shim's server. Clones share the connection.
 #[derive(Clone)]
 pub struct Agent {
     client: AgentClient,
     vmm: Vmm,
+    /// The guest has shown no progress while it owed an answer.
+    stuck: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -57,7 +63,13 @@ impl Agent {
         Self {
             client: AgentClient::new(client),
             vmm,
+            stuck: Arc::default(),
         }
+    }
+
+    /// Whether the guest was found not to move any more: nothing is to be waited for there.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::SeqCst)
     }
 
     /// Makes a call and waits for its answer. The work is a task of its own.
@@ -91,6 +103,7 @@ impl Agent {
             if now != progress {
                 (progress, changed) = (now, Instant::now());
             } else if changed.elapsed() >= PATIENCE {
+                self.stuck.store(true, Ordering::SeqCst);
                 return Err(late(
                     what,
                     format_args!("the guest has shown no progress for {PATIENCE:?}"),
@@ -166,7 +179,7 @@ impl Agent {
             let why = loop {
                 match stream.recv().await {
                     Ok(Some(event)) => {
-                        let Some((event, told)) = checked(event) else {
+                        let Some((event, told)) = event::checked(event) else {
                             tracing::warn!("the guest sent an event that is not one");
                             continue;
                         };
@@ -351,63 +364,6 @@ pub struct PodStarted {
     pub agent_version: String,
 }
 
-/// What an event is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestEvent {
-    /// The container.
-    pub container: String,
-    /// The exec; empty: the container's init.
-    pub exec: String,
-    /// Whether it is an exit, which is told once.
-    pub exit: bool,
-}
-
-fn checked(event: agent::Event) -> Option<(GuestEvent, SandboxEvent)> {
-    match event.event? {
-        agent::event::Event::ProcessExited(exit) => {
-            let named = is_name(&exit.container) && (exit.exec.is_empty() || is_name(&exit.exec));
-            if !named || exit.status > 255 {
-                return None;
-            }
-            let about = GuestEvent {
-                container: exit.container.clone(),
-                exec: exit.exec.clone(),
-                exit: true,
-            };
-            let told = SandboxEvent::Exited {
-                container: exit.container,
-                exec: exit.exec,
-                status: exit.status,
-                at: time_of(exit.exited_at_ns),
-                stdout_bytes: exit.stdout_bytes,
-                stderr_bytes: exit.stderr_bytes,
-            };
-            Some((about, told))
-        }
-        agent::event::Event::OutOfMemory(oom) => {
-            let about = GuestEvent {
-                container: oom.container.clone(),
-                exec: String::new(),
-                exit: false,
-            };
-            let told = SandboxEvent::OutOfMemory {
-                container: oom.container,
-            };
-            is_name(&about.container).then_some((about, told))
-        }
-        // An event of a later version.
-        _ => None,
-    }
-}
-
-/// A time of the guest's clock; one that can't be is the host's own now.
-fn time_of(nanoseconds: i64) -> SystemTime {
-    match u64::try_from(nanoseconds) {
-        Ok(time) if nanoseconds <= MAX_TIME && time > 0 => UNIX_EPOCH + Duration::from_nanos(time),
-        _ => SystemTime::now(),
-    }
-}
-
 fn request_for(container: &str) -> agent::ContainerRequest {
     agent::ContainerRequest {
         container: container.to_owned(),
@@ -447,43 +403,6 @@ fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn exit(container: &str, exec: &str, status: u32, at: i64) -> agent::Event {
-        let mut event = agent::Event::new();
-        event.set_process_exited(agent::ProcessExited {
-            container: container.into(),
-            exec: exec.into(),
-            status,
-            exited_at_ns: at,
-            ..Default::default()
-        });
-        event
-    }
-
-    #[test]
-    fn an_event_that_can_t_be_is_none() {
-        assert!(checked(exit("a", "", 137, 1)).is_some());
-        assert!(checked(exit("a", "b", 255, 1)).is_some());
-        for (container, exec, status) in [
-            ("", "", 0),
-            ("../a", "", 0),
-            ("a", "b/c", 0),
-            ("a", "", 256),
-        ] {
-            let event = exit(container, exec, status, 1);
-            assert!(checked(event).is_none(), "{container:?} {exec:?} {status}");
-        }
-        assert!(checked(agent::Event::new()).is_none());
-    }
-
-    #[test]
-    fn a_time_that_can_t_be_is_now() {
-        let before = SystemTime::now();
-        for impossible in [i64::MIN, -1, 0, i64::MAX] {
-            assert!(time_of(impossible) >= before, "{impossible}");
-        }
-        assert_eq!(time_of(5), UNIX_EPOCH + Duration::from_nanos(5));
-    }
 
     #[test]
     fn a_text_of_the_guest_s_is_cut_and_cleaned() {

@@ -24,7 +24,7 @@ use crate::spawn::{Birth, Child, Exit, Network, birth};
 mod fsd;
 mod vmm;
 
-pub use fsd::Fsd;
+pub use fsd::{Fsd, FsdEnd};
 pub use vmm::{Resources, Vmm};
 
 /// The device that virtual machines are made by.
@@ -198,6 +198,28 @@ async fn last_act(child: &Child) -> Exit {
     }
     child.kill();
     child.exited().await
+}
+
+/// How long one child's end may take to follow the other's that caused it.
+const CONSEQUENCE: Duration = Duration::from_millis(500);
+
+/// Waits until the VMM or the fs server is over, and tells what came first: each ends when the other
+/// does, and what is only the consequence is no reason.
+pub async fn either_over(
+    vmm: impl Future<Output = String>,
+    fsd: impl Future<Output = FsdEnd>,
+) -> String {
+    tokio::pin!(vmm, fsd);
+    tokio::select! {
+        why = &mut vmm => match tokio::time::timeout(CONSEQUENCE, fsd).await {
+            Ok(end) if !end.expected => end.why,
+            _ => why,
+        },
+        end = &mut fsd => match end.expected {
+            false => end.why,
+            true => tokio::time::timeout(CONSEQUENCE, vmm).await.unwrap_or(end.why),
+        },
+    }
 }
 
 /// A line from a jailed child, which may be the guest's by now: no control characters, not long.

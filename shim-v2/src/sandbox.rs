@@ -176,7 +176,8 @@ impl Sandbox {
         if !self.inner().containers.contains_key(id) {
             return Ok(());
         }
-        if !self.vmm.is_over() && !self.stopping.load(Ordering::SeqCst) {
+        let asked = !self.stopping.load(Ordering::SeqCst) && !self.agent.is_stuck();
+        if asked && !self.vmm.is_over() {
             let gone = self.agent.delete_container(id, DELETE_IN_GUEST).await;
             if let Err(error) = gone
                 && error.kind() != SandboxErrorKind::NotFound
@@ -236,7 +237,10 @@ impl Sandbox {
         let Some(mut machine) = machine.take() else {
             return;
         };
-        if !self.vmm.is_over()
+        let stuck = self.agent.is_stuck();
+        if stuck {
+            self.vmm.child().kill();
+        } else if !self.vmm.is_over()
             && let Err(error) = self.agent.shutdown(SHUTDOWN).await
             && !self.vmm.is_over()
         {

@@ -8,15 +8,24 @@ use std::os::fd::BorrowedFd;
 use kata_like_boot::{FsdBoot, FsdFds, FsdReport};
 use tokio::sync::watch;
 
-use super::{OWN_START, Parts, clean, last_act, next, silent, start, wait_for};
+use super::{OWN_START, Parts, clean, last_act, next, silent, start};
 use crate::error::{SandboxError, SandboxErrorKind};
-use crate::spawn::Child;
+use crate::spawn::{Child, Exit};
+
+/// How the fs server ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FsdEnd {
+    /// It ended by itself, as it does when the VM is gone: the cause is to be sought there.
+    pub expected: bool,
+    /// One line.
+    pub why: String,
+}
 
 /// The fs server.
 #[derive(Debug)]
 pub struct Fsd {
     child: Child,
-    over: watch::Receiver<Option<String>>,
+    over: watch::Receiver<Option<FsdEnd>>,
 }
 
 impl Fsd {
@@ -59,9 +68,13 @@ impl Fsd {
                 }
             }
             let exit = last_act(&child).await;
-            tell.send_replace(Some(match why {
-                Some(why) => format!("the fs server failed: {why}"),
-                None => format!("the fs server {exit}"),
+            tell.send_replace(Some(FsdEnd {
+                // It ends like that when the VMM has closed its connections.
+                expected: why.is_none() && exit == Exit::Status(0),
+                why: match why {
+                    Some(why) => format!("the fs server failed: {why}"),
+                    None => format!("the fs server {exit}"),
+                },
             }));
         });
         Ok(fsd)
@@ -73,8 +86,17 @@ impl Fsd {
     }
 
     /// Waits for its end, and tells why it came.
-    pub fn over(&self) -> impl Future<Output = String> + Send + 'static + use<> {
-        wait_for(self.over.clone())
+    pub fn over(&self) -> impl Future<Output = FsdEnd> + Send + 'static + use<> {
+        let mut over = self.over.clone();
+        async move {
+            let end = over.wait_for(Option::is_some).await;
+            end.ok()
+                .and_then(|end| end.clone())
+                .unwrap_or_else(|| FsdEnd {
+                    expected: false,
+                    why: "the fs server's watcher is gone".to_owned(),
+                })
+        }
     }
 }
 

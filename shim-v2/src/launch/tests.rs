@@ -157,3 +157,32 @@ async fn a_fs_server_that_refuses_is_heard() {
     );
     assert_eq!(last_act(&child).await, Exit::Status(0));
 }
+
+#[tokio::test]
+async fn the_cause_is_told_and_not_its_consequence() {
+    let fsd = |expected| FsdEnd {
+        expected,
+        why: "fs server".into(),
+    };
+    let vmm = async |after| {
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        "VMM".to_owned()
+    };
+    // The VM is gone, and the server has closed as it should; whoever is seen first.
+    assert_eq!(either_over(vmm(50), async { fsd(true) }).await, "VMM");
+    assert_eq!(either_over(vmm(0), std::future::pending()).await, "VMM");
+    // The server was killed, and the VM could not live without it.
+    assert_eq!(
+        either_over(vmm(50), async { fsd(false) }).await,
+        "fs server"
+    );
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fsd(false)
+    };
+    assert_eq!(either_over(vmm(0), later).await, "fs server");
+    assert_eq!(
+        either_over(std::future::pending(), async { fsd(true) }).await,
+        "fs server"
+    );
+}

@@ -23,7 +23,7 @@ use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
 use crate::error::{SandboxError, SandboxErrorKind};
-use crate::launch::{Fsd, Parts, Resources, Vmm, vmm_uid};
+use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, vmm_uid};
 use crate::request::{SandboxEvent, SandboxRequest};
 use crate::share::{PARTS, Share};
 use crate::spawn::Network;
@@ -97,16 +97,22 @@ async fn bring_up(
     let (fsd, vmm) = (fsd?, vmm?);
     record.fsd = process_of(fsd.child().pid);
     record.vmm = process_of(vmm.child().pid);
-    let fsd_over = fsd.over();
+    let over = either_over(vmm.over(), fsd.over());
     machine.fsd = Some(fsd);
     machine.vmm = Some(vmm.clone());
     write_record(&state, &record)?;
     drop(parts);
     steps.done("VMM and fs server");
 
+    tokio::pin!(over);
+    let failed = |why| Err(SandboxError::new(SandboxErrorKind::Failed, why));
     let figures = tokio::select! {
-        dialled = vmm.agent_dialled(config.boot_deadline) => dialled?,
-        why = fsd_over => return Err(SandboxError::new(SandboxErrorKind::Failed, why)),
+        dialled = vmm.agent_dialled(config.boot_deadline) => match dialled {
+            // Of two that end together the cause is told.
+            Err(_) if vmm.is_over() => return failed(over.await),
+            dialled => dialled?,
+        },
+        why = &mut over => return failed(why),
     };
     tracing::debug!(
         exits = figures.exits,
@@ -396,30 +402,20 @@ async fn watch(sandbox: &Arc<Sandbox>, machine: &Machine) -> Result<(), SandboxE
         .agent
         .follow_events(known, sandbox.events.clone())
         .await?;
-    let vmm = sandbox.vmm.clone();
-    let vmm_over = vmm.over();
-    let fsd = machine
-        .fsd
-        .as_ref()
-        .map(|fsd| (fsd.over(), fsd.child().clone()));
-    let weak = Arc::downgrade(sandbox);
+    let Some(fsd) = &machine.fsd else {
+        return Ok(());
+    };
     // Not the sandbox's own VMM: this task must not keep it alive.
-    let vmm_child = vmm.child().clone();
-    drop(vmm);
+    let (vmm_child, fsd_child) = (sandbox.vmm.child().clone(), fsd.child().clone());
+    let over = either_over(sandbox.vmm.over(), fsd.over());
+    let weak = Arc::downgrade(sandbox);
     tokio::spawn(async move {
-        let Some((fsd_over, fsd_child)) = fsd else {
-            return;
-        };
-        tokio::pin!(vmm_over);
+        tokio::pin!(over);
         let reason = tokio::select! {
-            why = &mut vmm_over => why,
-            why = fsd_over => {
-                vmm_child.kill();
-                why
-            }
+            why = &mut over => why,
             why = events_over => {
                 // The VM's end takes the agent along, and knows more of why.
-                let own = tokio::time::timeout(Duration::from_millis(300), &mut vmm_over).await;
+                let own = tokio::time::timeout(Duration::from_millis(700), &mut over).await;
                 own.unwrap_or_else(|_| why.unwrap_or_default())
             }
         };

@@ -1,0 +1,109 @@
+//! The guest's events, checked: names, ranges, times.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kata_like_agent_protocol::{agent, is_name};
+
+use crate::request::SandboxEvent;
+
+/// The latest time that is taken for one: 2^62 ns, in the year 2116.
+const MAX_TIME: i64 = 1 << 62;
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestEvent {
+    /// The container.
+    pub container: String,
+    /// The exec; empty: the container's init.
+    pub exec: String,
+    /// Whether it is an exit, which is told once.
+    pub exit: bool,
+}
+
+pub(super) fn checked(event: agent::Event) -> Option<(GuestEvent, SandboxEvent)> {
+    match event.event? {
+        agent::event::Event::ProcessExited(exit) => {
+            let named = is_name(&exit.container) && (exit.exec.is_empty() || is_name(&exit.exec));
+            if !named || exit.status > 255 {
+                return None;
+            }
+            let about = GuestEvent {
+                container: exit.container.clone(),
+                exec: exit.exec.clone(),
+                exit: true,
+            };
+            let told = SandboxEvent::Exited {
+                container: exit.container,
+                exec: exit.exec,
+                status: exit.status,
+                at: time_of(exit.exited_at_ns),
+                stdout_bytes: exit.stdout_bytes,
+                stderr_bytes: exit.stderr_bytes,
+            };
+            Some((about, told))
+        }
+        agent::event::Event::OutOfMemory(oom) => {
+            let about = GuestEvent {
+                container: oom.container.clone(),
+                exec: String::new(),
+                exit: false,
+            };
+            let told = SandboxEvent::OutOfMemory {
+                container: oom.container,
+            };
+            is_name(&about.container).then_some((about, told))
+        }
+        // An event of a later version.
+        _ => None,
+    }
+}
+
+/// A time of the guest's clock; one that can't be is the host's own now.
+fn time_of(nanoseconds: i64) -> SystemTime {
+    match u64::try_from(nanoseconds) {
+        Ok(time) if nanoseconds <= MAX_TIME && time > 0 => UNIX_EPOCH + Duration::from_nanos(time),
+        _ => SystemTime::now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(container: &str, exec: &str, status: u32, at: i64) -> agent::Event {
+        let mut event = agent::Event::new();
+        event.set_process_exited(agent::ProcessExited {
+            container: container.into(),
+            exec: exec.into(),
+            status,
+            exited_at_ns: at,
+            ..Default::default()
+        });
+        event
+    }
+
+    #[test]
+    fn an_event_that_can_t_be_is_none() {
+        assert!(checked(exit("a", "", 137, 1)).is_some());
+        assert!(checked(exit("a", "b", 255, 1)).is_some());
+        for (container, exec, status) in [
+            ("", "", 0),
+            ("../a", "", 0),
+            ("a", "b/c", 0),
+            ("a", "", 256),
+        ] {
+            let event = exit(container, exec, status, 1);
+            assert!(checked(event).is_none(), "{container:?} {exec:?} {status}");
+        }
+        assert!(checked(agent::Event::new()).is_none());
+    }
+
+    #[test]
+    fn a_time_that_can_t_be_is_now() {
+        let before = SystemTime::now();
+        for impossible in [i64::MIN, -1, 0, i64::MAX] {
+            assert!(time_of(impossible) >= before, "{impossible}");
+        }
+        assert_eq!(time_of(5), UNIX_EPOCH + Duration::from_nanos(5));
+    }
+}
