@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{Container, Entry, Phase, Pod, PodError, Process, Slot, check_name, lock};
 use crate::bundle::{Membership, Role};
+use crate::error::one_line;
 use crate::events::TaskEvent;
 use crate::process::Life;
 use crate::sandbox::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
@@ -41,6 +42,8 @@ impl Pod {
         let pid = match made {
             Ok(pid) => pid,
             Err(error) => {
+                let reason = one_line(&error);
+                tracing::error!(container = request.id, reason, "container not created");
                 self.undo(&container).await;
                 return Err(error);
             }

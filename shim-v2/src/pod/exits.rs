@@ -185,27 +185,27 @@ impl Pod {
     }
 
     fn tell_exit(&self, process: &Process, exit: Exit) {
-        let pid = {
+        {
             let mut life = process.life();
             if life.exit().is_some() {
                 return;
             }
             life.exited(exit);
-            life.pid()
-        };
+            // Under the lock: whoever sees the exit comes after its event, an init's exit too.
+            self.publisher.publish(TaskEvent::Exited {
+                container: process.container.clone(),
+                exec: process.exec.clone(),
+                pid: life.pid(),
+                exit,
+            });
+        }
+        process.exit.send_replace(Some(exit));
         tracing::info!(
             container = process.container,
             exec = process.exec,
             status = exit.status,
             "process exited"
         );
-        self.publisher.publish(TaskEvent::Exited {
-            container: process.container.clone(),
-            exec: process.exec.clone(),
-            pid,
-            exit,
-        });
-        process.exit.send_replace(Some(exit));
     }
 
     /// The init is gone: its execs end too, and are told first.

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use super::create::{attach, tokens};
 use super::{Container, KILL, Pod, PodError, Process};
+use crate::error::one_line;
 use crate::events::TaskEvent;
 use crate::process::{Exit, Refusal};
 use crate::sandbox::ExecRequest;
@@ -45,7 +46,7 @@ impl Pod {
             Err(error) => Err(error),
         };
         let pid = init.life().pid();
-        let held = match started {
+        let held = match &started {
             Ok(()) => {
                 self.publisher.publish(TaskEvent::Started {
                     container: container.id.clone(),
@@ -53,7 +54,11 @@ impl Pod {
                 });
                 init.life().started(pid)
             }
-            Err(_) => init.life().start_failed(),
+            Err(error) => {
+                let reason = one_line(error);
+                tracing::error!(container = container.id, reason, "container not started");
+                init.life().start_failed()
+            }
         };
         if let Some(gone) = held {
             self.finish_later(container, init, gone);

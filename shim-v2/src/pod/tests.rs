@@ -114,6 +114,26 @@ async fn an_init_s_exit_is_told_after_those_of_its_execs() {
     assert_eq!(ids, wanted.map(|(id, status)| (id.to_owned(), status)));
 }
 
+/// Both are gone at the same moment, told by threads of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_s_exit_overtakes_no_exec_s() {
+    let fixture = Fixture::new().await;
+    for round in 0..200 {
+        let id = format!("c{round}");
+        fixture.running(&id);
+        fixture.running_exec(&id, "e", 101);
+        fixture.pod.gone(&id, "e", gone(1));
+        fixture.pod.gone(&id, "", gone(2));
+        fixture.pod.wait(&id, "").await.expect("an exit");
+    }
+    fixture.flushed().await;
+    let statuses: Vec<_> = fixture.arrived.exits();
+    for (place, (id, status)) in statuses.iter().enumerate() {
+        assert_eq!(*status, if place % 2 == 0 { 1 } else { 2 }, "{place} {id}");
+    }
+    assert_eq!(statuses.len(), 400);
+}
+
 #[tokio::test]
 async fn a_lost_guest_ends_every_task_within_a_second() {
     let fixture = Fixture::new().await;
