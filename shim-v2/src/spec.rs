@@ -115,6 +115,10 @@ pub fn cgroups_path(spec: &Spec) -> Result<Option<String>, SandboxError> {
 
 /// Splits a container's spec.
 pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxError> {
+    if spec.process().is_none() {
+        // In runc's words.
+        return Err(bad("process property must not be empty"));
+    }
     refuse_hooks(&spec)?;
     refuse_host_fields(&spec)?;
     let network = split_namespaces(&mut spec, pod.task_of)?;

@@ -95,6 +95,15 @@ fn a_foreign_or_missing_namespace_is_refused() {
 }
 
 #[test]
+fn a_spec_without_a_process_is_refused_for_that() {
+    let line = refused(|spec| {
+        spec["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}]);
+        spec.as_object_mut().unwrap().remove("process");
+    });
+    assert_eq!(line, "process property must not be empty");
+}
+
+#[test]
 fn bind_mounts_become_volumes() {
     let split = try_split(|spec| {
         spec["mounts"] = serde_json::json!([
