@@ -3,6 +3,9 @@
 //! Made everywhere below `service.rs`, which alone turns it into a status code.
 
 use std::error::Error;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::runner::RunnerError;
 
@@ -109,7 +112,10 @@ pub fn one_line(error: &(dyn Error + 'static)) -> String {
     line.replace('\n', " ")
 }
 
-/// Does what may block on a thread of its own.
+/// How long a step may block: a file system of the host's can take its time, or for ever.
+const BLOCKING_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Does what may block on a thread of its own, and does not wait for it without end.
 pub async fn blocking<T, E>(
     step: &'static str,
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
@@ -118,9 +124,13 @@ where
     T: Send + 'static,
     E: Into<Box<dyn Error + Send + Sync>> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(PodError::failed(step)),
+    match timeout(BLOCKING_DEADLINE, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(result)) => result.map_err(PodError::failed(step)),
         // It was cancelled: a panic would have ended the machine.
-        Err(error) => Err(PodError::failed(step)(error)),
+        Ok(Err(error)) => Err(PodError::failed(step)(error)),
+        Err(_) => Err(PodError::Timeout {
+            step: step.into(),
+            seconds: BLOCKING_DEADLINE.as_secs(),
+        }),
     }
 }

@@ -233,17 +233,13 @@ pub async fn out_of_pipe(
     expected: Expected,
     exited: watch::Receiver<bool>,
 ) {
-    let Some(socket) = dialled(expected, exited).await else {
-        return;
-    };
-    match drain_pipe(&output, Some(&socket)).await {
-        Ok(()) => close(&socket).await,
-        Err(_host_stopped_reading) => {
-            drop(socket);
-            // The pipe can't fail by itself.
-            let _ = drain_pipe(&output, None).await;
-        }
+    if let Some(socket) = dialled(expected, exited).await
+        && drain_pipe(&output, Some(&socket)).await.is_ok()
+    {
+        return close(&socket).await;
     }
+    // The host does not read, or no longer. The pipe can't fail by itself.
+    let _ = drain_pipe(&output, None).await;
 }
 
 async fn drain_pipe(output: &PipeOutput, socket: Option<&Socket>) -> io::Result<()> {
