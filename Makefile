@@ -12,8 +12,9 @@ CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 
 # The agent is static, and needs an explicit target for it: else proc macros would have to be static, too. It is in
-# every guest's memory: packed relocations take a quarter of a megabyte off.
-agent_flags := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
+# every guest's memory: packed relocations take a quarter of a megabyte off, and so does the lack of unwind tables,
+# which a program that ends with its first panic can do without.
+agent_flags := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C force-unwind-tables=no
 guest_target := x86_64-unknown-linux-gnu
 directory := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 programs := $(CARGO_TARGET_DIR)/$(directory)
