@@ -1,16 +1,14 @@
 //! The first figures, which become the bars of later work: exits, time and memory of one start.
 //!
-//! One vCPU, with 2 MiB pages and without. The VMM counts (KVM's statistics), the shim keeps what it
-//! told in `figures.json` in the pod's state folder: at the agent's dial and once the container's
-//! first instruction is let go.
+//! One vCPU, with 2 MiB pages and without. The VMM counts (KVM's statistics); the shim writes what it
+//! tells to its log at level debug: at the agent's dial, and when a container has been let go.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use kata_like_tests::process::until;
 use kata_like_tests::{Host, TestResult, failure, figures, kata_like_only};
-use serde_json::Value;
 
 const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
@@ -37,42 +35,39 @@ fn one_start_in_figures() -> TestResult {
     kata_like_only!();
     let host = Host::alone()?;
     let config = "/run/figures.toml";
-    fs::write(config, "max_vcpus = 1\n")?;
+    fs::write(config, "max_vcpus = 1\nlog_level = \"debug\"\n")?;
     let mut exits = Vec::new();
     for (name, value) in [("2 MiB pages", "advise"), ("4 KiB pages", "never")] {
         let _pages = HugePages::set(value)?;
-        let pod = host.start(
-            "figures",
-            &["--runtime-config-path", config],
-            &["sleep", "1000"],
-        )?;
-        let path = pod.state_folder().join("figures.json");
-        until("figures.json", Duration::from_secs(10), || {
-            read(&path).is_ok_and(|all| all["first_instruction"].is_object())
-        })?;
-        let all = read(&path)?;
-        for (moment, key) in [
-            ("agent's dial", "agent_dial"),
-            ("first instruction", "first_instruction"),
-        ] {
-            let at = &all[key];
-            let number = |field: &str| {
-                at[field]
-                    .as_u64()
-                    .ok_or_else(|| failure(format!("{field}: {all}")))
+        let logged = host.log().len();
+        let options = ["--runtime-config-path", config];
+        let pod = host.start("figures", &options, &["sleep", "1000"])?;
+        for moment in ["the agent's dial", "the start of a container"] {
+            let mut found = None;
+            until(moment, Duration::from_secs(10), || {
+                found = at(&host.log()[logged..], moment);
+                found.is_some()
+            })?;
+            let counted = found.unwrap_or_default();
+            let number = |field: &str| -> TestResult<u64> {
+                counted
+                    .get(field)
+                    .copied()
+                    .ok_or_else(|| failure(format!("{field}: {counted:?}")))
             };
+            if exits.len() < 2 && moment == "the agent's dial" {
+                exits.push(number("exits")?);
+            }
             figures::note(&format!(
-                "one vCPU, {name}: from the first KVM_RUN to the {moment}: {} exits ({} to the VMM, {} page faults), {} ms; guest memory resident {:.1} MiB",
+                "one vCPU, {name}: from the first KVM_RUN to {moment}: {} exits ({} to the VMM, {} page faults), {} ms, guest memory resident {:.1} MiB",
                 number("exits")?,
                 number("user_exits")?,
                 number("page_faults")?,
-                number("elapsed_ns")? / 1_000_000,
+                number("elapsed_ms")?,
                 number("resident_bytes")? as f64 / f64::from(1 << 20),
             ));
         }
-        exits.push(all["agent_dial"]["exits"].as_u64().unwrap_or(0));
-        let vmm = pod.process("vmm")?;
-        let memory = vmm.read("smaps_rollup")?;
+        let memory = pod.process("vmm")?.read("smaps_rollup")?;
         let pss = memory
             .lines()
             .find_map(|line| line.strip_prefix("Pss:"))
@@ -93,6 +88,15 @@ fn one_start_in_figures() -> TestResult {
     Ok(())
 }
 
-fn read(path: &Path) -> TestResult<Value> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+/// The fields of the line that was logged at a moment: `… figures moment="…" exits=3854 …`.
+fn at(log: &str, moment: &str) -> Option<BTreeMap<String, u64>> {
+    let line = log
+        .lines()
+        .find(|line| line.contains(&format!("moment={moment:?}")))?;
+    let fields = line.split(' ').filter_map(|word| word.split_once('='));
+    Some(
+        fields
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .collect(),
+    )
 }
