@@ -25,7 +25,7 @@ mod fsd;
 mod vmm;
 
 pub use fsd::{Fsd, FsdEnd};
-pub use vmm::{Resources, Vmm};
+pub use vmm::{Resources, Vmm, log_figures};
 
 /// The device that virtual machines are made by.
 const KVM: &str = "/dev/kvm";

@@ -129,7 +129,11 @@ impl Sandbox {
 
     /// Lets a created container run.
     pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
-        self.agent.start_container(id).await
+        self.agent.start_container(id).await?;
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            self.vmm.log_figures("the start of a container").await;
+        }
+        Ok(())
     }
 
     /// Runs a further process in a container and answers the host pid of its stand-in. Goes on if

@@ -208,6 +208,13 @@ impl Vmm {
         }
     }
 
+    /// Writes what the VMM counts to the log; who looks for figures sets its level to debug.
+    pub async fn log_figures(&self, moment: &str) {
+        if let Ok(VmReport::Figures(figures)) = self.command(VmCommand::Figures).await {
+            log_figures(moment, &figures);
+        }
+    }
+
     async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
         let (tell, answer) = oneshot::channel();
         {
@@ -272,6 +279,20 @@ pub struct Resources {
     pub streams: OwnedFd,
     /// A connected vhost-user socket for each share.
     pub shares: Vec<OwnedFd>,
+}
+
+/// One line for one moment.
+pub fn log_figures(moment: &str, figures: &Figures) {
+    tracing::debug!(
+        moment,
+        elapsed_ms = figures.elapsed_ns / 1_000_000,
+        exits = figures.exits,
+        user_exits = figures.user_exits,
+        page_faults = figures.page_faults,
+        huge_pages = figures.huge_pages,
+        resident_bytes = figures.resident_bytes,
+        "figures"
+    );
 }
 
 /// Figures that change while a guest works.

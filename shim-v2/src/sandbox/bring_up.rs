@@ -23,7 +23,7 @@ use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
 use crate::error::{SandboxError, SandboxErrorKind};
-use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, vmm_uid};
+use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures, vmm_uid};
 use crate::request::{SandboxEvent, SandboxRequest};
 use crate::share::{PARTS, Share};
 use crate::spawn::Network;
@@ -114,11 +114,7 @@ async fn bring_up(
         },
         why = &mut over => return failed(why),
     };
-    tracing::debug!(
-        exits = figures.exits,
-        user_exits = figures.user_exits,
-        "the agent has dialled"
-    );
+    log_figures("the agent's dial", &figures);
     steps.done("guest's boot");
 
     let agent = connect(ours, vmm.clone())?;
