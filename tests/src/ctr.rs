@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::{TestResult, failure};
 
 /// Emulation is slow and cases run side by side; a hang is what this is to find.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A call to be made.
 pub struct Call {
