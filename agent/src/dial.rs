@@ -5,7 +5,7 @@
 //! any more, so whoever serves it must learn of it: `Connection` tells.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -42,6 +42,29 @@ pub enum DialError {
     Silent { port: u32 },
 }
 
+/// linux/vm_sockets.h: SO_VM_SOCKETS_CONNECT_TIMEOUT for a `timeval` of two 64-bit words.
+const CONNECT_TIMEOUT: libc::c_int = 8;
+
+/// The kernel gives a vsock connect two seconds, which a busy host can exceed: it gets ours.
+fn be_patient(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let patience: [i64; 2] = [DEADLINE.as_secs().cast_signed(), 0];
+    // SAFETY: the option reads 16 bytes at the pointer, the size of the array, which lives across
+    // the call; the descriptor is borrowed for as long.
+    let failed = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            patience.as_ptr().cast(),
+            size_of_val(&patience) as libc::socklen_t,
+        )
+    } != 0;
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The control connection, and when it was made.
 pub struct Dialled {
     /// To be served.
@@ -67,6 +90,7 @@ pub async fn dial() -> Result<Dialled, DialError> {
         None,
     )
     .map_err(|errno| failed("make a socket")(errno.into()))?;
+    be_patient(fd.as_fd()).map_err(failed("set the socket's patience"))?;
     match connect(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, port)) {
         Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
         Err(errno) => return Err(failed("connect")(errno.into())),
