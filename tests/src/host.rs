@@ -109,6 +109,16 @@ impl Host {
         })
     }
 
+    /// A host alone, and on it a further containerd that logs in detail, as do its shims.
+    pub fn detailed() -> TestResult<Self> {
+        let guard = Guard::Alone(USE.write().unwrap_or_else(PoisonError::into_inner));
+        let daemon = Arc::new(Daemon::start_with(Version::V2_1, &[], "debug")?);
+        Ok(Self {
+            daemon,
+            _guard: guard,
+        })
+    }
+
     /// A name that no other test uses.
     pub fn name(&self, stem: &str) -> String {
         format!(
@@ -250,6 +260,10 @@ impl Drop for Daemon {
 
 impl Daemon {
     fn start(version: Version, wrapper: &[&str]) -> TestResult<Self> {
+        Self::start_with(version, wrapper, "info")
+    }
+
+    fn start_with(version: Version, wrapper: &[&str], level: &str) -> TestResult<Self> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let directory = PathBuf::from(format!("/run/tests.{}.{number}", std::process::id()));
         fs::create_dir_all(&directory)?;
@@ -268,7 +282,7 @@ impl Daemon {
             wrapper: wrapper.iter().map(|word| (*word).to_owned()).collect(),
             child: Mutex::new(None),
         };
-        fs::write(daemon.directory.join("config.toml"), daemon.config())?;
+        fs::write(daemon.directory.join("config.toml"), daemon.config(level))?;
         daemon.launch()?;
         let image = tools()?.join("busybox.tar");
         let mut import = daemon.ctr();
@@ -277,7 +291,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn config(&self) -> String {
+    fn config(&self, level: &str) -> String {
         let here = self.directory.display();
         format!(
             "version = 2\nroot = \"{here}/root\"\nstate = \"{here}/state\"\n\
@@ -285,7 +299,8 @@ impl Daemon {
              \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\", \
              \"io.containerd.internal.v1.opt\", \"io.containerd.tracing.processor.v1.otlp\"]\n\
              [grpc]\naddress = \"{here}/containerd.sock\"\n\
-             [ttrpc]\naddress = \"{here}/containerd.sock.ttrpc\"\n"
+             [ttrpc]\naddress = \"{here}/containerd.sock.ttrpc\"\n\
+             [debug]\nlevel = \"{level}\"\n"
         )
     }
 

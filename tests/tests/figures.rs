@@ -33,9 +33,9 @@ impl Drop for HugePages {
 #[test]
 fn one_start_in_figures() -> TestResult {
     kata_like_only!();
-    let host = Host::alone()?;
+    let host = Host::detailed()?;
     let config = "/run/figures.toml";
-    fs::write(config, "max_vcpus = 1\nlog_level = \"debug\"\n")?;
+    fs::write(config, "max_vcpus = 1\n")?;
     let mut exits = Vec::new();
     for (name, value) in [("2 MiB pages", "advise"), ("4 KiB pages", "never")] {
         let _pages = HugePages::set(value)?;

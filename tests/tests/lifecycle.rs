@@ -411,7 +411,8 @@ fn ten_at_once_all_run() -> TestResult {
                 let host = &host;
                 scope.spawn(move || {
                     let word = format!("number {number}");
-                    let output = host.run(&host.name("ten"), &[], &["echo", &word]).ok()?;
+                    let call = host.run(&host.name("ten"), &[], &["echo", &word]);
+                    let output = call.deadline(300 * SECOND).ok()?;
                     assert_eq!(output.text(), word);
                     TestResult::Ok(())
                 })
