@@ -1,3 +1,5 @@
+//! Each of our errors becomes the code that containerd acts on, and each message keeps its numbers.
+
 use super::*;
 use crate::error::SandboxError;
 

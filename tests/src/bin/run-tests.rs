@@ -103,6 +103,9 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
     let work = target(&repository).join("test-run");
     let _ = fs::remove_dir_all(&work);
     fs::create_dir_all(&work)?;
+    // A copy: building the tests may build this program anew.
+    let runner = work.join("runner");
+    fs::copy(std::env::current_exe()?, &runner)?;
 
     let mut count = Count::default();
     let cargo = |arguments: &[&str]| {
@@ -205,7 +208,7 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
             .arg("--console")
             .arg(work.join("console"));
         boot.arg("--")
-            .arg(std::env::current_exe()?)
+            .arg(&runner)
             .arg("inside")
             .arg(&work)
             .arg(&installed)
