@@ -54,7 +54,11 @@ const DROP_IN: (&str, &str) = ("/etc/kata-like/config.d/emulated.toml", "max_vcp
 
 /// What a guest's sudden end under the emulator looks like: no test of those that go through containerd
 /// brings it about. See `docs/limitations.md`.
-const STRUCK: [&str; 2] = ["the guest triple-faulted", "int3: 0000"];
+const STRUCK: [&str; 3] = [
+    "the guest triple-faulted",
+    "int3: 0000",
+    "panic - not syncing: Fatal exception",
+];
 
 /// Where the product is installed inside.
 const PREFIX: &str = "/run/installed";
