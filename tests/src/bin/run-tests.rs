@@ -435,7 +435,7 @@ fn inside(arguments: &[String]) -> TestResult<bool> {
         let mut count = Count::default();
         let until = begun + Duration::from_secs(minutes * 60 * 2);
         let mut code = counted(command(), &mut count, Some(until))?;
-        if count.failed > 0 && count.struck && emulated()? {
+        if count.failed > 0 && (count.struck || log_is_struck()) && emulated()? {
             // Once, told in the summary, and only where the output says so.
             let struck = std::mem::take(&mut count.failures);
             println!("\n== {name}, what failed under the emulator: {struck:?}");
@@ -511,6 +511,18 @@ fn keep_logs(work: &Path, name: &str) {
         }
         println!("containerd's log: {}", to.display());
     }
+}
+
+/// Whether a shim has logged such an end of its guest.
+fn log_is_struck() -> bool {
+    let entries = fs::read_dir("/run").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("tests."))
+        .filter_map(|entry| fs::read(entry.path().join("log")).ok())
+        .any(|log| {
+            let log = String::from_utf8_lossy(&log);
+            STRUCK.iter().any(|words| log.contains(words))
+        })
 }
 
 /// After a test binary: nothing of it may weigh on the next one.
