@@ -284,9 +284,8 @@ impl Agent {
         let request = agent::ResizeTerminalRequest {
             container: container.to_owned(),
             exec: exec.to_owned(),
-            // As runc has it: cut to 16 bits.
-            width: width & 0xffff,
-            height: height & 0xffff,
+            width,
+            height,
             ..Default::default()
         };
         let client = self.client.clone();
@@ -378,8 +377,8 @@ fn streams_of(tokens: &StreamTokens) -> agent::Streams {
         stdout: bytes(tokens.stdout),
         stderr: bytes(tokens.stderr),
         terminal: tokens.terminal,
-        width: tokens.width & 0xffff,
-        height: tokens.height & 0xffff,
+        width: tokens.width,
+        height: tokens.height,
         ..Default::default()
     }
 }
@@ -392,22 +391,7 @@ fn late(what: &str, why: std::fmt::Arguments) -> SandboxError {
     SandboxError::new(SandboxErrorKind::DeadlineExceeded, format!("{what}: {why}"))
 }
 
-/// A text of the guest's for people: no control characters, not long.
+/// A text of the guest's.
 fn clean(text: &str) -> String {
-    text.chars()
-        .map(|char| if char.is_control() { ' ' } else { char })
-        .take(MAX_TEXT)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_text_of_the_guest_s_is_cut_and_cleaned() {
-        let text = clean(&format!("a\u{1b}[2J\n{}", "x".repeat(5000)));
-        assert_eq!(text.chars().count(), MAX_TEXT);
-        assert!(text.starts_with("a [2J x"), "{text}");
-    }
+    crate::error::clean(text, MAX_TEXT)
 }

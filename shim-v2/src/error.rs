@@ -5,6 +5,8 @@
 
 use std::error::Error;
 
+pub use kata_like_boot::one_line;
+
 /// What kind of failure it is: the caller maps it to one of containerd's status codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxErrorKind {
@@ -84,16 +86,13 @@ impl SandboxError {
     }
 }
 
-/// An error and its sources on one line.
-pub fn one_line(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line.replace(['\n', '\r'], " ")
+/// A line that the guest may have had a hand in, for people: no control characters, at most so many
+/// characters.
+pub fn clean(line: &str, longest: usize) -> String {
+    line.chars()
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .take(longest)
+        .collect()
 }
 
 #[cfg(test)]
@@ -112,5 +111,12 @@ mod tests {
             error.one_line(),
             "read c: hooks.prestart is not supported: no"
         );
+    }
+
+    #[test]
+    fn a_line_of_the_guest_s_is_cut_and_cleaned() {
+        let line = clean(&format!("a\u{1b}[2J\n{}", "x".repeat(5000)), 2000);
+        assert_eq!(line.chars().count(), 2000);
+        assert!(line.starts_with("a [2J x"), "{line}");
     }
 }

@@ -29,9 +29,6 @@ pub use vmm::{Resources, Vmm, log_figures};
 
 /// The device that virtual machines are made by.
 const KVM: &str = "/dev/kvm";
-/// VMMs have user ids from here on, each that of its shim's pid: no range that systemd documents
-/// reaches here, and no two living shims share a pid.
-const FIRST_UID: u32 = 1_900_000_000;
 /// How long a child may take for what is no work of the guest's: its own start and jail.
 const OWN_START: Duration = Duration::from_secs(30);
 /// How long a child may live on after it has closed its socket.
@@ -75,11 +72,6 @@ impl Parts {
     pub fn printk(&self) -> Option<PrintkLayout> {
         self.printk.clone()
     }
-}
-
-/// The user id of this shim's VMM.
-pub fn vmm_uid() -> u32 {
-    FIRST_UID + std::process::id()
 }
 
 fn open_kvm(path: &Path) -> Result<OwnedFd, SandboxError> {
@@ -163,6 +155,11 @@ fn start(
     .map_err(|cause| SandboxError::failed(format!("start the {what}"), cause))?;
     let child = Child::watch(newborn)
         .map_err(|cause| SandboxError::failed(failed("watch the process"), cause))?;
+    // A child that reads no more must not hold a thread of the shim's up.
+    ours.set_nonblocking().map_err(|cause| {
+        child.kill();
+        SandboxError::failed(failed("prepare the control socket"), cause)
+    })?;
     // SAFETY: `Control` owns the one descriptor of the socket and neither closes nor changes it
     // while it lives, and the AsyncFd owns the `Control`.
     let control = unsafe { AsyncFd::register(Control(ours)) }.map_err(|cause| {
@@ -222,12 +219,9 @@ pub async fn either_over(
     }
 }
 
-/// A line from a jailed child, which may be the guest's by now: no control characters, not long.
+/// A line from a jailed child, which may be the guest's by now.
 fn clean(line: &str) -> String {
-    line.chars()
-        .map(|char| if char.is_control() { ' ' } else { char })
-        .take(MAX_LINE)
-        .collect()
+    crate::error::clean(line, MAX_LINE)
 }
 
 fn silent(what: &str, wanted: &str) -> SandboxError {

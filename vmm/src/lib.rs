@@ -18,19 +18,3 @@ pub mod mptable;
 pub mod reactor;
 pub mod vcpu;
 pub mod virtio;
-
-/// An error and its causes in one line: `step: cause: cause`.
-pub fn one_line(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        // Some errors repeat their source in their own text.
-        if !line.ends_with(&text) {
-            line += ": ";
-            line += &text;
-        }
-        source = cause.source();
-    }
-    line.replace('\n', " ")
-}

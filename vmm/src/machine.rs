@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{
-    Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport,
+    Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport, one_line,
 };
 
 use crate::bus::Bus;
+use crate::cpuid;
 use crate::figures::Stats;
 use crate::jail_list;
 use crate::kernel::{self, KernelError};
@@ -29,7 +30,6 @@ use crate::virtio::mmio::{FillError, QUEUE_NOTIFY, Slot};
 use crate::virtio::rng::Entropy;
 use crate::virtio::vsock::{Endpoints, Vsock};
 use crate::virtio::{Device, DeviceError, Interrupt};
-use crate::{cpuid, one_line};
 
 /// How long the vCPUs may take to stop, before the process ends regardless.
 const STOP_DEADLINE: Duration = Duration::from_millis(500);

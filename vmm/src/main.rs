@@ -6,16 +6,9 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport};
+use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport, one_line};
 use kata_like_vmm::machine::Machine;
-use kata_like_vmm::one_line;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
-
-/// How long the shim may take to send the boot request.
-const BOOT_DEADLINE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     // The standard hook reads files for a backtrace, which the jail forbids.
@@ -52,21 +45,11 @@ fn run(machine: Machine, control: &Channel) -> End {
 
 fn start(control: &Channel) -> Result<Machine, String> {
     kata_like_jail::close_other_fds(&[CONTROL_FD]).map_err(|error| one_line(&error))?;
-    await_boot(control)?;
-    let (boot, fds) = VmBoot::receive(control).map_err(|error| one_line(&error))?;
-    // A shim that never reads must not hold the VM's thread up: a full socket is then an error.
-    rustix::fs::fcntl_getfl(control)
-        .and_then(|flags| rustix::fs::fcntl_setfl(control, flags | OFlags::NONBLOCK))
-        .map_err(|errno| format!("make the control socket non-blocking: {errno}"))?;
+    let (boot, fds) = VmBoot::receive(control)
+        .map_err(|error| format!("take the VMM's boot request: {}", one_line(&error)))?;
+    // A shim that never reads must not hold the VM's thread up.
+    control
+        .set_nonblocking()
+        .map_err(|error| one_line(&error))?;
     Machine::build(boot, fds).map_err(|error| one_line(&error))
-}
-
-fn await_boot(control: &Channel) -> Result<(), String> {
-    let step = "wait for the boot request on descriptor 3";
-    let deadline = Timespec::try_from(BOOT_DEADLINE).map_err(|error| format!("{step}: {error}"))?;
-    match poll(&mut [PollFd::new(control, PollFlags::IN)], Some(&deadline)) {
-        Ok(0) => Err(format!("{step}: none within {BOOT_DEADLINE:?}")),
-        Ok(_) => Ok(()),
-        Err(errno) => Err(format!("{step}: {errno}")),
-    }
 }

@@ -11,11 +11,11 @@ use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kata_like_boot::one_line;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::{Bus, Effect};
-use crate::one_line;
 
 /// The least time between two signals to a vCPU that is to stop.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);

@@ -58,7 +58,7 @@ async fn start_vmm(script: &str) -> Result<Vmm, SandboxError> {
     };
     let boot = VmBoot {
         version: kata_like_boot::VERSION,
-        uid: vmm_uid(),
+        uid: VmBoot::own_uid(),
         memory_bytes: 1 << 28,
         vcpus: 1,
         huge_pages: kata_like_boot::HugePages::Transparent,

@@ -23,7 +23,7 @@ use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
 use crate::error::{SandboxError, SandboxErrorKind};
-use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures, vmm_uid};
+use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
 use crate::share::{PARTS, Share};
 use crate::spawn::Network;
@@ -342,7 +342,7 @@ fn vm_boot(config: &Config, size: &SizePart, parts: &Parts) -> VmBoot {
     let online = std::thread::available_parallelism().map_or(1, |count| count.get());
     VmBoot {
         version: VERSION,
-        uid: vmm_uid(),
+        uid: VmBoot::own_uid(),
         memory_bytes: size.memory_bytes(u64::from(config.memory_mib) << 20, host_memory),
         vcpus: size.vcpus(config.max_vcpus, u8::try_from(online).unwrap_or(u8::MAX)),
         huge_pages: match config.hugepages {

@@ -21,8 +21,6 @@ use kata_like_boot::{
 use kata_like_config::Config;
 
 const KVM: &str = "/dev/kvm";
-/// User ids from here on belong to VMMs: this plus the pid of whoever started the VMM.
-const FIRST_UID: u32 = 1_900_000_000;
 /// How long a VMM may take to stop before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 /// As much of a log as is looked at for its last line.
@@ -204,7 +202,7 @@ fn boot_with(config: &Config, kvm: &Path) -> Result<Booted, BootError> {
     };
     let request = VmBoot {
         version: VERSION,
-        uid: FIRST_UID + std::process::id(),
+        uid: VmBoot::own_uid(),
         memory_bytes: u64::from(config.memory_mib) << 20,
         vcpus: config.max_vcpus,
         huge_pages: match config.hugepages {

@@ -41,7 +41,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("kata-like check: {}", one_line(error.as_ref()));
+            eprintln!(
+                "kata-like check: {}",
+                kata_like_boot::one_line(error.as_ref())
+            );
             ExitCode::FAILURE
         }
     }
@@ -55,16 +58,4 @@ fn check() -> Result<Vec<String>, Box<dyn Error>> {
     let mut lines = vec![booted.to_string()];
     lines.extend(host::notes(&config, booted.figures.huge_pages));
     Ok(lines)
-}
-
-/// An error and its causes, joined, without line breaks.
-fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }

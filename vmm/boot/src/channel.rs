@@ -96,7 +96,14 @@ impl Channel {
         self.0
     }
 
-    /// Sends one message. Blocks only if the socket does (a full buffer of a stuck reader).
+    /// From now on a message that finds the socket full, for its reader is stuck, is an error at once
+    /// instead of a wait without end.
+    pub fn set_nonblocking(&self) -> Result<(), ChannelError> {
+        rustix::io::ioctl_fionbio(&self.0, true)
+            .map_err(|errno| io("make sending non-blocking", errno))
+    }
+
+    /// Sends one message. Waits for a stuck reader, unless [`Channel::set_nonblocking`] was called.
     pub fn send(&self, message: &impl Serialize, fds: &[BorrowedFd]) -> Result<(), ChannelError> {
         let bytes = serde_json::to_vec(message).map_err(ChannelError::Json)?;
         if bytes.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
@@ -233,6 +240,14 @@ mod tests {
         assert_eq!(text, "last words");
         let closed = one.receive_within::<String>(Duration::from_secs(1));
         assert!(matches!(closed, Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn a_reader_that_is_stuck_holds_up_no_sender() {
+        let (one, _stuck) = Channel::pair().unwrap();
+        one.set_nonblocking().unwrap();
+        let full = (0..100_000).find_map(|_| one.send(&"x", &[]).err());
+        assert!(matches!(full, Some(ChannelError::Io { .. })), "{full:?}");
     }
 
     #[test]

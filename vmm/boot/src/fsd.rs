@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Channel, ChannelError, VERSION};
+use crate::{BOOT_DEADLINE, Channel, ChannelError, VERSION};
 
 /// Who else may change a share's files while the pod runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +53,10 @@ impl FsdBoot {
         to.send(self, &all)
     }
 
-    /// Takes the request; the server's part. Checks version and number of descriptors.
+    /// Takes the request, which must come within ten seconds; the server's part. Checks version and
+    /// number of descriptors.
     pub fn receive(from: &Channel) -> Result<(Self, FsdFds), ChannelError> {
-        let (boot, fds): (Self, _) = from.receive()?;
+        let (boot, fds): (Self, _) = from.receive_within(BOOT_DEADLINE)?;
         if boot.version != VERSION {
             return Err(ChannelError::Version {
                 theirs: boot.version,

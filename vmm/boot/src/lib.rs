@@ -9,17 +9,22 @@
 //! Deliberately absent: paths. A child is never told where something lies, only handed it.
 
 mod channel;
+mod error;
 mod fsd;
 mod printk;
 mod vm;
 
 pub use channel::{Channel, ChannelError, MAX_FDS, MAX_MESSAGE};
+pub use error::one_line;
 pub use fsd::{CachePolicy, FsdBoot, FsdFds, FsdReport, FsdShare};
 pub use printk::PrintkLayout;
 pub use vm::{End, EndReason, Figures, HugePages, VmBoot, VmCommand, VmFds, VmReport, VmShare};
 
 /// The number of the inherited control socket in a child.
 pub const CONTROL_FD: std::os::fd::RawFd = 3;
+
+/// How long a child waits for its boot request.
+const BOOT_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The version of the messages in this crate. A child refuses any other, naming both.
 pub const VERSION: u32 = 1;

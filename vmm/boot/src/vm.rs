@@ -4,7 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Channel, ChannelError, PrintkLayout, VERSION};
+use crate::{BOOT_DEADLINE, Channel, ChannelError, PrintkLayout, VERSION};
+
+/// VMMs have user ids from here on: no range that systemd documents reaches here.
+const FIRST_UID: u32 = 1_900_000_000;
 
 /// What the guest's memory is made of on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,9 +87,16 @@ impl VmBoot {
         to.send(self, &all)
     }
 
-    /// Takes the request; the VMM's part. Checks version and number of descriptors, no values.
+    /// The user id for the one VMM of the calling process: the first one plus its pid, for no two
+    /// living processes share that.
+    pub fn own_uid() -> u32 {
+        FIRST_UID + std::process::id()
+    }
+
+    /// Takes the request, which must come within ten seconds; the VMM's part. Checks version and
+    /// number of descriptors, no values.
     pub fn receive(from: &Channel) -> Result<(Self, VmFds), ChannelError> {
-        let (boot, fds): (Self, _) = from.receive()?;
+        let (boot, fds): (Self, _) = from.receive_within(BOOT_DEADLINE)?;
         if boot.version != VERSION {
             return Err(ChannelError::Version {
                 theirs: boot.version,

@@ -31,7 +31,7 @@ pub enum JailStepError {
     Jail(#[from] JailError),
 }
 
-/// Raises the limit of open files as far as the host allows; returns it. No core dumps.
+/// Raises the limit of open files as far as the host allows; returns it.
 pub fn limit_files() -> Result<u64, JailStepError> {
     let allowed = std::fs::read_to_string("/proc/sys/fs/nr_open")
         .ok()
@@ -47,7 +47,6 @@ pub fn limit_files() -> Result<u64, JailStepError> {
         limit = getrlimit(Resource::Nofile).maximum.unwrap_or(limit);
         setrlimit(Resource::Nofile, files(limit)).map_err(|e| JailStepError::Files(e.into()))?;
     }
-    setrlimit(Resource::Core, files(0)).map_err(|e| JailStepError::Files(e.into()))?;
     let highest = READY_FILES.min(RawFd::try_from(limit).unwrap_or(READY_FILES)) - 1;
     let grown = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), highest);
     drop(grown.map_err(|e| JailStepError::Files(e.into()))?);

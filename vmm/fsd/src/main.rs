@@ -12,19 +12,13 @@ mod names;
 mod root;
 mod serve;
 
-use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use kata_like_boot::{CONTROL_FD, Channel, ChannelError, FsdBoot, FsdReport};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use kata_like_boot::{CONTROL_FD, Channel, ChannelError, FsdBoot, FsdReport, one_line};
 use rustix::fs::FileType;
 use rustix::io::FdFlags;
-
-/// How long the shim may take to send the boot request.
-const BOOT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why the server does not serve. The step is here, the cause in its source.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +59,6 @@ fn main() -> ExitCode {
 }
 
 fn run(control: &Channel) -> Result<(), FsdError> {
-    await_boot(control).map_err(FsdError::Boot)?;
     let (boot, fds) = FsdBoot::receive(control).map_err(FsdError::Boot)?;
     let files = jail::limit_files().map_err(FsdError::Jail)?;
     let keep: Vec<_> = std::iter::once(control.as_fd())
@@ -99,29 +92,4 @@ fn take_control_socket() -> Option<Channel> {
     Some(Channel::from_fd(unsafe {
         OwnedFd::from_raw_fd(CONTROL_FD)
     }))
-}
-
-fn await_boot(control: &Channel) -> Result<(), ChannelError> {
-    let silent = || ChannelError::TimedOut(BOOT_DEADLINE);
-    let timeout = Timespec::try_from(BOOT_DEADLINE).map_err(|_| silent())?;
-    match poll(&mut [PollFd::new(control, PollFlags::IN)], Some(&timeout)) {
-        Ok(0) => Err(silent()),
-        Ok(_) => Ok(()),
-        Err(errno) => Err(ChannelError::Io {
-            step: "wait for a message",
-            source: errno.into(),
-        }),
-    }
-}
-
-/// The error and its causes on one line.
-fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line.replace(['\n', '\r'], " ")
 }

@@ -36,7 +36,7 @@ impl Installation {
     }
 
     fn boot(&self) -> Result<Booted, String> {
-        boot_with(&self.1, Path::new("/dev/null")).map_err(|error| crate::one_line(&error))
+        boot_with(&self.1, Path::new("/dev/null")).map_err(|error| kata_like_boot::one_line(&error))
     }
 }
 
@@ -61,7 +61,7 @@ fn a_host_without_kvm_and_one_that_denies_it_are_told_apart() {
     let installation = Installation::new("exit 0");
     let missing = boot_with(&installation.1, Path::new("/dev/kvm-of-another-host")).unwrap_err();
     assert!(
-        crate::one_line(&missing)
+        kata_like_boot::one_line(&missing)
             .starts_with("open /dev/kvm-of-another-host to run virtual machines (load kvm_")
     );
     // What a user without the right to it gets; root is denied nothing but this.
