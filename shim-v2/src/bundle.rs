@@ -1,12 +1,14 @@
 //! What the front of the shim reads of a bundle's `config.json`, and the `address` file it leaves there.
 //!
 //! Called by `bootstrap` (which pod a container belongs to) and `pod` (whether it is a CRI pod's
-//! sandbox). Everything else of the spec is read by `spec`.
+//! sandbox). Everything else of the spec is read by `spec`, which also caps the file's length.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use crate::spec;
 
 /// The annotation that puts containers into one shim, by any name.
 const GROUP: &str = "io.containerd.runc.v2.group";
@@ -18,9 +20,9 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Why a bundle can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// `config.json` can't be opened.
-    #[error("open {}", path.display())]
-    Open {
+    /// `config.json` can't be read.
+    #[error("read {}", path.display())]
+    Read {
         /// Its path.
         path: PathBuf,
         /// The system's reason.
@@ -76,12 +78,12 @@ struct Spec {
 impl Membership {
     /// Reads it from the bundle of the container `id`.
     pub fn read(bundle: &Path, id: &str) -> Result<Self, BundleError> {
-        let path = bundle.join("config.json");
-        let file = match std::fs::File::open(&path) {
-            Ok(file) => BufReader::new(file),
-            Err(source) => return Err(BundleError::Open { path, source }),
+        let path = bundle.join(spec::FILE);
+        let document = match spec::document(bundle) {
+            Ok(document) => document,
+            Err(source) => return Err(BundleError::Read { path, source }),
         };
-        match serde_json::from_reader::<_, Spec>(file) {
+        match serde_json::from_slice::<Spec>(&document) {
             Ok(spec) => Ok(Self::of(&spec.annotations.unwrap_or_default(), id)),
             Err(source) => Err(BundleError::Parse { path, source }),
         }
@@ -179,6 +181,14 @@ mod tests {
         let error = membership(r#"{"annotations":"#).expect_err("half a document");
         let line = crate::error::one_line(&error);
         assert!(line.contains("config.json: EOF"), "{line}");
+    }
+
+    #[test]
+    fn what_is_no_object_or_too_long_is_no_spec() {
+        let line = |json: &str| crate::error::one_line(&membership(json).expect_err("no spec"));
+        assert!(line(" []").contains("config.json: it is a JSON array"));
+        let long = format!("{{\"annotations\":{{\"a\":\"{}\"}}}}", "x".repeat(4 << 20));
+        assert!(line(&long).contains("config.json: it is longer than"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub use crate::request::{
     Stats, StreamTokens,
 };
 use crate::share::{Mounted, Share};
+use crate::spec::Split;
 use crate::stand_in::StandIn;
 
 mod bring_up;
@@ -72,6 +73,8 @@ struct Inner {
     containers: HashMap<String, Container>,
     /// The stand-in that was born with the pod, until its container takes it.
     first: Option<(Cgroup, StandIn)>,
+    /// The first container's spec, which the VM was made by, until that container is made.
+    first_split: Option<Split>,
     volumes: u64,
     record: Record,
 }

@@ -222,8 +222,13 @@ impl Share {
         let tree = clone_tree(&source, true).map_err(|cause| {
             SandboxError::failed(format!("open root file system {}", source.display()), cause)
         })?;
-        require(&tree, FileType::Directory, &source)?;
-        made.push(self.attach(Part::Rootfs, container, &tree, NOSUID | NODEV)?);
+        if kind_of(&tree) != Some(FileType::Directory) {
+            return Err(SandboxError::new(
+                SandboxErrorKind::BadRequest,
+                format!("root file system {} is not a directory", source.display()),
+            ));
+        }
+        made.push(self.attach(Part::Rootfs, container, &tree)?);
         Ok(made)
     }
 
@@ -247,17 +252,11 @@ impl Share {
                 SandboxError::failed(format!("{}: make read-only", volume.field), cause)
             })?;
         }
-        self.attach(Part::Volumes, &volume.name, &tree, NOSUID | NODEV)
+        self.attach(Part::Volumes, &volume.name, &tree)
     }
 
     /// Puts a detached tree into the share.
-    fn attach(
-        &self,
-        part: Part,
-        name: &str,
-        tree: &OwnedFd,
-        attributes: u64,
-    ) -> Result<Mounted, SandboxError> {
+    fn attach(&self, part: Part, name: &str, tree: &OwnedFd) -> Result<Mounted, SandboxError> {
         let path = self.path.join(part.name()).join(name);
         let failed = |step: &str, cause: io::Error| {
             SandboxError::failed(format!("{step} {}", path.display()), cause)
@@ -274,7 +273,7 @@ impl Share {
                 format!("mount {}: the pod ends", path.display()),
             ));
         }
-        set_attributes(tree.as_fd(), attributes, true)
+        set_attributes(tree.as_fd(), NOSUID | NODEV, true)
             .map_err(|cause| failed("restrict the mount for", cause))?;
         let directory = match part {
             Part::Rootfs => &self.rootfs,
@@ -380,16 +379,6 @@ fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
 fn kind_of(fd: &OwnedFd) -> Option<FileType> {
     let stat = rustix::fs::fstat(fd).ok()?;
     Some(FileType::from_raw_mode(stat.st_mode))
-}
-
-fn require(tree: &OwnedFd, kind: FileType, path: &Path) -> Result<(), SandboxError> {
-    if kind_of(tree) == Some(kind) {
-        return Ok(());
-    }
-    Err(SandboxError::new(
-        SandboxErrorKind::BadRequest,
-        format!("root file system {} is not a directory", path.display()),
-    ))
 }
 
 fn open_directory(at: impl AsFd, path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {

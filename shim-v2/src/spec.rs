@@ -76,7 +76,7 @@ pub struct Pod<'a> {
 /// Reads a bundle's spec.
 pub fn read(bundle: &Path) -> Result<Spec, SandboxError> {
     let path = bundle.join(FILE);
-    let bytes = read_file(&path)
+    let bytes = document(bundle)
         .map_err(|cause| SandboxError::failed(format!("read {}", path.display()), cause))?;
     serde_json::from_slice(&bytes).map_err(|error| {
         // serde_json's own text ends with line and column.
@@ -87,15 +87,20 @@ pub fn read(bundle: &Path) -> Result<Spec, SandboxError> {
     })
 }
 
-fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+/// The file of a bundle's spec, to be parsed: no longer than any spec, and no array, which serde
+/// would take for a struct without a field.
+pub fn document(bundle: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?
+    std::fs::File::open(bundle.join(FILE))?
         .take(MAX_LENGTH + 1)
         .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_LENGTH {
         return Err(std::io::Error::other(format!(
             "it is longer than {MAX_LENGTH} bytes"
         )));
+    }
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(std::io::Error::other("it is a JSON array, not an object"));
     }
     Ok(bytes)
 }

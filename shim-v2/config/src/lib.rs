@@ -142,8 +142,8 @@ fn prefix_of(program: &Path) -> Option<PathBuf> {
     directory.parent().map(Path::to_path_buf)
 }
 
-/// Host CPUs that are online, whatever the caller itself is bound to.
-fn online_cpus() -> u8 {
+/// Host CPUs that are online, whatever the caller itself is bound to; 255 where there are more.
+pub fn online_cpus() -> u8 {
     let count = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
     count
         .ok()

@@ -17,6 +17,7 @@ use kata_like_config::state::{self, Process, Record, StateFolder, name};
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::net::UnixStream;
 
+use super::container::volume_name;
 use super::machine::{Machine, Steps};
 use super::{Inner, Sandbox};
 use crate::agent::Agent;
@@ -27,7 +28,7 @@ use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
 use crate::share::{PARTS, Share};
 use crate::spawn::Network;
-use crate::spec::{self, NetworkPart, SizePart};
+use crate::spec::{self, NetworkPart, SizePart, Split};
 use crate::stand_in::StandIn;
 
 /// Starts a sandbox; what was made is taken down again if a step fails.
@@ -86,7 +87,10 @@ async fn bring_up(
         streams: make_streams(&state)?,
         shares: connected,
     };
-    let (boot, serve) = (vm_boot(&config, &wanted.size, &parts), fsd_boot());
+    let (boot, serve) = (
+        vm_boot(&config, &wanted.split.host.size, &parts),
+        fsd_boot(),
+    );
     record.uid = Some(boot.uid);
     // Side by side: the VMM waits on its end of the sockets until the server is there.
     let (fsd, vmm) = tokio::join!(
@@ -136,7 +140,8 @@ async fn bring_up(
         inner: Mutex::new(Inner {
             containers: std::collections::HashMap::new(),
             first: machine.stand_in.take().map(|stand_in| (cgroup, stand_in)),
-            volumes: 0,
+            first_split: Some(wanted.split),
+            volumes: wanted.volumes,
             record,
         }),
         machine: tokio::sync::Mutex::new(None),
@@ -151,8 +156,9 @@ async fn bring_up(
 /// What the sandbox's own container asks of it.
 struct Wanted {
     cgroup: PathBuf,
-    network: NetworkPart,
-    size: SizePart,
+    split: Split,
+    /// How many volumes it has.
+    volumes: u64,
 }
 
 fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
@@ -162,14 +168,10 @@ fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
     };
     let config = config.map_err(|cause| SandboxError::failed("read the configuration", cause))?;
     let spec = spec::read(&request.bundle)?;
-    // For the pod's part alone: the container's own is read when it is made.
-    let mut volumes = 0u32;
+    let mut volumes = 0;
     let pod = spec::Pod {
         task_of: &|_| None,
-        volume_name: &mut || {
-            volumes += 1;
-            format!("unused-{volumes}")
-        },
+        volume_name: &mut || volume_name(&mut volumes),
     };
     let split = spec::split(spec, &request.bundle, pod)?;
     let given = split.host.cgroups_path.as_deref();
@@ -179,8 +181,8 @@ fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
         config,
         Wanted {
             cgroup,
-            network: split.host.network,
-            size: split.host.size,
+            split,
+            volumes,
         },
     ))
 }
@@ -235,7 +237,7 @@ async fn make_stand_in(
     state: &Arc<StateFolder>,
     machine: &mut Machine,
 ) -> Result<OwnedFd, SandboxError> {
-    let given = match &wanted.network {
+    let given = match &wanted.split.host.network {
         NetworkPart::Path(path) => Some(open_network(path)?),
         NetworkPart::New => None,
         NetworkPart::Pod => {
@@ -339,12 +341,11 @@ fn fsd_boot() -> FsdBoot {
 fn vm_boot(config: &Config, size: &SizePart, parts: &Parts) -> VmBoot {
     let info = rustix::system::sysinfo();
     let host_memory = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
-    let online = std::thread::available_parallelism().map_or(1, |count| count.get());
     VmBoot {
         version: VERSION,
         uid: VmBoot::own_uid(),
         memory_bytes: size.memory_bytes(u64::from(config.memory_mib) << 20, host_memory),
-        vcpus: size.vcpus(config.max_vcpus, u8::try_from(online).unwrap_or(u8::MAX)),
+        vcpus: size.vcpus(config.max_vcpus, kata_like_config::online_cpus()),
         huge_pages: match config.hugepages {
             kata_like_config::HugePages::Transparent => kata_like_boot::HugePages::Transparent,
             kata_like_config::HugePages::Hugetlb => kata_like_boot::HugePages::Hugetlb,

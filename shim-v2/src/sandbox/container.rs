@@ -122,7 +122,18 @@ fn deleted(id: &str) -> SandboxError {
     )
 }
 
+/// A name that no volume of the pod has yet; `made` counts those that were given.
+pub(super) fn volume_name(made: &mut u64) -> String {
+    *made += 1;
+    format!("volume-{made}")
+}
+
 fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, SandboxError> {
+    if request.id == sandbox.id
+        && let Some(first) = sandbox.inner().first_split.take()
+    {
+        return Ok(first);
+    }
     let spec = spec::read(&request.bundle)?;
     let task_of = |pid: u32| {
         let inner = sandbox.inner();
@@ -144,14 +155,9 @@ fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, Sandbox
             .find(|(_, container)| is_it(container))
             .map(|(id, _)| id.clone())
     };
-    let mut volume_name = || {
-        let mut inner = sandbox.inner();
-        inner.volumes += 1;
-        format!("volume-{}", inner.volumes)
-    };
     let pod = spec::Pod {
         task_of: &task_of,
-        volume_name: &mut volume_name,
+        volume_name: &mut || volume_name(&mut sandbox.inner().volumes),
     };
     spec::split(spec, &request.bundle, pod)
 }

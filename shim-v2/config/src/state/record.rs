@@ -1,6 +1,7 @@
 //! What a pod consists of, as `shim.json` keeps it for the one who cleans up after a dead shim.
 //!
-//! Written by the shim before each thing that it names is made, so that nothing exists which the record does not know.
+//! Written by the shim as soon as it has made what it names. What is made in between ends by itself if the shim is
+//! killed there: a child when its socket or pipe closes, a cgroup by the mark that it carries (`cgroup` in the shim).
 
 use std::path::PathBuf;
 
