@@ -32,9 +32,6 @@ use crate::stdio::port::Tokens;
 use crate::stdio::{self, Wanted};
 use crate::storage::{self, ROOTFS, VOLUMES};
 
-/// The bound of a set-up that makes no progress: the host's own deadline is sooner.
-const SETUP_DEADLINE: Duration = Duration::from_secs(300);
-
 /// How long killed processes may take to go.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -157,8 +154,7 @@ impl Container {
             volumes: PathBuf::from(VOLUMES.target),
             cgroup: cgroup.directory().into(),
         };
-        let step = || format!("create container {}", self.name);
-        let created = within(step, runner::create(request, stdio, joined)).await?;
+        let created = runner::create(request, stdio, joined).await?;
         // Asked for before anything else is waited for, and so before the pid can be another's.
         let exit = reaper::exited(created.pid);
         let streams = plan
@@ -211,8 +207,7 @@ impl Container {
                 }
             }
         };
-        let step = || format!("start container {}", self.name);
-        let started = within(step, start.start()).await;
+        let started = start.start().await;
         let mut state = self.state();
         // It may have come and gone meanwhile.
         if matches!(state.phase, Phase::Starting) && started.is_ok() {
@@ -221,7 +216,7 @@ impl Container {
         if started.is_err() {
             self.kill(&state);
         }
-        started
+        Ok(started?)
     }
 
     /// Runs a further process in it; gives its pid.
@@ -272,8 +267,7 @@ impl Container {
             process,
             cgroup: cgroup.directory().into(),
         };
-        let step = || format!("run exec {}/{exec}", self.name);
-        let executed = within(step, runner::exec(request, init.pidfd(), stdio)).await?;
+        let executed = runner::exec(request, init.pidfd(), stdio).await?;
         let exit = reaper::exited(executed.pid);
         let streams = plan
             .connect(executed.terminal)
@@ -452,17 +446,6 @@ impl Container {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held, and a panic would end the machine.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Waits for a step of the runner, but not for ever.
-async fn within<T>(
-    step: impl FnOnce() -> String,
-    work: impl Future<Output = Result<T, runner::RunnerError>>,
-) -> Result<T, PodError> {
-    match timeout(SETUP_DEADLINE, work).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(too_late(step(), SETUP_DEADLINE)),
     }
 }
 
