@@ -20,6 +20,7 @@ use rustix::thread::UnshareFlags;
 use crate::Args;
 use crate::HOST_FAILED;
 use crate::error::HostError;
+use crate::machine;
 use crate::prepare::Prepared;
 use crate::setup;
 
@@ -45,14 +46,7 @@ pub fn usable(prepared: &Prepared) -> Result<(), String> {
 
 /// Boots Debian's kernel under the machine's KVM to the first line of its init.
 fn boots(prepared: &Prepared) -> Result<(), String> {
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
+    let mut qemu = machine::qemu()
         .args([
             "-machine",
             "pc,usb=off",

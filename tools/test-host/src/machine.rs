@@ -248,17 +248,23 @@ fn pass_on(mut from: impl Read, mut to: impl Write, events: Sender<Event>) {
     let _ = events.send(Event::Drained);
 }
 
-fn start(args: &Args, prepared: &Prepared, run: &Path) -> Result<Qemu, HostError> {
+/// QEMU with no device but those that are named, and no second boot.
+pub fn qemu() -> Command {
     let mut command = Command::new("qemu-system-x86_64");
+    command.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    command
+}
+
+fn start(args: &Args, prepared: &Prepared, run: &Path) -> Result<Qemu, HostError> {
+    let mut command = qemu();
     let console = run.join("console");
     command
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
         .args([
             "-machine",
             "pc,usb=off",

@@ -3,22 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Child;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{
-    CONTROL_FD, Channel, End, Figures, HugePages, VERSION, VmBoot, VmCommand, VmFds, VmReport,
-    VmShare,
+    Channel, End, Figures, HugePages, VERSION, VmBoot, VmCommand, VmFds, VmReport, VmShare,
 };
 
-/// A guest's way from start to end takes a few seconds under emulation.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::parts::{PATIENCE, compiled, cpio, kernel, spawn, temporary};
 
 /// One VMM process and its control socket. Killed on drop.
 pub struct Guest {
@@ -51,60 +48,10 @@ pub fn setup(scenario: &'static str, vcpus: u8) -> Setup {
     }
 }
 
-pub fn kernel() -> PathBuf {
-    std::env::var_os("KATA_LIKE_KERNEL")
-        .expect("KATA_LIKE_KERNEL names the guest kernel")
-        .into()
-}
-
 /// The guest's PID 1, compiled once.
 pub fn init() -> &'static [u8] {
     static INIT: OnceLock<Vec<u8>> = OnceLock::new();
-    INIT.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let binary = folder.path().join("init");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/init.c");
-        let compiler = Command::new("cc")
-            .args(["-static", "-O1", "-s", "-o"])
-            .arg(&binary)
-            .arg(source)
-            .status();
-        assert!(compiler.unwrap().success(), "compile {source}");
-        fs::read(binary).unwrap()
-    })
-}
-
-/// A "newc" cpio archive (Linux Documentation/driver-api/early-userspace/buffer-format.rst).
-pub fn cpio(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
-    let mut archive = Vec::new();
-    let trailer: (&str, u32, &[u8]) = ("TRAILER!!!", 0, b"");
-    for (number, (name, mode, content)) in files.iter().chain([&trailer]).enumerate() {
-        let fields = [
-            number as u32 + 1,
-            *mode,
-            0,
-            0,
-            1,
-            0,
-            content.len() as u32,
-            0,
-            0,
-            0,
-            0,
-            name.len() as u32 + 1,
-            0,
-        ];
-        archive.extend(b"070701");
-        for field in fields {
-            archive.extend(format!("{field:08X}").bytes());
-        }
-        archive.extend(name.bytes());
-        archive.push(0);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-        archive.extend(*content);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-    }
-    archive
+    INIT.get_or_init(|| compiled("tests/boot/init.c"))
 }
 
 /// An ELF image with a PVH note, whose entry is an undefined instruction.
@@ -128,13 +75,6 @@ pub fn faulting_kernel() -> Vec<u8> {
     put(0xd0, &0x100_0000u32.to_le_bytes());
     put(0x100, &[0x0f, 0x0b]); // ud2
     image
-}
-
-pub fn temporary(content: &[u8]) -> OwnedFd {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(content).unwrap();
-    file.rewind().unwrap();
-    file.into()
 }
 
 impl Guest {
@@ -271,22 +211,4 @@ impl Drop for Guest {
         let _ = self.vmm.kill();
         let _ = self.vmm.wait();
     }
-}
-
-/// Starts one of our binaries with its control socket as descriptor 3.
-pub fn spawn(program: &Path, control: OwnedFd) -> Child {
-    let mut command = Command::new(program);
-    command.stdin(Stdio::null());
-    // SAFETY: dup2 is async-signal-safe; the closure owns the descriptor that it duplicates.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::dup2(control.as_raw_fd(), CONTROL_FD) < 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            // Without effect on a duplicate; needed where the socket is number 3 itself.
-            libc::fcntl(CONTROL_FD, libc::F_SETFD, 0);
-            Ok(())
-        });
-    }
-    command.spawn().unwrap()
 }

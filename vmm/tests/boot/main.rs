@@ -7,14 +7,17 @@
 //! `KATA_LIKE_FSD`; so it is run inside the test host.
 
 mod guest;
+#[path = "../parts/mod.rs"]
+mod parts;
 mod server;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use guest::{Guest, Setup, cpio, faulting_kernel, init, kernel, setup, temporary};
+use guest::{Guest, Setup, faulting_kernel, init, setup};
 use kata_like_boot::{Channel, EndReason, HugePages, VmCommand, VmReport};
+use parts::{cpio, kernel, temporary};
 use server::FsServer;
 
 /// The plot: init runs on every vCPU there is, and asks for a reset; the VMM says so and ends.

@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 
 use kata_like_boot::{CachePolicy, Channel, FsdBoot, FsdFds, FsdReport, FsdShare, VERSION};
 
-use crate::guest::{PATIENCE, spawn};
+use crate::parts::{PATIENCE, spawn};
 
 /// One server process. Killed on drop.
 pub struct FsServer {

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
 
+#[path = "../parts/mod.rs"]
+mod parts;
 mod pod;
 
 use std::fs;

@@ -1,18 +1,16 @@
 //! One VMM and its fs server, started as the shim starts them.
 
 use std::fs::{self, File};
-use std::io::{Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{
-    CONTROL_FD, CachePolicy, Channel, End, FsdBoot, FsdFds, FsdReport, FsdShare, HugePages,
-    VERSION, VmBoot, VmFds, VmReport, VmShare,
+    CachePolicy, Channel, End, FsdBoot, FsdFds, FsdReport, FsdShare, HugePages, VERSION, VmBoot,
+    VmFds, VmReport, VmShare,
 };
 use rustix::fs::CWD;
 use rustix::mount::{
@@ -20,10 +18,9 @@ use rustix::mount::{
     unmount,
 };
 
-pub const SECOND: Duration = Duration::from_secs(1);
+use crate::parts::{PATIENCE, compiled, cpio, kernel, spawn, temporary};
 
-/// A guest's way to its dial takes a few seconds under emulation.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const SECOND: Duration = Duration::from_secs(1);
 
 pub struct Pod {
     vmm: Child,
@@ -76,7 +73,10 @@ impl Pod {
             shares: connections.map(OwnedFd::from).collect(),
         };
         let (control, vmm_control) = Channel::pair().unwrap();
-        let vmm = spawn(Path::new(env!("CARGO_BIN_EXE_kata-like-vmm")), vmm_control);
+        let vmm = spawn(
+            Path::new(env!("CARGO_BIN_EXE_kata-like-vmm")),
+            vmm_control.into_fd(),
+        );
         boot.send(&fds, &control).unwrap();
         Self {
             vmm,
@@ -204,7 +204,7 @@ fn start_fs_server(folder: &Path, shares: &[&str]) -> (Child, Channel) {
     };
     let (control, server_control) = Channel::pair().unwrap();
     let program = std::env::var_os("KATA_LIKE_FSD").expect("KATA_LIKE_FSD names the fs server");
-    let server = spawn(Path::new(&program), server_control);
+    let server = spawn(Path::new(&program), server_control.into_fd());
     boot.send(&fds, &control).unwrap();
     let (report, _) = control.receive_within::<FsdReport>(PATIENCE).unwrap();
     assert_eq!(report, FsdReport::Serving);
@@ -223,61 +223,9 @@ fn mount_tmpfs(at: &Path) {
     mount("none", at, "tmpfs", MountFlags::empty(), None).unwrap();
 }
 
-fn kernel() -> PathBuf {
-    std::env::var_os("KATA_LIKE_KERNEL")
-        .expect("KATA_LIKE_KERNEL names the guest kernel")
-        .into()
-}
-
-fn spawn(program: &Path, control: Channel) -> Child {
-    let control = control.into_fd();
-    let mut command = Command::new(program);
-    command.stdin(Stdio::null());
-    // SAFETY: dup2 and fcntl are async-signal-safe; the closure owns the descriptor it duplicates.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::dup2(control.as_raw_fd(), CONTROL_FD) < 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            // Without effect on a duplicate; needed where the socket is number 3 itself.
-            libc::fcntl(CONTROL_FD, libc::F_SETFD, 0);
-            Ok(())
-        });
-    }
-    command.spawn().unwrap()
-}
-
 /// An archive with PID 1 alone, compiled once.
 fn initrd() -> OwnedFd {
     static INIT: OnceLock<Vec<u8>> = OnceLock::new();
-    let init = INIT.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let binary = folder.path().join("init");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/devices/init.c");
-        let compiler = Command::new("cc")
-            .args(["-static", "-O1", "-s", "-o"])
-            .arg(&binary)
-            .arg(source)
-            .status();
-        assert!(compiler.unwrap().success(), "compile {source}");
-        fs::read(binary).unwrap()
-    });
-    let mut file = tempfile::tempfile().unwrap();
-    for (name, mode, content) in [("init", 0o100755, &init[..]), ("TRAILER!!!", 0, b"")] {
-        file.write_all(&cpio_entry(name, mode, content)).unwrap();
-    }
-    file.rewind().unwrap();
-    file.into()
-}
-
-/// One file of a "newc" archive (Linux Documentation/driver-api/early-userspace/buffer-format.rst).
-fn cpio_entry(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
-    let (size, name_size) = (content.len() as u32, name.len() as u32 + 1);
-    let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
-    let fields: String = fields.iter().map(|field| format!("{field:08X}")).collect();
-    let mut entry = format!("070701{fields}{name}\0").into_bytes();
-    entry.resize(entry.len().next_multiple_of(4), 0);
-    entry.extend(content);
-    entry.resize(entry.len().next_multiple_of(4), 0);
-    entry
+    let init = INIT.get_or_init(|| compiled("tests/devices/init.c"));
+    temporary(&cpio(&[("init", 0o100755, init)]))
 }
