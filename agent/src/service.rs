@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream;
 use kata_like_agent_protocol::agent::{
-    BindDeviceRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse, Empty,
+    ContainerRequest, CreateContainerRequest, CreateContainerResponse, DeviceRequest, Empty,
     Event as EventMessage, EventsRequest, ExecRequest, ExecResponse, ListProcessesResponse,
     OutOfMemory, Process as ProcessMessage, ProcessExited, ResizeTerminalRequest, SignalRequest,
     StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse,
@@ -215,7 +215,7 @@ impl Agent for Service {
     async fn bind_device(
         &self,
         _: &TtrpcContext,
-        request: BindDeviceRequest,
+        request: DeviceRequest,
     ) -> ttrpc::Result<Empty> {
         let slot = request.slot;
         if slot > device::MAX_SLOT {

@@ -242,6 +242,9 @@ impl Machine {
                     why: format!("write the guest's log: {error}"),
                 },
             },
+            VmCommand::AddDisk { .. } | VmCommand::RemoveDisk { .. } => VmReport::Refused {
+                why: "disks are not supported yet".to_owned(),
+            },
             VmCommand::AddEntropy => {
                 match fill(&self.vm, &self.slots, ENTROPY_SLOT, Box::new(Entropy)) {
                     Ok(()) => VmReport::SlotFilled {

@@ -133,6 +133,19 @@ pub enum VmCommand {
     /// Fill the slot of the entropy device: answered by [`VmReport::SlotFilled`] or
     /// [`VmReport::Refused`].
     AddEntropy,
+    /// Fill a free slot with a disk over the descriptor beside the command, a block device or a
+    /// regular file, whose content is never interpreted: answered by [`VmReport::SlotFilled`] or
+    /// [`VmReport::Refused`].
+    AddDisk {
+        /// Whether writes are refused.
+        read_only: bool,
+    },
+    /// Empty a disk's slot, which its driver has let go: answered by [`VmReport::SlotEmptied`] or
+    /// [`VmReport::Refused`].
+    RemoveDisk {
+        /// The number that [`VmReport::SlotFilled`] gave.
+        slot: u32,
+    },
     /// End the VM: answered by [`VmReport::Ended`].
     Stop,
 }
@@ -149,12 +162,14 @@ pub enum VmReport {
     Figures(Figures),
     /// Answer to [`VmCommand::WriteLog`].
     LogWritten,
-    /// Answer to [`VmCommand::AddEntropy`]: the device can be bound in the guest as
-    /// `virtio-mmio.<slot>`, counted from 0.
+    /// Answer to [`VmCommand::AddEntropy`] and [`VmCommand::AddDisk`]: the device can be bound in the
+    /// guest as `virtio-mmio.<slot>`, counted from 0.
     SlotFilled {
         /// The number in the guest's `virtio-mmio.N`.
         slot: u32,
     },
+    /// Answer to [`VmCommand::RemoveDisk`]: nothing of the VMM's holds the descriptor any more.
+    SlotEmptied,
     /// The command could not be carried out; the VM goes on.
     Refused {
         /// One line: what was asked, and why not.
