@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kata_like_boot::{Channel, ChannelError, PrintkLayout};
+use kata_like_boot::{Channel, ChannelError, KVM, PrintkLayout, open_kvm};
 use kata_like_config::Config;
 use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
@@ -27,8 +27,6 @@ mod vmm;
 pub use fsd::{Fsd, FsdEnd};
 pub use vmm::{Resources, Vmm, log_figures};
 
-/// The device that virtual machines are made by.
-const KVM: &str = "/dev/kvm";
 /// How long a child may take for what is no work of the guest's: its own start and jail.
 const OWN_START: Duration = Duration::from_secs(30);
 /// How long a child may live on after it has closed its socket.
@@ -61,7 +59,9 @@ impl Parts {
         Ok(Self {
             vmm: config.vmm.clone(),
             fsd: config.fsd.clone(),
-            kvm: open_kvm(Path::new(KVM))?,
+            kvm: open_kvm(Path::new(KVM)).map_err(|error| {
+                SandboxError::new(SandboxErrorKind::Failed, kata_like_boot::one_line(&error))
+            })?,
             kernel: open("guest kernel", &config.kernel)?.into(),
             initrd: open("guest image", &config.initrd)?.into(),
             printk: read_printk(&config.printk)?,
@@ -72,23 +72,6 @@ impl Parts {
     pub fn printk(&self) -> Option<PrintkLayout> {
         self.printk.clone()
     }
-}
-
-fn open_kvm(path: &Path) -> Result<OwnedFd, SandboxError> {
-    let opened = File::options().read(true).write(true).open(path);
-    opened.map(OwnedFd::from).map_err(|cause| {
-        let uid = rustix::process::geteuid().as_raw();
-        let hint = match cause.kind() {
-            io::ErrorKind::NotFound => {
-                "; load kvm_intel or kvm_amd; in a virtual machine, its host must allow nesting"
-                    .to_owned()
-            }
-            io::ErrorKind::PermissionDenied => format!("; the shim runs as uid {uid}"),
-            _ => String::new(),
-        };
-        let step = format!("open {} to run virtual machines{hint}", path.display());
-        SandboxError::failed(step, cause)
-    })
 }
 
 fn open(what: &str, path: &Path) -> Result<File, SandboxError> {

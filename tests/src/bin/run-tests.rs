@@ -29,7 +29,11 @@ const PARTS: [(&str, u64, &[&str]); 4] = [
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
-    ("faults and hostile", 7, &["faults", "bad_input", "figures"]),
+    (
+        "faults and hostile",
+        7,
+        &["faults", "bad_input", "slow_hosts", "figures"],
+    ),
 ];
 
 /// Those that have a guest each and look at its host's figures: one at a time.

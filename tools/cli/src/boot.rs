@@ -15,12 +15,11 @@ use std::time::{Duration, Instant};
 
 use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
 use kata_like_boot::{
-    CONTROL_FD, Channel, ChannelError, End, EndReason, Figures, HugePages, PrintkLayout, VERSION,
-    VmBoot, VmCommand, VmFds, VmReport,
+    CONTROL_FD, Channel, ChannelError, End, EndReason, Figures, HugePages, KVM, PrintkLayout,
+    VERSION, VmBoot, VmCommand, VmFds, VmReport, open_kvm,
 };
 use kata_like_config::Config;
 
-const KVM: &str = "/dev/kvm";
 /// How long a VMM may take to stop before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 /// As much of a log as is looked at for its last line.
@@ -30,16 +29,8 @@ const LOG_TAIL: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The host has no KVM to offer.
-    #[error("open {} to run virtual machines{hint}", path.display())]
-    OpenKvm {
-        /// The device.
-        path: PathBuf,
-        /// What to do about it.
-        hint: &'static str,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Kvm(#[from] kata_like_boot::KvmUnavailable),
     /// The VMM takes a user id of its own, which only root can give it.
     #[error("start the VMM under a user id of its own: this needs root")]
     NotRoot,
@@ -234,26 +225,6 @@ fn boot_with(config: &Config, kvm: &Path) -> Result<Booted, BootError> {
         memory_mib: config.memory_mib,
         vcpus: config.max_vcpus,
     })
-}
-
-fn open_kvm(path: &Path) -> Result<OwnedFd, BootError> {
-    match File::options().read(true).write(true).open(path) {
-        Ok(file) => Ok(file.into()),
-        Err(source) => {
-            let hint = match source.kind() {
-                io::ErrorKind::NotFound => {
-                    " (load kvm_intel or kvm_amd; within a virtual machine, its host must allow nesting)"
-                }
-                io::ErrorKind::PermissionDenied => " (run as root)",
-                _ => "",
-            };
-            Err(BootError::OpenKvm {
-                path: path.into(),
-                hint,
-                source,
-            })
-        }
-    }
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, BootError> {

@@ -19,8 +19,8 @@ use rustix::thread::UnshareFlags;
 
 use crate::Args;
 use crate::HOST_FAILED;
+use crate::emulator;
 use crate::error::HostError;
-use crate::machine;
 use crate::prepare::Prepared;
 use crate::setup;
 
@@ -46,7 +46,7 @@ pub fn usable(prepared: &Prepared) -> Result<(), String> {
 
 /// Boots Debian's kernel under the machine's KVM to the first line of its init.
 fn boots(prepared: &Prepared) -> Result<(), String> {
-    let mut qemu = machine::qemu()
+    let mut qemu = emulator::qemu(&prepared.root)
         .args([
             "-machine",
             "pc,usb=off",

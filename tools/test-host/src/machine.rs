@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::Args;
+use crate::emulator;
 use crate::error::HostError;
 use crate::prepare::Prepared;
 
@@ -248,21 +249,8 @@ fn pass_on(mut from: impl Read, mut to: impl Write, events: Sender<Event>) {
     let _ = events.send(Event::Drained);
 }
 
-/// QEMU with no device but those that are named, and no second boot.
-pub fn qemu() -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-    ]);
-    command
-}
-
 fn start(args: &Args, prepared: &Prepared, run: &Path) -> Result<Qemu, HostError> {
-    let mut command = qemu();
+    let mut command = emulator::qemu(&prepared.root);
     let console = run.join("console");
     command
         .args([

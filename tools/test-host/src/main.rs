@@ -10,6 +10,7 @@
 
 mod archive;
 mod direct;
+mod emulator;
 mod error;
 mod image;
 mod inside;

@@ -7,6 +7,7 @@
 //! | path | what |
 //! |---|---|
 //! | `vmlinuz`, `initrd.img`, `lib/modules/RELEASE` | Debian's ready kernel, and our first root for it |
+//! | `qemu/` | only where the machine's own QEMU is too old: see `emulator` |
 //! | `containerd-2.1/`, `containerd-1.7/` | `containerd`, `ctr` and runc's shim of each |
 //! | `runc/runc` | of the machine's own suite: newer ones want a newer libc |
 //! | `busybox.tar` | the image that tests run |
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::archive::{Cpio, Entry};
+use crate::emulator;
 use crate::error::HostError;
 use crate::image;
 use crate::packages::{self, Beside, output};
@@ -36,7 +38,7 @@ impl Prepared {
 }
 
 /// Change this when this file or `archive`, `image` make something else of the same packages.
-const RECIPE: &str = "3";
+const RECIPE: &str = "4";
 
 /// The suites that are unpacked beside the system, and what each is for.
 const KERNEL_SUITE: &str = "bookworm-backports";
@@ -151,6 +153,13 @@ fn build(root: &Path) -> Result<(), HostError> {
             .arg(&modules),
     )?;
 
+    if emulator::is_too_old()? {
+        for package in emulator::PACKAGES {
+            let package = format!("{package}/{KERNEL_SUITE}");
+            apt.unpack(&package, &root.join(emulator::BESIDE))?;
+        }
+    }
+
     for (suite, name) in [
         (CONTAINERD_2_1_SUITE, "containerd-2.1"),
         (CONTAINERD_1_7_SUITE, "containerd-1.7"),
@@ -170,6 +179,8 @@ fn build(root: &Path) -> Result<(), HostError> {
     image::write(&busybox, &root.join("busybox.tar"))?;
 
     let mut versions = format!("kernel {kernel}\n");
+    versions.push_str(&emulator::version(emulator::program(root))?);
+    versions.push('\n');
     for name in [
         "containerd-2.1/containerd",
         "containerd-1.7/containerd",

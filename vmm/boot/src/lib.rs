@@ -11,12 +11,14 @@
 mod channel;
 mod error;
 mod fsd;
+mod kvm;
 mod printk;
 mod vm;
 
 pub use channel::{Channel, ChannelError, MAX_FDS, MAX_MESSAGE};
 pub use error::one_line;
 pub use fsd::{CachePolicy, FsdBoot, FsdFds, FsdReport, FsdShare};
+pub use kvm::{KVM, KvmUnavailable, open_kvm};
 pub use printk::PrintkLayout;
 pub use vm::{End, EndReason, Figures, HugePages, VmBoot, VmCommand, VmFds, VmReport, VmShare};
 

@@ -57,16 +57,13 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn a_host_without_kvm_and_one_that_denies_it_are_told_apart() {
+fn a_host_without_kvm_is_told_so() {
     let installation = Installation::new("exit 0");
     let missing = boot_with(&installation.1, Path::new("/dev/kvm-of-another-host")).unwrap_err();
     assert!(
         kata_like_boot::one_line(&missing)
-            .starts_with("open /dev/kvm-of-another-host to run virtual machines (load kvm_")
+            .starts_with("open /dev/kvm-of-another-host to run virtual machines (")
     );
-    // What a user without the right to it gets; root is denied nothing but this.
-    let denied = open_kvm(Path::new("/proc/self/mem/x")).unwrap_err();
-    assert!(matches!(denied, BootError::OpenKvm { .. }));
 }
 
 #[test]
