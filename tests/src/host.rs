@@ -147,9 +147,13 @@ impl Host {
 
     /// A pod in the background: `ctr run -d`.
     pub fn start(&self, stem: &str, options: &[&str], command: &[&str]) -> TestResult<Pod<'_>> {
-        let id = self.name(stem);
-        let pod = Pod::new(self, id.clone()); // first: a failed start is cleaned up, too
-        self.ctr(run_arguments(&["-d"], &id, options, command))
+        self.start_as(&self.name(stem), options, command)
+    }
+
+    /// The same with an id that was chosen before.
+    pub fn start_as(&self, id: &str, options: &[&str], command: &[&str]) -> TestResult<Pod<'_>> {
+        let pod = Pod::new(self, id.to_owned()); // first: a failed start is cleaned up, too
+        self.ctr(run_arguments(&["-d"], id, options, command))
             .ok()?;
         Ok(pod)
     }

@@ -1,0 +1,292 @@
+//! Several containers in one VM, as Kubernetes makes pods: what they share, what they don't, and that
+//! they come, die and are restarted while the pod lives.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kata_like_tests::process::Process;
+use kata_like_tests::{Host, Sandbox, TestResult, failure, is_oracle, kata_like_only};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A tmpfs of the host, as containerd makes one for a sandbox's `/dev/shm`.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn new(host: &Host, size: &str) -> TestResult<Self> {
+        let path = PathBuf::from(format!("/run/{}", host.name("tmpfs")));
+        fs::create_dir(&path)?;
+        let options = std::ffi::CString::new(format!("mode=1777,size={size}"))?;
+        mount(
+            "shm",
+            &path,
+            "tmpfs",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Host name, IPC objects, `/dev/shm` and the network are the pod's; processes and files the container's
+/// own. All of it is in one VM.
+#[test]
+fn containers_share_what_kubernetes_shares() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let memory = Tmpfs::new(&host, "1m")?;
+    let shm = format!(
+        "type=bind,src={},dst=/dev/shm,options=rbind:rw",
+        memory.0.display()
+    );
+    let sandbox = Sandbox::start(&host, &["--hostname", "the-pod"])?;
+    let one = sandbox.container("one", &["--mount", &shm], &["sleep", "1000"])?;
+    let two = sandbox.container("two", &["--mount", &shm], &["sleep", "1000"])?;
+
+    assert_eq!(one.exec(&["hostname"])?.text(), "the-pod");
+    let links = ["net", "ipc", "uts", "pid", "mnt"].map(|kind| format!("/proc/self/ns/{kind}"));
+    let look = |pod: &kata_like_tests::Pod| -> TestResult<Vec<String>> {
+        let script = format!("for n in {}; do readlink $n; done", links.join(" "));
+        let text = pod.exec(&["sh", "-c", &script])?.text();
+        Ok(text.lines().map(str::to_owned).collect())
+    };
+    let (of_one, of_two) = (look(&one)?, look(&two)?);
+    assert_eq!(of_one.len(), links.len());
+    assert_eq!(of_one[..3], of_two[..3]);
+    assert_ne!(of_one[3], of_two[3]);
+    assert_ne!(of_one[4], of_two[4]);
+
+    one.exec_call(
+        &[],
+        &[
+            "sh",
+            "-c",
+            "echo shared >/dev/shm/file; echo own >/tmp/file",
+        ],
+    )
+    .ok()?;
+    let output = two.exec(&["sh", "-c", "cat /dev/shm/file; cat /tmp/file"])?;
+    assert_eq!(output.text(), "shared");
+    // It has the size of the host's.
+    let output = two.exec(&[
+        "dd",
+        "if=/dev/zero",
+        "of=/dev/shm/big",
+        "bs=1024",
+        "count=2048",
+    ])?;
+    assert!(
+        output.error_text().contains("No space left"),
+        "{}",
+        output.both()
+    );
+    if !is_oracle() {
+        let vmms = Process::all()
+            .into_iter()
+            .filter(|process| process.is("kata-like-vmm"));
+        assert_eq!(vmms.count(), 1);
+    }
+    two.remove()?;
+    one.remove()?;
+    sandbox.remove()?;
+    drop(memory);
+    host.leaves_nothing(&before)
+}
+
+/// A container in a crash loop: each life has its exit code, and what the pod holds stays the same.
+#[test]
+fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
+    let host = Host::alone()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let neighbour = sandbox.container("neighbour", &[], &["sleep", "1000"])?;
+    let crash = |code: i32| -> TestResult {
+        let script = format!("ls -lR /etc >/dev/null; exit {code}");
+        let output = sandbox
+            .run("crashes", &[], &["sh", "-c", &script])
+            .output()?;
+        assert_eq!(output.status, code, "{}", output.both());
+        Ok(())
+    };
+    crash(1)?; // what is kept from the first time on is not a leak
+    crash(2)?;
+    let held = |role| -> TestResult<usize> { sandbox.pod().process(role)?.open_files() };
+    let count = || -> TestResult<Vec<usize>> {
+        match is_oracle() {
+            true => Ok(Vec::new()),
+            false => ["shim", "fsd", "vmm"].into_iter().map(held).collect(),
+        }
+    };
+    let (files, footprint) = (count()?, host.footprint());
+    for code in 3..11 {
+        crash(code)?;
+    }
+    // A create that fails is as harmless.
+    for _ in 0..2 {
+        let output = sandbox.run("missing", &[], &["/no/such"]).output()?;
+        assert_eq!(output.status, 1, "{}", output.both());
+    }
+    assert_eq!(count()?, files, "open files of shim, fsd and vmm");
+    host.leaves_nothing(&footprint)?;
+    assert_eq!(neighbour.exec(&["echo", "lives"])?.text(), "lives");
+    neighbour.remove()?;
+    sandbox.remove()
+}
+
+/// `shareProcessNamespace`, and a debugging container that joins another one's processes.
+#[test]
+fn process_namespaces_are_shared_on_demand() -> TestResult {
+    let host = Host::shared()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let pids = |pid: i32| format!("pid:/proc/{pid}/ns/pid");
+    let shared = pids(sandbox.pid());
+    let one = sandbox.container("one", &["--with-ns", &shared], &["sleep", "1111"])?;
+    let two = sandbox.container("two", &["--with-ns", &shared], &["sleep", "2222"])?;
+    let list = two.exec(&["ps", "-o", "args"])?.text();
+    for command in ["sleep 1111", "sleep 2222"] {
+        assert!(list.contains(command), "no {command:?} in: {list}");
+    }
+    // PID 1 is the pod's, and reaps whatever loses its parent.
+    let script = "(sleep 0.1 &) ; sleep 1; ps -o pid,stat,args | grep -c ' Z ' || true";
+    assert_eq!(two.exec(&["sh", "-c", script])?.text(), "0");
+    assert!(
+        !one.exec(&["sh", "-c", "readlink /proc/1/exe; echo $$"])?
+            .text()
+            .ends_with("\n1")
+    );
+
+    let own = sandbox.container("own", &[], &["sleep", "3333"])?;
+    let (_, pid) = own.status()?;
+    let target = pids(pid);
+    let list = sandbox
+        .run("debug", &["--with-ns", &target], &["ps", "-o", "pid,args"])
+        .ok()?
+        .text();
+    assert!(list.contains("1 sleep 3333"), "{list}");
+    assert!(!list.contains("sleep 1111"), "{list}");
+    for pod in [own, two, one] {
+        pod.remove()?;
+    }
+    sandbox.remove()
+}
+
+/// One container runs out of its memory: it is told so before its exit, and the others live.
+#[test]
+fn one_container_out_of_memory_spares_the_others() -> TestResult {
+    let host = Host::shared()?;
+    let events = host.events()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let neighbour = sandbox.container("neighbour", &[], &["sleep", "1000"])?;
+    let hungry = sandbox.container(
+        "hungry",
+        &["--memory-limit", "33554432"],
+        &["tail", "/dev/zero"],
+    )?;
+    let exit = events.exit(hungry.id(), hungry.id(), 60 * SECOND)?;
+    assert_eq!(exit.status(), 137);
+    let topics: Vec<_> = events
+        .of(hungry.id())
+        .into_iter()
+        .map(|event| event.topic)
+        .filter(|topic| topic == "/tasks/oom" || topic == "/tasks/exit")
+        .collect();
+    assert_eq!(topics, ["/tasks/oom", "/tasks/exit"]);
+    assert_eq!(neighbour.exec(&["echo", "lives"])?.text(), "lives");
+    for pod in [hungry, neighbour] {
+        pod.remove()?;
+    }
+    sandbox.remove()
+}
+
+/// CRI deletes the sandbox container last and then takes the network away: when that has been answered,
+/// there is no VM any more, even if a container was left over.
+#[test]
+fn the_sandboxs_end_is_the_pods() -> TestResult {
+    kata_like_only!();
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let events = host.events()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let left = sandbox.container("left", &[], &["sleep", "1000"])?;
+    let vmm = sandbox.pod().process("vmm")?;
+    sandbox.remove()?;
+    assert!(!vmm.is_alive(), "the VMM outlives its sandbox");
+    assert_eq!(
+        events.exit(left.id(), left.id(), 10 * SECOND)?.status(),
+        137
+    );
+    left.remove()?;
+    drop(events);
+    host.leaves_nothing(&before)
+}
+
+/// The sandbox container is a placeholder: it answers like any other and costs the guest no process.
+#[test]
+fn the_sandbox_container_runs_nothing() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    assert_eq!(sandbox.pod().status()?.0, "RUNNING");
+    let metrics = host
+        .ctr(["task", "metrics", "--format", "json", sandbox.pod().id()])
+        .ok()?
+        .text();
+    let metrics: serde_json::Value = serde_json::from_str(&metrics)?;
+    let pids = &metrics["pids"]["current"];
+    assert!(pids.is_null() || *pids == 0, "{metrics}");
+    let refused = sandbox.pod().exec(&["true"])?;
+    assert_ne!(refused.status, 0, "an exec in a placeholder ran");
+    sandbox.remove()
+}
+
+/// The VM is as large as kubelet says that the pod may get, and a bad number is told by its annotation.
+#[test]
+fn a_pods_size_comes_from_its_annotations() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let size = |memory: &str, quota: &str| {
+        [
+            format!("io.kubernetes.cri.sandbox-memory={memory}"),
+            format!("io.kubernetes.cri.sandbox-cpu-quota={quota}"),
+            "io.kubernetes.cri.sandbox-cpu-period=100000".to_owned(),
+        ]
+    };
+    let start = |size: &[String; 3]| {
+        let mut options = Vec::new();
+        for annotation in size {
+            options.extend(["--annotation", annotation.as_str()]);
+        }
+        Sandbox::start(&host, &options)
+    };
+    let sandbox = start(&size("536870912", "150000"))?;
+    let script = "nproc; grep MemTotal /proc/meminfo";
+    let text = sandbox
+        .run("sized", &[], &["sh", "-c", script])
+        .ok()?
+        .text();
+    let mut words = text.split_whitespace();
+    let cpus: usize = words.next().unwrap_or_default().parse()?;
+    let online = std::thread::available_parallelism()?.get();
+    assert_eq!(cpus, 2.min(online), "{text}");
+    let kib: u64 = words.nth(1).unwrap_or_default().parse()?;
+    // The pod's 512 MiB must fit beside the guest's own needs, and no much more is given.
+    assert!((560_000..=800_000).contains(&kib), "{text}");
+    sandbox.remove()?;
+
+    match start(&size("lots", "1000")) {
+        Ok(_) => Err(failure("a sandbox with \"lots\" of memory started")),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.contains("io.kubernetes.cri.sandbox-memory"), "{text}");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! Files and directories of the host in a container: what changes on one side is seen on the other, what is
+//! read-only stays so, and nothing beside a volume is shared.
+//!
+//! All but what speaks of the VM also runs against runc.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kata_like_tests::process::until;
+use kata_like_tests::{Call, Host, Pod, Sandbox, TestResult, failure, is_oracle, kata_like_only};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A directory of the host, gone with the value.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(host: &Host) -> TestResult<Self> {
+        let path = PathBuf::from(format!("/run/{}", host.name("volume")));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// As `--mount` has it.
+    fn at(&self, target: &str, options: &str) -> String {
+        bind(&self.0, target, options)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn bind(source: &Path, target: &str, options: &str) -> String {
+    format!(
+        "type=bind,src={},dst={target},options={options}",
+        source.display()
+    )
+}
+
+/// Waits until a command in the container prints this.
+fn sees(pod: &Pod, command: &[&str], wanted: &str) -> TestResult {
+    let mut last = String::new();
+    until("the container sees it", 10 * SECOND, || {
+        last = match pod.exec(command) {
+            Ok(output) => output.text(),
+            Err(error) => error.to_string(),
+        };
+        last == wanted
+    })
+    .map_err(|error| failure(format!("{error}: {wanted:?}, last {last:?}")))
+}
+
+#[test]
+fn what_one_side_writes_the_other_reads() -> TestResult {
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    fs::write(volume.join("file"), "first\n")?;
+    fs::create_dir_all(volume.join("deep/er"))?;
+    let mount = volume.at("/data", "rbind:rw");
+    let pod = host.start("written", &["--mount", &mount], &["sleep", "1000"])?;
+
+    assert_eq!(pod.exec(&["cat", "/data/file"])?.text(), "first");
+    // Appended, truncated, replaced and removed on the host: seen within a second, of which emulation
+    // takes its part.
+    fs::write(volume.join("file"), "first\nsecond\n")?;
+    sees(&pod, &["cat", "/data/file"], "first\nsecond")?;
+    fs::write(volume.join("file.new"), "replaced\n")?;
+    fs::rename(volume.join("file.new"), volume.join("file"))?;
+    sees(&pod, &["cat", "/data/file"], "replaced")?;
+    fs::write(volume.join("deep/er/new"), "")?;
+    sees(&pod, &["ls", "/data/deep/er"], "new")?;
+    fs::remove_file(volume.join("deep/er/new"))?;
+    sees(&pod, &["ls", "/data/deep/er"], "")?;
+
+    let script = "echo from inside >/data/inside; mkdir -m 750 /data/made; chown 1000:900 /data/inside; \
+        ln -s inside /data/link; ln /data/inside /data/hard; mv /data/made /data/moved; chmod 4755 /data/hard";
+    pod.exec_call(&[], &["sh", "-c", script]).ok()?;
+    assert_eq!(fs::read_to_string(volume.join("link"))?, "from inside\n");
+    let about = fs::metadata(volume.join("inside"))?;
+    assert_eq!((about.uid(), about.gid(), about.nlink()), (1000, 900, 2));
+    assert_eq!(about.permissions().mode() & 0o7777, 0o4755);
+    assert_eq!(
+        fs::metadata(volume.join("moved"))?.permissions().mode() & 0o777,
+        0o750
+    );
+    pod.remove()
+}
+
+/// kubelet writes a new directory and swaps the link `..data`: a reader sees all of the old or all of the
+/// new, and never goes back.
+#[test]
+fn a_config_map_is_switched_whole_and_in_order() -> TestResult {
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    let publish = |generation: u32| -> TestResult {
+        let name = format!("..generation-{generation}");
+        fs::create_dir(volume.join(&name))?;
+        for key in ["one", "two"] {
+            fs::write(volume.join(&name).join(key), format!("{generation}\n"))?;
+        }
+        symlink(&name, volume.join("..data.new"))?;
+        fs::rename(volume.join("..data.new"), volume.join("..data"))?;
+        Ok(())
+    };
+    publish(1)?;
+    for key in ["one", "two"] {
+        symlink(format!("..data/{key}"), volume.join(key))?;
+    }
+    let mount = volume.at("/config", "rbind:ro");
+    // Reads both keys through one look at the link, and both through the keys' own links.
+    let script = "cd /config; while :; do d=$(readlink ..data); cat $d/one $d/two | tr '\\n' ' '; cat one; sleep 0.1; done";
+    let log = volume_log(&host);
+    let uri = format!("file://{}", log.display());
+    let pod = host.start(
+        "config",
+        &["--mount", &mount, "--log-uri", &uri],
+        &["sh", "-c", script],
+    )?;
+    let lines = || fs::read_to_string(&log).unwrap_or_default();
+    for generation in 2..6 {
+        let before = format!("{} {} {}\n", generation - 1, generation - 1, generation - 1);
+        until("the last generation is read", 30 * SECOND, || {
+            lines().contains(&before)
+        })?;
+        publish(generation)?;
+        let after = format!("{generation} {generation} ");
+        until("the switch is seen", 5 * SECOND, || {
+            lines().contains(&after)
+        })?;
+    }
+    pod.remove()?;
+    let text = lines();
+    let mut last = 0;
+    for line in text.lines() {
+        let numbers: Vec<u32> = line
+            .split(' ')
+            .map_while(|word| word.parse().ok())
+            .collect();
+        let [one, two, through] = numbers[..] else {
+            continue; // the last line may be cut off
+        };
+        assert_eq!(one, two, "half a switch: {text}");
+        assert!(one >= last && through >= one, "back in time: {text}");
+        last = through;
+    }
+    fs::remove_file(log)?;
+    Ok(())
+}
+
+fn volume_log(host: &Host) -> PathBuf {
+    PathBuf::from(format!("/run/{}", host.name("log")))
+}
+
+/// A volume may be one file: then nothing beside it is there.
+#[test]
+fn a_file_is_shared_alone() -> TestResult {
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    fs::write(volume.join("shared"), "shared\n")?;
+    fs::write(volume.join("secret"), "secret\n")?;
+    let mount = bind(&volume.join("shared"), "/etc/shared", "bind:rw");
+    let pod = host.start("alone", &["--mount", &mount], &["sleep", "1000"])?;
+    assert_eq!(pod.exec(&["cat", "/etc/shared"])?.text(), "shared");
+    pod.exec_call(&[], &["sh", "-c", "echo more >>/etc/shared"])
+        .ok()?;
+    assert_eq!(fs::read_to_string(volume.join("shared"))?, "shared\nmore\n");
+    let found = pod.exec(&["find", "/", "-xdev", "-name", "secret"])?;
+    assert_eq!(found.text(), "");
+    if !is_oracle() {
+        let fsd = pod.process("fsd")?;
+        let output = Call::new({
+            let mut find = Command::new("find");
+            find.arg(format!("/proc/{}/root/", fsd.pid))
+                .args(["-name", "secret"]);
+            find
+        })
+        .output()?;
+        assert_eq!(
+            output.text(),
+            "",
+            "the fs server can reach what is not shared"
+        );
+    }
+    pod.remove()
+}
+
+/// Whoever is root in the guest and remounts all he can can't write to a read-only volume: the host itself
+/// refuses it.
+#[test]
+fn read_only_is_the_hosts_word() -> TestResult {
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    fs::write(volume.join("file"), "kept\n")?;
+    let mount = volume.at("/data", "rbind:ro");
+    let script = "mount -o remount,bind,rw /data; echo changed >/data/file; touch /data/new";
+    let options = ["--mount", mount.as_str(), "--cap-add", "CAP_SYS_ADMIN"];
+    let output = host
+        .run(&host.name("read-only"), &options, &["sh", "-c", script])
+        .output()?;
+    if is_oracle() {
+        return Ok(()); // who may remount there may write
+    }
+    assert_ne!(output.status, 0);
+    assert!(
+        output.error_text().contains("Read-only file system"),
+        "{}",
+        output.both()
+    );
+    assert_eq!(fs::read_to_string(volume.join("file"))?, "kept\n");
+    assert!(!volume.join("new").exists());
+    Ok(())
+}
+
+/// What the host mounts below a volume after the start appears where the mount is a slave of it, and only there.
+#[test]
+fn mounts_of_the_host_arrive_where_they_should() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    fs::create_dir(volume.join("later"))?;
+    fs::create_dir(volume.join("earlier"))?;
+    let tmpfs = |name: &str| {
+        mount(
+            "none",
+            volume.join(name),
+            "tmpfs",
+            MountFlags::empty(),
+            None,
+        )
+    };
+    tmpfs("earlier")?;
+    fs::write(volume.join("earlier/file"), "")?;
+    let plain = volume.at("/plain", "rbind:rw");
+    let flat = volume.at("/flat", "bind:rw");
+    let options = ["--mount", plain.as_str(), "--mount", flat.as_str()];
+    let pod = host.start("propagated", &options, &["sleep", "1000"])?;
+    let result = (|| -> TestResult {
+        assert_eq!(pod.exec(&["ls", "/plain/earlier"])?.text(), "file");
+        assert_eq!(pod.exec(&["ls", "/flat/earlier"])?.text(), "");
+        tmpfs("later")?;
+        fs::write(volume.join("later/file"), "")?;
+        std::thread::sleep(2 * SECOND);
+        assert_eq!(
+            pod.exec(&["ls", "/plain/later"])?.text(),
+            "",
+            "private, yet it arrives"
+        );
+        Ok(())
+    })();
+    for name in ["earlier", "later"] {
+        let _ = unmount(volume.join(name), UnmountFlags::DETACH);
+    }
+    result?;
+    pod.remove()
+}
+
+/// A socket on a volume works between the containers of a pod. One of the host's is there to be seen, and a
+/// connection to it fails at once.
+#[test]
+fn a_socket_on_a_volume_joins_containers_of_a_pod() -> TestResult {
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    let of_host = std::os::unix::net::UnixListener::bind(volume.join("host.sock"))?;
+    let mount = volume.at("/sockets", "rbind:rw");
+    let sandbox = Sandbox::start(&host, &[])?;
+    let server = sandbox.container(
+        "server",
+        &["--mount", &mount],
+        &[
+            "sh",
+            "-c",
+            "echo served | nc -l -s /sockets/pod.sock -p 1 2>/dev/null || sleep 1000",
+        ],
+    )?;
+    let client = sandbox.container("client", &["--mount", &mount], &["sleep", "1000"])?;
+    let kind = client
+        .exec(&["stat", "-c", "%F", "/sockets/host.sock"])?
+        .text();
+    assert_eq!(kind, "socket");
+    drop(of_host);
+    for pod in [client, server] {
+        pod.remove()?;
+    }
+    sandbox.remove()
+}
+
+/// A tmpfs has its size, and the rootfs what users expect of a file system.
+#[test]
+fn a_root_file_system_behaves() -> TestResult {
+    let host = Host::shared()?;
+    let mount = "type=tmpfs,src=tmpfs,dst=/small,options=size=64k:mode=700";
+    let pod = host.start("behaves", &["--mount", mount], &["sleep", "1000"])?;
+    let full = pod.exec(&[
+        "dd",
+        "if=/dev/zero",
+        "of=/small/file",
+        "bs=1024",
+        "count=128",
+    ])?;
+    assert!(
+        full.error_text().contains("No space left"),
+        "{}",
+        full.both()
+    );
+    assert_eq!(pod.exec(&["stat", "-c", "%a", "/small"])?.text(), "700");
+    for (what, script, wanted) in [
+        (
+            "rename over",
+            "cd /tmp; echo a >a; echo b >b; mv a b; cat b; ls a 2>/dev/null || echo gone",
+            "a\ngone",
+        ),
+        (
+            "hard links",
+            "cd /tmp; echo x >l1; ln l1 l2; stat -c %h l1",
+            "2",
+        ),
+        (
+            "unlinked, still open",
+            "cd /tmp; echo kept >u; exec 3<u; rm u; cat <&3",
+            "kept",
+        ),
+        (
+            "sparse",
+            "cd /tmp; truncate -s 1G s; stat -c %s s; du -k s | cut -f1",
+            "1073741824\n0",
+        ),
+        (
+            "a FIFO",
+            "cd /tmp; mkfifo f; (echo through >f &); cat f",
+            "through",
+        ),
+        (
+            "exclusive locks",
+            "cd /tmp; (flock -x 9; sleep 1; echo first) 9>lock & sleep 0.3; cd /tmp; (flock -x 9; echo second) 9>lock",
+            "first\nsecond",
+        ),
+        (
+            "times",
+            "cd /tmp; touch -d '2001-02-03 04:05:06' t; stat -c %Y t",
+            "981173106",
+        ),
+        (
+            "a name of 255 bytes",
+            "cd /tmp; n=$(printf '%0255d' 0); touch $n; ls $n | wc -c",
+            "256",
+        ),
+        (
+            "set-user-id",
+            "cp /bin/busybox /tmp/su; chmod 4755 /tmp/su; stat -c %a /tmp/su",
+            "4755",
+        ),
+    ] {
+        let output = pod.exec(&["sh", "-c", script])?;
+        assert_eq!(output.text(), wanted, "{what}: {}", output.both());
+    }
+    pod.remove()
+}
+
+/// Locks of two pods on one volume exclude each other, or the attempt fails; none "succeeds" for itself alone.
+#[test]
+fn locks_of_two_pods_never_both_succeed() -> TestResult {
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    fs::write(volume.join("lock"), "")?;
+    let mount = volume.at("/data", "rbind:rw");
+    let holder = host.start(
+        "holder",
+        &["--mount", &mount],
+        &["sh", "-c", "exec 9>/data/lock; flock -n -x 9 && touch /data/held || touch /data/refused; sleep 1000"],
+    )?;
+    until("the holder has tried", 30 * SECOND, || {
+        volume.join("held").exists() || volume.join("refused").exists()
+    })?;
+    let other = host.start("other", &["--mount", &mount], &["sleep", "1000"])?;
+    let tried = other.exec(&["sh", "-c", "exec 9>/data/lock; flock -n -x 9"])?;
+    let both = volume.join("held").exists() && tried.status == 0;
+    assert!(!both, "two pods hold one exclusive lock");
+    if is_oracle() {
+        assert!(volume.join("held").exists());
+    }
+    other.remove()?;
+    holder.remove()
+}
+
+/// A block device of the host, given as a device, is a disk of the guest.
+#[test]
+fn a_block_device_is_a_disk() -> TestResult {
+    let host = Host::shared()?;
+    let volume = Directory::new(&host)?;
+    let image = volume.join("image");
+    fs::File::create(&image)?.set_len(4 << 20)?;
+    let device = loop_device(&image)?;
+    let result = (|| -> TestResult {
+        let path = device.display().to_string();
+        let pod = host.start("disk", &["--device", &path], &["sleep", "1000"])?;
+        let script = format!(
+            "echo from the guest | dd of={path} bs=512 seek=8 conv=sync 2>/dev/null && sync && dd if={path} bs=512 skip=8 count=1 2>/dev/null | head -n 1"
+        );
+        let output = pod.exec(&["sh", "-c", &script])?;
+        assert_eq!(output.text(), "from the guest", "{}", output.both());
+        let size = pod.exec(&["blockdev", "--getsize64", &path])?;
+        assert_eq!(size.text(), (4 << 20).to_string(), "{}", size.both());
+        pod.remove()?;
+        let bytes = fs::read(&image)?;
+        assert!(bytes[8 * 512..].starts_with(b"from the guest\n"));
+        Ok(())
+    })();
+    Call::new({
+        let mut detach = Command::new("losetup");
+        detach.arg("-d").arg(&device);
+        detach
+    })
+    .ok()?;
+    result
+}
+
+fn loop_device(image: &Path) -> TestResult<PathBuf> {
+    let mut attach = Command::new("losetup");
+    attach
+        .args(["--find", "--show"])
+        .arg(image)
+        .stdin(Stdio::null());
+    Ok(Call::new(attach).ok()?.text().trim().into())
+}
