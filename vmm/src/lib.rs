@@ -16,5 +16,7 @@ pub mod machine;
 pub mod memory;
 pub mod mptable;
 pub mod reactor;
+pub mod slots;
 pub mod vcpu;
 pub mod virtio;
+pub mod watchdog;

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
-use std::io::{Read, Seek};
-use std::os::fd::OwnedFd;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Child;
@@ -52,6 +52,14 @@ pub fn setup(scenario: &'static str, vcpus: u8) -> Setup {
 pub fn init() -> &'static [u8] {
     static INIT: OnceLock<Vec<u8>> = OnceLock::new();
     INIT.get_or_init(|| compiled("tests/boot/init.c"))
+}
+
+/// A sparse disk of 64 MiB that begins with these words.
+pub fn disk(words: &str) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(words.as_bytes()).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file
 }
 
 /// An ELF image with a PVH note, whose entry is an undefined instruction.
@@ -159,6 +167,33 @@ impl Guest {
     pub fn ask(&mut self, command: VmCommand) -> VmReport {
         self.control.send(&command, &[]).unwrap();
         self.report()
+    }
+
+    pub fn add_disk(&mut self, disk: &File, read_only: bool) -> VmReport {
+        let command = VmCommand::AddDisk { read_only };
+        self.control.send(&command, &[disk.as_fd()]).unwrap();
+        self.report()
+    }
+
+    /// Empties a disk's slot as soon as the guest has let go of it.
+    pub fn remove_disk(&mut self, slot: u32) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.ask(VmCommand::RemoveDisk { slot }) {
+                VmReport::SlotEmptied => return,
+                refused => assert!(Instant::now() < end, "{refused:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How many descriptors and threads the VMM has.
+    pub fn holdings(&self) -> (usize, usize) {
+        let count = |what| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.vmm.id()));
+            entries.unwrap().count()
+        };
+        (count("fd"), count("task"))
     }
 
     /// Everything the guest has said so far.

@@ -1,4 +1,6 @@
 // PID 1 of the guests of these tests: does what the file /scenario says, tells it to /dev/kmsg, and resets.
+#define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -52,6 +54,79 @@ static void bind_entropy(void)
 	say("entropy: %zd bytes, %s", got, different ? "random" : "constant");
 }
 
+// The disk in a slot, as /dev/vda, bound or made to be.
+static int open_disk(const char *slot, int flags)
+{
+	char path[128], name[32] = "";
+	unsigned major = 0, minor = 0;
+	put(DRIVER "unbind", slot);
+	if (!put(DRIVER "bind", slot))
+		return -1;
+	for (int number = 0; number < 8; number++) {
+		snprintf(path, sizeof(path), "/sys/bus/platform/devices/%s/virtio%d/block", slot, number);
+		DIR *folder = opendir(path);
+		for (struct dirent *entry; folder && (entry = readdir(folder));)
+			if (entry->d_name[0] != '.')
+				snprintf(name, sizeof(name), "%.30s", entry->d_name);
+		if (folder)
+			closedir(folder);
+	}
+	snprintf(path, sizeof(path), "/sys/class/block/%s/dev", name);
+	FILE *numbers = fopen(path, "r");
+	if (!numbers || fscanf(numbers, "%u:%u", &major, &minor) != 2)
+		return -1;
+	fclose(numbers);
+	unlink("/disk");
+	mknod("/disk", S_IFBLK | 0600, makedev(major, minor));
+	return open("/disk", flags);
+}
+
+// The disk that the host has put into slot 12 for this round: an earlier one may still be there.
+static int await_disk(int round, char *block)
+{
+	char wanted[16];
+	snprintf(wanted, sizeof(wanted), "disk %d.", round);
+	for (;;) {
+		int disk = open_disk("virtio-mmio.12", O_RDWR | O_DIRECT);
+		if (disk >= 0 && pread(disk, block, 4096, 0) == 4096 && !strncmp(block, wanted, strlen(wanted)))
+			return disk;
+		if (disk >= 0)
+			close(disk);
+		put(DRIVER "unbind", "virtio-mmio.12");
+		usleep(20000);
+	}
+}
+
+// Disks that come after boot and go again, a second one read-only; the last one stays.
+static void disks(void)
+{
+	static char block[1 << 20] __attribute__((aligned(4096)));
+	for (int round = 1; round <= 2; round++) {
+		int disk = await_disk(round, block);
+		memset(block, '0' + round, sizeof(block));
+		long written = pwrite(disk, block, sizeof(block), 1 << 20);
+		int synced = fsync(disk);
+		memset(block, 0, sizeof(block));
+		long got = pread(disk, block, sizeof(block), 1 << 20);
+		say("disk %d: wrote %ld, synced %d, read %ld of '%c'", round, written, synced, got, block[4711]);
+		say("disk %d: size %ld", round, (long)lseek(disk, 0, SEEK_END));
+		close(disk);
+		int other;
+		while ((other = open_disk("virtio-mmio.13", O_RDONLY)) < 0)
+			usleep(20000);
+		int writable = open("/disk", O_RDWR);
+		got = read(other, block, 512);
+		say("disk %d: read-only %ld bytes, for writing %d", round, got, writable);
+		close(other);
+		if (!put(DRIVER "unbind", "virtio-mmio.12") || !put(DRIVER "unbind", "virtio-mmio.13"))
+			say("disk: no unbind: %m");
+		say("disk %d: over", round);
+	}
+	await_disk(3, block);
+	say("disk 3: held");
+	pause();
+}
+
 // Reads a file of one share and writes one to the other.
 static void shares(void)
 {
@@ -89,6 +164,8 @@ int main(void)
 		bind_entropy();
 	if (!strcmp(scenario, "fs"))
 		shares();
+	if (!strcmp(scenario, "disks"))
+		disks();
 	if (!strcmp(scenario, "panic"))
 		return 3; // the end of PID 1 is a kernel panic
 	if (!strcmp(scenario, "hang") || !strcmp(scenario, "entropy"))

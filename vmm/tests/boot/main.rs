@@ -13,9 +13,10 @@ mod server;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use guest::{Guest, Setup, faulting_kernel, init, setup};
+use guest::{Guest, Setup, disk, faulting_kernel, init, setup};
 use kata_like_boot::{Channel, EndReason, HugePages, VmCommand, VmReport};
 use parts::{cpio, kernel, temporary};
 use server::FsServer;
@@ -55,6 +56,54 @@ fn a_device_is_added_after_boot_under_two_vcpus() {
         assert!(matches!(again, VmReport::Refused { .. }), "{again:?}");
     }
     guest.wait_for("entropy: 32 bytes, random");
+}
+
+/// Disks come long after boot, under two vCPUs, go, and leave their slots to others, and nothing.
+#[test]
+fn disks_come_and_go_after_boot() {
+    let mut guest = Guest::start(&setup("disks", 2));
+    guest.wait_until_running();
+    guest.wait_for("init: 2 cpus");
+    let before = guest.holdings();
+    for round in 1..=2 {
+        let writable = disk(&format!("disk {round}."));
+        let slot = |slot| VmReport::SlotFilled { slot };
+        let kept = disk("to be kept");
+        assert_eq!(guest.add_disk(&writable, false), slot(12));
+        assert_eq!(guest.add_disk(&kept, true), slot(13));
+        let log = guest.wait_for(&format!("disk {round}: over"));
+        for line in [
+            format!("disk {round}: wrote 1048576, synced 0, read 1048576 of '{round}'"),
+            format!("disk {round}: size {}", 64 << 20),
+            format!("disk {round}: read-only 512 bytes, for writing -1"),
+        ] {
+            assert!(log.contains(&line), "no {line:?} in:\n{log}");
+        }
+        let mut written = vec![0; 1 << 20];
+        writable.read_exact_at(&mut written, 1 << 20).unwrap();
+        assert!(written.iter().all(|byte| *byte == b'0' + round));
+        guest.remove_disk(12);
+        guest.remove_disk(13);
+        assert_eq!(guest.holdings(), before);
+    }
+    assert_eq!(
+        guest.add_disk(&disk("disk 3."), false),
+        VmReport::SlotFilled { slot: 12 }
+    );
+    guest.wait_for("disk 3: held");
+    for refusal in [
+        guest.ask(VmCommand::RemoveDisk { slot: 12 }),
+        guest.ask(VmCommand::RemoveDisk { slot: 13 }),
+        guest.ask(VmCommand::RemoveDisk { slot: 2 }),
+    ] {
+        assert!(matches!(refusal, VmReport::Refused { .. }), "{refusal:?}");
+    }
+    for slot in 13..16 {
+        let filled = guest.add_disk(&disk("more"), false);
+        assert_eq!(filled, VmReport::SlotFilled { slot });
+    }
+    let full = guest.add_disk(&disk("too many"), false);
+    assert!(format!("{full:?}").contains("all 4 slots"), "{full:?}");
 }
 
 #[test]
