@@ -6,6 +6,7 @@
 pub mod bus;
 pub mod cpuid;
 pub mod figures;
+pub mod initrd;
 pub mod jail_list;
 pub mod kernel;
 pub mod kvm;

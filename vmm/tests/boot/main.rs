@@ -117,7 +117,7 @@ fn a_panic_is_told_with_its_reason() {
 #[test]
 fn a_triple_fault_is_told() {
     let image = temporary(&faulting_kernel());
-    let end = Guest::start_with(&setup("none", 1), image, temporary(b"initrd")).end();
+    let end = Guest::start_with(&setup("none", 1), image, temporary(&cpio(&[]))).end();
     assert_eq!(end.reason, EndReason::TripleFault, "{end:?}");
 }
 
@@ -166,7 +166,8 @@ fn memory_of_huge_pages_is_claimed_at_once() {
     let served = Guest::start(&huge()).end();
     fs::write(POOL, before).unwrap();
     assert_eq!(refused.reason, EndReason::Failed, "{refused:?}");
-    assert!(refused.detail.contains("huge pages"), "{refused:?}");
+    let words = "128 pages of 2 MiB needed, 0 free";
+    assert!(refused.detail.contains(words), "{refused:?}");
     assert_eq!(served.reason, EndReason::Reset, "{served:?}");
 }
 
@@ -227,6 +228,10 @@ fn bad_input_fails_in_one_line() {
     };
     let large_initrd = vec![0; 48 << 20];
     let none = setup("reset", 0);
+    let huge = Setup {
+        memory_mib: 1 << 20,
+        ..setup("reset", 1)
+    };
     let normal = setup("reset", 1);
     let no_kvm = Setup {
         kvm: "/dev/null",
@@ -241,6 +246,14 @@ fn bad_input_fails_in_one_line() {
         ),
         (&normal, temporary(b"#!/bin/sh\n"), temporary(&good), "ELF"),
         (&normal, file(), temporary(b""), "empty"),
+        (&normal, file(), temporary(b"text\n"), "no cpio archive"),
+        (
+            &normal,
+            file(),
+            temporary(&good[..good.len() / 2]),
+            "cut off",
+        ),
+        (&huge, file(), temporary(&good), "the host has"),
         (&small, file(), temporary(&large_initrd), "memory"),
         (&none, file(), temporary(&good), "vCPUs"),
         (&no_kvm, file(), temporary(&good), "no KVM"),
