@@ -116,7 +116,9 @@ static void disks(void)
 			usleep(20000);
 		int writable = open("/disk", O_RDWR);
 		got = read(other, block, 512);
-		say("disk %d: read-only %ld bytes, for writing %d", round, got, writable);
+		written = pwrite(writable, block, 512, 0);
+		say("disk %d: read-only %ld bytes, for writing %ld", round, got, written);
+		close(writable);
 		close(other);
 		if (!put(DRIVER "unbind", "virtio-mmio.12") || !put(DRIVER "unbind", "virtio-mmio.13"))
 			say("disk: no unbind: %m");
@@ -125,6 +127,35 @@ static void disks(void)
 	await_disk(3, block);
 	say("disk 3: held");
 	pause();
+}
+
+// What /proc/cpuinfo and /sys say of the topology, and of virtualisation.
+static void cpus(void)
+{
+	static char line[8192];
+	int packages = 0, cores = 0, alone = 1, nesting = 0;
+	mkdir("/proc", 0755);
+	mount("none", "/proc", "proc", 0, 0);
+	FILE *info = fopen("/proc/cpuinfo", "r");
+	while (info && fgets(line, sizeof(line), info)) {
+		int number;
+		if (sscanf(line, "physical id : %d", &number) == 1 && number >= packages)
+			packages = number + 1;
+		if (sscanf(line, "core id : %d", &number) == 1 && number >= cores)
+			cores = number + 1;
+		if (!strncmp(line, "flags", 5))
+			nesting |= strstr(line, " svm ") || strstr(line, " vmx ");
+	}
+	for (int cpu = 0; cpu < sysconf(_SC_NPROCESSORS_ONLN); cpu++) {
+		char path[96];
+		snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+		FILE *list = fopen(path, "r");
+		alone &= list && fgets(line, sizeof(line), list) && !strpbrk(line, ",-");
+		if (list)
+			fclose(list);
+	}
+	say("cpus: %d packages, %d cores, threads %s, nesting %s", packages, cores, alone ? "alone" : "shared",
+	    nesting ? "offered" : "none");
 }
 
 // Reads a file of one share and writes one to the other.
@@ -166,9 +197,11 @@ int main(void)
 		shares();
 	if (!strcmp(scenario, "disks"))
 		disks();
+	if (!strcmp(scenario, "cpus"))
+		cpus();
 	if (!strcmp(scenario, "panic"))
 		return 3; // the end of PID 1 is a kernel panic
-	if (!strcmp(scenario, "hang") || !strcmp(scenario, "entropy"))
+	if (!strcmp(scenario, "hang") || !strcmp(scenario, "cpus") || !strcmp(scenario, "entropy"))
 		for (;;)
 			pause();
 	if (!strcmp(scenario, "spin"))

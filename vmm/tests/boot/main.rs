@@ -58,6 +58,23 @@ fn a_device_is_added_after_boot_under_two_vcpus() {
     guest.wait_for("entropy: 32 bytes, random");
 }
 
+/// Whatever their number, the guest's kernel finds its CPUs as they should be: more than eight as well.
+#[test]
+fn the_guest_s_kernel_has_no_complaint_about_its_cpus() {
+    for vcpus in [1, 2, 10] {
+        let mut guest = Guest::start(&setup("cpus", vcpus));
+        guest.wait_until_running();
+        let log = guest.wait_for(&format!("init: {vcpus} cpus"));
+        for complaint in ["WARNING", "BUG:", "XSAVE consistency", "[Firmware Bug]"] {
+            assert!(!log.contains(complaint), "{complaint:?} in:\n{log}");
+        }
+        let log = guest.wait_for("cpus: ");
+        // One package, a core for each, no thread shared; and no virtualisation to nest with.
+        let wanted = format!("cpus: 1 packages, {vcpus} cores, threads alone, nesting none");
+        assert!(log.contains(&wanted), "{log}");
+    }
+}
+
 /// Disks come long after boot, under two vCPUs, go, and leave their slots to others, and nothing.
 #[test]
 fn disks_come_and_go_after_boot() {

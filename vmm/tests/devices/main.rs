@@ -12,7 +12,7 @@ mod pod;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{EndReason, VmReport};
@@ -190,6 +190,63 @@ fn files_of_the_share_are_the_guest_s_files() {
     let second = pod.mount("rootfs/c1");
     fs::write(second.join("fresh"), "").unwrap();
     assert_eq!(files.ask("list /r/c1"), "ok fresh");
+}
+
+/// What databases, builders and groups of users need of a file system, or are refused.
+#[test]
+fn locks_overlays_and_groups_are_what_they_can_be() {
+    let mut pod = Pod::start(&["rootfs", "volumes"]);
+    pod.wait_for_dial();
+    let mut files = Files::of(&pod);
+    files.done("mount /r rootfs");
+    files.done("mount /v volumes");
+    let container = pod.mount("rootfs/c1");
+    let volume = pod.mount("volumes/v1");
+
+    // The root file system is this pod's alone; on a volume another pod could hold the lock.
+    let refused = format!("error {}", libc::ENOLCK);
+    for kind in ["lock", "flock"] {
+        files.done(&format!("{kind} /r/c1/locked"));
+        assert_eq!(files.ask(&format!("{kind} /v/v1/locked")), refused);
+    }
+
+    files.done("mkdir /r/c1/o");
+    files.done("overlay /r/c1/o");
+    let whiteout = fs::metadata(container.join("o/upper/gone")).unwrap();
+    assert_eq!(
+        (whiteout.mode() & libc::S_IFMT, whiteout.rdev()),
+        (libc::S_IFCHR, 0)
+    );
+
+    for folder in [&container, &volume] {
+        let shared = folder.join("group");
+        fs::create_dir(&shared).unwrap();
+        std::os::unix::fs::chown(&shared, Some(0), Some(2000)).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o770)).unwrap();
+    }
+    files.done("member /r/c1/group/file");
+    files.done("member /v/v1/group/file");
+    let made = fs::metadata(volume.join("group/file")).unwrap();
+    assert_eq!(
+        (made.uid(), made.gid(), made.mode() & 0o777),
+        (1000, 1000, 0o640)
+    );
+    files.done("mkdir /r/c1/closed");
+    files.done("chown /r/c1/closed 3000");
+    let denied = format!("error {}", libc::EACCES);
+    assert_eq!(files.ask("member /r/c1/closed/file"), denied);
+
+    let unsupported = format!("error {}", libc::EOPNOTSUPP);
+    assert_eq!(files.ask("tmpfile /r/c1"), unsupported);
+
+    // The link by which the host switches a volume is seen at once, with what it leads to.
+    for version in ["one", "two"] {
+        fs::create_dir(volume.join(version)).unwrap();
+        fs::write(volume.join(version).join("key"), version).unwrap();
+        symlink(version, volume.join("next")).unwrap();
+        fs::rename(volume.join("next"), volume.join("..data")).unwrap();
+        assert_eq!(files.ask("read /v/v1/..data/key"), format!("ok {version}"));
+    }
 }
 
 /// A dead fs server ends the VM at once, and with its reason.
