@@ -263,7 +263,12 @@ fn bad_input_fails_in_one_line() {
         ),
         (&normal, temporary(b"#!/bin/sh\n"), temporary(&good), "ELF"),
         (&normal, file(), temporary(b""), "empty"),
-        (&normal, file(), temporary(b"text\n"), "no cpio archive"),
+        (
+            &normal,
+            file(),
+            temporary(b"no archive\n"),
+            "no cpio archive",
+        ),
         (
             &normal,
             file(),
@@ -299,7 +304,7 @@ fn a_share_is_bound_again_and_its_server_missed() {
     assert!(!log.contains("no second bind"), "{log}");
     let answer = fs::read_to_string(server.path("volumes").join("answer"));
     assert_eq!(answer.unwrap_or_default(), "from the guest", "{log}");
-    server.kill();
+    server.signal(libc::SIGKILL);
     let died = Instant::now();
     let end = guest.end();
     assert!(
@@ -309,4 +314,26 @@ fn a_share_is_bound_again_and_its_server_missed() {
     );
     assert_eq!(end.reason, EndReason::Failed, "{end:?}");
     assert!(end.detail.contains("fs server is gone"), "{end:?}");
+}
+
+/// A server that hangs when the guest's driver switches its device on is as good as dead.
+#[test]
+fn a_share_whose_server_hangs_ends_the_vm() {
+    let server = FsServer::start(&["rootfs", "volumes"]);
+    let connections = server.connections();
+    server.signal(libc::SIGSTOP);
+    let mut guest = Guest::start(&Setup {
+        shares: connections,
+        ..setup("fs", 1)
+    });
+    guest.wait_until_running();
+    let started = Instant::now();
+    let end = guest.end();
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert_eq!(end.reason, EndReason::Failed, "{end:?}");
+    let words = ["rootfs", "has not answered for 10s"];
+    assert!(
+        words.iter().all(|word| end.detail.contains(word)),
+        "{end:?}"
+    );
 }

@@ -75,9 +75,9 @@ impl FsServer {
         self.folder.path().join("share").join(tag)
     }
 
-    pub fn kill(&self) {
+    pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: a plain system call on a child that was not waited for, so the id is its own.
-        unsafe { libc::kill(self.process.id() as libc::pid_t, libc::SIGKILL) };
+        unsafe { libc::kill(self.process.id() as libc::pid_t, signal) };
     }
 }
 
