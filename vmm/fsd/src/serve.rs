@@ -32,8 +32,8 @@ const OWN_FILES: u64 = 256;
 /// For how long the guest may keep what nobody else changes: the library's own "always".
 const KEEP: Duration = Duration::from_secs(86_400);
 
-/// For how long it may keep what the host may change: the library's own "auto".
-const KEEP_SHARED: Duration = Duration::from_secs(1);
+/// For how long it may keep what the host may change: a change is to be seen within a second.
+const KEEP_SHARED: Duration = Duration::from_millis(500);
 
 /// Why a share is not, or no longer, served.
 #[derive(Debug, thiserror::Error)]

@@ -358,7 +358,8 @@ fn both_shares_are_served_each_with_its_policy() {
     let missing = lookup(&mut private, top, "missing").unwrap();
     assert_eq!((missing.nodeid, missing.entry_valid), (0, 86_400));
     let top = lookup(&mut shared, 1, "d").unwrap();
-    assert_eq!((top.attr_valid, top.entry_valid), (1, 0));
+    assert_eq!((top.attr_valid, top.attr_valid_nsec), (0, 500_000_000));
+    assert_eq!((top.entry_valid, top.entry_valid_nsec), (0, 0));
     let missing = lookup(&mut shared, top.nodeid, "missing");
     assert_eq!(missing.err(), Some(libc::ENOENT));
     drop((private, shared));
