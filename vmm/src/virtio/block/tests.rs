@@ -51,10 +51,8 @@ impl World {
             .flat_map(|sector| [sector as u8; 512])
             .collect();
         std::fs::write(file.path(), content).unwrap();
-        let open = File::options()
-            .read(true)
-            .write(!read_only)
-            .open(file.path());
+        // Writable even where the disk is not: that is the device's to see to.
+        let open = File::options().read(true).write(true).open(file.path());
         let disk = Disk::new(open.unwrap().into(), read_only).unwrap();
         let block = Block::new(disk, Worker::start("disk".to_owned()).unwrap());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
