@@ -172,7 +172,7 @@ static void shares(void)
 	int file = open("/rootfs/greeting", O_RDONLY);
 	if (file < 0 || read(file, text, sizeof(text) - 1) < 0)
 		say("no greeting: %m");
-	file = open("/volumes/answer", O_CREAT | O_WRONLY, 0644);
+	file = open("/volumes/v/answer", O_CREAT | O_WRONLY, 0644);
 	if (file < 0 || write(file, "from the guest", 14) != 14)
 		say("no answer: %m");
 	close(file);

@@ -6,20 +6,20 @@
 //! `KATA_LIKE_KERNEL` with its `printk.json` beside it, and the fs server's binary as
 //! `KATA_LIKE_FSD`; so it is run inside the test host.
 
-mod guest;
+mod inputs;
 #[path = "../parts/mod.rs"]
 mod parts;
-mod server;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use guest::{Guest, Setup, disk, faulting_kernel, init, setup};
+use inputs::{disk, faulting_kernel, init, setup};
 use kata_like_boot::{Channel, EndReason, HugePages, VmCommand, VmReport};
+use parts::guest::{Guest, Setup};
+use parts::server::FsServer;
 use parts::{cpio, kernel, temporary};
-use server::FsServer;
 
 /// The plot: init runs on every vCPU there is, and asks for a reset; the VMM says so and ends.
 #[test]
@@ -294,7 +294,8 @@ fn bad_input_fails_in_one_line() {
 #[test]
 fn a_share_is_bound_again_and_its_server_missed() {
     let server = FsServer::start(&["rootfs", "volumes"]);
-    fs::write(server.path("rootfs").join("greeting"), "from the host").unwrap();
+    fs::write(server.path("rootfs/greeting"), "from the host").unwrap();
+    let volume = server.mount("volumes/v");
     let mut guest = Guest::start(&Setup {
         shares: server.connections(),
         ..setup("fs", 2)
@@ -302,7 +303,7 @@ fn a_share_is_bound_again_and_its_server_missed() {
     guest.wait_until_running();
     let log = guest.wait_for("fs: from the host");
     assert!(!log.contains("no second bind"), "{log}");
-    let answer = fs::read_to_string(server.path("volumes").join("answer"));
+    let answer = fs::read_to_string(volume.join("answer"));
     assert_eq!(answer.unwrap_or_default(), "from the guest", "{log}");
     server.signal(libc::SIGKILL);
     let died = Instant::now();
