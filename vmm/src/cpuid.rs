@@ -26,7 +26,7 @@ pub fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> Option<CpuId> {
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
-        .filter(|entry| !matches!(entry.function, 0xb | 0x1f))
+        .filter(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_0026))
         .copied()
         .collect();
     for entry in &mut entries {
@@ -122,6 +122,7 @@ mod tests {
             leaf(0xb, 7, 7),
             leaf(0x8000_0001, 0, u32::MAX),
             leaf(0x8000_000a, 1, 1),
+            leaf(0x8000_0026, 7, 7),
         ])
         .unwrap()
     }
@@ -151,6 +152,22 @@ mod tests {
             assert_eq!(topology.len(), 3);
             assert!(topology.iter().all(|leaf| leaf.edx == u32::from(id)));
             assert_eq!((topology[1].eax, topology[1].ebx), (2, 3));
+            // AMD's own way to say the topology is the host's, and newer kernels ask it first.
+            assert!(find(&cpuid, 0x8000_0026).is_empty());
+        }
+    }
+
+    /// APIC ids are the vCPUs' numbers; more than eight need four bits, more than sixteen five.
+    #[test]
+    fn many_vcpus_fit_their_fields() {
+        for (count, bits) in [(1, 0), (2, 1), (8, 3), (10, 4), (17, 5), (32, 5)] {
+            let cpuid = for_vcpu(&supported(), count - 1, count).unwrap();
+            let topology = find(&cpuid, 0xb);
+            let fields = (topology[1].eax, topology[1].ebx, topology[1].edx);
+            assert_eq!(fields, (bits, count.into(), u32::from(count) - 1));
+            let basic = find(&cpuid, 1)[0];
+            assert_eq!(basic.ebx >> 16 & 0xff, u32::from(count));
+            assert_eq!(basic.edx & HYPERTHREADING != 0, count > 1);
         }
     }
 

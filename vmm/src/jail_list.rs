@@ -33,6 +33,11 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
+    // disks: at an offset, never opened here; their size is asked when they come
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_fdatasync,
+    libc::SYS_lseek,
     // figures, log, entropy
     libc::SYS_fstat,
     libc::SYS_newfstatat,
@@ -60,8 +65,15 @@ const ALLOWED: &[libc::c_long] = &[
 ];
 
 /// KVM_RUN, KVM_GET_REGS (to say where a vCPU failed), KVM_IRQFD and KVM_IOEVENTFD (a slot that is
-/// filled late), FIONBIO (a stream that was accepted).
-const IOCTLS: &[u32] = &[0xae80, 0x8090_ae81, 0x4020_ae76, 0x4040_ae79, 0x5421];
+/// filled late), FIONBIO (a stream that was accepted), BLKSSZGET (a disk's blocks).
+const IOCTLS: &[u32] = &[
+    0xae80,
+    0x8090_ae81,
+    0x4020_ae76,
+    0x4040_ae79,
+    0x5421,
+    0x1268,
+];
 
 /// Closes the jail's last door.
 pub fn install() -> Result<(), JailError> {

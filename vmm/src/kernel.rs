@@ -13,6 +13,7 @@ use linux_loader::loader::{Cmdline, KernelLoader};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::initrd::{self, BadInitrd};
 use crate::layout::{
     COMMAND_LINE, COMMAND_LINE_SIZE, HIGH_RAM, LOW_RAM_END, MEMORY_MAP, MMIO_SLOT_SIZE,
     MODULE_LIST, MP_TABLE, MP_TABLE_SIZE, RamRange, SLOT_IRQS, START_INFO, slot_address,
@@ -53,9 +54,9 @@ pub enum KernelError {
         #[source]
         source: std::io::Error,
     },
-    /// The initrd has no bytes.
-    #[error("load the guest's initrd: the file is empty")]
-    EmptyInitrd,
+    /// The initrd is none.
+    #[error(transparent)]
+    Initrd(#[from] BadInitrd),
     /// It all does not fit.
     #[error(
         "load the guest's {what}: {need} bytes of guest memory needed below 3 GiB, {have} there are"
@@ -105,8 +106,16 @@ fn load_kernel(
     kernel: OwnedFd,
     low_end: u64,
 ) -> Result<(GuestAddress, u64), KernelError> {
-    let loaded = Elf::load(memory, None, &mut File::from(kernel), Some(HIGH_RAM))
-        .map_err(KernelError::NotAKernel)?;
+    let mut kernel = File::from(kernel);
+    let loaded = match Elf::load(memory, None, &mut kernel, Some(HIGH_RAM)) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            // The loader calls a file that ends too soon and memory that does the same thing.
+            let size = kernel.seek(SeekFrom::End(0)).unwrap_or(0);
+            fits("kernel", HIGH_RAM.0.saturating_add(size), low_end)?;
+            return Err(KernelError::NotAKernel(error));
+        }
+    };
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(KernelError::NoPvhEntry);
     };
@@ -135,9 +144,6 @@ fn load_initrd(
     let mut file = File::from(initrd);
     let size = file.seek(SeekFrom::End(0)).map_err(read)?;
     file.rewind().map_err(read)?;
-    if size == 0 {
-        return Err(KernelError::EmptyInitrd);
-    }
     // The kernel unpacks it into memory before it frees it: it is there twice for a moment.
     fits(
         "initrd",
@@ -151,6 +157,7 @@ fn load_initrd(
             what: "initrd",
             source,
         })?;
+    initrd::check(memory, start, size)?;
     Ok(hvm_modlist_entry {
         paddr: start,
         size,

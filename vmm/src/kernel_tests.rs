@@ -5,6 +5,7 @@ use std::io::Write;
 use proptest::prelude::*;
 
 use super::*;
+use crate::initrd::archive;
 use crate::layout::ram_ranges;
 
 /// A minimal ELF kernel: one loadable segment at 16 MiB and, if wanted, a PVH note.
@@ -43,6 +44,11 @@ fn file(bytes: &[u8]) -> OwnedFd {
     file.into()
 }
 
+/// The smallest initrd.
+fn initrd() -> Vec<u8> {
+    archive(&["init"])
+}
+
 fn boot(kernel: &[u8], initrd: &[u8]) -> Result<GuestAddress, KernelError> {
     let bytes = 64 << 20;
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes as usize)]).unwrap();
@@ -62,7 +68,7 @@ fn boot(kernel: &[u8], initrd: &[u8]) -> Result<GuestAddress, KernelError> {
 
 #[test]
 fn a_kernel_with_a_pvh_note_is_loaded() {
-    let entry = boot(&elf(true, 0x2000), b"initrd").unwrap();
+    let entry = boot(&elf(true, 0x2000), &initrd()).unwrap();
     assert_eq!(entry, GuestAddress(0x100_0040));
 }
 
@@ -75,18 +81,24 @@ fn what_is_no_kernel_is_refused() {
         &[0; 4096],
     ] {
         assert!(matches!(
-            boot(bad, b"initrd"),
+            boot(bad, &initrd()),
             Err(KernelError::NotAKernel(_))
         ));
     }
-    let no_entry = boot(&elf(false, 0x2000), b"initrd");
+    let no_entry = boot(&elf(false, 0x2000), &initrd());
     assert!(matches!(no_entry, Err(KernelError::NoPvhEntry)));
 }
 
 #[test]
-fn an_empty_or_too_large_initrd_is_refused() {
-    let empty = boot(&elf(true, 0x2000), b"");
-    assert!(matches!(empty, Err(KernelError::EmptyInitrd)));
+fn an_initrd_that_is_none_or_too_large_is_refused() {
+    let whole = initrd();
+    for bad in [&b""[..], b"no archive", &whole[..whole.len() / 2]] {
+        let refused = boot(&elf(true, 0x2000), bad);
+        assert!(
+            matches!(refused, Err(KernelError::Initrd(_))),
+            "{refused:?}"
+        );
+    }
     let large = boot(&elf(true, 0x2000), &vec![1; 32 << 20]);
     assert!(matches!(
         large,
@@ -96,7 +108,16 @@ fn an_empty_or_too_large_initrd_is_refused() {
 
 #[test]
 fn a_kernel_too_large_for_memory_is_refused() {
-    let large = boot(&elf(true, 64 << 20), b"initrd");
+    let large = boot(&elf(true, 64 << 20), &initrd());
+    assert!(matches!(
+        large,
+        Err(KernelError::TooLittleMemory { what: "kernel", .. })
+    ));
+    // Here it is the file's bytes that don't fit.
+    let mut image = elf(true, 64 << 20);
+    image[64 + 32..64 + 40].copy_from_slice(&(60u64 << 20).to_le_bytes());
+    image.resize(64 << 20, 0);
+    let large = boot(&image, &initrd());
     assert!(matches!(
         large,
         Err(KernelError::TooLittleMemory { what: "kernel", .. })
@@ -142,6 +163,6 @@ proptest! {
             image[at + offset] = *byte;
         }
         image.truncate(keep);
-        let _ = boot(&image, b"initrd");
+        let _ = boot(&image, &initrd());
     }
 }

@@ -6,6 +6,7 @@
 pub mod bus;
 pub mod cpuid;
 pub mod figures;
+pub mod initrd;
 pub mod jail_list;
 pub mod kernel;
 pub mod kvm;
@@ -16,5 +17,7 @@ pub mod machine;
 pub mod memory;
 pub mod mptable;
 pub mod reactor;
+pub mod slots;
 pub mod vcpu;
 pub mod virtio;
+pub mod watchdog;

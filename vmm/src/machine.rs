@@ -17,19 +17,18 @@ use crate::figures::Stats;
 use crate::jail_list;
 use crate::kernel::{self, KernelError};
 use crate::kvm::{KvmError, Vm};
-use crate::layout::{
-    ENTROPY_SLOT, FS_SLOT, FS_SLOTS, MAX_VCPUS, SLOT_IRQS, VSOCK_SLOT, slot_address,
-};
+use crate::layout::{ENTROPY_SLOT, FS_SLOT, FS_SLOTS, MAX_VCPUS, VSOCK_SLOT};
 use crate::log::GuestLog;
 use crate::memory::{Memory, MemoryError};
 use crate::mptable::{self, MpTableError};
 use crate::reactor::{Event, Notices, Notifier, Reactor, ReactorError};
+use crate::slots::{Slots, SlotsError};
 use crate::vcpu::{VcpuEnd, Vcpus};
 use crate::virtio::fs::{BadTag, Fs};
-use crate::virtio::mmio::{FillError, QUEUE_NOTIFY, Slot};
 use crate::virtio::rng::Entropy;
 use crate::virtio::vsock::{Endpoints, Vsock};
-use crate::virtio::{Device, DeviceError, Interrupt};
+use crate::virtio::{Device, DeviceError};
+use crate::watchdog::Watchdog;
 
 /// How long the vCPUs may take to stop, before the process ends regardless.
 const STOP_DEADLINE: Duration = Duration::from_millis(500);
@@ -53,7 +52,7 @@ pub enum BuildError {
     #[error(transparent)]
     Tag(#[from] BadTag),
     #[error(transparent)]
-    Fill(#[from] FillError),
+    Slots(#[from] SlotsError),
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
@@ -78,7 +77,7 @@ enum Notice {
 pub struct Machine {
     vm: Vm,
     memory: Arc<Memory>,
-    slots: Arc<[Arc<Slot>]>,
+    slots: Slots,
     vcpus: Vcpus,
     reactor: Reactor,
     notices: Notices<Notice>,
@@ -103,33 +102,32 @@ impl Machine {
 
         let reactor = Reactor::new()?;
         let (notifier, notices) = reactor.notices()?;
-        let slots = empty_slots(&memory, &reactor)?;
+        let mut slots = Slots::new(memory.ram(), &reactor)?;
         if boot.shares.len() > FS_SLOTS {
             return Err(BuildError::Shares(boot.shares.len()));
         }
+        // Before the first thread: the step is the calling thread's alone.
+        kata_like_jail::drop_identity(boot.uid)?;
+        let watchdog = Watchdog::start().map_err(thread("start the watchdog's thread"))?;
         for (index, (share, connection)) in boot.shares.iter().zip(fds.shares).enumerate() {
-            let device = Fs::new(&share.tag, connection)?;
-            fill(&vm, &slots, FS_SLOT + index, Box::new(device))?;
+            let device = Fs::new(&share.tag, connection, watchdog.clone())?;
+            slots.fill(&vm, FS_SLOT + index, Box::new(device))?;
         }
         let vsock = vsock(&boot, fds.agent, fds.streams, notifier.clone())?;
-        fill(&vm, &slots, VSOCK_SLOT, vsock)?;
+        slots.fill(&vm, VSOCK_SLOT, vsock)?;
         if !cpuid::has_rdrand(vm.supported_cpuid()) {
-            fill(&vm, &slots, ENTROPY_SLOT, Box::new(Entropy))?;
+            slots.fill(&vm, ENTROPY_SLOT, Box::new(Entropy))?;
         }
+        slots.start_workers()?;
 
         let cpus = (0..count)
             .map(|id| vm.create_vcpu(id, count, entry))
             .collect::<Result<Vec<_>, _>>()?;
         let vm_stats = Stats::of(vm.fd());
         let vcpu_stats = cpus.iter().map(Stats::of).collect();
-        kata_like_jail::drop_identity(boot.uid)?;
         let ended = move |end| notifier.send(Notice::Vcpu(end));
-        let vcpus = Vcpus::start(cpus, Bus::new(slots.clone()), ended).map_err(|source| {
-            BuildError::Io {
-                step: "start a thread per vCPU",
-                source,
-            }
-        })?;
+        let vcpus = Vcpus::start(cpus, Bus::new(slots.all()), ended)
+            .map_err(thread("start a thread per vCPU"))?;
         jail_list::install()?;
         Ok(Self {
             log: GuestLog::new(boot.printk, memory.ram().clone(), fds.guest_log),
@@ -184,7 +182,8 @@ impl Machine {
                 for event in events {
                     match event {
                         Event::Device { slot, token } => self
-                            .device_ready(slot, token)
+                            .slots
+                            .ready(slot, token)
                             .map_err(|error| (EndReason::Failed, one_line(&error)))?,
                         Event::Control => report(self.obey(control)?)?,
                         Event::Notice => {
@@ -207,17 +206,10 @@ impl Machine {
         }
     }
 
-    fn device_ready(&self, slot: usize, token: u32) -> Result<(), DeviceError> {
-        match self.slots.get(slot) {
-            Some(slot) => slot.ready(token),
-            None => Ok(()),
-        }
-    }
-
     /// Takes one command; the report is its answer.
     fn obey(&mut self, control: &Channel) -> Result<VmReport, (EndReason, String)> {
-        let command = match control.receive::<VmCommand>() {
-            Ok((command, _)) => command,
+        let (command, fds) = match control.receive::<VmCommand>() {
+            Ok(message) => message,
             Err(ChannelError::Closed) => {
                 let why = "the shim went away: its end of the control socket is closed";
                 return Err((EndReason::Stopped, why.to_owned()));
@@ -242,14 +234,19 @@ impl Machine {
                     why: format!("write the guest's log: {error}"),
                 },
             },
-            VmCommand::AddDisk { .. } | VmCommand::RemoveDisk { .. } => VmReport::Refused {
-                why: "disks are not supported yet".to_owned(),
-            },
             VmCommand::AddEntropy => {
-                match fill(&self.vm, &self.slots, ENTROPY_SLOT, Box::new(Entropy)) {
-                    Ok(()) => VmReport::SlotFilled {
-                        slot: ENTROPY_SLOT as u32,
-                    },
+                let added = self.slots.fill(&self.vm, ENTROPY_SLOT, Box::new(Entropy));
+                filled(added.map(|()| ENTROPY_SLOT))
+            }
+            VmCommand::AddDisk { read_only } => match <[OwnedFd; 1]>::try_from(fds) {
+                Ok([disk]) => filled(self.slots.add_disk(&self.vm, disk, read_only)),
+                Err(fds) => VmReport::Refused {
+                    why: format!("add a disk: {} descriptors instead of 1", fds.len()),
+                },
+            },
+            VmCommand::RemoveDisk { slot } => {
+                match self.slots.remove_disk(&self.vm, slot as usize) {
+                    Ok(()) => VmReport::SlotEmptied,
                     Err(error) => VmReport::Refused {
                         why: one_line(&error),
                     },
@@ -289,41 +286,17 @@ fn vcpu_ended(end: VcpuEnd) -> (EndReason, String) {
     }
 }
 
-fn empty_slots(memory: &Memory, reactor: &Reactor) -> Result<Arc<[Arc<Slot>]>, BuildError> {
-    let slot = |index| {
-        let irq = vmm_sys_util::eventfd::EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)
-            .map_err(|source| BuildError::Io {
-                step: "make an eventfd for a device's interrupt",
-                source,
-            })?;
-        let interrupt = Arc::new(Interrupt::new(irq));
-        let memory = memory.ram().clone();
-        Ok(Arc::new(Slot::new(
-            index,
-            memory,
-            interrupt,
-            reactor.epoll(),
-        )))
-    };
-    (0..SLOT_IRQS.len()).map(slot).collect()
+fn filled(slot: Result<usize, SlotsError>) -> VmReport {
+    match slot {
+        Ok(slot) => VmReport::SlotFilled { slot: slot as u32 }, // one of a few
+        Err(error) => VmReport::Refused {
+            why: one_line(&error),
+        },
+    }
 }
 
-/// Puts a device into a slot and connects it; the guest can bind it from then on.
-fn fill(
-    vm: &Vm,
-    slots: &[Arc<Slot>],
-    index: usize,
-    device: Box<dyn Device>,
-) -> Result<(), BuildError> {
-    let (Some(slot), Some(pin)) = (slots.get(index), SLOT_IRQS.get(index)) else {
-        return Ok(()); // the layout's constants are all in range
-    };
-    let kicks = slot.fill(device)?;
-    vm.connect_interrupt(slot.interrupt().irq(), *pin)?;
-    for (queue, kick) in (0u32..).zip(kicks) {
-        vm.connect_notification(&kick, slot_address(index) + QUEUE_NOTIFY, queue)?;
-    }
-    Ok(())
+fn thread(step: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
+    move |source| BuildError::Io { step, source }
 }
 
 /// The socket device: the agent's one connection, and the streams.

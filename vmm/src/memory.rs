@@ -13,6 +13,7 @@ use std::sync::Arc;
 use kata_like_boot::HugePages;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
+use rustix::system::sysinfo;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap};
 
@@ -29,6 +30,30 @@ pub enum MemoryError {
         max = MAX_MEMORY >> 30
     )]
     Size(u64),
+    /// Not even an empty host could give it.
+    #[error(
+        "guest memory of {} MiB: the host has {} MiB, its swap included", bytes >> 20, host >> 20
+    )]
+    HostSize {
+        /// How much was wanted.
+        bytes: u64,
+        /// How much there is.
+        host: u64,
+    },
+    /// The host's pool of huge pages, or the cgroup's share of it, is too small.
+    #[error(
+        "claim huge pages (hugetlb) for {} MiB of guest memory: {} pages of 2 MiB needed, {free}",
+        bytes >> 20, bytes / HUGE_PAGE
+    )]
+    HugePages {
+        /// How much was wanted.
+        bytes: u64,
+        /// How many are free.
+        free: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// The host would not give it.
     #[error("{step} {} MiB of guest memory", bytes >> 20)]
     Host {
@@ -55,9 +80,11 @@ pub struct Memory {
 impl Memory {
     /// Makes `bytes` of memory, all zero, none of it present yet.
     pub fn new(bytes: u64, huge: HugePages) -> Result<Self, MemoryError> {
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(HUGE_PAGE) {
-            return Err(MemoryError::Size(bytes));
-        }
+        let of_the_host = sysinfo();
+        let host = (of_the_host.totalram as u64)
+            .saturating_add(of_the_host.totalswap as u64)
+            .saturating_mul(u64::from(of_the_host.mem_unit));
+        check_size(bytes, host)?;
         let file = Arc::new(File::from(sealed_memfd(bytes, huge)?));
         let ranges = ram_ranges(bytes);
         let regions = ranges
@@ -87,6 +114,29 @@ impl Memory {
     pub fn resident_bytes(&self) -> u64 {
         // st_blocks counts 512 bytes each (stat(2)); 0 if it can't be had, which is no figure.
         fstat(&self.file).map_or(0, |stat| stat.st_blocks.unsigned_abs() * 512)
+    }
+}
+
+/// Whether a guest can have so much of what the host has in all.
+fn check_size(bytes: u64, host: u64) -> Result<(), MemoryError> {
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(HUGE_PAGE) {
+        return Err(MemoryError::Size(bytes));
+    }
+    if bytes > host {
+        return Err(MemoryError::HostSize { bytes, host });
+    }
+    Ok(())
+}
+
+/// The pool's free pages that nobody has been promised, in words.
+fn free_huge_pages() -> String {
+    let count = |what| -> Option<u64> {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{what}_hugepages");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    };
+    match (count("free"), count("resv")) {
+        (Some(free), Some(promised)) => format!("{} free", free.saturating_sub(promised)),
+        _ => "how many are free is unknown".to_owned(),
     }
 }
 
@@ -135,9 +185,14 @@ fn map(
     .map_err(host("reserve addresses for"))?;
     // Of a pool of huge pages the guest's share is claimed here and now; a pool that is too small is
     // an error then, and not the end of a process that touches a page. Small pages come when touched.
-    let (when, step) = match huge {
-        HugePages::Transparent => (MapFlags::NORESERVE, "map"),
-        HugePages::Hugetlb => (MapFlags::empty(), "claim huge pages (hugetlb) for"),
+    let when = match huge {
+        HugePages::Transparent => MapFlags::NORESERVE,
+        HugePages::Hugetlb => MapFlags::empty(),
+    };
+    let no_huge_pages = |errno: rustix::io::Errno| MemoryError::HugePages {
+        bytes: range.length,
+        free: free_huge_pages(),
+        source: errno.into(),
     };
     let start = reserved.map_addr(|address| address.next_multiple_of(slack));
     // SAFETY: MAP_FIXED replaces part of the reservation made above and nothing else: `start` is
@@ -152,7 +207,20 @@ fn map(
             range.offset,
         )
     }
-    .map_err(host(step))?;
+    .map_err(|errno| match huge {
+        HugePages::Transparent => host("map")(errno),
+        HugePages::Hugetlb => no_huge_pages(errno),
+    })?;
+    if huge == HugePages::Hugetlb && range.offset == 0 {
+        // A cgroup's limit of huge pages counts when one is touched. The first pages take the kernel
+        // and the initrd at once; without them there is no guest.
+        // SAFETY: populating changes no content of the mapping made above, which is this long.
+        let touched = unsafe { madvise(address, MIN_MEMORY as usize, Advice::LinuxPopulateWrite) };
+        match touched {
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {} // INVAL: before Linux 5.14
+            Err(errno) => return Err(no_huge_pages(errno)),
+        }
+    }
     // SAFETY: the advice concerns the mapping made above only; DONTDUMP changes no content.
     unsafe { madvise(address, length, Advice::LinuxDontDump) }
         .map_err(host("keep out of core dumps"))?;
@@ -186,6 +254,23 @@ mod tests {
         assert_eq!(memory.resident_bytes(), 0);
         memory.ram().write_obj(1u8, GuestAddress(0x5000)).unwrap();
         assert!(memory.resident_bytes() >= 4096);
+    }
+
+    #[test]
+    fn more_than_the_host_has_is_refused_with_both_numbers() {
+        let refused = check_size(4 << 30, 3 << 30).unwrap_err().to_string();
+        assert!(refused.contains("4096 MiB") && refused.contains("3072 MiB"));
+        assert!(check_size(4 << 30, 4 << 30).is_ok());
+    }
+
+    /// The host's pool can't be changed here: an offset that no mapping can have fails as well.
+    #[test]
+    fn a_pool_that_is_too_small_is_refused_with_both_numbers() {
+        let range = ram_ranges(1 << 30)[0];
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let refused = map(&file, &RamRange { offset: 1, ..range }, HugePages::Hugetlb);
+        let line = refused.map(drop).unwrap_err().to_string();
+        assert!(line.contains("512 pages of 2 MiB needed"), "{line}");
     }
 
     #[test]

@@ -179,6 +179,12 @@ impl Shared {
                 }
                 Err(error) => match error.errno() {
                     libc::EINTR | libc::EAGAIN => {}
+                    libc::EFAULT => {
+                        return VcpuEnd::Failed(format!(
+                            "run vCPU {id}: the host can't give guest memory that it promised \
+                            (out of memory, or a limit of huge pages)"
+                        ));
+                    }
                     _ => {
                         return VcpuEnd::Failed(format!("run vCPU {id}: KVM_RUN: {error}"));
                     }

@@ -4,7 +4,8 @@
 //! with a `/` would leave the directory it is meant for. [`Checked`] stands between its server
 //! and its file system (`serve` puts it there) and answers requests that no honest guest kernel
 //! sends: a name that is empty, `.`, `..`, holds a `/` or is too long; a device node; an open that
-//! makes a path descriptor or an unnamed file. It also says what the guest may remember of names.
+//! makes a path descriptor or an unnamed file. It also says what the guest may remember of names,
+//! and whose its file locks are.
 //!
 //! What must hold: each method of the trait that takes a name checks it. `.` and `..` are no names
 //! here even for a lookup: the kernel resolves them itself, except to export a FUSE mount over NFS,
@@ -31,19 +32,38 @@ const MAX_XATTR_NAME: usize = 255;
 /// The largest value or list of extended attributes (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const MAX_XATTR_SIZE: u32 = 65_536;
 
+/// Who changes the files beside the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Nobody. For so long the guest may remember that a name does not exist; its kernel's own file
+    /// locks are all there are.
+    Nobody {
+        /// How long.
+        missing_names: Duration,
+    },
+    /// The host, or other pods. A symbolic link is looked up each time, for the host switches a
+    /// whole volume by one (`..data`). A lock is refused: the library can't carry it to the host, and
+    /// one that holds in this guest alone would let two pods write at once.
+    Somebody,
+}
+
 /// A file system whose requests have been checked.
 pub struct Checked<F> {
     inner: F,
-    missing_names: Option<Duration>,
+    others: Others,
 }
 
 impl<F> Checked<F> {
-    /// `missing_names`: for how long the guest may remember that a name does not exist; `None`
-    /// where others may make it at any time.
-    pub fn new(inner: F, missing_names: Option<Duration>) -> Self {
-        Self {
-            inner,
-            missing_names,
+    /// Puts the check in front of `inner`.
+    pub fn new(inner: F, others: Others) -> Self {
+        Self { inner, others }
+    }
+
+    /// The answer to a lock's request. ENOSYS would make the guest's kernel keep the lock itself.
+    fn no_locks(&self) -> io::Result<()> {
+        match self.others {
+            Others::Nobody { .. } => refuse(libc::ENOSYS),
+            Others::Somebody => refuse(libc::ENOLCK),
         }
     }
 }
@@ -122,14 +142,24 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
                 ..entry
             });
         }
-        match (found, self.missing_names) {
-            (Err(error), Some(keep)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Entry {
-                inode: 0, // "there is no such name, and you may remember it"
-                generation: 0,
-                attr: Attr::default(),
-                attr_timeout: Duration::ZERO,
-                entry_timeout: keep,
-            }),
+        match (found, self.others) {
+            (Err(error), Others::Nobody { missing_names })
+                if error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(Entry {
+                    inode: 0, // "there is no such name, and you may remember it"
+                    generation: 0,
+                    attr: Attr::default(),
+                    attr_timeout: Duration::ZERO,
+                    entry_timeout: missing_names,
+                })
+            }
+            (Ok(entry), Others::Somebody) if entry.attr.mode & libc::S_IFMT == libc::S_IFLNK => {
+                Ok(Entry {
+                    entry_timeout: Duration::ZERO,
+                    ..entry
+                })
+            }
             (found, _) => found,
         }
     }
@@ -282,11 +312,28 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
         self.inner.removexattr(ctx, inode, name)
     }
 
-    // What follows takes no name and is passed on as it is.
-
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        self.inner.init(capable)
+        let wanted = self.inner.init(capable)?;
+        Ok(match self.others {
+            Others::Nobody { .. } => wanted,
+            // Whoever asks for locks is asked for them.
+            Others::Somebody => wanted | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS,
+        })
     }
+
+    fn getlk(&self) -> io::Result<()> {
+        self.no_locks()
+    }
+
+    fn setlk(&self) -> io::Result<()> {
+        self.no_locks()
+    }
+
+    fn setlkw(&self) -> io::Result<()> {
+        self.no_locks()
+    }
+
+    // What follows takes no name and is passed on as it is.
 
     fn destroy(&self) {
         self.inner.destroy();

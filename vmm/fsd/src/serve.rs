@@ -19,11 +19,12 @@ use kata_like_boot::{CachePolicy, Channel, FsdShare};
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{self, PassthroughFs};
 use virtiofsd::vhost_user::{VhostUserFsBackend, VhostUserFsBackendBuilder};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use crate::names::{Checked, check_name};
+use crate::names::{Checked, Others, check_name};
 
 /// Descriptors that are not the guest's: sockets, eventfds, guest memory, those of a request.
 const OWN_FILES: u64 = 256;
@@ -31,8 +32,8 @@ const OWN_FILES: u64 = 256;
 /// For how long the guest may keep what nobody else changes: the library's own "always".
 const KEEP: Duration = Duration::from_secs(86_400);
 
-/// For how long it may keep what the host may change: the library's own "auto".
-const KEEP_SHARED: Duration = Duration::from_secs(1);
+/// For how long it may keep what the host may change: a change is to be seen within a second.
+const KEEP_SHARED: Duration = Duration::from_millis(500);
 
 /// Why a share is not, or no longer, served.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +127,7 @@ fn prepare_one(
         },
         writeback: share.cache == CachePolicy::Private,
         xattr: true,
+        xattrmap: Some(trusted_attributes(&directory)?),
         announce_submounts: true,
         // Without it the guest asks for security.capability before each write.
         killpriv_v2: true,
@@ -135,10 +137,15 @@ fn prepare_one(
         ..passthrough::Config::default()
     };
     let file_system = PassthroughFs::new(config).map_err(failed)?;
-    let missing_names = (share.cache == CachePolicy::Private).then_some(KEEP);
+    let others = match share.cache {
+        CachePolicy::Private => Others::Nobody {
+            missing_names: KEEP,
+        },
+        CachePolicy::Shared => Others::Somebody,
+    };
     let backend = VhostUserFsBackendBuilder::default()
         .set_thread_pool_size(0)
-        .build(Checked::new(file_system, missing_names))
+        .build(Checked::new(file_system, others))
         .map_err(|error| ServeError::Daemon {
             directory: directory.clone(),
             why: error.to_string(),
@@ -156,6 +163,19 @@ fn prepare_one(
         directory,
         server,
         socket: UnixListener::from(socket),
+    })
+}
+
+/// `trusted.*` attributes, in which an overlay in the guest marks what hides a lower file, need a
+/// capability on the host that this server has not. They are kept under a name of ours, which the
+/// guest, whose kernel lets only its administrators at `trusted.*`, can't use as such.
+const TRUSTED: &str = "/prefix/all/trusted./user.kata-like./ /bad/server//trusted./ \
+    /bad/client/user.kata-like.// /ok/all///";
+
+fn trusted_attributes(directory: &str) -> Result<XattrMap, ServeError> {
+    XattrMap::try_from(TRUSTED).map_err(|error| ServeError::FileSystem {
+        directory: directory.to_owned(),
+        source: io::Error::other(error.to_string()),
     })
 }
 

@@ -285,6 +285,64 @@ impl Chain {
     /// One `readv(2)` of at most `limit` bytes from `source` straight into the writable buffers.
     /// `Ok(0)` is the source's end, if `limit` and [`Chain::writable`] are not 0.
     pub fn write_from(&mut self, source: impl AsFd, limit: usize) -> io::Result<usize> {
+        self.fill(limit, |vectors, count| {
+            // SAFETY: `fill` vouches for the vectors; the descriptor stays borrowed.
+            unsafe { libc::readv(source.as_fd().as_raw_fd(), vectors, count) }
+        })
+    }
+
+    /// As [`Chain::write_from`], from `offset` on (`preadv(2)`).
+    pub fn write_from_at(
+        &mut self,
+        source: impl AsFd,
+        limit: usize,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let offset = file_offset(offset)?;
+        self.fill(limit, |vectors, count| {
+            // SAFETY: `fill` vouches for the vectors; the descriptor stays borrowed.
+            unsafe { libc::preadv(source.as_fd().as_raw_fd(), vectors, count, offset) }
+        })
+    }
+
+    /// One `writev(2)` of at most `limit` readable bytes straight to `target`.
+    pub fn read_into(&mut self, target: impl AsFd, limit: usize) -> io::Result<usize> {
+        self.drain(limit, |vectors, count| {
+            // SAFETY: `drain` vouches for the vectors; the descriptor stays borrowed.
+            unsafe { libc::writev(target.as_fd().as_raw_fd(), vectors, count) }
+        })
+    }
+
+    /// As [`Chain::read_into`], to `offset` on (`pwritev(2)`).
+    pub fn read_into_at(
+        &mut self,
+        target: impl AsFd,
+        limit: usize,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let offset = file_offset(offset)?;
+        self.drain(limit, |vectors, count| {
+            // SAFETY: `drain` vouches for the vectors; the descriptor stays borrowed.
+            unsafe { libc::pwritev(target.as_fd().as_raw_fd(), vectors, count, offset) }
+        })
+    }
+
+    /// Leaves `count` writable bytes as they are, at most those that are left. They count as written.
+    pub fn skip_writable(&mut self, count: usize) {
+        let count = count.min(self.writable.left);
+        self.writable.advance(count);
+        self.count_written(count);
+    }
+
+    /// Has one system call write to the writable buffers. Each vector it is given is one
+    /// `VolatileSlice` of guest memory, mapped and writable for the whole call: `guards` and
+    /// `self.memory` outlive it. The kernel writes there without a Rust reference existing to it;
+    /// the guest may do so too, which volatile memory allows. There are at most MAX_VECTORS.
+    fn fill(
+        &mut self,
+        limit: usize,
+        call: impl FnOnce(*const libc::iovec, libc::c_int) -> isize,
+    ) -> io::Result<usize> {
         let slices = self.slices(&self.writable, limit)?;
         let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
         let vectors: Vec<libc::iovec> = guards
@@ -294,25 +352,20 @@ impl Chain {
                 iov_len: guard.len(),
             })
             .collect();
-        // SAFETY: each vector is one `VolatileSlice` of guest memory, mapped and writable for as
-        // long as `guards` and `self.memory` live, both past this call. The kernel writes there
-        // without a Rust reference existing to it; the guest may do so too, which volatile
-        // memory allows. The count is at most MAX_VECTORS, which fits a c_int.
-        let got = unsafe {
-            libc::readv(
-                source.as_fd().as_raw_fd(),
-                vectors.as_ptr(),
-                vectors.len() as libc::c_int,
-            )
-        };
+        let got = call(vectors.as_ptr(), vectors.len() as libc::c_int);
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
         self.writable.advance(got);
         self.count_written(got);
         Ok(got)
     }
 
-    /// One `writev(2)` of at most `limit` readable bytes straight to `target`.
-    pub fn read_into(&mut self, target: impl AsFd, limit: usize) -> io::Result<usize> {
+    /// As [`Chain::fill`], for a system call that reads the readable buffers: iovec's pointer is
+    /// mutable all the same.
+    fn drain(
+        &mut self,
+        limit: usize,
+        call: impl FnOnce(*const libc::iovec, libc::c_int) -> isize,
+    ) -> io::Result<usize> {
         let slices = self.slices(&self.readable, limit)?;
         let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
         let vectors: Vec<libc::iovec> = guards
@@ -322,14 +375,7 @@ impl Chain {
                 iov_len: guard.len(),
             })
             .collect();
-        // SAFETY: as in `write_from`; the kernel only reads, although iovec's pointer is mutable.
-        let sent = unsafe {
-            libc::writev(
-                target.as_fd().as_raw_fd(),
-                vectors.as_ptr(),
-                vectors.len() as libc::c_int,
-            )
-        };
+        let sent = call(vectors.as_ptr(), vectors.len() as libc::c_int);
         let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
         self.readable.advance(sent);
         Ok(sent)
@@ -358,6 +404,13 @@ impl Chain {
             .written
             .saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
     }
+}
+
+/// What a file's position can be, at the most.
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    offset
+        .try_into()
+        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 fn outside(buffer: &Buffer) -> Malformed {

@@ -6,13 +6,14 @@
 //! DRIVER_OK: it may come up while the guest's kernel boots.
 //!
 //! The server's death is the end of the VM: its socket's end-of-file is an error of the host's side.
-//! The front end's calls wait for the server's answers, on the vCPU that set DRIVER_OK or reset; a
-//! server that hangs holds up that vCPU only, and the shim's deadlines for the agent see to it.
+//! The front end's calls wait for the server's answers, on the vCPU that set DRIVER_OK or reset, for
+//! [`ANSWER_LIMIT`] at most: then a server that hangs is taken for a dead one.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,6 +27,7 @@ use super::{
     Activation, Active, Device, DeviceError, GuestRam, HostEvents, Interrupt, Kind, RING_FEATURES,
     Token, Virtqueue, descriptor,
 };
+use crate::watchdog::Watchdog;
 
 /// hiprio and one request queue. The server's requests are limited to a queue's size less four
 /// pages, so a larger queue makes larger reads and writes.
@@ -39,6 +41,9 @@ const REQUEST_QUEUES: u32 = 1;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: between front end and server, never offered to the guest.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// How long the server may take to accept or give back all queues.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The server's connection; tokens 0 and 1 are the queues' interrupts.
 const CONNECTION: Token = Token(QUEUES as u32);
@@ -54,13 +59,14 @@ pub struct Fs {
     config: [u8; CONFIG_SIZE],
     server: Frontend,
     /// The same connection, to be watched for its end.
-    connection: Arc<OwnedFd>,
+    connection: Arc<UnixStream>,
+    watchdog: Watchdog,
     owned: bool,
 }
 
 impl Fs {
     /// A device that the guest mounts as `tag`, served by the other end of `connection`.
-    pub fn new(tag: &str, connection: OwnedFd) -> Result<Self, BadTag> {
+    pub fn new(tag: &str, connection: OwnedFd, watchdog: Watchdog) -> Result<Self, BadTag> {
         let bad = || BadTag(tag.to_owned());
         if tag.is_empty() || tag.contains('\0') {
             return Err(bad());
@@ -76,7 +82,8 @@ impl Fs {
             tag: tag.to_owned(),
             config,
             server: Frontend::from_stream(stream, QUEUES as u64),
-            connection: Arc::new(watched.into()),
+            connection: Arc::new(watched),
+            watchdog,
             owned: false,
         })
     }
@@ -87,6 +94,20 @@ impl Fs {
     ) -> impl FnOnce(E) -> DeviceError {
         let step = format!("ask the fs server of share {:?} to {step}", self.tag);
         move |source| DeviceError::host(step, source)
+    }
+
+    /// Has the server answer in time, or ends the connection.
+    fn in_time<T>(
+        &mut self,
+        exchange: impl FnOnce(&mut Self) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        let guard = self.watchdog.watch(&self.connection, ANSWER_LIMIT);
+        let result = exchange(self);
+        if guard.is_late() {
+            let late = format!("it has not answered for {ANSWER_LIMIT:?}");
+            return Err(self.failed("do its part")(io::Error::other(late)));
+        }
+        result
     }
 
     /// Agrees with the server on features and tells it where the guest's memory is.
@@ -199,14 +220,16 @@ impl Device for Fs {
         let queues = (0..QUEUES)
             .map(|index| guest.take_queue(index))
             .collect::<Result<Vec<_>, _>>()?;
-        self.introduce(guest.features, &guest.memory)?;
-        let mut calls = Vec::with_capacity(QUEUES);
-        for (index, queue) in queues.iter().enumerate() {
-            let call = self.hand_over(index, queue, &guest.memory)?;
-            guest
-                .host
-                .watch(descriptor(&call), Token(index as u32), EventFlags::IN)?;
-            calls.push(call);
+        let calls = self.in_time(|device| {
+            device.introduce(guest.features, &guest.memory)?;
+            let hand_over = |(index, queue)| device.hand_over(index, queue, &guest.memory);
+            queues.iter().enumerate().map(hand_over).collect()
+        });
+        let calls: Vec<EventFd> = calls?;
+        // Only now: the event loop must not come to wait for this device while the server is waited for.
+        for (token, call) in (0u32..).zip(&calls) {
+            let host = &guest.host;
+            host.watch(descriptor(call), Token(token), EventFlags::IN)?;
         }
         // Nothing is expected on the connection but answers, so only its end is watched for.
         guest
@@ -252,23 +275,25 @@ impl Active for Running {
     }
 
     fn reset(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceError> {
-        for index in 0..QUEUES {
-            let stop = || self.device.failed("give a queue back");
-            let stopped = self.device.server.get_vring_base(index);
-            stopped.map_err(stop())?;
-            let disabled = self.device.server.clone().set_vring_enable(index, false);
-            disabled.map_err(stop())?;
-        }
         for call in self.calls.drain(..) {
             self.host.unwatch(descriptor(&call))?;
         }
         self.host.unwatch(&self.device.connection)?;
+        self.device.in_time(|device| {
+            for index in 0..QUEUES {
+                let stop = || device.failed("give a queue back");
+                device.server.get_vring_base(index).map_err(stop())?;
+                let disabled = device.server.clone().set_vring_enable(index, false);
+                disabled.map_err(stop())?;
+            }
+            Ok(())
+        })?;
         Ok(Box::new(self.device))
     }
 }
 
 /// Whether the other side of a connection is gone (and not just a stale event was delivered).
-fn ended(connection: &OwnedFd) -> bool {
+fn ended(connection: &UnixStream) -> bool {
     let mut waiting = [PollFd::new(connection, PollFlags::RDHUP)];
     poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
@@ -281,25 +306,28 @@ mod tests {
         UnixStream::pair().unwrap().0.into()
     }
 
+    fn watchdog() -> Watchdog {
+        Watchdog::start().unwrap()
+    }
+
     #[test]
     fn the_configuration_holds_the_tag_and_one_queue() {
-        let fs = Fs::new("rootfs", connection()).unwrap();
+        let fs = Fs::new("rootfs", connection(), watchdog()).unwrap();
         assert_eq!(&fs.config()[..7], b"rootfs\0");
         assert_eq!(&fs.config()[36..], 1u32.to_le_bytes());
-        assert!(Fs::new(&"x".repeat(36), connection()).is_ok());
+        assert!(Fs::new(&"x".repeat(36), connection(), watchdog()).is_ok());
     }
 
     #[test]
     fn a_tag_that_does_not_fit_is_refused() {
         for tag in ["", "a\0b", &"x".repeat(37)] {
-            assert!(Fs::new(tag, connection()).is_err(), "{tag:?}");
+            assert!(Fs::new(tag, connection(), watchdog()).is_err(), "{tag:?}");
         }
     }
 
     #[test]
     fn the_end_of_the_server_is_seen() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let ours = ours.into();
         assert!(!ended(&ours));
         drop(theirs);
         assert!(ended(&ours));

@@ -13,7 +13,7 @@
 //! hold up a vCPU that only takes an interrupt.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use rustix::event::epoll::EventFlags;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -43,9 +43,9 @@ const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 64;
 const FAILED: u32 = 128;
 
-/// The slot holds a device already.
+/// Why a slot can't be filled or emptied.
 #[derive(Debug, thiserror::Error)]
-pub enum FillError {
+pub enum SlotError {
     /// It holds a device already.
     #[error("fill slot {0}: it holds a device already")]
     Taken(usize),
@@ -58,6 +58,12 @@ pub enum FillError {
         #[source]
         source: std::io::Error,
     },
+    /// There is nothing to take out.
+    #[error("empty slot {0}: it holds no device")]
+    Empty(usize),
+    /// Its driver has not let go of it.
+    #[error("empty slot {0}: the guest's driver holds the device")]
+    Held(usize),
 }
 
 /// One slot: empty, or a device and its registers.
@@ -134,17 +140,17 @@ impl Slot {
     }
 
     /// Puts a device in. Returns an eventfd per queue, to be signalled by the guest's notification.
-    pub fn fill(&self, device: Box<dyn Device>) -> Result<Vec<Arc<EventFd>>, FillError> {
+    pub fn fill(&self, device: Box<dyn Device>) -> Result<Vec<Arc<EventFd>>, SlotError> {
         let mut transport = self.lock();
         if !matches!(transport.state, State::Empty) {
-            return Err(FillError::Taken(self.index));
+            return Err(SlotError::Taken(self.index));
         }
         let queue_sizes = device.queue_sizes().to_vec();
         let kicks = queue_sizes
             .iter()
             .map(|_| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| FillError::EventFd {
+            .map_err(|source| SlotError::EventFd {
                 slot: self.index,
                 source,
             })?;
@@ -159,6 +165,34 @@ impl Slot {
         });
         transport.state = State::Idle(device);
         Ok(kicks)
+    }
+
+    /// Whether it holds no device. One whose driver is at work right now does.
+    pub fn is_empty(&self) -> bool {
+        let transport = self.transport.try_lock();
+        transport.is_ok_and(|transport| matches!(transport.state, State::Empty))
+    }
+
+    /// Takes the device out, which its driver must have let go. Returns its queues' eventfds, which
+    /// the guest's notifications signal no more. Never waits: not even for a driver that is at work.
+    pub fn empty(&self) -> Result<Vec<Arc<EventFd>>, SlotError> {
+        let mut transport = match self.transport.try_lock() {
+            Ok(transport) => transport,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(SlotError::Held(self.index)),
+        };
+        match transport.state {
+            // A bus acknowledges a device that no driver has (ACKNOWLEDGE alone).
+            State::Idle(_) if transport.status & DRIVER == 0 => {}
+            State::Empty => return Err(SlotError::Empty(self.index)),
+            _ => return Err(SlotError::Held(self.index)),
+        }
+        transport.state = State::Empty;
+        transport.facts = None;
+        transport.forget_driver();
+        transport.queues.clear();
+        self.interrupt.acknowledge(u32::MAX);
+        Ok(std::mem::take(&mut transport.kicks))
     }
 
     /// The interrupt, to be connected when the slot is filled.

@@ -170,10 +170,33 @@ fn an_empty_slot_is_a_placeholder_until_it_is_filled() {
     );
     assert!(matches!(
         world.slot.fill(Box::new(Dummy { seen })),
-        Err(FillError::Taken(3))
+        Err(SlotError::Taken(3))
     ));
     world.switch_on();
     assert_eq!(world.count(|seen| &seen.activated), 1);
+}
+
+/// Only what no driver holds is taken out; the slot then serves another device.
+#[test]
+fn a_slot_is_emptied_when_its_driver_has_let_go() {
+    let world = World::new();
+    for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+        world.write(0x70, status);
+    }
+    assert!(matches!(world.slot.empty(), Err(SlotError::Held(3))));
+    world.write(0x70, 0);
+    world.switch_on();
+    assert!(matches!(world.slot.empty(), Err(SlotError::Held(3))));
+    world.write(0x70, 0);
+    world.write(0x70, ACKNOWLEDGE); // as a bus does whose driver is gone
+    assert_eq!(world.slot.empty().unwrap().len(), 2);
+    assert!(world.slot.is_empty());
+    assert_eq!((world.read(0x08), world.read(0x70)), (0, 0));
+    assert!(matches!(world.slot.empty(), Err(SlotError::Empty(3))));
+    let seen = world.seen.clone();
+    world.slot.fill(Box::new(Dummy { seen })).unwrap();
+    world.switch_on();
+    assert_eq!(world.count(|seen| &seen.activated), 2);
 }
 
 #[test]

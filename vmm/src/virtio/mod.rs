@@ -17,10 +17,13 @@
 //!   bounded, so that a guest that never stops adding buffers can't hold the thread.
 //! - A chain that can't be filled yet goes back with [`Virtqueue::undo`].
 //! - All calls come with the device's lock held, from the reactor's thread (`notified`, `ready`) or
-//!   a vCPU's (`activate`, `reset`): nothing may block. After a reset a stale `ready` may still
-//!   come, for a token of the device's earlier life: descriptors are non-blocking, so it is harmless.
+//!   a vCPU's (`activate`, `reset`). The former may not block. The latter may, with a deadline, if
+//!   nothing is registered with [`Activation::host`] meanwhile: then only vCPUs can come to wait.
+//!   After a reset a stale `ready` may still come, for a token of the device's earlier life:
+//!   descriptors are non-blocking, so it is harmless.
 //! - `reset` drops the queues; descriptors that are still watched are unregistered by the device.
 
+pub mod block;
 pub mod chain;
 pub mod fs;
 pub mod mmio;
@@ -57,6 +60,8 @@ pub const FEATURE_VERSION_1: u64 = 1 << 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
+    /// Disk.
+    Block = 2,
     /// Entropy.
     Entropy = 4,
     /// Socket.

@@ -6,19 +6,20 @@
 //! `KATA_LIKE_KERNEL` with its `printk.json` beside it, and the fs server's binary as
 //! `KATA_LIKE_FSD`; so it is run inside the test host.
 
-mod guest;
+mod inputs;
 #[path = "../parts/mod.rs"]
 mod parts;
-mod server;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use guest::{Guest, Setup, faulting_kernel, init, setup};
+use inputs::{disk, faulting_kernel, init, setup};
 use kata_like_boot::{Channel, EndReason, HugePages, VmCommand, VmReport};
+use parts::guest::{Guest, Setup};
+use parts::server::FsServer;
 use parts::{cpio, kernel, temporary};
-use server::FsServer;
 
 /// The plot: init runs on every vCPU there is, and asks for a reset; the VMM says so and ends.
 #[test]
@@ -57,6 +58,71 @@ fn a_device_is_added_after_boot_under_two_vcpus() {
     guest.wait_for("entropy: 32 bytes, random");
 }
 
+/// Whatever their number, the guest's kernel finds its CPUs as they should be: more than eight as well.
+#[test]
+fn the_guest_s_kernel_has_no_complaint_about_its_cpus() {
+    for vcpus in [1, 2, 10] {
+        let mut guest = Guest::start(&setup("cpus", vcpus));
+        guest.wait_until_running();
+        let log = guest.wait_for(&format!("init: {vcpus} cpus"));
+        for complaint in ["WARNING", "BUG:", "XSAVE consistency", "[Firmware Bug]"] {
+            assert!(!log.contains(complaint), "{complaint:?} in:\n{log}");
+        }
+        let log = guest.wait_for("cpus: ");
+        // One package, a core for each, no thread shared; and no virtualisation to nest with.
+        let wanted = format!("cpus: 1 packages, {vcpus} cores, threads alone, nesting none");
+        assert!(log.contains(&wanted), "{log}");
+    }
+}
+
+/// Disks come long after boot, under two vCPUs, go, and leave their slots to others, and nothing.
+#[test]
+fn disks_come_and_go_after_boot() {
+    let mut guest = Guest::start(&setup("disks", 2));
+    guest.wait_until_running();
+    guest.wait_for("init: 2 cpus");
+    let before = guest.holdings();
+    for round in 1..=2 {
+        let writable = disk(&format!("disk {round}."));
+        let slot = |slot| VmReport::SlotFilled { slot };
+        let kept = disk("to be kept");
+        assert_eq!(guest.add_disk(&writable, false), slot(12));
+        assert_eq!(guest.add_disk(&kept, true), slot(13));
+        let log = guest.wait_for(&format!("disk {round}: over"));
+        for line in [
+            format!("disk {round}: wrote 1048576, synced 0, read 1048576 of '{round}'"),
+            format!("disk {round}: size {}", 64 << 20),
+            format!("disk {round}: read-only 512 bytes, for writing -1"),
+        ] {
+            assert!(log.contains(&line), "no {line:?} in:\n{log}");
+        }
+        let mut written = vec![0; 1 << 20];
+        writable.read_exact_at(&mut written, 1 << 20).unwrap();
+        assert!(written.iter().all(|byte| *byte == b'0' + round));
+        guest.remove_disk(12);
+        guest.remove_disk(13);
+        assert_eq!(guest.holdings(), before);
+    }
+    assert_eq!(
+        guest.add_disk(&disk("disk 3."), false),
+        VmReport::SlotFilled { slot: 12 }
+    );
+    guest.wait_for("disk 3: held");
+    for refusal in [
+        guest.ask(VmCommand::RemoveDisk { slot: 12 }),
+        guest.ask(VmCommand::RemoveDisk { slot: 13 }),
+        guest.ask(VmCommand::RemoveDisk { slot: 2 }),
+    ] {
+        assert!(matches!(refusal, VmReport::Refused { .. }), "{refusal:?}");
+    }
+    for slot in 13..16 {
+        let filled = guest.add_disk(&disk("more"), false);
+        assert_eq!(filled, VmReport::SlotFilled { slot });
+    }
+    let full = guest.add_disk(&disk("too many"), false);
+    assert!(format!("{full:?}").contains("all 4 slots"), "{full:?}");
+}
+
 #[test]
 fn a_panic_is_told_with_its_reason() {
     let end = Guest::start(&setup("panic", 1)).end();
@@ -68,7 +134,7 @@ fn a_panic_is_told_with_its_reason() {
 #[test]
 fn a_triple_fault_is_told() {
     let image = temporary(&faulting_kernel());
-    let end = Guest::start_with(&setup("none", 1), image, temporary(b"initrd")).end();
+    let end = Guest::start_with(&setup("none", 1), image, temporary(&cpio(&[]))).end();
     assert_eq!(end.reason, EndReason::TripleFault, "{end:?}");
 }
 
@@ -117,7 +183,8 @@ fn memory_of_huge_pages_is_claimed_at_once() {
     let served = Guest::start(&huge()).end();
     fs::write(POOL, before).unwrap();
     assert_eq!(refused.reason, EndReason::Failed, "{refused:?}");
-    assert!(refused.detail.contains("huge pages"), "{refused:?}");
+    let words = "128 pages of 2 MiB needed, 0 free";
+    assert!(refused.detail.contains(words), "{refused:?}");
     assert_eq!(served.reason, EndReason::Reset, "{served:?}");
 }
 
@@ -178,6 +245,10 @@ fn bad_input_fails_in_one_line() {
     };
     let large_initrd = vec![0; 48 << 20];
     let none = setup("reset", 0);
+    let huge = Setup {
+        memory_mib: 1 << 20,
+        ..setup("reset", 1)
+    };
     let normal = setup("reset", 1);
     let no_kvm = Setup {
         kvm: "/dev/null",
@@ -192,6 +263,19 @@ fn bad_input_fails_in_one_line() {
         ),
         (&normal, temporary(b"#!/bin/sh\n"), temporary(&good), "ELF"),
         (&normal, file(), temporary(b""), "empty"),
+        (
+            &normal,
+            file(),
+            temporary(b"no archive\n"),
+            "no cpio archive",
+        ),
+        (
+            &normal,
+            file(),
+            temporary(&good[..good.len() / 2]),
+            "cut off",
+        ),
+        (&huge, file(), temporary(&good), "the host has"),
         (&small, file(), temporary(&large_initrd), "memory"),
         (&none, file(), temporary(&good), "vCPUs"),
         (&no_kvm, file(), temporary(&good), "no KVM"),
@@ -210,7 +294,8 @@ fn bad_input_fails_in_one_line() {
 #[test]
 fn a_share_is_bound_again_and_its_server_missed() {
     let server = FsServer::start(&["rootfs", "volumes"]);
-    fs::write(server.path("rootfs").join("greeting"), "from the host").unwrap();
+    fs::write(server.path("rootfs/greeting"), "from the host").unwrap();
+    let volume = server.mount("volumes/v");
     let mut guest = Guest::start(&Setup {
         shares: server.connections(),
         ..setup("fs", 2)
@@ -218,9 +303,9 @@ fn a_share_is_bound_again_and_its_server_missed() {
     guest.wait_until_running();
     let log = guest.wait_for("fs: from the host");
     assert!(!log.contains("no second bind"), "{log}");
-    let answer = fs::read_to_string(server.path("volumes").join("answer"));
+    let answer = fs::read_to_string(volume.join("answer"));
     assert_eq!(answer.unwrap_or_default(), "from the guest", "{log}");
-    server.kill();
+    server.signal(libc::SIGKILL);
     let died = Instant::now();
     let end = guest.end();
     assert!(
@@ -230,4 +315,26 @@ fn a_share_is_bound_again_and_its_server_missed() {
     );
     assert_eq!(end.reason, EndReason::Failed, "{end:?}");
     assert!(end.detail.contains("fs server is gone"), "{end:?}");
+}
+
+/// A server that hangs when the guest's driver switches its device on is as good as dead.
+#[test]
+fn a_share_whose_server_hangs_ends_the_vm() {
+    let server = FsServer::start(&["rootfs", "volumes"]);
+    let connections = server.connections();
+    server.signal(libc::SIGSTOP);
+    let mut guest = Guest::start(&Setup {
+        shares: connections,
+        ..setup("fs", 1)
+    });
+    guest.wait_until_running();
+    let started = Instant::now();
+    let end = guest.end();
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert_eq!(end.reason, EndReason::Failed, "{end:?}");
+    let words = ["rootfs", "has not answered for 10s"];
+    assert!(
+        words.iter().all(|word| end.detail.contains(word)),
+        "{end:?}"
+    );
 }

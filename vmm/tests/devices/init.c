@@ -1,15 +1,19 @@
 // PID 1 of the guests in main.rs: dials the host once, then does what its streams ask for.
+#define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <linux/vm_sockets.h>
 #include <unistd.h>
@@ -48,11 +52,63 @@ static void echo(int stream)
 		write_all(stream, bytes, got);
 }
 
+// A POSIX lock of a whole file (or a BSD one), taken and let go.
+static int lock(const char *path, int bsd)
+{
+	struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	int file = open(path, O_RDWR | O_CREAT, 0644);
+	int result = file < 0 ? -1 : bsd ? flock(file, LOCK_EX | LOCK_NB) : fcntl(file, F_SETLK, &whole);
+	int why = errno;
+	close(file);
+	errno = why;
+	return result;
+}
+
+// An overlay whose upper folder is in `path`: a file of the lower one removed, a folder replaced.
+static int overlay(const char *path)
+{
+	char options[1024];
+	if (chdir(path) || mkdir("lower", 0755) || mkdir("lower/folder", 0755) || mkdir("upper", 0755) ||
+	    mkdir("work", 0755) || mkdir("merged", 0755))
+		return -1;
+	close(open("lower/gone", O_CREAT | O_WRONLY, 0644));
+	close(open("lower/folder/old", O_CREAT | O_WRONLY, 0644));
+	snprintf(options, sizeof(options), "lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", path, path, path);
+	if (mount("overlay", "merged", "overlay", 0, options))
+		return -2;
+	if (unlink("merged/gone") || unlink("merged/folder/old") || rmdir("merged/folder") ||
+	    mkdir("merged/folder", 0755))
+		return -3;
+	int left = !access("merged/gone", F_OK) || !access("merged/folder/old", F_OK);
+	if (umount("merged") || mount("overlay", "merged", "overlay", 0, options))
+		return -4;
+	left |= !access("merged/gone", F_OK) || !access("merged/folder/old", F_OK);
+	return umount("merged") || left ? -5 : 0;
+}
+
+// As user 1000 with group 2000 beside its own: makes a file.
+static int as_member(const char *path)
+{
+	int status = 0;
+	pid_t child = fork();
+	if (child == 0) {
+		gid_t group = 2000;
+		if (setgroups(1, &group) || setgid(1000) || setuid(1000))
+			_exit(200);
+		_exit(open(path, O_CREAT | O_EXCL | O_WRONLY, 0640) < 0 ? errno : 0);
+	}
+	if (waitpid(child, &status, 0) != child)
+		return -1;
+	errno = WEXITSTATUS(status);
+	return status ? -1 : 0;
+}
+
 // One word after the other: a file operation, its path, its argument. Answers "ok …" or "error N".
 static void files(int stream)
 {
 	static char line[4096];
 	FILE *in = fdopen(dup(stream), "r");
+	signal(SIGCHLD, SIG_DFL);
 	while (fgets(line, sizeof(line), in)) {
 		char verb[16] = "", path[256] = "", argument[256] = "", answer[1024] = "ok";
 		sscanf(line, "%15s %255s %255[^\n]", verb, path, argument);
@@ -77,6 +133,14 @@ static void files(int stream)
 			result = mkdir(path, 0755);
 		} else if (!strcmp(verb, "mknod")) {
 			result = mknod(path, S_IFCHR | 0600, 0x103);
+		} else if (!strcmp(verb, "lock") || !strcmp(verb, "flock")) {
+			result = lock(path, verb[0] == 'f');
+		} else if (!strcmp(verb, "overlay")) {
+			result = overlay(path);
+		} else if (!strcmp(verb, "member")) {
+			result = as_member(path);
+		} else if (!strcmp(verb, "tmpfile")) {
+			result = open(path, O_TMPFILE | O_RDWR, 0600);
 		} else if (!strcmp(verb, "mkfifo")) {
 			result = mkfifo(path, 0600);
 		} else if (!strcmp(verb, "rename")) {
@@ -124,6 +188,8 @@ static void files(int stream)
 		}
 		if (result < 0)
 			sprintf(answer, "error %d", errno);
+		if (result < -1)
+			sprintf(answer, "error %d at %ld", errno, -result);
 		strcat(answer, "\n");
 		write_all(stream, answer, strlen(answer));
 	}

@@ -7,16 +7,39 @@
 
 #[path = "../parts/mod.rs"]
 mod parts;
-mod pod;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{EndReason, VmReport};
-use pod::{Pod, SECOND};
+use parts::guest::{Guest, Setup};
+use parts::server::FsServer;
+use parts::{SECOND, compiled, cpio};
+
+/// A guest with two vCPUs whose PID 1 is init.c, compiled once.
+fn start(shares: Vec<(&'static str, UnixStream)>) -> Guest {
+    static INIT: OnceLock<Vec<u8>> = OnceLock::new();
+    let init = INIT.get_or_init(|| compiled("tests/devices/init.c"));
+    let mut guest = Guest::start(&Setup {
+        shares,
+        ..Setup::new(cpio(&[("init", 0o100755, init)]), 2)
+    });
+    guest.wait_until_running();
+    guest
+}
+
+/// A guest that has dialled, with both shares.
+fn start_with_shares() -> (FsServer, Guest) {
+    let server = FsServer::start(&["rootfs", "volumes"]);
+    let mut guest = start(server.connections());
+    guest.wait_for_dial();
+    (server, guest)
+}
 
 /// Bytes in which a lost, doubled or exchanged piece is seen.
 fn pattern(seed: u32, length: usize) -> Vec<u8> {
@@ -29,7 +52,7 @@ fn pattern(seed: u32, length: usize) -> Vec<u8> {
 }
 
 /// Sends `bytes` and reads them back, the end of file included.
-fn echo(mut stream: std::os::unix::net::UnixStream, bytes: &[u8]) {
+fn echo(mut stream: UnixStream, bytes: &[u8]) {
     let mut writer = stream.try_clone().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -47,12 +70,12 @@ fn echo(mut stream: std::os::unix::net::UnixStream, bytes: &[u8]) {
 /// The agent's dial is joined and told; the guest finds nothing else to call.
 #[test]
 fn the_guest_dials_once() {
-    let mut pod = Pod::start(&[]);
+    let mut guest = start(Vec::new());
     let mut hello = String::new();
-    BufReader::new(&pod.agent).read_line(&mut hello).unwrap();
+    BufReader::new(&guest.agent).read_line(&mut hello).unwrap();
     let refused = libc::ECONNRESET;
     assert_eq!(hello, format!("hello {refused} {refused}\n"));
-    let VmReport::AgentConnected(figures) = pod.report() else {
+    let VmReport::AgentConnected(figures) = guest.report() else {
         panic!("no report of the agent's dial");
     };
     println!("boot to dial: {figures:?}");
@@ -61,53 +84,53 @@ fn the_guest_dials_once() {
 
 #[test]
 fn streams_carry_every_byte_both_ways_beside_a_stuck_one() {
-    let mut pod = Pod::start(&[]);
-    pod.wait_for_dial();
-    let mut stuck = pod.stream();
+    let mut guest = start(Vec::new());
+    guest.wait_for_dial();
+    let mut stuck = guest.stream();
     stuck.write_all(b"x").unwrap();
     stuck.set_nonblocking(true).unwrap();
     while stuck.write(&[0; 65_536]).is_ok() {}
     let started = Instant::now();
     std::thread::scope(|scope| {
         for seed in 0..4 {
-            let stream = pod.stream();
+            let stream = guest.stream();
             scope.spawn(move || echo(stream, &pattern(seed, 4 << 20)));
         }
     });
     println!("16 MiB there and back: {:?}", started.elapsed());
     for seed in 0..50 {
-        echo(pod.stream(), &pattern(seed, 10));
+        echo(guest.stream(), &pattern(seed, 10));
     }
 }
 
 #[test]
 fn what_one_side_closes_the_other_sees() {
-    let mut pod = Pod::start(&[]);
-    pod.wait_for_dial();
+    let mut guest = start(Vec::new());
+    guest.wait_for_dial();
     // The guest floods; the host hangs up; the guest's writer is told so, and the stream is over.
-    let mut stream = pod.stream();
+    let mut stream = guest.stream();
     stream.write_all(b"d").unwrap();
     stream.read_exact(&mut [0; 1 << 20]).unwrap();
     drop(stream);
     // A guest that reads nothing and dials everywhere gets a refusal each time.
-    let mut stream = pod.stream();
+    let mut stream = guest.stream();
     stream.write_all(b"r").unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert!(answer.is_empty());
     // A guest that ends is an end of file.
-    let mut stream = pod.stream();
+    let mut stream = guest.stream();
     stream.write_all(b"?").unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
-    echo(pod.stream(), &pattern(1, 100_000));
+    echo(guest.stream(), &pattern(1, 100_000));
 }
 
 /// A conversation about files with the guest.
-struct Files(BufReader<std::os::unix::net::UnixStream>);
+struct Files(BufReader<UnixStream>);
 
 impl Files {
-    fn of(pod: &Pod) -> Self {
-        let mut stream = pod.stream();
+    fn of(guest: &Guest) -> Self {
+        let mut stream = guest.stream();
         stream.write_all(b"f").unwrap();
         Self(BufReader::new(stream))
     }
@@ -127,14 +150,13 @@ impl Files {
 
 #[test]
 fn files_of_the_share_are_the_guest_s_files() {
-    let mut pod = Pod::start(&["rootfs", "volumes"]);
-    pod.wait_for_dial();
-    let mut files = Files::of(&pod);
+    let (server, guest) = start_with_shares();
+    let mut files = Files::of(&guest);
     files.done("mount /r rootfs");
     files.done("mount /v volumes");
 
     // A root file system that the shim mounts when the guest has been running for long.
-    let container = pod.mount("rootfs/c1");
+    let container = server.mount("rootfs/c1");
     fs::write(container.join("from-host"), "hello").unwrap();
     assert_eq!(files.ask("read /r/c1/from-host"), "ok hello");
     assert_ne!(
@@ -172,7 +194,7 @@ fn files_of_the_share_are_the_guest_s_files() {
     assert_eq!(files.ask("read /r/c1/soon"), "ok now");
 
     // A volume changes under the guest, as a ConfigMap does.
-    let volume = pod.mount("volumes/v1");
+    let volume = server.mount("volumes/v1");
     fs::write(volume.join("key"), "old").unwrap();
     assert_eq!(files.ask("read /v/v1/key"), "ok old");
     assert_eq!(files.ask("read /v/v1/later"), missing);
@@ -185,23 +207,78 @@ fn files_of_the_share_are_the_guest_s_files() {
 
     // Unmounted in the guest, the server lets go of it; the host can unmount it and use the name again.
     files.done("umount /r/c1");
-    pod.unmount_soon("rootfs/c1");
+    server.unmount_soon("rootfs/c1");
     assert_eq!(files.ask("list /r/c1"), "ok");
-    let second = pod.mount("rootfs/c1");
+    let second = server.mount("rootfs/c1");
     fs::write(second.join("fresh"), "").unwrap();
     assert_eq!(files.ask("list /r/c1"), "ok fresh");
+}
+
+/// What databases, builders and groups of users need of a file system, or are refused.
+#[test]
+fn locks_overlays_and_groups_are_what_they_can_be() {
+    let (server, guest) = start_with_shares();
+    let mut files = Files::of(&guest);
+    files.done("mount /r rootfs");
+    files.done("mount /v volumes");
+    let container = server.mount("rootfs/c1");
+    let volume = server.mount("volumes/v1");
+
+    // The root file system is this pod's alone; on a volume another pod could hold the lock.
+    let refused = format!("error {}", libc::ENOLCK);
+    for kind in ["lock", "flock"] {
+        files.done(&format!("{kind} /r/c1/locked"));
+        assert_eq!(files.ask(&format!("{kind} /v/v1/locked")), refused);
+    }
+
+    files.done("mkdir /r/c1/o");
+    files.done("overlay /r/c1/o");
+    let whiteout = fs::metadata(container.join("o/upper/gone")).unwrap();
+    assert_eq!(
+        (whiteout.mode() & libc::S_IFMT, whiteout.rdev()),
+        (libc::S_IFCHR, 0)
+    );
+
+    for folder in [&container, &volume] {
+        let shared = folder.join("group");
+        fs::create_dir(&shared).unwrap();
+        std::os::unix::fs::chown(&shared, Some(0), Some(2000)).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o770)).unwrap();
+    }
+    files.done("member /r/c1/group/file");
+    files.done("member /v/v1/group/file");
+    let made = fs::metadata(volume.join("group/file")).unwrap();
+    assert_eq!(
+        (made.uid(), made.gid(), made.mode() & 0o777),
+        (1000, 1000, 0o640)
+    );
+    files.done("mkdir /r/c1/closed");
+    files.done("chown /r/c1/closed 3000");
+    let denied = format!("error {}", libc::EACCES);
+    assert_eq!(files.ask("member /r/c1/closed/file"), denied);
+
+    let unsupported = format!("error {}", libc::EOPNOTSUPP);
+    assert_eq!(files.ask("tmpfile /r/c1"), unsupported);
+
+    // The link by which the host switches a volume is seen at once, with what it leads to.
+    for version in ["one", "two"] {
+        fs::create_dir(volume.join(version)).unwrap();
+        fs::write(volume.join(version).join("key"), version).unwrap();
+        symlink(version, volume.join("next")).unwrap();
+        fs::rename(volume.join("next"), volume.join("..data")).unwrap();
+        assert_eq!(files.ask("read /v/v1/..data/key"), format!("ok {version}"));
+    }
 }
 
 /// A dead fs server ends the VM at once, and with its reason.
 #[test]
 fn a_lost_fs_server_ends_the_vm() {
-    let mut pod = Pod::start(&["rootfs", "volumes"]);
-    pod.wait_for_dial();
-    let mut files = Files::of(&pod);
+    let (server, guest) = start_with_shares();
+    let mut files = Files::of(&guest);
     files.done("mount /r rootfs");
     let killed = Instant::now();
-    pod.kill_fs_server();
-    let end = pod.ended();
+    server.signal(libc::SIGKILL);
+    let end = guest.end();
     assert_eq!(end.reason, EndReason::Failed, "{end:?}");
     assert!(
         end.detail.contains("rootfs") || end.detail.contains("volumes"),
@@ -213,11 +290,10 @@ fn a_lost_fs_server_ends_the_vm() {
 /// Killed together with the VMM or not: the fs server ends with its connections.
 #[test]
 fn the_fs_server_ends_with_the_vm() {
-    let mut pod = Pod::start(&["rootfs", "volumes"]);
-    pod.wait_for_dial();
-    let mut files = Files::of(&pod);
+    let (mut server, mut guest) = start_with_shares();
+    let mut files = Files::of(&guest);
     files.done("mount /r rootfs");
     files.done("mount /v volumes");
-    pod.kill_vmm();
-    assert!(pod.fs_server_status().success());
+    guest.vmm.kill().unwrap();
+    assert!(server.status().success());
 }

@@ -1,6 +1,10 @@
 //! What both test programs start a guest from: its kernel, its PID 1 in an initrd, its processes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each of the two uses a part of it")]
+
+pub mod guest;
+pub mod server;
 
 use std::fs;
 use std::io::{Seek, Write};
@@ -14,6 +18,8 @@ use kata_like_boot::CONTROL_FD;
 
 /// A guest's way from start to end takes a few seconds under emulation.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const SECOND: Duration = Duration::from_secs(1);
 
 /// The guest kernel; its `printk.json` lies beside it.
 pub fn kernel() -> PathBuf {

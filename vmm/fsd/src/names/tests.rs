@@ -29,7 +29,9 @@ fn serve(directory: &Path) -> Checked<PassthroughFs> {
     };
     let server = Checked::new(
         PassthroughFs::new(config).unwrap(),
-        Some(Duration::from_secs(9)),
+        Others::Nobody {
+            missing_names: Duration::from_secs(9),
+        },
     );
     server.init(FsOptions::empty()).unwrap();
     server

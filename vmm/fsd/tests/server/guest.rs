@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserVirtioFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtiofsd::fuse::{InHeader, InitInCompat, InitInExt, OutHeader};
+use virtiofsd::fuse::{InHeader, InitInCompat, InitInExt, InitOut, OutHeader};
 use vm_memory::{
     ByteValued, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
 };
@@ -22,8 +22,11 @@ const REQUEST: u64 = 0x10_0000;
 const REPLY: u64 = 0x20_0000;
 const REPLY_SIZE: u32 = 0x11_0000;
 
-/// FUSE_INIT_EXT, FUSE_SUBMOUNTS, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2.
-const OFFERED: u32 = (1 << 30) | (1 << 27) | (1 << 16) | (1 << 28);
+/// FUSE_POSIX_LOCKS and FUSE_FLOCK_LOCKS.
+pub const LOCKS: u32 = 1 << 1 | 1 << 10;
+
+/// FUSE_INIT_EXT, FUSE_SUBMOUNTS, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2 and the above.
+const OFFERED: u32 = (1 << 30) | (1 << 27) | (1 << 16) | (1 << 28) | LOCKS;
 
 /// A mounted virtio-fs, as raw requests.
 pub struct Guest {
@@ -33,6 +36,8 @@ pub struct Guest {
     next: u16,
     /// The user and group of the requests that follow.
     pub user: u32,
+    /// What the server has taken of what was offered.
+    pub accepted: u32,
     _frontend: Frontend,
 }
 
@@ -90,6 +95,7 @@ impl Guest {
             call,
             next: 0,
             user: 0,
+            accepted: 0,
             _frontend: frontend,
         };
         let mut init = bytes(InitInCompat {
@@ -99,7 +105,8 @@ impl Guest {
             flags: OFFERED,
         });
         init.extend(bytes(InitInExt::default()));
-        guest.call(26, 0, &init).unwrap();
+        let reply = guest.call(26, 0, &init).unwrap();
+        guest.accepted = parse::<InitOut>(&reply).flags;
         guest
     }
 

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use guest::{Guest, bytes, parse};
+use guest::{Guest, LOCKS, bytes, parse};
 use kata_like_boot::FsdReport;
 use rustix::mount::{UnmountFlags, unmount};
 use server::{SECOND, Server, mount_tmpfs};
@@ -358,11 +358,83 @@ fn both_shares_are_served_each_with_its_policy() {
     let missing = lookup(&mut private, top, "missing").unwrap();
     assert_eq!((missing.nodeid, missing.entry_valid), (0, 86_400));
     let top = lookup(&mut shared, 1, "d").unwrap();
-    assert_eq!((top.attr_valid, top.entry_valid), (1, 0));
+    assert_eq!((top.attr_valid, top.attr_valid_nsec), (0, 500_000_000));
+    assert_eq!((top.entry_valid, top.entry_valid_nsec), (0, 0));
     let missing = lookup(&mut shared, top.nodeid, "missing");
     assert_eq!(missing.err(), Some(libc::ENOENT));
     drop((private, shared));
     assert!(server.ended_within(SECOND).success());
+}
+
+/// A lock that holds in one guest alone would let two pods write at once: where others may be, the
+/// guest's kernel has to ask, and is refused. Where nobody is, it keeps its locks itself.
+#[test]
+fn a_lock_is_refused_where_it_could_not_hold() {
+    let server = Server::start();
+    let private = Guest::mount(server.connect(0));
+    assert_eq!(private.accepted & LOCKS, 0);
+    let mut shared = Guest::mount(server.connect(1));
+    assert_eq!(shared.accepted & LOCKS, LOCKS);
+    for request in [31, 32, 33] {
+        let refused = shared.call(request, 1, &[0; 48]);
+        assert_eq!(refused.err(), Some(libc::ENOLCK), "{request}");
+    }
+}
+
+/// The link by which the host switches a whole volume is looked up each time.
+#[test]
+fn a_switched_link_is_seen_at_once() {
+    let server = Server::start();
+    let volume = server.share.join("volumes/v");
+    fs::create_dir(&volume).unwrap();
+    let switch = |to: &str| {
+        std::os::unix::fs::symlink(to, volume.join("next")).unwrap();
+        fs::rename(volume.join("next"), volume.join("..data")).unwrap();
+    };
+    switch("old");
+    let mut guest = Guest::mount(server.connect(1));
+    let top = lookup(&mut guest, 1, "v").unwrap().nodeid;
+    let link = lookup(&mut guest, top, "..data").unwrap();
+    assert_eq!((link.entry_valid, link.entry_valid_nsec), (0, 0));
+    assert_eq!(guest.call(5, link.nodeid, &[]).unwrap(), b"old");
+    switch("new");
+    let link = lookup(&mut guest, top, "..data").unwrap();
+    assert_eq!(guest.call(5, link.nodeid, &[]).unwrap(), b"new");
+}
+
+/// `trusted.*` is what the guest's overlays write; the name that keeps it is out of reach.
+#[test]
+fn trusted_attributes_are_kept_under_a_name_of_ours() {
+    let server = Server::start();
+    let later = server.share.join("rootfs/c");
+    fs::create_dir(&later).unwrap();
+    mount_tmpfs(&later);
+    let mut guest = Guest::mount(server.connect(0));
+    let top = lookup(&mut guest, 1, "c").unwrap().nodeid;
+    let set = |guest: &mut Guest, name: &str| {
+        let header = bytes(fuse::SetxattrInCompat { size: 1, flags: 0 });
+        guest.call(
+            21,
+            top,
+            &[header, format!("{name}\0y").into_bytes()].concat(),
+        )
+    };
+    let size = bytes(fuse::GetxattrIn {
+        size: 64,
+        padding: 0,
+    });
+    set(&mut guest, "trusted.overlay.opaque").unwrap();
+    let get = [size.clone(), b"trusted.overlay.opaque\0".to_vec()].concat();
+    assert_eq!(guest.call(22, top, &get).unwrap(), b"y");
+    assert_eq!(
+        guest.call(23, top, &size).unwrap(),
+        b"trusted.overlay.opaque\0"
+    );
+    let forged = set(&mut guest, "user.kata-like.trusted.overlay.opaque");
+    assert_eq!(forged.err(), Some(libc::EPERM));
+    let mut value = [0; 8];
+    let name = "user.kata-like.trusted.overlay.opaque";
+    assert_eq!(rustix::fs::getxattr(&later, name, &mut value).unwrap(), 1);
 }
 
 #[test]

@@ -1,34 +1,34 @@
-//! One VMM process with its guest, and what a test asks of it.
+//! One VMM process with its guest, started as the shim starts it, and what a test asks of it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Child;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{
     Channel, End, Figures, HugePages, VERSION, VmBoot, VmCommand, VmFds, VmReport, VmShare,
 };
 
-use crate::parts::{PATIENCE, compiled, cpio, kernel, spawn, temporary};
+use super::{PATIENCE, kernel, spawn, temporary};
 
 /// One VMM process and its control socket. Killed on drop.
 pub struct Guest {
     pub vmm: Child,
     pub control: Channel,
+    /// The host's end of the agent's connection.
+    pub agent: UnixStream,
     log: File,
-    _agent: UnixStream,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// What a guest is started with.
 pub struct Setup {
-    pub scenario: &'static str,
+    pub initrd: Vec<u8>,
     pub vcpus: u8,
     pub memory_mib: u64,
     pub huge_pages: HugePages,
@@ -36,45 +36,18 @@ pub struct Setup {
     pub shares: Vec<(&'static str, UnixStream)>,
 }
 
-/// A guest of 256 MiB that does what `scenario` says (init.c).
-pub fn setup(scenario: &'static str, vcpus: u8) -> Setup {
-    Setup {
-        scenario,
-        vcpus,
-        memory_mib: 256,
-        huge_pages: HugePages::Transparent,
-        kvm: "/dev/kvm",
-        shares: Vec::new(),
+impl Setup {
+    /// A guest of 256 MiB, without shares.
+    pub fn new(initrd: Vec<u8>, vcpus: u8) -> Self {
+        Self {
+            initrd,
+            vcpus,
+            memory_mib: 256,
+            huge_pages: HugePages::Transparent,
+            kvm: "/dev/kvm",
+            shares: Vec::new(),
+        }
     }
-}
-
-/// The guest's PID 1, compiled once.
-pub fn init() -> &'static [u8] {
-    static INIT: OnceLock<Vec<u8>> = OnceLock::new();
-    INIT.get_or_init(|| compiled("tests/boot/init.c"))
-}
-
-/// An ELF image with a PVH note, whose entry is an undefined instruction.
-pub fn faulting_kernel() -> Vec<u8> {
-    let mut image = vec![0; 0x200];
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, b"\x7fELF\x02\x01\x01");
-    put(16, &[2, 0, 62, 0]); // executable, x86-64
-    put(24, &0x100_0000u64.to_le_bytes());
-    put(32, &64u64.to_le_bytes());
-    put(52, &[64, 0, 56, 0, 2, 0]); // sizes of the headers, two segments
-    for (at, kind, offset, size) in [(64, 1u32, 0x100u64, 0x100u64), (120, 4, 0xc0, 20)] {
-        put(at, &kind.to_le_bytes());
-        put(at + 8, &offset.to_le_bytes());
-        put(at + 24, &0x100_0000u64.to_le_bytes());
-        put(at + 32, &size.to_le_bytes());
-        put(at + 40, &size.to_le_bytes());
-    }
-    put(0xc0, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
-    put(0xcc, b"Xen\0");
-    put(0xd0, &0x100_0000u32.to_le_bytes());
-    put(0x100, &[0x0f, 0x0b]); // ud2
-    image
 }
 
 impl Guest {
@@ -83,20 +56,14 @@ impl Guest {
     }
 
     pub fn start(setup: &Setup) -> Self {
-        let initrd = cpio(&[
-            ("init", 0o100755, init()),
-            ("scenario", 0o100644, setup.scenario.as_bytes()),
-        ]);
-        Self::start_with(
-            setup,
-            File::open(kernel()).unwrap().into(),
-            temporary(&initrd),
-        )
+        let kernel = File::open(kernel()).unwrap();
+        Self::start_with(setup, kernel.into(), temporary(&setup.initrd))
     }
 
     pub fn start_with(setup: &Setup, kernel_image: OwnedFd, initrd: OwnedFd) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (agent, vmm_agent) = UnixStream::pair().unwrap();
+        agent.set_read_timeout(Some(PATIENCE)).unwrap();
         let streams = UnixListener::bind(folder.path().join("streams")).unwrap();
         let layout = fs::read(kernel().with_file_name("printk.json")).unwrap();
         let log = tempfile::tempfile().unwrap();
@@ -140,9 +107,9 @@ impl Guest {
         Self {
             vmm,
             control,
+            agent,
             log,
-            _agent: agent,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -159,6 +126,33 @@ impl Guest {
     pub fn ask(&mut self, command: VmCommand) -> VmReport {
         self.control.send(&command, &[]).unwrap();
         self.report()
+    }
+
+    pub fn add_disk(&mut self, disk: &File, read_only: bool) -> VmReport {
+        let command = VmCommand::AddDisk { read_only };
+        self.control.send(&command, &[disk.as_fd()]).unwrap();
+        self.report()
+    }
+
+    /// Empties a disk's slot as soon as the guest has let go of it.
+    pub fn remove_disk(&mut self, slot: u32) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.ask(VmCommand::RemoveDisk { slot }) {
+                VmReport::SlotEmptied => return,
+                refused => assert!(Instant::now() < end, "{refused:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How many descriptors and threads the VMM has.
+    pub fn holdings(&self) -> (usize, usize) {
+        let count = |what| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.vmm.id()));
+            entries.unwrap().count()
+        };
+        (count("fd"), count("task"))
     }
 
     /// Everything the guest has said so far.
@@ -181,6 +175,19 @@ impl Guest {
             assert!(Instant::now() < end, "no {words:?} in:\n{log}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    pub fn wait_for_dial(&mut self) {
+        let report = self.report();
+        assert!(matches!(report, VmReport::AgentConnected(_)), "{report:?}");
+    }
+
+    /// A new stream to the guest.
+    pub fn stream(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.folder.path().join("streams")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 
     pub fn figures(&mut self) -> Figures {

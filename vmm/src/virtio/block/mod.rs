@@ -1,0 +1,183 @@
+//! The block device (virtio 1.2, 5.2): one queue, served by a thread of its own.
+//!
+//! `slots` puts it into one of the slots kept for disks, long after boot, and takes it out again.
+//! `disk` is the host's descriptor, `request` what the driver asks of it, `worker` the thread: reads
+//! and writes wait for the host's storage, and must hold up neither a vCPU nor the event loop.
+//!
+//! What must hold: after a reset nothing touches the guest's rings or buffers any more. The reset
+//! therefore waits, at most [`STOP_LIMIT`], for the one request that is under way.
+
+mod disk;
+mod request;
+mod worker;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+use rustix::event::epoll::EventFlags;
+
+pub use self::disk::{BadDisk, Disk};
+use self::worker::{Job, Over};
+pub use self::worker::{Signal, Worker};
+use super::{
+    Activation, Active, Device, DeviceError, HostEvents, Kind, RING_FEATURES, Token, descriptor,
+};
+
+/// Requests a driver may have under way.
+const QUEUE_SIZES: [u16; 1] = [256];
+
+/// Buffers of one request: all of a queue, less those of header and status.
+const MAX_SEGMENTS: u32 = 254;
+
+/// VIRTIO_BLK_F_SEG_MAX, _BLK_SIZE and _FLUSH (5.2.3).
+const FEATURES: u64 = 1 << 2 | 1 << 6 | FEATURE_FLUSH;
+const FEATURE_FLUSH: u64 = 1 << 9;
+const FEATURE_READ_ONLY: u64 = 1 << 5;
+
+/// `struct virtio_blk_config` up to `blk_size`; what follows belongs to features never offered.
+const CONFIG_SIZE: usize = 24;
+
+/// How long a request may keep a reset waiting, before the VM is given up.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The thread says here that it has ended.
+const ENDED: Token = Token(0);
+
+/// The idle device.
+pub struct Block {
+    disk: Disk,
+    worker: Worker,
+    config: [u8; CONFIG_SIZE],
+}
+
+impl Block {
+    /// A device over `disk`. `worker` serves no other device at the same time.
+    pub fn new(disk: Disk, worker: Worker) -> Self {
+        let mut config = [0; CONFIG_SIZE];
+        let (capacity, rest) = config.split_at_mut(8);
+        capacity.copy_from_slice(&disk.sectors().to_le_bytes());
+        let (_size_max, rest) = rest.split_at_mut(4);
+        let (segments, rest) = rest.split_at_mut(4);
+        segments.copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
+        let (_geometry, block_size) = rest.split_at_mut(4);
+        block_size.copy_from_slice(&disk.block_size().to_le_bytes());
+        Self {
+            disk,
+            worker,
+            config,
+        }
+    }
+}
+
+impl Device for Block {
+    fn kind(&self) -> Kind {
+        Kind::Block
+    }
+
+    fn features(&self) -> u64 {
+        let read_only = match self.disk.is_read_only() {
+            true => FEATURE_READ_ONLY,
+            false => 0,
+        };
+        RING_FEATURES | FEATURES | read_only
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    /// The thread waits for the driver's notifications itself.
+    fn serves_queues(&self) -> bool {
+        false
+    }
+
+    fn activate(self: Box<Self>, mut guest: Activation) -> Result<Box<dyn Active>, DeviceError> {
+        let queue = guest.take_queue(0)?;
+        let failed = |source| DeviceError::host("take an eventfd for a disk", source);
+        let stop = Signal::new().map_err(failed)?;
+        let ended = Signal::new().map_err(failed)?;
+        guest
+            .host
+            .watch(descriptor(ended.event()), ENDED, EventFlags::IN)?;
+        // Without FLUSH a driver takes a write that is done for one that lasts (5.2.6.2).
+        let flushes = guest.features & FEATURE_FLUSH != 0;
+        let over = self.worker.begin(Job {
+            disk: self.disk,
+            flush_each_write: !flushes,
+            queue,
+            stop: stop.clone(),
+            ended: ended.clone(),
+        })?;
+        Ok(Box::new(Running {
+            worker: self.worker,
+            stop,
+            ended,
+            over,
+            stopped: None,
+            host: guest.host,
+        }))
+    }
+}
+
+/// The running device: the disk is with the thread.
+struct Running {
+    worker: Worker,
+    stop: Signal,
+    ended: Signal,
+    over: Receiver<Over>,
+    /// The disk, if the thread has ended by itself: the guest broke its rings.
+    stopped: Option<Disk>,
+    host: HostEvents,
+}
+
+impl Active for Running {
+    fn notified(&mut self, _queue: u16) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn ready(&mut self, _token: Token) -> Result<(), DeviceError> {
+        match self.over.try_recv() {
+            Ok((disk, result)) => {
+                self.stopped = Some(disk);
+                result
+            }
+            Err(TryRecvError::Empty) => Ok(()), // an event of an earlier life
+            Err(TryRecvError::Disconnected) => match self.stopped {
+                Some(_) => Ok(()),
+                None => Err(panicked()),
+            },
+        }
+    }
+
+    fn reset(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceError> {
+        self.host.unwatch(descriptor(self.ended.event()))?;
+        let disk = match self.stopped.take() {
+            Some(disk) => disk,
+            None => {
+                self.stop.raise();
+                let over = self.over.recv_timeout(STOP_LIMIT);
+                // Whatever the thread has to complain of, the driver has given up by itself.
+                let (disk, _) = over.map_err(|error| match error {
+                    RecvTimeoutError::Disconnected => panicked(),
+                    RecvTimeoutError::Timeout => DeviceError::host(
+                        "stop a disk",
+                        format!("a request has not come back from the host for {STOP_LIMIT:?}"),
+                    ),
+                })?;
+                disk
+            }
+        };
+        Ok(Box::new(Block::new(disk, self.worker)))
+    }
+}
+
+fn panicked() -> DeviceError {
+    DeviceError::host("serve a disk", "its thread panicked")
+}
+
+#[cfg(test)]
+mod tests;
