@@ -212,11 +212,7 @@ impl Agent for Service {
         Ok(Empty::new())
     }
 
-    async fn bind_device(
-        &self,
-        _: &TtrpcContext,
-        request: DeviceRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn bind_device(&self, _: &TtrpcContext, request: DeviceRequest) -> ttrpc::Result<Empty> {
         let slot = request.slot;
         if slot > device::MAX_SLOT {
             let why = format!("{slot} is not 0 to {}", device::MAX_SLOT);

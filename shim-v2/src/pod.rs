@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -26,9 +27,12 @@ use crate::process::{Exit, Life, Status};
 use crate::sandbox::{RootfsMount, Sandbox, SandboxError, SandboxErrorKind, Stats};
 use crate::stdio::{Stdio, StdioError, StdioPaths};
 
+use freeze::Freeze;
+
 mod create;
 mod delete;
 mod exits;
+mod freeze;
 mod start;
 
 pub use create::CreateRequest;
@@ -164,6 +168,7 @@ struct Container {
     sandbox: OnceLock<Arc<Sandbox>>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    freeze: Mutex<Freeze>,
 }
 
 impl Container {
@@ -224,17 +229,26 @@ pub struct Pod {
     namespace: String,
     id: String,
     publisher: Publisher,
+    /// The mount namespace of containerd, where hooks run.
+    host_mounts: Option<Arc<OwnedFd>>,
     state: Mutex<State>,
     done: watch::Sender<bool>,
 }
 
 impl Pod {
-    /// A pod without a sandbox, which comes with its first container.
-    pub fn new(namespace: &str, id: &str, publisher: Publisher) -> Arc<Self> {
+    /// A pod without a sandbox, which comes with its first container. Hooks run in the mount
+    /// namespace `host_mounts`; none: the shim's own.
+    pub fn new(
+        namespace: &str,
+        id: &str,
+        publisher: Publisher,
+        host_mounts: Option<OwnedFd>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             publisher,
+            host_mounts: host_mounts.map(Arc::new),
             state: Mutex::default(),
             done: watch::Sender::new(false),
         })
@@ -260,11 +274,12 @@ impl Pod {
     /// A process's state.
     pub fn process_state(&self, id: &str, exec: &str) -> Result<ProcessState, PodError> {
         let (container, process) = self.find(id, exec)?;
+        let status = container.status_of(&process);
         let life = process.life();
         Ok(ProcessState {
             bundle: container.bundle.clone(),
             pid: life.pid(),
-            status: life.status(),
+            status,
             stdio: process.paths.clone(),
             exit: life.exit(),
         })
@@ -320,6 +335,9 @@ impl Pod {
             return Err(PodError::Refused(
                 "cannot exec in a stopped state".to_owned(),
             ));
+        }
+        if let Some(word) = container.freeze().word() {
+            return Err(PodError::Refused(format!("cannot exec in a {word} state")));
         }
         let process = Process::new(
             &exec.container,

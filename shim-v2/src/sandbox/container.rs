@@ -10,12 +10,14 @@ use std::sync::Arc;
 use kata_like_config::state::name;
 
 use super::bring_up::blocking;
-use super::{Container, Exec, Sandbox};
+use super::hooks::ContainerHooks;
+use super::{Container, Exec, Sandbox, disks, hooks, memory};
+use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
 use crate::spawn::Network;
-use crate::spec::{self, NetworkPart, Split};
+use crate::spec::{self, DiskPart, NetworkPart, Split};
 use crate::stand_in::StandIn;
 
 /// Makes a container; what was made for it is taken away if a step fails.
@@ -64,14 +66,21 @@ async fn make(
             "a container of a pod shares the pod's network namespace",
         ));
     }
+    if !host.left_out.is_empty() {
+        let paths: Vec<_> = host.left_out.iter().map(|path| path.display()).collect();
+        tracing::info!(
+            container = id,
+            "privileged: these devices of the host are left out: {paths:?}"
+        );
+    }
     let stand_in = stand_in(sandbox, id, host.cgroups_path.as_deref());
+    let (volumes, root) = (host.volumes, host.root);
     let mounts = {
         let (share, id) = (Arc::clone(&sandbox.share), request.id.clone());
         let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
         blocking(move || {
-            let root = host.root.as_deref();
-            let mut mounts = share.add_rootfs(&id, &bundle, &rootfs, root)?;
-            for volume in &host.volumes {
+            let mut mounts = share.add_rootfs(&id, &bundle, &rootfs, root.as_deref())?;
+            for volume in &volumes {
                 match share.add_volume(volume) {
                     Ok(mounted) => mounts.push(mounted),
                     Err(error) => {
@@ -108,11 +117,52 @@ async fn make(
         return Err(failure);
     }
     sandbox.record();
+    let hooks = Arc::new(ContainerHooks::new(id, request.bundle.clone(), host.hooks));
+    let cgroup = {
+        let mut inner = sandbox.inner();
+        let entry = inner.containers.get_mut(id).ok_or_else(|| deleted(id))?;
+        entry.hooks = Some(Arc::clone(&hooks));
+        entry.memory_limit = host.memory_limit;
+        entry.cgroup.clone()
+    };
+    hooks::before_create(sandbox, &hooks, pid, cgroup).await?;
+    let made_of = GuestContainer {
+        spec: guest,
+        placeholder: request.placeholder,
+        memory_volumes: host.memory,
+        disks: add_disks(sandbox, id, &host.disks).await?,
+    };
     sandbox
         .agent
-        .create_container(id, guest, &request.streams)
+        .create_container(id, made_of, &request.streams)
         .await?;
     Ok(CreatedContainer { pid })
+}
+
+/// The container's disks, each held by its entry.
+async fn add_disks(
+    sandbox: &Sandbox,
+    id: &str,
+    parts: &[DiskPart],
+) -> Result<Vec<GuestDisk>, SandboxError> {
+    let mut added = Vec::new();
+    for part in parts {
+        let disk = disks::acquire(sandbox, part).await?;
+        let number = (part.major, part.minor);
+        let kept = {
+            let mut inner = sandbox.inner();
+            let entry = inner.containers.get_mut(id);
+            entry.map(|entry| entry.disks.push(number))
+        };
+        if kept.is_none() {
+            disks::release(sandbox, number).await;
+            return Err(deleted(id));
+        }
+        if !added.contains(&disk) {
+            added.push(disk);
+        }
+    }
+    Ok(added)
 }
 
 fn deleted(id: &str) -> SandboxError {
@@ -158,6 +208,10 @@ fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, Sandbox
     let pod = spec::Pod {
         task_of: &task_of,
         volume_name: &mut || volume_name(&mut sandbox.inner().volumes),
+        memory_of: &mut |source| {
+            let found = memory::look(source)?;
+            Ok(found.map(|found| sandbox.inner().memory.volume(found)))
+        },
     };
     spec::split(spec, &request.bundle, pod)
 }

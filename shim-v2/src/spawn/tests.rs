@@ -13,6 +13,7 @@ fn shell<'a>(arguments: &'a [&'a str], descriptors: &'a [Option<BorrowedFd<'a>>]
         directory: Path::new("/"),
         cgroup: None,
         network: Network::Inherited,
+        mounts: None,
         descriptors,
     }
 }

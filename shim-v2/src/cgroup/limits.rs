@@ -1,0 +1,87 @@
+//! The host's limits of a pod: what shim, VMM, fs server and stand-ins may use together.
+//!
+//! Called by `sandbox` before the VMM is born. The limit is set on the cgroup of the sandbox's own
+//! container, which holds all of them: their leaf can have none of its own, for the stand-in beside it
+//! rules controllers out there (cgroup-v2.rst, "No Internal Process Constraint"). A container's limits
+//! are the guest's to apply, never the host's: the VM as a whole is what the host sees.
+//!
+//! The memory limit is the guest's memory and [`overhead`]. All of the first may be used, and the
+//! second has room for the rest, so that in ordinary use nothing of the pod is killed; what exceeds
+//! it, a runaway helper, takes the whole pod at once and not some part of it.
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{Cgroup, CgroupError, ROOT, io_error, is_marked};
+
+const MIB: u64 = 1 << 20;
+
+/// Shim, VMM, fs server and stand-ins of a pod, and what a logging program or a hook needs beside
+/// them, in bytes. Figures are in `docs/operations.md`, with how they were measured.
+const PROCESSES: u64 = 96 * MIB;
+/// A part of the guest's memory for page tables: 8 bytes for each 4 KiB page in each of three tables
+/// (the VMM's, the fs server's, the nested ones of KVM) are a 170th.
+const TABLES: u64 = 128;
+/// Processes and threads of a pod on the host. A running exec costs one: its stand-in.
+const MAX_PROCESSES: u64 = 8192;
+
+/// What the host needs for a pod beside the guest's memory, in bytes.
+pub fn overhead(guest_memory: u64) -> u64 {
+    PROCESSES + guest_memory / TABLES
+}
+
+/// Limits the pod whose sandbox container has this cgroup to its guest's memory and the overhead.
+/// Where the host has no memory controller there, it is an error that nothing but a warning need
+/// come of.
+pub fn set(cgroup: &Cgroup, guest_memory: u64) -> Result<(), CgroupError> {
+    if !is_marked(&cgroup.fd) {
+        // Somebody else made it, and has set what it wants.
+        return Ok(());
+    }
+    if !cgroup.path.join("memory.max").exists() {
+        enable(&cgroup.path);
+    }
+    let limit = guest_memory.saturating_add(overhead(guest_memory));
+    write(cgroup, "memory.max", &limit.to_string())?;
+    write(cgroup, "memory.oom.group", "1")?;
+    write(cgroup, "pids.max", &MAX_PROCESSES.to_string())
+}
+
+/// Enables the controllers from the root down to the cgroup's parent, as far as that is possible.
+fn enable(path: &std::path::Path) {
+    let mut parents: Vec<_> = path
+        .ancestors()
+        .skip(1)
+        .take_while(|parent| parent.starts_with(ROOT))
+        .collect();
+    parents.reverse();
+    for parent in parents {
+        for controller in ["+memory", "+pids"] {
+            // What can't be enabled shows in the file that is then missing.
+            let _ = std::fs::write(parent.join("cgroup.subtree_control"), controller);
+        }
+    }
+}
+
+fn write(cgroup: &Cgroup, file: &'static str, value: &str) -> Result<(), CgroupError> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let written = rustix::fs::openat(&cgroup.fd, file, flags, Mode::empty())
+        .and_then(|fd| rustix::io::write(&fd, value.as_bytes()));
+    written
+        .map(drop)
+        .map_err(|errno| io_error("limit", &cgroup.path.join(file), errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overhead_covers_the_page_tables() {
+        let gib = 1 << 30;
+        for memory in [gib / 4, 2 * gib, 256 * gib] {
+            let tables = 3 * memory / 512;
+            assert!(overhead(memory) > tables, "{memory}");
+        }
+        assert_eq!(overhead(2 * gib), 112 * MIB);
+    }
+}

@@ -1,0 +1,148 @@
+//! A container's limits against those of its VM, which is as large as it was made.
+//!
+//! Called by `sandbox`. A running VM does not grow: a limit that only a larger one could give is
+//! refused, rather than accepted and never had.
+
+use oci_spec::runtime::LinuxResources;
+
+use super::Sandbox;
+use crate::error::{SandboxError, SandboxErrorKind};
+use crate::spec::MemorySize;
+
+const MIB: u64 = 1 << 20;
+
+impl Sandbox {
+    /// Freezes a container; answers when all its processes stand still.
+    pub async fn pause(&self, id: &str) -> Result<(), SandboxError> {
+        self.agent.pause(id).await
+    }
+
+    /// Lets a paused container go on.
+    pub async fn resume(&self, id: &str) -> Result<(), SandboxError> {
+        self.agent.resume(id).await
+    }
+
+    /// Changes a container's limits: an OCI `linux.resources` object as JSON.
+    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), SandboxError> {
+        let wanted = parse(resources)?;
+        fits(&wanted, &self.memory, self.vcpus)?;
+        self.agent.update(id, resources).await?;
+        let limit = wanted
+            .memory()
+            .as_ref()
+            .and_then(|memory| memory.limit())
+            .filter(|limit| *limit != 0);
+        if let Some(limit) = limit
+            && let Some(container) = self.inner().containers.get_mut(id)
+        {
+            container.memory_limit = u64::try_from(limit).ok();
+        }
+        Ok(())
+    }
+}
+
+fn parse(resources: &[u8]) -> Result<LinuxResources, SandboxError> {
+    serde_json::from_slice(resources).map_err(|error| {
+        SandboxError::new(
+            SandboxErrorKind::BadRequest,
+            format!("parse the new linux.resources: {error}"),
+        )
+    })
+}
+
+fn fits(wanted: &LinuxResources, memory: &MemorySize, vcpus: u8) -> Result<(), SandboxError> {
+    let limit = wanted.memory().as_ref().and_then(|memory| memory.limit());
+    if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok())
+        && limit > memory.bytes
+    {
+        return Err(SandboxError::unsupported(
+            format_args!("linux.resources.memory.limit of {} MiB", limit / MIB),
+            format_args!("{memory}; a running one can't be made larger"),
+        ));
+    }
+    let Some(cpu) = wanted.cpu() else {
+        return Ok(());
+    };
+    if let (Some(quota), Some(period @ 1..)) = (cpu.quota(), cpu.period())
+        && let Ok(quota) = u64::try_from(quota)
+        && quota > period.saturating_mul(u64::from(vcpus))
+    {
+        return Err(SandboxError::unsupported(
+            format_args!("linux.resources.cpu.quota of {quota} in {period} microseconds"),
+            format_args!(
+                "the pod's virtual machine has {vcpus} CPUs; a running one can't be given more"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// What a container that ran out of memory was bound by.
+pub(super) fn out_of_memory(limit: Option<u64>, memory: &MemorySize) -> String {
+    match limit {
+        Some(limit) => format!(
+            "its limit linux.resources.memory.limit is {} MiB; {memory}",
+            limit / MIB
+        ),
+        None => format!("it has no limit of its own; {memory}"),
+    }
+}
+
+/// The reason of a guest's end, and, where that was a lack of memory, the key that sizes the VM.
+pub(super) fn explained(reason: String, memory: &MemorySize) -> String {
+    const WORDS: [&str; 2] = ["Out of memory", "out of memory"];
+    match WORDS.iter().any(|word| reason.contains(word)) {
+        true => format!("{reason}; {memory}"),
+        false => reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMORY: MemorySize = MemorySize {
+        bytes: 256 * MIB,
+        key: "`memory_mib` of the configuration",
+    };
+
+    fn refused(json: &str) -> Option<String> {
+        let wanted = parse(json.as_bytes()).unwrap();
+        fits(&wanted, &MEMORY, 2)
+            .err()
+            .map(|error| error.one_line())
+    }
+
+    #[test]
+    fn what_only_a_larger_vm_could_give_is_refused_with_the_key() {
+        for fine in [
+            "{}",
+            r#"{"memory":{"limit":268435456}}"#,
+            r#"{"memory":{"limit":-1}}"#,
+            r#"{"cpu":{"quota":200000,"period":100000}}"#,
+            r#"{"cpu":{"quota":-1,"period":100000}}"#,
+            r#"{"cpu":{"shares":1024}}"#,
+        ] {
+            assert_eq!(refused(fine), None, "{fine}");
+        }
+        let line = refused(r#"{"memory":{"limit":268435457}}"#).unwrap();
+        assert!(
+            line.contains("memory.limit") && line.contains("sized by `memory_mib`"),
+            "{line}"
+        );
+        let line = refused(r#"{"cpu":{"quota":200001,"period":100000}}"#).unwrap();
+        assert!(
+            line.contains("cpu.quota") && line.contains("2 CPUs"),
+            "{line}"
+        );
+        assert!(parse(b"[1]").is_err() && parse(b"{").is_err());
+    }
+
+    #[test]
+    fn only_a_lack_of_memory_names_the_key() {
+        let panic = "the guest panicked: Out of memory and no killable processes";
+        assert!(explained(panic.into(), &MEMORY).ends_with("configuration"));
+        assert_eq!(explained("another end".into(), &MEMORY), "another end");
+        assert!(out_of_memory(Some(64 * MIB), &MEMORY).contains("is 64 MiB; the pod's"));
+    }
+}
