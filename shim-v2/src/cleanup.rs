@@ -229,6 +229,9 @@ fn remove_cgroups(mut cgroups: Vec<PathBuf>) {
         .iter()
         .find(|path| path.file_name().is_some_and(|name| name == cgroup::LEAF));
     if let Some(leaf) = leaf {
+        if let Some(line) = leaf.parent().and_then(cgroup::limits::killed) {
+            eprint!("{line}; ");
+        }
         cgroup::kill(leaf);
     }
     let busy = cgroup::remove(&cgroups, EMPTY);

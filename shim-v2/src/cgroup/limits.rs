@@ -6,8 +6,12 @@
 //! are the guest's to apply, never the host's: the VM as a whole is what the host sees.
 //!
 //! The memory limit is the guest's memory and [`overhead`]. All of the first may be used, and the
-//! second has room for the rest, so that in ordinary use nothing of the pod is killed; what exceeds
-//! it, a runaway helper, takes the whole pod at once and not some part of it.
+//! second has room for the rest, so that in ordinary use nothing of the pod is killed. What exceeds it
+//! takes the whole pod at once and not some part of it: a runaway helper, or files on a tmpfs of the
+//! host, which count as memory of the pod that writes them, under every runtime. So a pod without a
+//! limit of its own gets none here either.
+
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -29,10 +33,10 @@ pub fn overhead(guest_memory: u64) -> u64 {
     PROCESSES + guest_memory / TABLES
 }
 
-/// Limits the pod whose sandbox container has this cgroup to its guest's memory and the overhead.
-/// Where the host has no memory controller there, it is an error that nothing but a warning need
-/// come of.
-pub fn set(cgroup: &Cgroup, guest_memory: u64) -> Result<(), CgroupError> {
+/// Limits the pod whose sandbox container has this cgroup; `guest_memory` is that of a guest that
+/// was sized by a limit. Where the host has no such controllers it is an error that nothing but a
+/// warning need come of.
+pub fn set(cgroup: &Cgroup, guest_memory: Option<u64>) -> Result<(), CgroupError> {
     if !is_marked(&cgroup.fd) {
         // Somebody else made it, and has set what it wants.
         return Ok(());
@@ -40,14 +44,16 @@ pub fn set(cgroup: &Cgroup, guest_memory: u64) -> Result<(), CgroupError> {
     if !cgroup.path.join("memory.max").exists() {
         enable(&cgroup.path);
     }
-    let limit = guest_memory.saturating_add(overhead(guest_memory));
-    write(cgroup, "memory.max", &limit.to_string())?;
+    if let Some(memory) = guest_memory {
+        let limit = memory.saturating_add(overhead(memory));
+        write(cgroup, "memory.max", &limit.to_string())?;
+    }
     write(cgroup, "memory.oom.group", "1")?;
     write(cgroup, "pids.max", &MAX_PROCESSES.to_string())
 }
 
 /// Enables the controllers from the root down to the cgroup's parent, as far as that is possible.
-fn enable(path: &std::path::Path) {
+fn enable(path: &Path) {
     let mut parents: Vec<_> = path
         .ancestors()
         .skip(1)
@@ -62,6 +68,23 @@ fn enable(path: &std::path::Path) {
     }
 }
 
+/// Whether the pod whose sandbox container has this cgroup was killed for a limit on the host: a line that
+/// says which.
+pub fn killed(cgroup: &Path) -> Option<String> {
+    let events = std::fs::read_to_string(cgroup.join("memory.events")).ok()?;
+    let kills = events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))?;
+    let limit = std::fs::read_to_string(cgroup.join("memory.max")).unwrap_or_default();
+    (kills != "0").then(|| {
+        format!(
+            "the host killed the pod for lack of memory: memory.max of {} is {}",
+            cgroup.display(),
+            limit.trim_end()
+        )
+    })
+}
+
 fn write(cgroup: &Cgroup, file: &'static str, value: &str) -> Result<(), CgroupError> {
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let written = rustix::fs::openat(&cgroup.fd, file, flags, Mode::empty())
@@ -74,6 +97,21 @@ fn write(cgroup: &Cgroup, file: &'static str, value: &str) -> Result<(), CgroupE
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kill_on_the_host_names_the_limit() {
+        let cgroup = tempfile::tempdir().unwrap();
+        let kills = |count| {
+            let events = format!("low 0\noom 1\noom_kill {count}\noom_group_kill 1\n");
+            std::fs::write(cgroup.path().join("memory.events"), events).unwrap();
+            killed(cgroup.path())
+        };
+        std::fs::write(cgroup.path().join("memory.max"), "4096\n").unwrap();
+        assert_eq!(kills(0), None);
+        assert_eq!(killed(Path::new("/nowhere")), None);
+        let line = kills(2).unwrap();
+        assert!(line.ends_with(" is 4096"), "{line}");
+    }
 
     #[test]
     fn the_overhead_covers_the_page_tables() {

@@ -242,7 +242,8 @@ fn make_cgroups(
     machine.cgroups = leaf.made().to_vec();
     record.cgroups = leaf.made().to_vec();
     write_record(state, record)?;
-    if let Err(error) = cgroup::limits::set(&own, wanted.memory.bytes) {
+    let limited = wanted.split.host.size.memory;
+    if let Err(error) = cgroup::limits::set(&own, limited.map(|_| wanted.memory.bytes)) {
         let line = crate::error::one_line(&error);
         tracing::warn!("{line}; the pod runs without this limit on the host");
     }
