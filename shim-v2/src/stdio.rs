@@ -427,7 +427,7 @@ async fn ended(flow: &watch::Sender<Flow>) {
     let _ = flow.subscribe().wait_for(|flow| flow.ended).await;
 }
 
-/// A FIFO with our own write end, or any other file.
+/// A FIFO with our own write end, or a regular file: a device could hold a reading thread for ever.
 async fn open_source(path: &Path) -> io::Result<(Source, Option<pipe::Sender>)> {
     match pipe::OpenOptions::new().open_receiver(path) {
         Ok(pipe) => {
@@ -435,8 +435,10 @@ async fn open_source(path: &Path) -> io::Result<(Source, Option<pipe::Sender>)> 
             Ok((Source::Pipe(pipe), Some(keeper)))
         }
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            let file = tokio::fs::File::open(path).await?;
-            Ok((Source::File(file), None))
+            match tokio::fs::metadata(path).await?.is_file() {
+                true => Ok((Source::File(tokio::fs::File::open(path).await?), None)),
+                false => Err(error),
+            }
         }
         Err(error) => Err(error),
     }
