@@ -42,12 +42,17 @@ impl Sandbox {
 }
 
 fn parse(resources: &[u8]) -> Result<LinuxResources, SandboxError> {
-    serde_json::from_slice(resources).map_err(|error| {
+    let bad = |why: String| {
         SandboxError::new(
             SandboxErrorKind::BadRequest,
-            format!("parse the new linux.resources: {error}"),
+            format!("parse the new linux.resources: {why}"),
         )
-    })
+    };
+    // serde would take an array for the object's fields in a row.
+    if resources.trim_ascii_start().starts_with(b"[") {
+        return Err(bad("it is a JSON array, not an object".to_owned()));
+    }
+    serde_json::from_slice(resources).map_err(|error| bad(error.to_string()))
 }
 
 fn fits(wanted: &LinuxResources, memory: &MemorySize, vcpus: u8) -> Result<(), SandboxError> {
@@ -70,7 +75,7 @@ fn fits(wanted: &LinuxResources, memory: &MemorySize, vcpus: u8) -> Result<(), S
         return Err(SandboxError::unsupported(
             format_args!("linux.resources.cpu.quota of {quota} in {period} microseconds"),
             format_args!(
-                "the pod's virtual machine has {vcpus} CPUs; a running one can't be given more"
+                "the pod's virtual machine has {vcpus} vCPU(s); a running one can't be given more"
             ),
         ));
     }
@@ -132,10 +137,12 @@ mod tests {
         );
         let line = refused(r#"{"cpu":{"quota":200001,"period":100000}}"#).unwrap();
         assert!(
-            line.contains("cpu.quota") && line.contains("2 CPUs"),
+            line.contains("cpu.quota") && line.contains("2 vCPU(s)"),
             "{line}"
         );
-        assert!(parse(b"[1]").is_err() && parse(b"{").is_err());
+        for bad in ["[1]", " []", "{", "7"] {
+            assert!(parse(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 
     #[test]
