@@ -21,21 +21,23 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::bundle::{BundleError, Role};
+use crate::bundle::Role;
 use crate::events::{Publisher, TaskEvent};
 use crate::process::{Exit, Life, Status};
-use crate::sandbox::{RootfsMount, Sandbox, SandboxError, SandboxErrorKind, Stats};
-use crate::stdio::{Stdio, StdioError, StdioPaths};
+use crate::sandbox::{RootfsMount, Sandbox, SandboxErrorKind, Stats};
+use crate::stdio::{Stdio, StdioPaths};
 
 use freeze::Freeze;
 
 mod create;
 mod delete;
+mod error;
 mod exits;
 mod freeze;
 mod start;
 
 pub use create::CreateRequest;
+pub use error::PodError;
 
 /// How long a call may wait for the guest where it must answer within a second.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -43,41 +45,6 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 const KILL: u32 = 9;
 /// The exit status of what was killed.
 const KILLED: u32 = 137;
-
-/// Why the pod can't do what is asked; `convert` gives each its code.
-#[derive(Debug, thiserror::Error)]
-pub enum PodError {
-    /// No such container or process, or one that has exited.
-    #[error("{0}")]
-    NotFound(String),
-    /// The name is taken.
-    #[error("{0}")]
-    AlreadyExists(String),
-    /// Not now, by containerd's rules.
-    #[error("{0}")]
-    WrongState(String),
-    /// The request is malformed.
-    #[error("{0}")]
-    BadRequest(String),
-    /// Not supported.
-    #[error("{0}")]
-    Unsupported(String),
-    /// Refused, in the words of runc's shim.
-    #[error("{0}")]
-    Refused(String),
-    /// Anything else.
-    #[error("{0}")]
-    Failed(String),
-    /// containerd's streams.
-    #[error(transparent)]
-    Stdio(#[from] StdioError),
-    /// The bundle's files.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    /// The sandbox.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-}
 
 /// An exec to be known.
 #[derive(Debug)]
