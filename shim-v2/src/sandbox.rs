@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -71,6 +72,8 @@ pub struct Sandbox {
     network: OwnedFd,
     /// containerd's mount namespace, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
+    /// The sandbox container's cgroup, which has the pod's limits on the host.
+    limited: PathBuf,
     /// The VM's memory.
     memory: MemorySize,
     vcpus: u8,

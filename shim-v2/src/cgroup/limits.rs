@@ -9,7 +9,7 @@
 //! second has room for the rest, so that in ordinary use nothing of the pod is killed. What exceeds it
 //! takes the whole pod at once and not some part of it: a runaway helper, or files on a tmpfs of the
 //! host, which count as memory of the pod that writes them, under every runtime. So a pod without a
-//! limit of its own gets none here either.
+//! limit of its own gets none here either, and one that has such a volume to write to loses it.
 
 use std::path::Path;
 
@@ -66,6 +66,17 @@ fn enable(path: &Path) {
             // What can't be enabled shows in the file that is then missing.
             let _ = std::fs::write(parent.join("cgroup.subtree_control"), controller);
         }
+    }
+}
+
+/// Takes the memory limit away again: the pod may write to a tmpfs of the host, whose files count as
+/// its memory and have their own size as a limit.
+pub fn lift(cgroup: &Path) {
+    // Without the file there is no limit.
+    if cgroup.join("memory.max").exists()
+        && let Err(error) = std::fs::write(cgroup.join("memory.max"), "max")
+    {
+        tracing::warn!("lift the memory limit of {}: {error}", cgroup.display());
     }
 }
 

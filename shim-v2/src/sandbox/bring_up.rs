@@ -138,6 +138,7 @@ async fn bring_up(
         share,
         network,
         host_mounts: request.host_mounts,
+        limited: Path::new(cgroup::ROOT).join(&wanted.cgroup),
         memory: wanted.memory,
         vcpus: boot.vcpus,
         events: request.events,

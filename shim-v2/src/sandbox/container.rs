@@ -17,7 +17,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
 use crate::spawn::Network;
-use crate::spec::{self, DiskPart, NetworkPart, Split};
+use crate::spec::{self, DiskPart, NetworkPart, Split, Volume};
 use crate::stand_in::StandIn;
 
 /// Makes a container; what was made for it is taken away if a step fails.
@@ -77,9 +77,16 @@ async fn make(
     let (volumes, root) = (host.volumes, host.root);
     let mounts = {
         let (share, id) = (Arc::clone(&sandbox.share), request.id.clone());
+        let limited = sandbox.limited.clone();
         let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
         blocking(move || {
             let mut mounts = share.add_rootfs(&id, &bundle, &rootfs, root.as_deref())?;
+            let writable = volumes.iter().filter(|volume| !volume.read_only);
+            let on_memory =
+                |volume: &Volume| memory::look(&volume.source).is_ok_and(|found| found.is_some());
+            if writable.into_iter().any(on_memory) {
+                cgroup::limits::lift(&limited);
+            }
             for volume in &volumes {
                 match share.add_volume(volume) {
                     Ok(mounted) => mounts.push(mounted),
