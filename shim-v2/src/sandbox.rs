@@ -43,6 +43,7 @@ mod memory;
 
 use disks::{Disk, Number};
 use hooks::ContainerHooks;
+use limits::Limits;
 use machine::Machine;
 use memory::MemoryNames;
 
@@ -111,8 +112,8 @@ struct Container {
     disks: Vec<Number>,
     /// Its hooks on the host, once the first of them has been begun.
     hooks: Option<Arc<ContainerHooks>>,
-    /// Its memory limit in bytes, if it has one.
-    memory_limit: Option<u64>,
+    /// Its limits, as far as it has them.
+    limits: Limits,
     execs: HashMap<String, Exec>,
     exited: bool,
     /// When a lack of memory was last told.
@@ -374,7 +375,7 @@ impl Sandbox {
             let last = container.out_of_memory.replace(Instant::now());
             let told = last.is_none_or(|last| last.elapsed() >= OUT_OF_MEMORY);
             if told {
-                let limit = limits::out_of_memory(container.memory_limit, &self.memory);
+                let limit = limits::out_of_memory(container.limits.memory, &self.memory);
                 tracing::warn!(container = event.container, "out of memory: {limit}");
             }
             return told;

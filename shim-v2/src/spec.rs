@@ -56,6 +56,8 @@ pub struct HostPart {
     pub hooks: HostHooks,
     /// Its own memory limit in bytes.
     pub memory_limit: Option<u64>,
+    /// Its own CPU quota in microseconds.
+    pub cpu_quota: Option<i64>,
     /// What it may use, for the size of a VM that is made for it.
     pub size: SizePart,
 }
@@ -166,6 +168,7 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
             left_out,
             hooks,
             memory_limit: size::own_memory(&spec),
+            cpu_quota: size::own_quota(&spec),
             size,
         },
         guest,

@@ -11,6 +11,7 @@ use kata_like_config::state::name;
 
 use super::bring_up::blocking;
 use super::hooks::ContainerHooks;
+use super::limits::Limits;
 use super::{Container, Exec, Sandbox, disks, hooks, memory};
 use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
@@ -129,7 +130,10 @@ async fn make(
         let mut inner = sandbox.inner();
         let entry = inner.containers.get_mut(id).ok_or_else(|| deleted(id))?;
         entry.hooks = Some(Arc::clone(&hooks));
-        entry.memory_limit = host.memory_limit;
+        entry.limits = Limits {
+            memory: host.memory_limit,
+            cpu_quota: host.cpu_quota,
+        };
         entry.cgroup.clone()
     };
     hooks::before_create(sandbox, &hooks, pid, cgroup).await?;

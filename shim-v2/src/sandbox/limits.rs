@@ -25,19 +25,37 @@ impl Sandbox {
     /// Changes a container's limits: an OCI `linux.resources` object as JSON.
     pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), SandboxError> {
         let wanted = parse(resources)?;
-        fits(&wanted, &self.memory, self.vcpus)?;
+        let limits = self.inner().containers.get(id).map(|it| it.limits);
+        let limits = limits.unwrap_or_default();
+        fits(&wanted, limits, &self.memory, self.vcpus)?;
         self.agent.update(id, resources).await?;
-        let limit = wanted
-            .memory()
-            .as_ref()
-            .and_then(|memory| memory.limit())
-            .filter(|limit| *limit != 0);
-        if let Some(limit) = limit
-            && let Some(container) = self.inner().containers.get_mut(id)
-        {
-            container.memory_limit = u64::try_from(limit).ok();
+        if let Some(container) = self.inner().containers.get_mut(id) {
+            container.limits = limits.changed_by(&wanted);
         }
         Ok(())
+    }
+}
+
+/// Those of a container's limits that its VM bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// In bytes.
+    pub(super) memory: Option<u64>,
+    /// In microseconds of each period.
+    pub(super) cpu_quota: Option<i64>,
+}
+
+impl Limits {
+    fn changed_by(self, wanted: &LinuxResources) -> Self {
+        let memory = wanted.memory().as_ref().and_then(|memory| memory.limit());
+        let quota = wanted.cpu().as_ref().and_then(|cpu| cpu.quota());
+        Self {
+            memory: match memory {
+                None | Some(0) => self.memory,
+                Some(limit) => u64::try_from(limit).ok(),
+            },
+            cpu_quota: quota.or(self.cpu_quota),
+        }
     }
 }
 
@@ -55,10 +73,17 @@ fn parse(resources: &[u8]) -> Result<LinuxResources, SandboxError> {
     serde_json::from_slice(resources).map_err(|error| bad(error.to_string()))
 }
 
-fn fits(wanted: &LinuxResources, memory: &MemorySize, vcpus: u8) -> Result<(), SandboxError> {
+/// What stays as it is was accepted before, however large: CRI sends all limits with each change.
+fn fits(
+    wanted: &LinuxResources,
+    limits: Limits,
+    memory: &MemorySize,
+    vcpus: u8,
+) -> Result<(), SandboxError> {
     let limit = wanted.memory().as_ref().and_then(|memory| memory.limit());
     if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok())
         && limit > memory.bytes
+        && Some(limit) != limits.memory
     {
         return Err(SandboxError::unsupported(
             format_args!("linux.resources.memory.limit of {} MiB", limit / MIB),
@@ -69,6 +94,7 @@ fn fits(wanted: &LinuxResources, memory: &MemorySize, vcpus: u8) -> Result<(), S
         return Ok(());
     };
     if let (Some(quota), Some(period @ 1..)) = (cpu.quota(), cpu.period())
+        && Some(quota) != limits.cpu_quota
         && let Ok(quota) = u64::try_from(quota)
         && quota > period.saturating_mul(u64::from(vcpus))
     {
@@ -113,7 +139,7 @@ mod tests {
 
     fn refused(json: &str) -> Option<String> {
         let wanted = parse(json.as_bytes()).unwrap();
-        fits(&wanted, &MEMORY, 2)
+        fits(&wanted, Limits::default(), &MEMORY, 2)
             .err()
             .map(|error| error.one_line())
     }
@@ -143,6 +169,22 @@ mod tests {
         for bad in ["[1]", " []", "{", "7"] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_was_accepted_before_stays() {
+        let json = br#"{"memory":{"limit":268435457},"cpu":{"quota":200001,"period":100000}}"#;
+        let wanted = parse(json).unwrap();
+        let limits = Limits::default().changed_by(&wanted);
+        assert!(fits(&wanted, Limits::default(), &MEMORY, 2).is_err());
+        assert!(fits(&wanted, limits, &MEMORY, 2).is_ok());
+        let unlimited = parse(br#"{"memory":{"limit":-1}}"#).unwrap();
+        let wanted = Limits {
+            memory: None,
+            ..limits
+        };
+        assert_eq!(limits.changed_by(&unlimited), wanted);
+        assert_eq!(limits.changed_by(&parse(b"{}").unwrap()), limits);
     }
 
     #[test]

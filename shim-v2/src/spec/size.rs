@@ -73,6 +73,11 @@ pub(super) fn own_memory(spec: &Spec) -> Option<u64> {
         .filter(|limit| *limit > 0)
 }
 
+/// A container's own CPU quota in microseconds.
+pub(super) fn own_quota(spec: &Spec) -> Option<i64> {
+    resources(spec)?.cpu().as_ref()?.quota()
+}
+
 pub(super) fn size_of(spec: &Spec) -> Result<SizePart, SandboxError> {
     let own_cpu = resources(spec)
         .and_then(|all| all.cpu().as_ref())
