@@ -17,6 +17,7 @@ use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
+use crate::share::Mounted;
 use crate::spawn::Network;
 use crate::spec::{self, DiskPart, NetworkPart, Split, Volume};
 use crate::stand_in::StandIn;
@@ -75,28 +76,20 @@ async fn make(
         );
     }
     let stand_in = stand_in(sandbox, id, host.cgroups_path.as_deref());
-    let (volumes, root) = (host.volumes, host.root);
     let mounts = {
-        let (share, id) = (Arc::clone(&sandbox.share), request.id.clone());
-        let limited = sandbox.limited.clone();
-        let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
+        let sandbox = Arc::clone(sandbox);
+        let (id, bundle, rootfs) = (
+            request.id.clone(),
+            request.bundle.clone(),
+            request.rootfs.clone(),
+        );
+        let (volumes, root) = (host.volumes, host.root);
         blocking(move || {
-            let mut mounts = share.add_rootfs(&id, &bundle, &rootfs, root.as_deref())?;
-            let writable = volumes.iter().filter(|volume| !volume.read_only);
-            let on_memory =
-                |volume: &Volume| memory::look(&volume.source).is_ok_and(|found| found.is_some());
-            if writable.into_iter().any(on_memory) {
-                cgroup::limits::lift(&limited);
-            }
-            for volume in &volumes {
-                match share.add_volume(volume) {
-                    Ok(mounted) => mounts.push(mounted),
-                    Err(error) => {
-                        while mounts.pop().is_some() {}
-                        return Err(error);
-                    }
-                }
-            }
+            let mut mounts = sandbox
+                .share
+                .add_rootfs(&id, &bundle, &rootfs, root.as_deref())?;
+            add_volumes(&sandbox, &volumes, &mut mounts)
+                .inspect_err(|_| while mounts.pop().is_some() {})?;
             Ok(mounts)
         })
     };
@@ -148,6 +141,24 @@ async fn make(
         .create_container(id, made_of, &request.streams)
         .await?;
     Ok(CreatedContainer { pid })
+}
+
+/// Puts the sources of a container's bind mounts into the share.
+fn add_volumes(
+    sandbox: &Sandbox,
+    volumes: &[Volume],
+    mounts: &mut Vec<Mounted>,
+) -> Result<(), SandboxError> {
+    let on_memory = |volume: &Volume| {
+        !volume.read_only && memory::look(&volume.source).is_ok_and(|found| found.is_some())
+    };
+    if volumes.iter().any(on_memory) {
+        cgroup::limits::lift(&sandbox.limited);
+    }
+    for volume in volumes {
+        mounts.push(sandbox.share.add_volume(volume)?);
+    }
+    Ok(())
 }
 
 /// The container's disks, each held by its entry.
