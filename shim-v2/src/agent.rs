@@ -24,9 +24,12 @@ use ttrpc::context::with_duration;
 
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::Vmm;
-use crate::request::{SandboxEvent, Stats, StreamTokens};
+use crate::request::{SandboxEvent, StreamTokens};
+use crate::spec::MemoryVolume;
 
+mod control;
 mod event;
+mod figures;
 
 pub use event::GuestEvent;
 
@@ -138,13 +141,9 @@ impl Agent {
 
     /// The first call.
     pub async fn start_pod(&self) -> Result<PodStarted, SandboxError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let request = agent::StartPodRequest {
             version: PROTOCOL_VERSION,
-            host_time_ns: now
-                .ok()
-                .and_then(|now| i64::try_from(now.as_nanos()).ok())
-                .unwrap_or_default(),
+            host_time_ns: host_time_ns(),
             ..Default::default()
         };
         let client = self.client.clone();
@@ -204,13 +203,28 @@ impl Agent {
     pub async fn create_container(
         &self,
         container: &str,
-        spec: Vec<u8>,
+        made_of: GuestContainer,
         streams: &StreamTokens,
     ) -> Result<(), SandboxError> {
+        let memory = |volume: MemoryVolume| agent::MemoryVolume {
+            name: volume.name,
+            size_bytes: volume.size_bytes,
+            mode: volume.mode,
+            ..Default::default()
+        };
+        let disk = |disk: GuestDisk| agent::Disk {
+            slot: disk.slot,
+            major: disk.major,
+            minor: disk.minor,
+            ..Default::default()
+        };
         let request = agent::CreateContainerRequest {
             container: container.to_owned(),
-            spec,
+            spec: made_of.spec,
             streams: MessageField::some(streams_of(streams)),
+            placeholder: made_of.placeholder,
+            memory_volumes: made_of.memory_volumes.into_iter().map(memory).collect(),
+            disks: made_of.disks.into_iter().map(disk).collect(),
             ..Default::default()
         };
         let client = self.client.clone();
@@ -294,39 +308,6 @@ impl Agent {
         self.call(&what, ASK, work).await.map(drop)
     }
 
-    /// A container's figures.
-    pub async fn stats(&self, container: &str) -> Result<Stats, SandboxError> {
-        let request = request_for(container);
-        let client = self.client.clone();
-        let work = async move { client.stats(with_duration(ASK), &request).await };
-        let what = format!("read the figures of container {container}");
-        let answer = self.call(&what, ASK, work).await?;
-        Ok(Stats {
-            cpu_usage_us: answer.cpu_usage_us,
-            cpu_user_us: answer.cpu_user_us,
-            cpu_system_us: answer.cpu_system_us,
-            cpu_periods: answer.cpu_periods,
-            cpu_throttled_periods: answer.cpu_throttled_periods,
-            cpu_throttled_us: answer.cpu_throttled_us,
-            memory_usage: answer.memory_usage,
-            memory_limit: answer.memory_limit,
-            memory_peak: answer.memory_peak,
-            memory_anon: answer.memory_anon,
-            memory_file: answer.memory_file,
-            memory_inactive_file: answer.memory_inactive_file,
-            memory_active_file: answer.memory_active_file,
-            memory_kernel_stack: answer.memory_kernel_stack,
-            memory_slab: answer.memory_slab,
-            page_faults: answer.page_faults,
-            page_major_faults: answer.page_major_faults,
-            oom_kills: answer.oom_kills,
-            swap_usage: answer.swap_usage,
-            swap_limit: answer.swap_limit,
-            pids_current: answer.pids_current,
-            pids_limit: answer.pids_limit,
-        })
-    }
-
     /// Takes a container away in the guest, which then holds nothing of its mounts.
     pub async fn delete_container(
         &self,
@@ -354,6 +335,30 @@ impl Agent {
     }
 }
 
+/// What a container is made of in the guest.
+#[derive(Debug, Default)]
+pub struct GuestContainer {
+    /// The guest's part of its spec, as JSON.
+    pub spec: Vec<u8>,
+    /// It holds the pod's namespaces and runs nothing.
+    pub placeholder: bool,
+    /// The pod's memory that its mounts name.
+    pub memory_volumes: Vec<MemoryVolume>,
+    /// Disks that are bound in the guest.
+    pub disks: Vec<GuestDisk>,
+}
+
+/// A disk that is bound in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestDisk {
+    /// N of `virtio-mmio.N`.
+    pub slot: u32,
+    /// Its major number on the host.
+    pub major: u32,
+    /// Its minor number on the host.
+    pub minor: u32,
+}
+
 /// What the guest said about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodStarted {
@@ -361,6 +366,14 @@ pub struct PodStarted {
     pub kernel_release: String,
     /// The agent's version.
     pub agent_version: String,
+}
+
+/// CLOCK_REALTIME in nanoseconds.
+fn host_time_ns() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.ok()
+        .and_then(|now| i64::try_from(now.as_nanos()).ok())
+        .unwrap_or_default()
 }
 
 fn request_for(container: &str) -> agent::ContainerRequest {

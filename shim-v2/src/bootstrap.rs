@@ -249,6 +249,7 @@ fn give_birth(
         directory: bundle,
         cgroup: Some(leaf),
         network: Network::Inherited,
+        mounts: None,
         descriptors: &[None, None, log.as_ref().map(AsFd::as_fd), Some(listener)],
     })?;
     raise_oom_score(newborn.pid);

@@ -19,6 +19,8 @@ use rustix::io::Errno;
 
 use crate::error::SandboxError;
 
+pub mod limits;
+
 /// Where cgroup2 is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
@@ -146,6 +148,7 @@ fn systemd_path(slice: &str, prefix: &str, name: &str) -> Result<PathBuf, &'stat
 #[derive(Debug)]
 pub struct Cgroup {
     fd: OwnedFd,
+    path: PathBuf,
     made: Vec<PathBuf>,
 }
 
@@ -197,7 +200,11 @@ impl Cgroup {
             }
         }
         made.reverse();
-        Ok(Self { fd, made })
+        Ok(Self {
+            fd,
+            path: here,
+            made,
+        })
     }
 
     /// Its directory and its parents that carry our mark, a child before its parent: what
@@ -420,6 +427,7 @@ mod tests {
             directory: Path::new("/"),
             cgroup: Some(cgroup.as_fd()),
             network: crate::spawn::Network::New,
+            mounts: None,
             descriptors: &[],
         })
         .unwrap();

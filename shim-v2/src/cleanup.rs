@@ -17,6 +17,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup;
 use crate::error::SandboxError;
+use crate::hooks;
 use crate::spec;
 
 /// How long a shim that ends by itself is waited for.
@@ -25,6 +26,8 @@ const OWN_END: Duration = Duration::from_millis(1500);
 const KILLED: Duration = Duration::from_secs(2);
 /// How long a cgroup may take to be empty.
 const EMPTY: Duration = Duration::from_millis(400);
+/// How long all of it may take, hooks with it.
+const ALL: Duration = Duration::from_millis(4500);
 /// The exit status of what was killed.
 const STATUS: u32 = 137;
 
@@ -39,7 +42,7 @@ pub struct Deleted {
     pub exited_at: SystemTime,
 }
 
-/// Removes what is left of a container. Done within four seconds.
+/// Removes what is left of a container. Done within containerd's five seconds.
 pub fn delete(namespace: &str, id: &str, bundle: &Path) -> Result<Deleted, SandboxError> {
     delete_under(Path::new(ROOT), namespace, id, bundle)
 }
@@ -50,6 +53,7 @@ fn delete_under(
     id: &str,
     bundle: &Path,
 ) -> Result<Deleted, SandboxError> {
+    let begin = Instant::now();
     let failed = |cause: StateError| SandboxError::failed("take the pod down", cause);
     let mut deleted = Deleted {
         pid: 0,
@@ -93,7 +97,50 @@ fn delete_under(
     }
     remove_cgroups(cgroups);
     state.remove().map_err(failed)?;
+    run_poststop(id, bundle, ALL.saturating_sub(begin.elapsed()));
     Ok(deleted)
+}
+
+/// The hooks that undo what others have done for the container, as runc's `delete` runs them. The
+/// caller is in containerd's own namespaces.
+fn run_poststop(id: &str, bundle: &Path, limit: Duration) {
+    let read = spec::read(bundle).and_then(|spec| spec::HostHooks::of(&spec));
+    let hooks = match read {
+        Ok(hooks) if !hooks.poststop.is_empty() => hooks,
+        _ => return,
+    };
+    let directory = bundle.display().to_string();
+    let state = hooks::State {
+        oci_version: &hooks.version,
+        id,
+        status: "stopped",
+        pid: 0,
+        bundle: &directory,
+        annotations: &hooks.annotations,
+    };
+    let place = hooks::Place {
+        cgroup: None,
+        mounts: None,
+        directory: bundle.to_owned(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ran = match runtime {
+        Ok(runtime) => runtime
+            .block_on(hooks::run(
+                "poststop",
+                &hooks.poststop,
+                &state,
+                &place,
+                limit,
+            ))
+            .map_err(|error| error.one_line()),
+        Err(error) => Err(format!("start a runtime for the poststop hooks: {error}")),
+    };
+    if let Err(line) = ran {
+        eprint!("{line}; ");
+    }
 }
 
 /// Removes what a dead shim has left of a pod of this name, before a new one of that name starts.
@@ -182,9 +229,15 @@ fn remove_cgroups(mut cgroups: Vec<PathBuf>) {
         .iter()
         .find(|path| path.file_name().is_some_and(|name| name == cgroup::LEAF));
     if let Some(leaf) = leaf {
+        if let Some(line) = leaf.parent().and_then(cgroup::limits::killed) {
+            eprint!("{line}; ");
+        }
         cgroup::kill(leaf);
     }
     let busy = cgroup::remove(&cgroups, EMPTY);
+    // A hook that was at work when the shim died, for example.
+    busy.iter().for_each(|path| cgroup::kill(path));
+    let busy = cgroup::remove(&busy, EMPTY);
     for path in &busy {
         eprint!("cgroup {} is not empty; ", path.display());
     }

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::{CreateTaskRequest, Mount, ProcessInfo, Status as TaskStatus};
-use containerd_shim_protos::cgroups_v2::metrics as cgroups;
 use containerd_shim_protos::shim::oci::{Options as RuncOptions, ProcessDetails};
 use containerd_shim_protos::ttrpc;
 use protobuf::well_known_types::any::Any;
@@ -17,39 +16,41 @@ use ttrpc::Code;
 
 use crate::error::one_line;
 use crate::pod::{CreateRequest, ExecRegistration, PodError, TaskProcess};
-use crate::process::Status;
-use crate::request::{RootfsMount, Stats};
+use crate::process::{Exit, Status};
+use crate::request::RootfsMount;
 use crate::sandbox::SandboxErrorKind;
 use crate::stdio::StdioPaths;
 
-/// What containerd's Go code sends for "no time": 0001-01-01T00:00:00Z.
-const NO_TIME: i64 = -62_135_596_800;
+mod figures;
+
+pub use figures::stats;
+
 /// CRI's and ctr's options for runtimes other than runc.
 const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
 /// The options of runc's shim, which containerd sends to any.
 const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// An exec's process, as JSON.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+/// An update's limits, as JSON.
+const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// A time, or "no time".
 pub fn timestamp_or_none(time: Option<SystemTime>) -> MessageField<Timestamp> {
-    match time {
-        Some(time) => timestamp(time),
-        None => MessageField::some(Timestamp {
-            seconds: NO_TIME,
-            ..Timestamp::default()
-        }),
-    }
+    timestamp(time.unwrap_or(Exit::of_nothing().at))
 }
 
 /// A time.
 pub fn timestamp(time: SystemTime) -> MessageField<Timestamp> {
     let (seconds, nanos) = match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => (since.as_secs(), since.subsec_nanos()),
-        Err(_) => (0, 0),
+        Ok(since) => (
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            since.subsec_nanos(),
+        ),
+        // The only time before 1970 is "no time", a whole second.
+        Err(before) => (0i64.saturating_sub_unsigned(before.duration().as_secs()), 0),
     };
     MessageField::some(Timestamp {
-        seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+        seconds,
         nanos: i32::try_from(nanos).unwrap_or_default(),
         ..Timestamp::default()
     })
@@ -191,11 +192,27 @@ pub fn exec(
     })
 }
 
+/// An update's limits as JSON. Its annotations mean nothing here, as with runc.
+pub fn resources(
+    request: containerd_shim_protos::api::UpdateTaskRequest,
+) -> Result<Vec<u8>, PodError> {
+    let resources = request.resources.into_option().unwrap_or_default();
+    if !resources.type_url.ends_with("/LinuxResources") {
+        return Err(PodError::BadRequest(format!(
+            "read the limits for container {:?}: their type is {:?}, not {RESOURCES:?}",
+            request.id, resources.type_url
+        )));
+    }
+    Ok(resources.value)
+}
+
 /// A process's state.
 pub fn status(status: Status) -> EnumOrUnknown<TaskStatus> {
     match status {
         Status::Created => TaskStatus::CREATED,
         Status::Running => TaskStatus::RUNNING,
+        Status::Pausing => TaskStatus::PAUSING,
+        Status::Paused => TaskStatus::PAUSED,
         Status::Stopped => TaskStatus::STOPPED,
     }
     .into()
@@ -215,48 +232,6 @@ pub fn process(process: TaskProcess) -> Result<ProcessInfo, PodError> {
         info.info = MessageField::some(any("containerd.runc.v1.ProcessDetails", &details)?);
     }
     Ok(info)
-}
-
-/// A container's figures, as those of a cgroup v2.
-pub fn stats(stats: &Stats) -> Result<Any, PodError> {
-    let metrics = cgroups::Metrics {
-        pids: MessageField::some(cgroups::PidsStat {
-            current: stats.pids_current,
-            limit: stats.pids_limit,
-            ..Default::default()
-        }),
-        cpu: MessageField::some(cgroups::CPUStat {
-            usage_usec: stats.cpu_usage_us,
-            user_usec: stats.cpu_user_us,
-            system_usec: stats.cpu_system_us,
-            nr_periods: stats.cpu_periods,
-            nr_throttled: stats.cpu_throttled_periods,
-            throttled_usec: stats.cpu_throttled_us,
-            ..Default::default()
-        }),
-        memory: MessageField::some(cgroups::MemoryStat {
-            anon: stats.memory_anon,
-            file: stats.memory_file,
-            kernel_stack: stats.memory_kernel_stack,
-            slab: stats.memory_slab,
-            inactive_file: stats.memory_inactive_file,
-            active_file: stats.memory_active_file,
-            pgfault: stats.page_faults,
-            pgmajfault: stats.page_major_faults,
-            usage: stats.memory_usage,
-            usage_limit: stats.memory_limit,
-            max_usage: stats.memory_peak,
-            swap_usage: stats.swap_usage,
-            swap_limit: stats.swap_limit,
-            ..Default::default()
-        }),
-        memory_events: MessageField::some(cgroups::MemoryEvents {
-            oom_kill: stats.oom_kills,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    any("io.containerd.cgroups.v2.Metrics", &metrics)
 }
 
 fn any(name: &str, message: &impl Message) -> Result<Any, PodError> {

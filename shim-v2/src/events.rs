@@ -94,6 +94,16 @@ pub enum TaskEvent {
         /// How and when its init exited.
         exit: Exit,
     },
+    /// A container's processes stand still.
+    Paused {
+        /// Its id.
+        container: String,
+    },
+    /// A container's processes go on.
+    Resumed {
+        /// Its id.
+        container: String,
+    },
     /// Processes of a container were killed for its memory limit.
     OutOfMemory {
         /// Its id.
@@ -188,6 +198,20 @@ impl TaskEvent {
                     pid,
                     exit_status: exit.status,
                     exited_at: convert::timestamp(exit.at),
+                    ..Default::default()
+                }),
+            ),
+            Self::Paused { container } => (
+                "/tasks/paused",
+                pack(&proto::TaskPaused {
+                    container_id: container,
+                    ..Default::default()
+                }),
+            ),
+            Self::Resumed { container } => (
+                "/tasks/resumed",
+                pack(&proto::TaskResumed {
+                    container_id: container,
                     ..Default::default()
                 }),
             ),

@@ -133,6 +133,7 @@ fn start(
         directory: Path::new("/"),
         cgroup,
         network: Network::Inherited,
+        mounts: None,
         descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
     })
     .map_err(|cause| SandboxError::failed(format!("start the {what}"), cause))?;

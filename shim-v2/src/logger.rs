@@ -167,7 +167,7 @@ fn parse(uri: &str) -> Result<(PathBuf, Vec<String>), LoggerError> {
 }
 
 /// Undoes the percent encoding of a URI; in a query `+` is a space.
-fn unescape(text: &str, query: bool) -> Option<String> {
+pub fn unescape(text: &str, query: bool) -> Option<String> {
     let mut bytes = text.bytes();
     let mut plain = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

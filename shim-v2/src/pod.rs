@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -20,18 +21,23 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::bundle::{BundleError, Role};
+use crate::bundle::Role;
 use crate::events::{Publisher, TaskEvent};
 use crate::process::{Exit, Life, Status};
-use crate::sandbox::{RootfsMount, Sandbox, SandboxError, SandboxErrorKind, Stats};
-use crate::stdio::{Stdio, StdioError, StdioPaths};
+use crate::sandbox::{RootfsMount, Sandbox, SandboxErrorKind, Stats};
+use crate::stdio::{Stdio, StdioPaths};
+
+use freeze::Freeze;
 
 mod create;
 mod delete;
+mod error;
 mod exits;
+mod freeze;
 mod start;
 
 pub use create::CreateRequest;
+pub use error::PodError;
 
 /// How long a call may wait for the guest where it must answer within a second.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -39,41 +45,6 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 const KILL: u32 = 9;
 /// The exit status of what was killed.
 const KILLED: u32 = 137;
-
-/// Why the pod can't do what is asked; `convert` gives each its code.
-#[derive(Debug, thiserror::Error)]
-pub enum PodError {
-    /// No such container or process, or one that has exited.
-    #[error("{0}")]
-    NotFound(String),
-    /// The name is taken.
-    #[error("{0}")]
-    AlreadyExists(String),
-    /// Not now, by containerd's rules.
-    #[error("{0}")]
-    WrongState(String),
-    /// The request is malformed.
-    #[error("{0}")]
-    BadRequest(String),
-    /// Not supported.
-    #[error("{0}")]
-    Unsupported(String),
-    /// Refused, in the words of runc's shim.
-    #[error("{0}")]
-    Refused(String),
-    /// Anything else.
-    #[error("{0}")]
-    Failed(String),
-    /// containerd's streams.
-    #[error(transparent)]
-    Stdio(#[from] StdioError),
-    /// The bundle's files.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    /// The sandbox.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-}
 
 /// An exec to be known.
 #[derive(Debug)]
@@ -164,6 +135,7 @@ struct Container {
     sandbox: OnceLock<Arc<Sandbox>>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    freeze: Mutex<Freeze>,
 }
 
 impl Container {
@@ -224,17 +196,26 @@ pub struct Pod {
     namespace: String,
     id: String,
     publisher: Publisher,
+    /// The mount namespace of containerd, where hooks run.
+    host_mounts: Option<Arc<OwnedFd>>,
     state: Mutex<State>,
     done: watch::Sender<bool>,
 }
 
 impl Pod {
-    /// A pod without a sandbox, which comes with its first container.
-    pub fn new(namespace: &str, id: &str, publisher: Publisher) -> Arc<Self> {
+    /// A pod without a sandbox, which comes with its first container. Hooks run in the mount
+    /// namespace `host_mounts`; none: the shim's own.
+    pub fn new(
+        namespace: &str,
+        id: &str,
+        publisher: Publisher,
+        host_mounts: Option<OwnedFd>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             publisher,
+            host_mounts: host_mounts.map(Arc::new),
             state: Mutex::default(),
             done: watch::Sender::new(false),
         })
@@ -260,11 +241,12 @@ impl Pod {
     /// A process's state.
     pub fn process_state(&self, id: &str, exec: &str) -> Result<ProcessState, PodError> {
         let (container, process) = self.find(id, exec)?;
+        let status = container.status_of(&process);
         let life = process.life();
         Ok(ProcessState {
             bundle: container.bundle.clone(),
             pid: life.pid(),
-            status: life.status(),
+            status,
             stdio: process.paths.clone(),
             exit: life.exit(),
         })
@@ -320,6 +302,9 @@ impl Pod {
             return Err(PodError::Refused(
                 "cannot exec in a stopped state".to_owned(),
             ));
+        }
+        if let Some(word) = container.freeze().word() {
+            return Err(PodError::Refused(format!("cannot exec in a {word} state")));
         }
         let process = Process::new(
             &exec.container,

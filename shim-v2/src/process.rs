@@ -5,7 +5,10 @@
 //! exit that is seen while a call that makes the process is under way is held back, and handed out
 //! when that call has been answered.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// From containerd's "no time", 0001-01-01T00:00:00Z, to 1970, in seconds.
+pub const NO_TIME: u64 = 62_135_596_800;
 
 /// How a process ended, as it is told to containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,17 @@ pub struct Exit {
     pub status: u32,
     /// When.
     pub at: SystemTime,
+}
+
+impl Exit {
+    /// What is told of an exec that never was a process, in the words of runc's shim.
+    pub fn of_nothing() -> Self {
+        let no_time = UNIX_EPOCH.checked_sub(Duration::from_secs(NO_TIME));
+        Self {
+            status: 0,
+            at: no_time.unwrap_or(UNIX_EPOCH),
+        }
+    }
 }
 
 /// The guest's news that a process is gone; its output may still be under way.
@@ -36,6 +50,10 @@ pub enum Status {
     Created,
     /// Running, or its last output is under way.
     Running,
+    /// Its container is being frozen.
+    Pausing,
+    /// Its container stands still.
+    Paused,
     /// Exited.
     Stopped,
 }
@@ -47,6 +65,8 @@ pub enum Refusal {
     Started,
     /// It has exited.
     Stopped,
+    /// An exec whose start has failed: there is no second try.
+    Failed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +81,8 @@ enum Stage {
     /// Gone, but what it wrote is still on its way to the reader.
     Draining,
     Exited(Exit),
+    /// An exec whose start has failed: it never was a process.
+    NeverRan,
 }
 
 /// The state machine of one process.
@@ -98,7 +120,7 @@ impl Life {
     /// As `State` tells it.
     pub fn status(&self) -> Status {
         match self.stage {
-            Stage::Creating | Stage::Created | Stage::Starting => Status::Created,
+            Stage::Creating | Stage::Created | Stage::Starting | Stage::NeverRan => Status::Created,
             Stage::Running | Stage::Draining => Status::Running,
             Stage::Exited(_) => Status::Stopped,
         }
@@ -108,6 +130,7 @@ impl Life {
     pub fn exit(&self) -> Option<Exit> {
         match self.stage {
             Stage::Exited(exit) => Some(exit),
+            Stage::NeverRan => Some(Exit::of_nothing()),
             _ => None,
         }
     }
@@ -141,6 +164,7 @@ impl Life {
             }
             Stage::Creating | Stage::Starting | Stage::Running => Err(Refusal::Started),
             Stage::Draining | Stage::Exited(_) => Err(Refusal::Stopped),
+            Stage::NeverRan => Err(Refusal::Failed),
         }
     }
 
@@ -158,10 +182,10 @@ impl Life {
     }
 
     /// An exec's start has failed: it never was a process, so there is no exit to be told.
-    pub fn never_ran(&mut self, exit: Exit) {
+    pub fn never_ran(&mut self) {
         self.held = None;
         self.pid = 0;
-        self.stage = Stage::Exited(exit);
+        self.stage = Stage::NeverRan;
     }
 
     /// The process is gone. Handed back if its exit is to be told now; not if it is held back, or
@@ -176,7 +200,7 @@ impl Life {
                 self.stage = Stage::Draining;
                 Some(gone)
             }
-            Stage::Draining | Stage::Exited(_) => None,
+            Stage::Draining | Stage::Exited(_) | Stage::NeverRan => None,
         }
     }
 
@@ -262,10 +286,12 @@ mod tests {
     fn an_exec_that_never_ran_has_no_exit_to_tell() {
         let mut life = Life::registered();
         life.begin_start().expect("first");
-        life.never_ran(gone(255).exit);
-        assert_eq!((life.status(), life.pid()), (Status::Stopped, 0));
+        life.never_ran();
+        assert_eq!((life.status(), life.pid()), (Status::Created, 0));
+        assert_eq!(life.exit().map(|exit| exit.status), Some(0));
+        assert!(!life.is_gone() && !life.is_under_way());
         assert_eq!(life.gone(gone(0)), None);
-        assert_eq!(life.begin_start(), Err(Refusal::Stopped));
+        assert_eq!(life.begin_start(), Err(Refusal::Failed));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! Plain values in the shim's own words, imported by `sandbox` and the parts below it; `sandbox`
 //! re-exports them for those above.
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::mpsc;
@@ -19,6 +22,8 @@ pub struct SandboxRequest {
     pub bundle: PathBuf,
     /// The configuration file named by the runtime's options; none: the installed one.
     pub config_path: Option<PathBuf>,
+    /// The mount namespace of containerd, where hooks run; none: the shim's own.
+    pub host_mounts: Option<Arc<OwnedFd>>,
     /// Where the sandbox tells what happens in it.
     pub events: mpsc::UnboundedSender<SandboxEvent>,
 }
@@ -45,6 +50,8 @@ pub struct ContainerRequest {
     pub bundle: PathBuf,
     /// The root file system's mounts; empty: the spec's `root.path` is it.
     pub rootfs: Vec<RootfsMount>,
+    /// It holds the pod's namespaces and runs nothing: CRI's pause container.
+    pub placeholder: bool,
     /// The init's standard streams.
     pub streams: StreamTokens,
 }
@@ -89,7 +96,7 @@ pub struct CreatedContainer {
 /// A container's figures, from its cgroup in the guest. Times are in microseconds, memory in bytes,
 /// and a limit of `u64::MAX` means none.
 #[allow(missing_docs)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     pub cpu_usage_us: u64,
     pub cpu_user_us: u64,
@@ -114,6 +121,36 @@ pub struct Stats {
     pub pids_current: u64,
     /// 0: no limit.
     pub pids_limit: u64,
+    pub swap_peak: u64,
+    /// The file `memory.stat`.
+    pub memory_stat: HashMap<String, u64>,
+    /// The file `memory.events`.
+    pub memory_events: HashMap<String, u64>,
+    pub io: Vec<DeviceIo>,
+    pub huge_pages: Vec<HugePages>,
+}
+
+/// What a container has read from a device and written to it, in bytes and in operations.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIo {
+    pub major: u64,
+    pub minor: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
+}
+
+/// A container's huge pages of one size, in bytes.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HugePages {
+    /// As in the names of the cgroup's files: "2MB".
+    pub size: String,
+    pub current: u64,
+    pub max: u64,
+    pub failures: u64,
 }
 
 /// What happens in a sandbox, in order.

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -28,14 +29,23 @@ pub use crate::request::{
     Stats, StreamTokens,
 };
 use crate::share::{Mounted, Share};
-use crate::spec::Split;
+use crate::spec::{MemorySize, Split};
 use crate::stand_in::StandIn;
 
 mod bring_up;
+mod clock;
 mod container;
+mod disks;
+mod hooks;
+mod limits;
 mod machine;
+mod memory;
 
+use disks::{Disk, Number};
+use hooks::ContainerHooks;
+use limits::Limits;
 use machine::Machine;
+use memory::MemoryNames;
 
 /// How long the agent has for an announced end of the guest.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -43,6 +53,9 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 const DELETE_IN_GUEST: Duration = Duration::from_secs(5);
 /// How long a stream may take to be taken by the VMM.
 const OPEN_STREAM: Duration = Duration::from_secs(10);
+
+/// SIGKILL.
+const KILL: u32 = 9;
 
 /// The least time between two that a container's lack of memory is told.
 const OUT_OF_MEMORY: Duration = Duration::from_millis(100);
@@ -58,6 +71,13 @@ pub struct Sandbox {
     share: Arc<Share>,
     /// The pod's network namespace, which each stand-in joins.
     network: OwnedFd,
+    /// containerd's mount namespace, where hooks run.
+    host_mounts: Option<Arc<OwnedFd>>,
+    /// The sandbox container's cgroup, which has the pod's limits on the host.
+    limited: PathBuf,
+    /// The VM's memory.
+    memory: MemorySize,
+    vcpus: u8,
     events: mpsc::UnboundedSender<SandboxEvent>,
     inner: Mutex<Inner>,
     /// The processes and the rest of the machine, until they are taken down.
@@ -76,6 +96,8 @@ struct Inner {
     /// The first container's spec, which the VM was made by, until that container is made.
     first_split: Option<Split>,
     volumes: u64,
+    memory: MemoryNames,
+    disks: HashMap<Number, Disk>,
     record: Record,
 }
 
@@ -86,6 +108,12 @@ struct Container {
     cgroup: Option<Arc<Cgroup>>,
     /// To be dropped from the last to the first.
     mounts: Vec<Mounted>,
+    /// Its disks, a number each time that it holds one.
+    disks: Vec<Number>,
+    /// Its hooks on the host, once the first of them has been begun.
+    hooks: Option<Arc<ContainerHooks>>,
+    /// Its limits, as far as it has them.
+    limits: Limits,
     execs: HashMap<String, Exec>,
     exited: bool,
     /// When a lack of memory was last told.
@@ -130,9 +158,16 @@ impl Sandbox {
         })
     }
 
-    /// Lets a created container run.
+    /// Lets a created container run, and runs its hooks for that moment: if one fails, the container
+    /// is killed.
     pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
         self.agent.start_container(id).await?;
+        if let Err(error) = hooks::after_start(self, id).await {
+            if let Err(error) = self.agent.signal(id, "", KILL, true).await {
+                tracing::warn!("{}", error.one_line());
+            }
+            return Err(error.during(format!("start container {id}")));
+        }
         if tracing::enabled!(tracing::Level::DEBUG) {
             self.vmm.log_figures("the start of a container").await;
         }
@@ -286,13 +321,24 @@ impl Sandbox {
         if let Some(stand_in) = container.stand_in.take() {
             stand_in.end().await;
         }
+        for number in std::mem::take(&mut container.disks) {
+            disks::release(self, number).await;
+        }
         let cgroup = container.cgroup.take();
+        let hooks = container.hooks.take();
         let own = self.id.clone();
         let id = id.to_owned();
+        let _ = tokio::task::spawn_blocking(move || drop(container)).await;
+        if let Some(hooks) = hooks {
+            hooks::after_stop(self, &hooks, cgroup.clone()).await;
+        }
         let _ = tokio::task::spawn_blocking(move || {
-            drop(container);
             // The sandbox's own holds the leaf that the shim lives in: it goes with the pod.
             if let Some(cgroup) = cgroup.filter(|_| id != own) {
+                // What a hook has left behind goes with the container.
+                for busy in crate::cgroup::remove(cgroup.made(), Duration::from_millis(500)) {
+                    crate::cgroup::kill(&busy);
+                }
                 crate::cgroup::remove(cgroup.made(), Duration::from_millis(500));
             }
         })
@@ -327,7 +373,12 @@ impl Sandbox {
         };
         if !event.exit {
             let last = container.out_of_memory.replace(Instant::now());
-            return last.is_none_or(|last| last.elapsed() >= OUT_OF_MEMORY);
+            let told = last.is_none_or(|last| last.elapsed() >= OUT_OF_MEMORY);
+            if told {
+                let limit = limits::out_of_memory(container.limits.memory, &self.memory);
+                tracing::warn!(container = event.container, "out of memory: {limit}");
+            }
+            return told;
         }
         !std::mem::replace(exited, true)
     }

@@ -69,7 +69,7 @@ pub enum ServeError {
 pub fn run(flags: &Flags) -> Result<(), ServeError> {
     let listener = take_listener().map_err(ServeError::NoListener)?;
     // Before there is a second thread: a namespace is a thread's.
-    share::own_namespace().map_err(|source| ServeError::Start {
+    let host_mounts = share::own_namespace().map_err(|source| ServeError::Start {
         step: "leave the host's mount namespace",
         source,
     })?;
@@ -83,7 +83,7 @@ pub fn run(flags: &Flags) -> Result<(), ServeError> {
             step: "start the runtime",
             source,
         })?;
-    let served = runtime.block_on(serve(flags, listener));
+    let served = runtime.block_on(serve(flags, listener, host_mounts));
     // A blocking call that hangs does not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     cgroup::retire();
@@ -105,7 +105,11 @@ fn take_listener() -> io::Result<StdUnixListener> {
     Ok(listener)
 }
 
-async fn serve(flags: &Flags, listener: StdUnixListener) -> Result<(), ServeError> {
+async fn serve(
+    flags: &Flags,
+    listener: StdUnixListener,
+    host_mounts: OwnedFd,
+) -> Result<(), ServeError> {
     let failed = |step| move |source| ServeError::Start { step, source };
     let path = listener
         .local_addr()
@@ -116,7 +120,7 @@ async fn serve(flags: &Flags, listener: StdUnixListener) -> Result<(), ServeErro
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("watch for SIGINT"))?;
 
     let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &flags.namespace);
-    let pod = Pod::new(&flags.namespace, &flags.id, publisher);
+    let pod = Pod::new(&flags.namespace, &flags.id, publisher, Some(host_mounts));
     let clients = watch::Sender::new(0);
     let mut server = Server::new()
         .add_listener(Listener::new(accept(listener, clients.clone())))

@@ -57,13 +57,6 @@ fn status(code: Code, text: impl ToString) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, text))
 }
 
-fn not_supported<T>(what: &str, id: &str) -> ttrpc::Result<T> {
-    Err(status(
-        Code::UNIMPLEMENTED,
-        format!("{what} container {id:?}: kata-like does not support this yet"),
-    ))
-}
-
 #[async_trait]
 impl Task for TaskService {
     async fn state(
@@ -148,11 +141,13 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<Empty> {
-        not_supported("pause", &request.id)
+        apart(Arc::clone(&self.pod).pause(request.id)).await?;
+        Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<Empty> {
-        not_supported("resume", &request.id)
+        apart(Arc::clone(&self.pod).resume(request.id)).await?;
+        Ok(Empty::new())
     }
 
     async fn checkpoint(
@@ -160,7 +155,13 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::CheckpointTaskRequest,
     ) -> ttrpc::Result<Empty> {
-        not_supported("checkpoint", &request.id)
+        Err(status(
+            Code::UNIMPLEMENTED,
+            format!(
+                "checkpoint container {:?}: not supported: the state of a virtual machine's processes can't be saved",
+                request.id
+            ),
+        ))
     }
 
     async fn update(
@@ -168,7 +169,10 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::UpdateTaskRequest,
     ) -> ttrpc::Result<Empty> {
-        not_supported("update", &request.id)
+        let id = request.id.clone();
+        let resources = convert::resources(request).map_err(convert::failure)?;
+        apart(Arc::clone(&self.pod).update(id, resources)).await?;
+        Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<Empty> {

@@ -31,15 +31,18 @@ use crate::spec::Volume;
 mod filesystem;
 
 /// Leaves the host's mount namespace for one of the shim's own that follows it. To be called before
-/// the process has a second thread: a namespace is a thread's.
-pub fn own_namespace() -> io::Result<()> {
+/// the process has a second thread: a namespace is a thread's. Answers the one that was left, for
+/// programs that are to see the host as containerd does.
+pub fn own_namespace() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let host = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
     // SAFETY: only NEWNS is asked for: no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
     mount_change(
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )?;
-    Ok(())
+    Ok(host)
 }
 
 /// Attributes of mount_setattr(2).
@@ -240,11 +243,20 @@ impl Share {
             SandboxError::failed(step, cause)
         })?;
         let kind = kind_of(&tree);
-        if !matches!(kind, Some(FileType::Directory | FileType::RegularFile)) {
-            return Err(SandboxError::unsupported(
-                format_args!("{} with source {}", volume.field, source.display()),
-                "only files and directories of the host can be shared, no socket, pipe or device",
-            ));
+        match kind {
+            Some(FileType::Directory | FileType::RegularFile) => {}
+            // As what it is: nobody of the host's is behind it for a process in the guest.
+            Some(FileType::Socket | FileType::Fifo) => tracing::info!(
+                "{}: {} is a socket or pipe of the host: from the guest nobody answers there",
+                volume.field,
+                source.display()
+            ),
+            _ => {
+                return Err(SandboxError::unsupported(
+                    format_args!("{} with source {}", volume.field, source.display()),
+                    "a device of the host can't be mounted; name a block device in linux.devices (ctr --device)",
+                ));
+            }
         }
         if volume.read_only {
             // Below the top only what the host has made read-only is: as `ro` means to runc.

@@ -44,6 +44,8 @@ pub struct Birth<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Its network namespace.
     pub network: Network<'a>,
+    /// The mount namespace that it lives in; none: the shim's.
+    pub mounts: Option<BorrowedFd<'a>>,
     /// Standard input, output, error and then descriptors 3, 4, …; none: `/dev/null`.
     pub descriptors: &'a [Option<BorrowedFd<'a>>],
 }
@@ -111,9 +113,10 @@ const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The child's steps, as it reports them through the pipe.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     "arrange the descriptors of",
     "join the network namespace of",
+    "enter the mount namespace of",
     "enter the directory of",
     "close the descriptors of",
     "run",
@@ -182,7 +185,7 @@ pub fn birth(how: &Birth) -> Result<Newborn, BirthError> {
             },
             io::Error::last_os_error(),
         )),
-        0 => plan.run(&mut sources, how.network, reporter.as_raw_fd()),
+        0 => plan.run(&mut sources, how, reporter.as_raw_fd()),
         pid => {
             // SAFETY: clone3 has succeeded with CLONE_PIDFD: `pidfd` is a new descriptor that
             // nobody else owns.
@@ -259,12 +262,11 @@ impl Plan {
     }
 
     /// The child's life before its program. System calls only: see the SAFETY of clone3 above.
-    fn run(&self, sources: &mut [RawFd], network: Network, reporter: RawFd) -> ! {
+    fn run(&self, sources: &mut [RawFd], how: &Birth, reporter: RawFd) -> ! {
         let count = sources.len() as c_int;
         // Above every target, so that no dup2 below overwrites what a later one needs.
-        let (reporter, network) = match self.lift(sources, reporter, network, count) {
-            Ok(lifted) => lifted,
-            Err(()) => fail(reporter, 0),
+        let Ok((reporter, network, mounts)) = lift_all(sources, reporter, how, count) else {
+            fail(reporter, 0)
         };
         for (target, source) in sources.iter().enumerate() {
             // SAFETY: dup2 on numbers only; both are below the limit, or it fails with EBADF.
@@ -279,13 +281,16 @@ impl Plan {
             if network >= 0 && libc::setns(network, libc::CLONE_NEWNET) != 0 {
                 fail(reporter, 1);
             }
+            if mounts >= 0 && libc::setns(mounts, libc::CLONE_NEWNS) != 0 {
+                fail(reporter, 2);
+            }
             libc::setpgid(0, 0);
             libc::umask(0o022);
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
             if libc::chdir(self.directory.as_ptr()) != 0 {
-                fail(reporter, 2);
+                fail(reporter, 3);
             }
             // By close-on-exec, not at once: the pipe must live until the exec has succeeded.
             let rest = libc::syscall(
@@ -295,7 +300,7 @@ impl Plan {
                 libc::CLOSE_RANGE_CLOEXEC,
             );
             if rest != 0 {
-                fail(reporter, 3);
+                fail(reporter, 4);
             }
             libc::execve(
                 self.program.as_ptr(),
@@ -303,34 +308,38 @@ impl Plan {
                 self.environment.as_ptr(),
             );
         }
-        fail(reporter, 4)
+        fail(reporter, 5)
     }
+}
 
-    /// Copies every descriptor that is still needed to a number of `floor` or more.
-    fn lift(
-        &self,
-        sources: &mut [RawFd],
-        reporter: RawFd,
-        network: Network,
-        floor: c_int,
-    ) -> Result<(RawFd, RawFd), ()> {
-        let lift = |fd: RawFd| {
-            // SAFETY: fcntl with F_DUPFD_CLOEXEC takes numbers only.
-            match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, floor) } {
-                -1 => Err(()),
-                lifted => Ok(lifted),
-            }
-        };
-        let reporter = lift(reporter)?;
-        for source in sources {
-            *source = lift(*source)?;
+/// Copies every descriptor that the child still needs to a number of `floor` or more. Answers those
+/// of the report, the network namespace and the mount namespace; -1 where there is none.
+fn lift_all(
+    sources: &mut [RawFd],
+    reporter: RawFd,
+    how: &Birth,
+    floor: c_int,
+) -> Result<(RawFd, RawFd, RawFd), ()> {
+    let lift = |fd: RawFd| {
+        // SAFETY: fcntl with F_DUPFD_CLOEXEC takes numbers only.
+        match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, floor) } {
+            -1 => Err(()),
+            lifted => Ok(lifted),
         }
-        let network = match network {
-            Network::Join(fd) => lift(fd.as_raw_fd())?,
-            Network::Inherited | Network::New => -1,
-        };
-        Ok((reporter, network))
+    };
+    let reporter = lift(reporter)?;
+    for source in sources {
+        *source = lift(*source)?;
     }
+    let network = match how.network {
+        Network::Join(fd) => lift(fd.as_raw_fd())?,
+        Network::Inherited | Network::New => -1,
+    };
+    let mounts = match how.mounts {
+        Some(fd) => lift(fd.as_raw_fd())?,
+        None => -1,
+    };
+    Ok((reporter, network, mounts))
 }
 
 /// Tells the parent which step failed, and ends the child.

@@ -11,16 +11,21 @@
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::error::SandboxError;
 
+mod devices;
+mod hooks;
 mod mounts;
 mod size;
 
-pub use mounts::Volume;
-pub use size::SizePart;
+pub use devices::DiskPart;
+pub use hooks::{HostHook, HostHooks};
+pub use mounts::{MemoryVolume, Volume};
+pub use size::{MemorySize, SizePart};
 
+use devices::split_devices;
 use mounts::split_mounts;
 use size::size_of;
 
@@ -41,6 +46,18 @@ pub struct HostPart {
     pub root: Option<PathBuf>,
     /// The sources of its bind mounts.
     pub volumes: Vec<Volume>,
+    /// Memory of the pod that is mounted.
+    pub memory: Vec<MemoryVolume>,
+    /// Block devices that become disks of the guest.
+    pub disks: Vec<DiskPart>,
+    /// Devices of the host that a privileged container goes without.
+    pub left_out: Vec<PathBuf>,
+    /// The hooks that run on the host.
+    pub hooks: HostHooks,
+    /// Its own memory limit in bytes.
+    pub memory_limit: Option<u64>,
+    /// Its own CPU quota in microseconds.
+    pub cpu_quota: Option<i64>,
     /// What it may use, for the size of a VM that is made for it.
     pub size: SizePart,
 }
@@ -71,6 +88,8 @@ pub struct Pod<'a> {
     pub task_of: &'a dyn Fn(u32) -> Option<String>,
     /// A name that no volume of the pod has yet.
     pub volume_name: &'a mut dyn FnMut() -> String,
+    /// The pod's memory in the place of a tmpfs of the host, if this path leads to one.
+    pub memory_of: &'a mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, SandboxError>,
 }
 
 /// Reads a bundle's spec.
@@ -124,10 +143,11 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
         // In runc's words.
         return Err(bad("process property must not be empty"));
     }
-    refuse_hooks(&spec)?;
     refuse_host_fields(&spec)?;
     let network = split_namespaces(&mut spec, pod.task_of)?;
-    let volumes = split_mounts(&mut spec, bundle, pod.volume_name)?;
+    let hooks = HostHooks::take(&mut spec)?;
+    let (disks, left_out) = split_devices(&mut spec)?;
+    let (volumes, memory) = split_mounts(&mut spec, bundle, pod.volume_name, pod.memory_of)?;
     let root = spec
         .root()
         .as_ref()
@@ -143,6 +163,12 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
             network,
             root,
             volumes,
+            memory,
+            disks,
+            left_out,
+            hooks,
+            memory_limit: size::own_memory(&spec),
+            cpu_quota: size::own_quota(&spec),
             size,
         },
         guest,
@@ -160,28 +186,6 @@ pub fn guest_process(json: &[u8]) -> Result<Vec<u8>, SandboxError> {
     process.set_selinux_label(None);
     serde_json::to_vec(&process)
         .map_err(|cause| SandboxError::failed("write the guest's part of a process", cause))
-}
-
-fn refuse_hooks(spec: &Spec) -> Result<(), SandboxError> {
-    let Some(hooks) = spec.hooks() else {
-        return Ok(());
-    };
-    #[allow(deprecated)]
-    let of_the_host = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    for (name, list) in of_the_host {
-        if list.as_ref().is_some_and(|list| !list.is_empty()) {
-            return Err(SandboxError::unsupported(
-                format_args!("hooks.{name}"),
-                "hooks that run on the host are not run yet",
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// Fields whose meaning lies on the host and that nothing here gives them.
@@ -213,26 +217,7 @@ fn refuse_host_fields(spec: &Spec) -> Result<(), SandboxError> {
             "a socket of the host can't be reached from the guest",
         ));
     }
-    for (index, device) in linux.devices().iter().flatten().enumerate() {
-        if !is_in_every_kernel(device.typ(), device.major(), device.minor()) {
-            return Err(SandboxError::unsupported(
-                format_args!("linux.devices[{index}] ({})", device.path().display()),
-                "devices of the host can't be passed into the guest; run a privileged container without them (privileged_without_host_devices, ctr --privileged-without-host-devices)",
-            ));
-        }
-    }
     Ok(())
-}
-
-/// Device numbers that mean the same in any Linux (Documentation/admin-guide/devices.txt).
-fn is_in_every_kernel(kind: LinuxDeviceType, major: i64, minor: i64) -> bool {
-    let is_character = matches!(kind, LinuxDeviceType::C | LinuxDeviceType::U);
-    is_character
-        && matches!(
-            (major, minor),
-            // null, zero, full, random, urandom; tty, console, ptmx; net/tun, fuse
-            (1, 3 | 5 | 7 | 8 | 9) | (5, 0..=2) | (10, 200 | 229)
-        )
 }
 
 /// Which of a pod's namespaces a container must at least have of its own or share with its pod:

@@ -91,6 +91,7 @@ impl StandIn {
             directory: empty,
             cgroup,
             network,
+            mounts: None,
             descriptors: &[Some(ends.as_fd()), None, Some(stderr.as_fd())],
         })
         .map_err(|source| StandInError::Birth {

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::logger::{Logger, LoggerError};
+use crate::logger::{Logger, LoggerError, unescape};
 
 /// How much is moved at once: what a pipe holds.
 const CHUNK: usize = 64 << 10;
@@ -34,7 +34,7 @@ const CHUNK: usize = 64 << 10;
 const STALLED_READER: Duration = Duration::from_millis(400);
 /// How long an exit waits for bytes that the guest has announced and does not send.
 const STALLED_GUEST: Duration = Duration::from_secs(5);
-/// How long an exit waits for output in all.
+/// How long an exit, or a deletion, waits for output in all.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the streams of a lost guest may take to end.
 const LOST_DEADLINE: Duration = Duration::from_millis(300);
@@ -42,7 +42,7 @@ const LOST_DEADLINE: Duration = Duration::from_millis(300);
 /// Where containerd wants a process's streams; an empty text is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StdioPaths {
-    /// A FIFO that is read.
+    /// A FIFO that is read, or a file.
     pub stdin: String,
     /// Where standard output goes.
     pub stdout: String,
@@ -87,13 +87,31 @@ enum Sink {
 }
 
 impl Sink {
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes the beginning of what is given, as much as there is room for. Answers how much.
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Pipe(pipe) => pipe.write_all(bytes).await,
+            Self::Pipe(pipe) => pipe.write(bytes).await,
             Self::File(file) => {
                 file.write_all(bytes).await?;
-                file.flush().await
+                file.flush().await?;
+                Ok(bytes.len())
             }
+        }
+    }
+}
+
+/// Where a process's input is read from.
+#[derive(Debug)]
+enum Source {
+    Pipe(pipe::Receiver),
+    File(tokio::fs::File),
+}
+
+impl Source {
+    async fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.read(into).await,
+            Self::File(file) => file.read(into).await,
         }
     }
 }
@@ -122,7 +140,7 @@ pub struct Stdio {
 
 #[derive(Debug, Default)]
 struct Ends {
-    stdin: Option<pipe::Receiver>,
+    stdin: Option<Source>,
     /// Our own write end, which keeps stdin open while clients come and go.
     stdin_keeper: Option<pipe::Sender>,
     stdout: Option<Sink>,
@@ -142,13 +160,11 @@ impl Stdio {
         let mut ends = Ends::default();
         if !paths.stdin.is_empty() {
             let path = Path::new(&paths.stdin);
-            let failed = open_failed("stdin", path);
-            ends.stdin = Some(
-                pipe::OpenOptions::new()
-                    .open_receiver(path)
-                    .map_err(&failed)?,
-            );
-            ends.stdin_keeper = Some(pipe::OpenOptions::new().open_sender(path).map_err(failed)?);
+            let (source, keeper) = open_source(path)
+                .await
+                .map_err(open_failed("stdin", path))?;
+            ends.stdin = Some(source);
+            ends.stdin_keeper = keeper;
         }
         let wants_stderr = !paths.terminal && !paths.stderr.is_empty();
         match paths.stdout.split_once("://") {
@@ -163,12 +179,13 @@ impl Stdio {
                 ends.logger = Some(logger);
             }
             Some(("file", path)) => {
-                let file = open_log_file(Path::new(path)).await?;
+                let path = unescape(path, false).unwrap_or_else(|| path.to_owned());
+                let file = open_log_file(Path::new(&path)).await?;
                 if !paths.terminal {
                     let second = file
                         .try_clone()
                         .await
-                        .map_err(open_failed("stderr", Path::new(path)))?;
+                        .map_err(open_failed("stderr", Path::new(&path)))?;
                     ends.stderr = Some(Sink::File(second));
                 }
                 ends.stdout = Some(Sink::File(file));
@@ -274,9 +291,13 @@ impl Stdio {
         self.ended_within(LOST_DEADLINE).await;
     }
 
-    /// Waits for the streams' ends, then closes what is still open: the reader sees end-of-file.
+    /// Waits for the streams' ends as long as their reader takes something, `patience` at a time, then
+    /// closes what is still open: the reader sees end-of-file.
     pub async fn close(&self, patience: Duration) {
-        self.ended_within(patience).await;
+        tokio::join!(
+            settled(self.stdout.subscribe(), patience),
+            settled(self.stderr.subscribe(), patience),
+        );
         self.end_input();
         let (outputs, logger) = {
             let mut ends = self.lock();
@@ -316,8 +337,7 @@ impl Drop for Stdio {
     }
 }
 
-async fn pump_in(from: pipe::Receiver, mut to: UnixStream) {
-    let mut from = from;
+async fn pump_in(mut from: Source, mut to: UnixStream) {
     let mut chunk = vec![0; CHUNK];
     loop {
         match from.read(&mut chunk).await {
@@ -343,19 +363,25 @@ async fn pump_in(from: pipe::Receiver, mut to: UnixStream) {
 async fn pump_out(mut from: UnixStream, mut to: Sink, flow: watch::Sender<Flow>) {
     let mut chunk = vec![0; CHUNK];
     // A read error is the guest's end, too: its VM is gone.
-    while let Ok(length @ 1..) = from.read(&mut chunk).await {
-        let Some(bytes) = chunk.get(..length) else {
-            break;
-        };
+    'stream: while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        let mut rest = chunk.get(..length).unwrap_or_default();
         flow.send_modify(|flow| flow.writing = true);
-        if let Err(error) = to.write(bytes).await {
-            tracing::warn!(%error, "write a process's output");
-            break;
+        while !rest.is_empty() {
+            let written = match to.write(rest).await {
+                Ok(written @ 1..) => written,
+                Ok(0) => break 'stream,
+                Err(error) => {
+                    tracing::warn!(%error, "write a process's output");
+                    break 'stream;
+                }
+            };
+            rest = rest.get(written..).unwrap_or_default();
+            // Each piece is told: a slow reader is no stalled one.
+            flow.send_modify(|flow| {
+                flow.written += written as u64;
+                flow.writing = !rest.is_empty();
+            });
         }
-        flow.send_modify(|flow| {
-            flow.written += length as u64;
-            flow.writing = false;
-        });
     }
     drop(to);
     flow.send_modify(|flow| flow.ended = true);
@@ -382,9 +408,40 @@ async fn reached(mut flow: watch::Receiver<Flow>, wanted: u64) -> bool {
     }
 }
 
+/// Waits for a stream's end as long as something moves.
+async fn settled(mut flow: watch::Receiver<Flow>, patience: Duration) {
+    let deadline = Instant::now() + DRAIN_DEADLINE;
+    while !flow.borrow_and_update().ended {
+        let until = deadline.min(Instant::now() + patience);
+        if !matches!(
+            tokio::time::timeout_at(until, flow.changed()).await,
+            Ok(Ok(()))
+        ) {
+            return;
+        }
+    }
+}
+
 async fn ended(flow: &watch::Sender<Flow>) {
     // The sender lives: the wait can't fail.
     let _ = flow.subscribe().wait_for(|flow| flow.ended).await;
+}
+
+/// A FIFO with our own write end, or a regular file: a device could hold a reading thread for ever.
+async fn open_source(path: &Path) -> io::Result<(Source, Option<pipe::Sender>)> {
+    match pipe::OpenOptions::new().open_receiver(path) {
+        Ok(pipe) => {
+            let keeper = pipe::OpenOptions::new().open_sender(path)?;
+            Ok((Source::Pipe(pipe), Some(keeper)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            match tokio::fs::metadata(path).await?.is_file() {
+                true => Ok((Source::File(tokio::fs::File::open(path).await?), None)),
+                false => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A FIFO for reading and writing, or any other file for appending.

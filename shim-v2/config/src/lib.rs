@@ -71,9 +71,10 @@ pub struct Config {
     pub initrd: PathBuf,
     /// The layout of the guest kernel's log, recorded when that kernel was built.
     pub printk: PathBuf,
-    /// Memory of a pod without limits, in MiB; even, since guest memory is made of 2 MiB pages.
+    /// Memory of a pod without a memory limit, in MiB; even, since guest memory is made of 2 MiB pages. A host
+    /// that has less refuses the pod.
     pub memory_mib: u32,
-    /// The most vCPUs that a pod gets.
+    /// The vCPUs of a pod without a CPU limit; one with a limit gets as many as it can keep busy.
     pub max_vcpus: u8,
     /// What guest memory is made of.
     pub hugepages: HugePages,

@@ -146,3 +146,28 @@ fn a_folder_without_a_readable_record_goes_too() {
     pod.delete("pod");
     assert!(!pod.root().join("ns:pod").exists());
 }
+
+/// For a pod whose shim is gone, and not for one that was taken down in order; one that hangs is
+/// given up before containerd's patience ends.
+#[test]
+fn the_hooks_that_undo_run_once_the_rest_is_gone() {
+    let planted = plant();
+    let bundle = planted.place.path();
+    let done = bundle.join("done");
+    let hook =
+        |script: String| serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+    let spec = serde_json::json!({"ociVersion": "1.2.0", "hooks": {"poststop": [
+        hook(format!("cat >{}", done.display())),
+        hook("exec sleep 600".to_owned()),
+    ]}});
+    std::fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+    let begin = Instant::now();
+    planted.delete("pod");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    let state = std::fs::read_to_string(&done).unwrap();
+    let wanted = r#"{"ociVersion":"1.2.0","id":"pod","status":"stopped","bundle":"#;
+    assert!(state.starts_with(wanted), "{state}");
+    std::fs::remove_file(&done).unwrap();
+    planted.delete("pod");
+    assert!(!done.exists());
+}

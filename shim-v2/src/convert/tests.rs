@@ -1,7 +1,10 @@
 //! Each of our errors becomes the code that containerd acts on, and each message keeps its numbers.
 
+use containerd_shim_protos::cgroups_v2::metrics as cgroups;
+
 use super::*;
 use crate::error::SandboxError;
+use crate::request::{DeviceIo, HugePages, Stats};
 
 fn any_of(type_url: &str, value: &[u8]) -> Any {
     Any {
@@ -101,6 +104,8 @@ fn an_exec_without_a_process_is_refused() {
 fn no_time_is_the_one_of_go() {
     let none = timestamp_or_none(None);
     assert_eq!((none.seconds, none.nanos), (-62_135_596_800, 0));
+    let never_ran = timestamp(Exit::of_nothing().at);
+    assert_eq!((never_ran.seconds, never_ran.nanos), (-62_135_596_800, 0));
     let time = SystemTime::UNIX_EPOCH + std::time::Duration::new(5, 7);
     let some = timestamp_or_none(Some(time));
     assert_eq!((some.seconds, some.nanos), (5, 7));
@@ -161,6 +166,26 @@ fn figures_are_those_of_a_cgroup_v2() {
         cpu_usage_us: 3,
         memory_usage: 4,
         pids_current: 5,
+        swap_peak: 6,
+        memory_stat: [
+            ("shmem", 7),
+            ("workingset_refault_anon", 8),
+            ("workingset_refault_file", u64::MAX),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into(),
+        memory_events: [("max".to_owned(), 9)].into(),
+        io: vec![DeviceIo {
+            major: 254,
+            minor: 16,
+            written_bytes: 10,
+            ..DeviceIo::default()
+        }],
+        huge_pages: vec![HugePages {
+            size: "2MB".into(),
+            current: 11,
+            ..HugePages::default()
+        }],
         ..Stats::default()
     })
     .expect("a small message");
@@ -169,4 +194,30 @@ fn figures_are_those_of_a_cgroup_v2() {
     assert_eq!(metrics.cpu.usage_usec, 3);
     assert_eq!(metrics.memory.usage, 4);
     assert_eq!(metrics.pids.current, 5);
+    assert_eq!(metrics.memory.swap_max_usage, 6);
+    assert_eq!(metrics.memory.shmem, 7);
+    assert_eq!(metrics.memory.workingset_refault, u64::MAX);
+    assert_eq!(metrics.memory_events.max, 9);
+    let [device] = metrics.io.usage.as_slice() else {
+        panic!("{:?}", metrics.io);
+    };
+    assert_eq!((device.major, device.minor, device.wbytes), (254, 16, 10));
+    let [pages] = metrics.hugetlb.as_slice() else {
+        panic!("{:?}", metrics.hugetlb);
+    };
+    assert_eq!((pages.pagesize.as_str(), pages.current), ("2MB", 11));
+}
+
+#[test]
+fn an_update_s_limits_are_those_of_linux() {
+    let request = |type_url: &str| containerd_shim_protos::api::UpdateTaskRequest {
+        id: "c".into(),
+        resources: MessageField::some(any_of(type_url, b"{}")),
+        ..Default::default()
+    };
+    assert_eq!(resources(request(RESOURCES)).expect("limits"), b"{}");
+    let windows = RESOURCES.replace("Linux", "Windows");
+    let (code, text) = code(resources(request(&windows)).expect_err("not of Linux"));
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(text.contains("WindowsResources"), "{text}");
 }

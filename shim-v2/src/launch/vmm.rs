@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -215,12 +215,37 @@ impl Vmm {
         }
     }
 
+    /// Puts a disk into a free slot; answers N of the guest's `virtio-mmio.N`.
+    pub async fn add_disk(&self, disk: &OwnedFd, read_only: bool) -> Result<u32, SandboxError> {
+        let command = VmCommand::AddDisk { read_only };
+        match self.command_with(command, &[disk.as_fd()]).await? {
+            VmReport::SlotFilled { slot } => Ok(slot),
+            other => Err(refused("add a disk to the virtual machine", &other)),
+        }
+    }
+
+    /// Empties a disk's slot, which the guest's driver has let go.
+    pub async fn remove_disk(&self, slot: u32) -> Result<(), SandboxError> {
+        match self.command(VmCommand::RemoveDisk { slot }).await? {
+            VmReport::SlotEmptied => Ok(()),
+            other => Err(refused("take a disk from the virtual machine", &other)),
+        }
+    }
+
     async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
+        self.command_with(command, &[]).await
+    }
+
+    async fn command_with(
+        &self,
+        command: VmCommand,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<VmReport, SandboxError> {
         let (tell, answer) = oneshot::channel();
         {
             // Both under the lock: answers come in the order of the commands.
             let mut pending = lock(&self.0.pending);
-            let sent = self.0.control.get_ref().0.send(&command, &[]);
+            let sent = self.0.control.get_ref().0.send(&command, fds);
             sent.map_err(|cause| SandboxError::failed("send a command to the VMM", cause))?;
             pending.push_back(tell);
         }
@@ -315,6 +340,14 @@ impl Progress {
 fn lock(pending: &Pending) -> MutexGuard<'_, VecDeque<oneshot::Sender<VmReport>>> {
     // Nothing panics while it is held; and if it did, the queue would still be whole.
     pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refused(step: &str, answer: &VmReport) -> SandboxError {
+    let why = match answer {
+        VmReport::Refused { why } => clean(why),
+        _ => "the VMM's answer is of another kind".to_owned(),
+    };
+    SandboxError::new(SandboxErrorKind::Failed, format!("{step}: {why}"))
 }
 
 fn ended(why: &str) -> SandboxError {

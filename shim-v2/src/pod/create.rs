@@ -79,6 +79,7 @@ impl Pod {
                 Life::creating(),
             )),
             execs: Mutex::default(),
+            freeze: Mutex::default(),
         });
         let mut state = self.state();
         if state.containers.contains_key(&request.id) {
@@ -111,6 +112,7 @@ impl Pod {
                 id: request.id.clone(),
                 bundle: request.bundle.clone(),
                 rootfs: request.rootfs.clone(),
+                placeholder: container.role == Role::CriSandbox,
                 streams: streams.clone(),
             })
             .await?;
@@ -155,6 +157,7 @@ impl Pod {
             id: self.id.clone(),
             bundle: request.bundle.clone(),
             config_path: request.config_path.clone(),
+            host_mounts: self.host_mounts.clone(),
             events,
         })
         .await;

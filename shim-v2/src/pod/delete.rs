@@ -43,15 +43,11 @@ impl Pod {
         let deleted = {
             let life = process.life();
             if life.is_under_way() {
-                return Err(running());
+                return Err(running(None));
             }
-            let exit = life.exit().unwrap_or(Exit {
-                status: 0,
-                at: SystemTime::now(),
-            });
             Deleted {
                 pid: life.pid(),
-                exit,
+                exit: life.exit().unwrap_or(Exit::of_nothing()),
             }
         };
         if let Some(stdio) = process.stdio.get() {
@@ -129,7 +125,9 @@ impl Pod {
         {
             let life = container.init.life();
             if life.status() != Status::Stopped && life.is_under_way() {
-                return Err(running());
+                return Err(running(
+                    container.freeze().word().filter(|_| !life.is_gone()),
+                ));
             }
         }
         entry.phase = Phase::Deleting;
@@ -260,6 +258,8 @@ impl Pod {
     }
 }
 
-fn running() -> PodError {
-    PodError::Refused("cannot delete a running process".to_owned())
+/// `frozen` is the word for a container that stands still.
+fn running(frozen: Option<&str>) -> PodError {
+    let word = frozen.unwrap_or("running");
+    PodError::Refused(format!("cannot delete a {word} process"))
 }

@@ -1,7 +1,6 @@
 //! Starts what was made: a container's init, or an exec.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::create::{attach, tokens};
 use super::{Container, KILL, Pod, PodError, Process};
@@ -10,9 +9,6 @@ use crate::events::TaskEvent;
 use crate::process::{Exit, Refusal};
 use crate::sandbox::ExecRequest;
 use crate::stdio::Stdio;
-
-/// The status of an exec that never ran; nobody is told of an exit.
-const NEVER_RAN: u32 = 255;
 
 impl Pod {
     /// Starts an init (`exec` is empty) or an exec; answers its host pid.
@@ -23,10 +19,20 @@ impl Pod {
                 "cannot start exec {exec:?}: container {id:?} has stopped"
             )));
         }
+        let frozen = container.freeze().word();
+        if let (Some(word), false) = (frozen, process.is_init()) {
+            return Err(PodError::Refused(format!(
+                "cannot exec in a {word} container"
+            )));
+        }
         process.life().begin_start().map_err(|refusal| {
-            PodError::Refused(match refusal {
-                Refusal::Started => "cannot start a running process".to_owned(),
-                Refusal::Stopped => "cannot start a stopped process".to_owned(),
+            PodError::Refused(match (refusal, frozen) {
+                (Refusal::Started, None) => "cannot start a running process".to_owned(),
+                (Refusal::Started, Some(word)) => format!("cannot start a {word} process"),
+                (Refusal::Stopped, _) => "cannot start a stopped process".to_owned(),
+                (Refusal::Failed, _) => {
+                    format!("cannot start exec {exec:?}: its start has failed before")
+                }
             })
         })?;
         if process.is_init() {
@@ -85,12 +91,8 @@ impl Pod {
                 Ok(pid)
             }
             Err(error) => {
-                let exit = Exit {
-                    status: NEVER_RAN,
-                    at: SystemTime::now(),
-                };
-                process.life().never_ran(exit);
-                process.exit.send_replace(Some(exit));
+                process.life().never_ran();
+                process.exit.send_replace(Some(Exit::of_nothing()));
                 if let Some(stdio) = process.stdio.get() {
                     stdio.close(std::time::Duration::ZERO).await;
                 }

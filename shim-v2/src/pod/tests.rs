@@ -21,7 +21,7 @@ impl Fixture {
         let (server, arrived) = events::tests::containerd(&socket).await;
         let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
         Self {
-            pod: Pod::new("ns", "pod", publisher),
+            pod: Pod::new("ns", "pod", publisher, None),
             arrived,
             _server: server,
             directory,
@@ -52,6 +52,7 @@ impl Fixture {
                 life,
             )),
             execs: Mutex::default(),
+            freeze: Mutex::default(),
         });
         let entry = Entry {
             container: Arc::clone(&container),
@@ -264,4 +265,132 @@ async fn an_exited_init_keeps_its_pid_until_it_is_deleted() {
     fixture.pod.gone("c", "", gone(0));
     fixture.pod.wait("c", "").await.expect("an exit");
     assert_eq!(pids(&fixture.pod), [100]);
+}
+
+fn refusal<T: std::fmt::Debug>(answer: Result<T, PodError>) -> String {
+    match answer {
+        Err(PodError::Refused(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_container_refuses_as_runc_does_and_still_dies() {
+    let fixture = Fixture::new().await;
+    let container = fixture.running("c");
+    fixture.register("c", "e").expect("a new exec");
+    fixture.running_exec("c", "f", 101);
+    let pod = || Arc::clone(&fixture.pod);
+    for (freeze, word, status) in [
+        (Freeze::Pausing, "pausing", Status::Pausing),
+        (Freeze::Paused, "paused", Status::Paused),
+    ] {
+        *lock(&container.freeze) = freeze;
+        for exec in ["", "e", "f"] {
+            let state = fixture.pod.process_state("c", exec).expect("a process");
+            assert_eq!(state.status, status, "{exec}");
+        }
+        let wanted = format!("cannot pause a {word} container");
+        assert_eq!(refusal(pod().pause("c".into()).await), wanted);
+        let wanted = format!("cannot exec in a {word} state");
+        assert_eq!(refusal(fixture.register("c", "g")), wanted);
+        let wanted = format!("cannot exec in a {word} container");
+        assert_eq!(refusal(pod().start("c".into(), "e".into()).await), wanted);
+        let wanted = format!("cannot start a {word} process");
+        assert_eq!(
+            refusal(pod().start("c".into(), String::new()).await),
+            wanted
+        );
+        let wanted = format!("cannot delete a {word} process");
+        assert_eq!(
+            refusal(pod().delete("c".into(), String::new()).await),
+            wanted
+        );
+    }
+    // The exec that was refused can still be started.
+    *lock(&container.freeze) = Freeze::Thawed;
+    let state = fixture.pod.process_state("c", "e").expect("an exec");
+    assert_eq!(state.status, Status::Created);
+    *lock(&container.freeze) = Freeze::Paused;
+    fixture.pod.gone("c", "f", gone(137));
+    fixture.pod.gone("c", "", gone(137));
+    fixture.pod.wait("c", "").await.expect("an exit");
+    let state = fixture.pod.process_state("c", "").expect("a container");
+    assert_eq!(state.status, Status::Stopped);
+    let stopped = "cannot resume a stopped container";
+    assert_eq!(refusal(pod().resume("c".into()).await), stopped);
+    pod()
+        .delete("c".into(), String::new())
+        .await
+        .expect("an exited container");
+}
+
+#[tokio::test]
+async fn what_does_not_run_is_neither_paused_nor_resumed() {
+    let fixture = Fixture::new().await;
+    let mut life = Life::creating();
+    life.created(100);
+    fixture.container("created", life, Phase::Made);
+    fixture.running("running");
+    let pod = || Arc::clone(&fixture.pod);
+    for (id, pause, resume) in [(
+        "created",
+        "cannot pause task in created state",
+        "cannot resume task in created state",
+    )] {
+        assert_eq!(refusal(pod().pause(id.into()).await), pause);
+        assert_eq!(refusal(pod().resume(id.into()).await), resume);
+    }
+    let running = "cannot resume a running process";
+    assert_eq!(refusal(pod().resume("running".into()).await), running);
+    fixture.pod.gone("running", "", gone(0));
+    let stopped = "cannot pause a stopped container";
+    assert_eq!(refusal(pod().pause("running".into()).await), stopped);
+    let stopped = "cannot update a stopped container";
+    let update = pod().update("running".into(), b"{}".to_vec());
+    assert_eq!(refusal(update.await), stopped);
+    assert!(matches!(
+        pod().pause("nobody".into()).await,
+        Err(PodError::NotFound(_))
+    ));
+}
+
+/// A pause that the guest could not do leaves the container running.
+#[tokio::test]
+async fn a_failed_pause_leaves_the_container_as_it_was() {
+    let fixture = Fixture::new().await;
+    fixture.running("c");
+    let paused = Arc::clone(&fixture.pod).pause("c".into()).await;
+    assert!(matches!(paused, Err(PodError::WrongState(_))), "{paused:?}");
+    let state = fixture.pod.process_state("c", "").expect("a container");
+    assert_eq!(state.status, Status::Running);
+    fixture.flushed().await;
+    assert!(fixture.arrived.topics().is_empty());
+}
+
+#[tokio::test]
+async fn an_exec_whose_start_failed_is_as_runc_leaves_it() {
+    let fixture = Fixture::new().await;
+    fixture.running("c");
+    fixture.register("c", "e").expect("a new exec");
+    let pod = || Arc::clone(&fixture.pod);
+    // There is no sandbox here, so nothing can be run.
+    pod()
+        .start("c".into(), "e".into())
+        .await
+        .expect_err("nothing runs");
+    let state = fixture.pod.process_state("c", "e").expect("an exec");
+    assert_eq!((state.status, state.pid), (Status::Created, 0));
+    let exit = fixture.pod.wait("c", "e").await.expect("at once");
+    assert_eq!(exit, Exit::of_nothing());
+    let again = refusal(pod().start("c".into(), "e".into()).await);
+    assert!(again.contains("its start has failed before"), "{again}");
+    assert!(matches!(
+        pod().kill("c".into(), "e".into(), 9, false).await,
+        Err(PodError::WrongState(_))
+    ));
+    let deleted = pod().delete("c".into(), "e".into()).await;
+    assert_eq!(deleted.expect("a deletion").exit.status, 0);
+    fixture.flushed().await;
+    assert_eq!(fixture.arrived.topics(), ["/tasks/exec-added"]);
 }

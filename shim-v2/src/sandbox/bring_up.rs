@@ -17,9 +17,11 @@ use kata_like_config::state::{self, Process, Record, StateFolder, name};
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::net::UnixStream;
 
+use super::clock::Clock;
 use super::container::volume_name;
 use super::machine::{Machine, Steps};
-use super::{Inner, Sandbox};
+use super::memory::{self, MemoryNames};
+use super::{Inner, Sandbox, limits};
 use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
@@ -28,7 +30,7 @@ use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
 use crate::share::{PARTS, Share};
 use crate::spawn::Network;
-use crate::spec::{self, NetworkPart, SizePart, Split};
+use crate::spec::{self, MemorySize, NetworkPart, Split};
 use crate::stand_in::StandIn;
 
 /// Starts a sandbox; what was made is taken down again if a step fails.
@@ -67,7 +69,7 @@ async fn bring_up(
 
     let mut record = Record::new(&request.namespace, &request.id);
     let state = make_state(&request, machine, &mut record)?;
-    let (cgroup, leaf) = make_cgroups(&wanted.cgroup, machine, &state, &mut record)?;
+    let (cgroup, leaf) = make_cgroups(&wanted, machine, &state, &mut record)?;
     let network = make_stand_in(&request, &wanted, &cgroup, &state, machine).await?;
     steps.done("state");
 
@@ -87,10 +89,7 @@ async fn bring_up(
         streams: make_streams(&state)?,
         shares: connected,
     };
-    let (boot, serve) = (
-        vm_boot(&config, &wanted.split.host.size, &parts),
-        fsd_boot(),
-    );
+    let (boot, serve) = (vm_boot(&config, &wanted, &parts), fsd_boot());
     record.uid = Some(boot.uid);
     // Side by side: the VMM waits on its end of the sockets until the server is there.
     let (fsd, vmm) = tokio::join!(
@@ -122,6 +121,8 @@ async fn bring_up(
     steps.done("guest's boot");
 
     let agent = connect(ours, vmm.clone())?;
+    let clock =
+        Clock::watch().map_err(|cause| SandboxError::failed("watch the host's clock", cause))?;
     let started = agent.start_pod().await?;
     tracing::debug!(
         kernel = started.kernel_release,
@@ -136,12 +137,18 @@ async fn bring_up(
         state,
         share,
         network,
+        host_mounts: request.host_mounts,
+        limited: Path::new(cgroup::ROOT).join(&wanted.cgroup),
+        memory: wanted.memory,
+        vcpus: boot.vcpus,
         events: request.events,
         inner: Mutex::new(Inner {
             containers: std::collections::HashMap::new(),
             first: machine.stand_in.take().map(|stand_in| (cgroup, stand_in)),
             first_split: Some(wanted.split),
             volumes: wanted.volumes,
+            memory: wanted.names,
+            disks: std::collections::HashMap::new(),
             record,
         }),
         machine: tokio::sync::Mutex::new(None),
@@ -149,6 +156,9 @@ async fn bring_up(
         me: me.clone(),
     });
     watch(&sandbox, machine).await?;
+    clock
+        .follow(Arc::downgrade(&sandbox))
+        .map_err(|cause| SandboxError::failed("watch the host's clock", cause))?;
     steps.done("agent");
     Ok(sandbox)
 }
@@ -159,6 +169,10 @@ struct Wanted {
     split: Split,
     /// How many volumes it has.
     volumes: u64,
+    /// The names of its memory.
+    names: MemoryNames,
+    /// The VM's memory.
+    memory: MemorySize,
 }
 
 fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
@@ -168,23 +182,26 @@ fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
     };
     let config = config.map_err(|cause| SandboxError::failed("read the configuration", cause))?;
     let spec = spec::read(&request.bundle)?;
-    let mut volumes = 0;
+    let (mut volumes, mut names) = (0, MemoryNames::default());
     let pod = spec::Pod {
         task_of: &|_| None,
         volume_name: &mut || volume_name(&mut volumes),
+        memory_of: &mut |source| Ok(memory::look(source)?.map(|found| names.volume(found))),
     };
     let split = spec::split(spec, &request.bundle, pod)?;
     let given = split.host.cgroups_path.as_deref();
     let cgroup = cgroup::path_of(given, &request.namespace, &request.id)
         .map_err(|cause| SandboxError::failed("find the sandbox's cgroup", cause))?;
-    Ok((
-        config,
-        Wanted {
-            cgroup,
-            split,
-            volumes,
-        },
-    ))
+    let default = u64::from(config.memory_mib) << 20;
+    let memory = split.host.size.memory(default, host_memory())?;
+    let wanted = Wanted {
+        cgroup,
+        split,
+        volumes,
+        names,
+        memory,
+    };
+    Ok((config, wanted))
 }
 
 fn make_state(
@@ -214,18 +231,23 @@ fn make_state(
 }
 
 fn make_cgroups(
-    path: &Path,
+    wanted: &Wanted,
     machine: &mut Machine,
     state: &StateFolder,
     record: &mut Record,
 ) -> Result<(Cgroup, Cgroup), SandboxError> {
     let failed = |cause| SandboxError::failed("make the pod's cgroups", cause);
     // `start` has made both and gave birth to this process in the leaf: they are found here.
-    let leaf = Cgroup::create(&path.join(LEAF)).map_err(failed)?;
-    let own = Cgroup::create(path).map_err(failed)?;
+    let leaf = Cgroup::create(&wanted.cgroup.join(LEAF)).map_err(failed)?;
+    let own = Cgroup::create(&wanted.cgroup).map_err(failed)?;
     machine.cgroups = leaf.made().to_vec();
     record.cgroups = leaf.made().to_vec();
     write_record(state, record)?;
+    let limited = wanted.split.host.size.memory;
+    if let Err(error) = cgroup::limits::set(&own, limited.map(|_| wanted.memory.bytes)) {
+        let line = crate::error::one_line(&error);
+        tracing::warn!("{line}; the pod runs without this limit on the host");
+    }
     Ok((own, leaf))
 }
 
@@ -338,13 +360,18 @@ fn fsd_boot() -> FsdBoot {
     }
 }
 
-fn vm_boot(config: &Config, size: &SizePart, parts: &Parts) -> VmBoot {
+/// The host's memory in bytes.
+fn host_memory() -> u64 {
     let info = rustix::system::sysinfo();
-    let host_memory = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)))
+}
+
+fn vm_boot(config: &Config, wanted: &Wanted, parts: &Parts) -> VmBoot {
+    let size = &wanted.split.host.size;
     VmBoot {
         version: VERSION,
         uid: VmBoot::own_uid(),
-        memory_bytes: size.memory_bytes(u64::from(config.memory_mib) << 20, host_memory),
+        memory_bytes: wanted.memory.bytes,
         vcpus: size.vcpus(config.max_vcpus, kata_like_config::online_cpus()),
         huge_pages: match config.hugepages {
             kata_like_config::HugePages::Transparent => kata_like_boot::HugePages::Transparent,
@@ -421,6 +448,7 @@ async fn watch(sandbox: &Arc<Sandbox>, machine: &Machine) -> Result<(), SandboxE
         let Some(sandbox) = weak.upgrade() else {
             return;
         };
+        let reason = limits::explained(reason, &sandbox.memory);
         if !sandbox.stopping.load(Ordering::SeqCst) {
             tracing::error!(sandbox = sandbox.id, "the sandbox has ended: {reason}");
             let _ = sandbox.events.send(SandboxEvent::Ended { reason });

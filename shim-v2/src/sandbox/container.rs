@@ -10,12 +10,16 @@ use std::sync::Arc;
 use kata_like_config::state::name;
 
 use super::bring_up::blocking;
-use super::{Container, Exec, Sandbox};
+use super::hooks::ContainerHooks;
+use super::limits::Limits;
+use super::{Container, Exec, Sandbox, disks, hooks, memory};
+use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
+use crate::share::Mounted;
 use crate::spawn::Network;
-use crate::spec::{self, NetworkPart, Split};
+use crate::spec::{self, DiskPart, NetworkPart, Split, Volume};
 use crate::stand_in::StandIn;
 
 /// Makes a container; what was made for it is taken away if a step fails.
@@ -64,22 +68,28 @@ async fn make(
             "a container of a pod shares the pod's network namespace",
         ));
     }
+    if !host.left_out.is_empty() {
+        let paths: Vec<_> = host.left_out.iter().map(|path| path.display()).collect();
+        tracing::info!(
+            container = id,
+            "privileged: these devices of the host are left out: {paths:?}"
+        );
+    }
     let stand_in = stand_in(sandbox, id, host.cgroups_path.as_deref());
     let mounts = {
-        let (share, id) = (Arc::clone(&sandbox.share), request.id.clone());
-        let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
+        let sandbox = Arc::clone(sandbox);
+        let (id, bundle, rootfs) = (
+            request.id.clone(),
+            request.bundle.clone(),
+            request.rootfs.clone(),
+        );
+        let (volumes, root) = (host.volumes, host.root);
         blocking(move || {
-            let root = host.root.as_deref();
-            let mut mounts = share.add_rootfs(&id, &bundle, &rootfs, root)?;
-            for volume in &host.volumes {
-                match share.add_volume(volume) {
-                    Ok(mounted) => mounts.push(mounted),
-                    Err(error) => {
-                        while mounts.pop().is_some() {}
-                        return Err(error);
-                    }
-                }
-            }
+            let mut mounts = sandbox
+                .share
+                .add_rootfs(&id, &bundle, &rootfs, root.as_deref())?;
+            add_volumes(&sandbox, &volumes, &mut mounts)
+                .inspect_err(|_| while mounts.pop().is_some() {})?;
             Ok(mounts)
         })
     };
@@ -108,11 +118,73 @@ async fn make(
         return Err(failure);
     }
     sandbox.record();
+    let hooks = Arc::new(ContainerHooks::new(id, request.bundle.clone(), host.hooks));
+    let cgroup = {
+        let mut inner = sandbox.inner();
+        let entry = inner.containers.get_mut(id).ok_or_else(|| deleted(id))?;
+        entry.hooks = Some(Arc::clone(&hooks));
+        entry.limits = Limits {
+            memory: host.memory_limit,
+            cpu_quota: host.cpu_quota,
+        };
+        entry.cgroup.clone()
+    };
+    hooks::before_create(sandbox, &hooks, pid, cgroup).await?;
+    let made_of = GuestContainer {
+        spec: guest,
+        placeholder: request.placeholder,
+        memory_volumes: host.memory,
+        disks: add_disks(sandbox, id, &host.disks).await?,
+    };
     sandbox
         .agent
-        .create_container(id, guest, &request.streams)
+        .create_container(id, made_of, &request.streams)
         .await?;
     Ok(CreatedContainer { pid })
+}
+
+/// Puts the sources of a container's bind mounts into the share.
+fn add_volumes(
+    sandbox: &Sandbox,
+    volumes: &[Volume],
+    mounts: &mut Vec<Mounted>,
+) -> Result<(), SandboxError> {
+    let on_memory = |volume: &Volume| {
+        !volume.read_only && memory::look(&volume.source).is_ok_and(|found| found.is_some())
+    };
+    if volumes.iter().any(on_memory) {
+        cgroup::limits::lift(&sandbox.limited);
+    }
+    for volume in volumes {
+        mounts.push(sandbox.share.add_volume(volume)?);
+    }
+    Ok(())
+}
+
+/// The container's disks, each held by its entry.
+async fn add_disks(
+    sandbox: &Sandbox,
+    id: &str,
+    parts: &[DiskPart],
+) -> Result<Vec<GuestDisk>, SandboxError> {
+    let mut added = Vec::new();
+    for part in parts {
+        let disk = disks::acquire(sandbox, part).await?;
+        let number = (part.major, part.minor);
+        let kept = {
+            let mut inner = sandbox.inner();
+            let entry = inner.containers.get_mut(id);
+            entry.map(|entry| entry.disks.push(number))
+        };
+        if kept.is_none() {
+            disks::release(sandbox, number).await;
+            return Err(deleted(id));
+        }
+        if !added.contains(&disk) {
+            added.push(disk);
+        }
+    }
+    Ok(added)
 }
 
 fn deleted(id: &str) -> SandboxError {
@@ -158,6 +230,10 @@ fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, Sandbox
     let pod = spec::Pod {
         task_of: &task_of,
         volume_name: &mut || volume_name(&mut sandbox.inner().volumes),
+        memory_of: &mut |source| {
+            let found = memory::look(source)?;
+            Ok(found.map(|found| sandbox.inner().memory.volume(found)))
+        },
     };
     spec::split(spec, &request.bundle, pod)
 }

@@ -13,6 +13,7 @@ fn shell<'a>(arguments: &'a [&'a str], descriptors: &'a [Option<BorrowedFd<'a>>]
         directory: Path::new("/"),
         cgroup: None,
         network: Network::Inherited,
+        mounts: None,
         descriptors,
     }
 }
@@ -72,4 +73,28 @@ async fn a_killed_child_is_reaped() {
     assert!(child.end(Duration::from_secs(5)).await);
     assert_eq!(child.exit(), Some(Exit::Signal(9)));
     assert!(!Path::new(&format!("/proc/{}", child.pid)).exists());
+}
+
+/// From a mount namespace of one's own into the one that was left. Needs root.
+#[test]
+fn a_child_enters_the_mount_namespace_that_it_is_given() {
+    let (mut reader, writer) = pipe();
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    let work = std::thread::spawn(move || {
+        let host = crate::share::own_namespace().unwrap();
+        let apart = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
+        let output = [None, Some(writer.as_fd())];
+        let mut how = shell(&["readlink", "/proc/self/ns/mnt"], &output);
+        how.program = Path::new("/bin/readlink");
+        how.mounts = Some(host.as_fd());
+        let newborn = birth(&how).unwrap();
+        let gone = WaitId::PidFd(newborn.pidfd.as_fd());
+        waitid(gone, WaitIdOptions::EXITED).unwrap();
+        apart
+    });
+    let apart = work.join().unwrap();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(Path::new(text.trim()), own);
+    assert_ne!(apart, own);
 }

@@ -25,17 +25,31 @@ pub struct Volume {
     pub recursive: bool,
 }
 
+/// A tmpfs of the pod's own in the guest, in the place of one of the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryVolume {
+    /// Its name, the same for every container of the pod that mounts it.
+    pub name: String,
+    /// Its size in bytes; 0: half of the guest's memory, as the host's has no limit.
+    pub size_bytes: u64,
+    /// The mode of its root directory.
+    pub mode: u32,
+}
+
 /// File systems that the guest makes itself.
 const OF_THE_GUEST: [&str; 8] = [
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs",
 ];
 
+/// Gives each bind mount a name in the place of its source. Answers what is behind the names: files
+/// of the host, and memory.
 pub(super) fn split_mounts(
     spec: &mut Spec,
     bundle: &Path,
     name: &mut dyn FnMut() -> String,
-) -> Result<Vec<Volume>, SandboxError> {
-    let mut volumes = Vec::new();
+    memory_of: &mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, SandboxError>,
+) -> Result<(Vec<Volume>, Vec<MemoryVolume>), SandboxError> {
+    let (mut volumes, mut memory) = (Vec::new(), Vec::<MemoryVolume>::new());
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         let field = format!("mounts[{index}] ({})", mount.destination().display());
         if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
@@ -54,8 +68,17 @@ pub(super) fn split_mounts(
             }
             continue;
         }
-        if mount.destination() == Path::new("/dev/shm") {
-            *mount = shared_memory(mount);
+        // Shared memory through a file server would be neither shared nor memory.
+        if mount.destination() == Path::new("/dev/shm")
+            && let Some(source) = mount.source()
+            && let Some(volume) =
+                memory_of(&absolute(bundle, source)).map_err(|error| error.during(field.clone()))?
+        {
+            mount.set_source(Some(format!("memory:{}", volume.name).into()));
+            mount.set_typ(Some("bind".into()));
+            if !memory.contains(&volume) {
+                memory.push(volume);
+            }
             continue;
         }
         let volume = volume_of(mount, field, bundle, name)?;
@@ -68,7 +91,7 @@ pub(super) fn split_mounts(
         mount.set_typ(Some("bind".into()));
         volumes.push(volume);
     }
-    Ok(volumes)
+    Ok((volumes, memory))
 }
 
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
@@ -110,19 +133,4 @@ fn volume_of(
         read_only,
         recursive,
     })
-}
-
-/// The pod's /dev/shm is a tmpfs of containerd's on the host; in the guest it is one of its own.
-fn shared_memory(mount: &Mount) -> Mount {
-    let mut tmpfs = mount.clone();
-    tmpfs.set_typ(Some("tmpfs".into()));
-    tmpfs.set_source(Some("shm".into()));
-    let mut options: Vec<String> = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]
-        .map(String::from)
-        .into();
-    if self::options(mount).any(|option| option == "ro") {
-        options.push("ro".into());
-    }
-    tmpfs.set_options(Some(options));
-    tmpfs
 }

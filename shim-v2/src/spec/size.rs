@@ -1,55 +1,120 @@
 //! The VM's size, by the limits of its first container or its pod.
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::bad;
-use crate::error::SandboxError;
+use crate::error::{SandboxError, SandboxErrorKind};
 
 /// Limits that a VM's size follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SizePart {
-    /// The memory limit in bytes.
-    pub memory: Option<u64>,
+    /// The memory limit in bytes, and the key that it is from.
+    pub memory: Option<(u64, &'static str)>,
     /// CPU quota and period in microseconds.
     pub cpu: Option<(u64, u64)>,
 }
 
+/// A VM's memory, and why it is so much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize {
+    /// In bytes, a multiple of 2 MiB.
+    pub bytes: u64,
+    /// The key that it follows: what is to be raised by whoever needs more.
+    pub key: &'static str,
+}
+
+impl std::fmt::Display for MemorySize {
+    fn fmt(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(
+            to,
+            "the pod's virtual machine has {} MiB, sized by {}",
+            self.bytes / MIB,
+            self.key
+        )
+    }
+}
+
+/// The key of a pod without limits.
+const DEFAULT_KEY: &str = "`memory_mib` of the configuration";
+/// The key of a container of its own.
+const OWN_KEY: &str = "linux.resources.memory.limit";
 /// Sandbox-wide sums that kubelet passes on the sandbox container.
 pub(super) const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 pub(super) const SANDBOX_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const SANDBOX_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+pub(super) const SANDBOX_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+/// The periods that the kernel takes, in microseconds, and its default (sched-bwc.rst).
+const PERIODS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
+const DEFAULT_PERIOD: u64 = 100_000;
 
-pub(super) fn size_of(spec: &Spec) -> Result<SizePart, SandboxError> {
-    let annotation = |key: &str| {
-        let Some(text) = spec.annotations().as_ref().and_then(|all| all.get(key)) else {
-            return Ok(None);
-        };
-        let number: i64 = text
-            .parse()
-            .map_err(|_| bad(&format!("annotation {key}: {text:?} is not a number")))?;
-        Ok(u64::try_from(number).ok().filter(|number| *number > 0))
+/// A number in an annotation; 0 is none, as CRI has it.
+fn annotation(spec: &Spec, key: &str) -> Result<Option<i64>, SandboxError> {
+    let Some(text) = spec.annotations().as_ref().and_then(|all| all.get(key)) else {
+        return Ok(None);
     };
-    let resources = spec
-        .linux()
+    match text.parse() {
+        Ok(0) => Ok(None),
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(bad(&format!("annotation {key}: {text:?} is not a number"))),
+    }
+}
+
+fn resources(spec: &Spec) -> Option<&LinuxResources> {
+    spec.linux()
         .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    let own_memory = resources
+        .and_then(|linux| linux.resources().as_ref())
+}
+
+/// A container's own memory limit in bytes.
+pub(super) fn own_memory(spec: &Spec) -> Option<u64> {
+    resources(spec)
         .and_then(|all| all.memory().as_ref())
         .and_then(|memory| memory.limit())
         .and_then(|limit| u64::try_from(limit).ok())
-        .filter(|limit| *limit > 0);
-    let own_cpu = resources
+        .filter(|limit| *limit > 0)
+}
+
+/// A container's own CPU quota in microseconds.
+pub(super) fn own_quota(spec: &Spec) -> Option<i64> {
+    resources(spec)?.cpu().as_ref()?.quota()
+}
+
+pub(super) fn size_of(spec: &Spec) -> Result<SizePart, SandboxError> {
+    let own_cpu = resources(spec)
         .and_then(|all| all.cpu().as_ref())
         .and_then(|cpu| {
             let quota = u64::try_from(cpu.quota()?)
                 .ok()
                 .filter(|quota| *quota > 0)?;
-            // The kernel's default period (sched-bwc.rst).
-            Some((quota, cpu.period().unwrap_or(100_000)))
+            Some((quota, cpu.period().unwrap_or(DEFAULT_PERIOD)))
         });
-    let pod_cpu = annotation(SANDBOX_QUOTA)?.zip(annotation(SANDBOX_PERIOD)?);
+    let pod_memory = annotation(spec, SANDBOX_MEMORY)?
+        .map(|number| {
+            u64::try_from(number)
+                .map_err(|_| bad(&format!("annotation {SANDBOX_MEMORY}: {number} is below 0")))
+        })
+        .transpose()?;
+    let period = match annotation(spec, SANDBOX_PERIOD)? {
+        None => DEFAULT_PERIOD,
+        Some(number) => u64::try_from(number)
+            .ok()
+            .filter(|period| PERIODS.contains(period))
+            .ok_or_else(|| {
+                let (least, most) = (PERIODS.start(), PERIODS.end());
+                bad(&format!(
+                    "annotation {SANDBOX_PERIOD}: {number} is not within {least} to {most}"
+                ))
+            })?,
+    };
+    // A quota below 0 is no limit, for the pod as for the kernel.
+    let pod_cpu = annotation(spec, SANDBOX_QUOTA)?
+        .and_then(|quota| u64::try_from(quota).ok())
+        .map(|quota| (quota, period));
     Ok(SizePart {
-        memory: annotation(SANDBOX_MEMORY)?.or(own_memory),
+        memory: match (pod_memory, own_memory(spec)) {
+            (Some(limit), _) => Some((limit, SANDBOX_MEMORY)),
+            (None, Some(limit)) => Some((limit, OWN_KEY)),
+            (None, None) => None,
+        },
         cpu: pod_cpu.or(own_cpu),
     })
 }
@@ -57,22 +122,38 @@ pub(super) fn size_of(spec: &Spec) -> Result<SizePart, SandboxError> {
 pub(super) const MIB: u64 = 1 << 20;
 /// What the guest needs beside its containers: kernel, agent, and page cache to run them from.
 const OVERHEAD: u64 = 128 * MIB;
-/// The least memory of a VM.
+/// The least memory of a VM that is sized by a limit.
 pub(super) const LEAST: u64 = 256 * MIB;
 /// The most vCPUs that the VMM takes.
 const MOST_VCPUS: u64 = 32;
 
 impl SizePart {
-    /// The VM's memory in bytes, a multiple of 2 MiB: `default` without a limit, else the limit and
+    /// The VM's memory: `default` bytes without a limit, which the host must have; else the limit and
     /// what the guest itself needs, which is 128 MiB and a 64th for its page structs (64 bytes for
-    /// each 4 KiB); at least 256 MiB, and no more than the host has.
-    pub fn memory_bytes(&self, default: u64, host: u64) -> u64 {
-        let wanted = match self.memory {
-            None => default,
-            Some(limit) => limit.saturating_add(OVERHEAD).saturating_add(limit / 64),
-        };
+    /// each 4 KiB), at least 256 MiB, and no more than the host has.
+    pub fn memory(&self, default: u64, host: u64) -> Result<MemorySize, SandboxError> {
         let most = (host / (2 * MIB) * (2 * MIB)).max(LEAST);
-        wanted.clamp(LEAST, most).div_ceil(2 * MIB) * (2 * MIB)
+        let Some((limit, key)) = self.memory else {
+            if default > most {
+                return Err(SandboxError::new(
+                    SandboxErrorKind::Failed,
+                    format!(
+                        "{DEFAULT_KEY}: {} MiB is more than this host has, {} MiB",
+                        default / MIB,
+                        host / MIB
+                    ),
+                ));
+            }
+            return Ok(MemorySize {
+                bytes: default.div_ceil(2 * MIB) * (2 * MIB),
+                key: DEFAULT_KEY,
+            });
+        };
+        let wanted = limit.saturating_add(OVERHEAD).saturating_add(limit / 64);
+        Ok(MemorySize {
+            bytes: wanted.clamp(LEAST, most).div_ceil(2 * MIB) * (2 * MIB),
+            key,
+        })
     }
 
     /// The VM's vCPUs: as many as the quota can keep busy, at least one, else `default`.

@@ -1,6 +1,6 @@
 //! Specs as containerd writes them, each with one thing changed.
 
-use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_QUOTA};
+use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_PERIOD, SANDBOX_QUOTA};
 use super::*;
 use crate::error::SandboxErrorKind;
 
@@ -26,6 +26,13 @@ fn try_split(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Split, Sandbox
         volume_name: &mut || {
             number += 1;
             format!("volume-{number}")
+        },
+        memory_of: &mut |source| {
+            Ok(source.starts_with("/run").then(|| MemoryVolume {
+                name: "memory-1".into(),
+                size_bytes: 64 << 20,
+                mode: 0o1777,
+            }))
         },
     };
     split(edited(edit), Path::new("/bundle"), pod)
@@ -110,6 +117,7 @@ fn bind_mounts_become_volumes() {
             {"destination": "/etc/hosts", "type": "bind", "source": "/host/hosts", "options": ["rbind", "ro"]},
             {"destination": "/data", "type": "none", "source": "data", "options": ["bind", "ro", "rw"]},
             {"destination": "/dev/shm", "type": "bind", "source": "/run/shm", "options": ["rbind", "ro"]},
+            {"destination": "/dev/shm/", "type": "bind", "source": "/run/shm", "options": ["rbind"]},
         ]);
     })
     .unwrap();
@@ -128,27 +136,156 @@ fn bind_mounts_become_volumes() {
     let guest: serde_json::Value = serde_json::from_str(&guest).unwrap();
     assert_eq!(guest["mounts"][0]["source"], "volume:volume-1");
     assert_eq!(guest["mounts"][1]["source"], "volume:volume-2");
-    assert_eq!(guest["mounts"][2]["type"], "tmpfs");
-    let options = guest["mounts"][2]["options"].as_array().unwrap();
-    assert!(options.contains(&"size=65536k".into()) && options.contains(&"ro".into()));
+    assert_eq!(guest["mounts"][2]["source"], "memory:memory-1");
+    assert_eq!(guest["mounts"][2]["type"], "bind");
+    assert_eq!(
+        guest["mounts"][2]["options"],
+        serde_json::json!(["rbind", "ro"])
+    );
+    let [memory] = split.host.memory.as_slice() else {
+        panic!("{:?}", split.host.memory);
+    };
+    assert_eq!(memory.size_bytes, 64 << 20);
+}
+
+/// A directory that is no memory of the host's is a volume, there too.
+#[test]
+fn shared_memory_from_a_disk_stays_a_volume() {
+    let split = try_split(|spec| {
+        spec["mounts"] = serde_json::json!([
+            {"destination": "/dev/shm", "type": "bind", "source": "/var/shm", "options": ["rbind"]},
+        ]);
+    })
+    .unwrap();
+    assert_eq!((split.host.volumes.len(), split.host.memory.len()), (1, 0));
+}
+
+#[test]
+fn hooks_of_the_host_are_taken_out_and_the_guest_s_stay() {
+    let split = try_split(|spec| {
+        spec["annotations"] = serde_json::json!({"a": "b"});
+        spec["hooks"] = serde_json::json!({
+            "prestart": [{"path": "/pre", "args": ["pre", "x"], "env": ["A=b"], "timeout": 3}],
+            "createRuntime": [{"path": "/create"}],
+            "startContainer": [{"path": "/inside"}],
+            "poststart": [{"path": "/post"}],
+            "poststop": [{"path": "/stop"}],
+        });
+    })
+    .unwrap();
+    let hooks = &split.host.hooks;
+    let prestart = HostHook {
+        path: "/pre".into(),
+        arguments: vec!["pre".into(), "x".into()],
+        environment: Some(vec!["A=b".into()]),
+        timeout: Some(std::time::Duration::from_secs(3)),
+    };
+    assert_eq!(hooks.prestart, [prestart]);
+    let [create] = hooks.create_runtime.as_slice() else {
+        panic!("{hooks:?}");
+    };
+    assert_eq!(create.arguments, ["/create"]);
+    assert_eq!((&create.environment, create.timeout), (&None, None));
+    assert_eq!((hooks.poststart.len(), hooks.poststop.len()), (1, 1));
+    assert_eq!(hooks.version, "1.2.0");
+    assert_eq!(hooks.annotations["a"], "b");
+    let guest: serde_json::Value = serde_json::from_slice(&split.guest).unwrap();
+    let left: Vec<_> = guest["hooks"].as_object().unwrap().keys().collect();
+    assert_eq!(left, ["startContainer"]);
+}
+
+fn rule(device: &str, access: &str) -> serde_json::Value {
+    let (kind, numbers) = device.split_once(' ').unwrap();
+    let (major, minor) = numbers.split_once(':').unwrap();
+    let mut rule = serde_json::json!({"allow": true, "type": kind, "access": access});
+    for (name, number) in [("major", major), ("minor", minor)] {
+        if let Ok(number) = number.parse::<i64>() {
+            rule[name] = number.into();
+        }
+    }
+    rule
+}
+
+#[test]
+fn a_block_device_becomes_a_disk_as_its_rules_say() {
+    let disks = |rules: Vec<serde_json::Value>| {
+        let mut all = vec![serde_json::json!({"allow": false, "access": "rwm"})];
+        all.extend(rules);
+        let split = try_split(|spec| {
+            spec["linux"]["devices"] = serde_json::json!([
+                {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16},
+                {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
+            ]);
+            spec["linux"]["resources"] = serde_json::json!({"devices": all});
+        })
+        .unwrap();
+        let guest: serde_json::Value = serde_json::from_slice(&split.guest).unwrap();
+        assert_eq!(guest["linux"]["devices"].as_array().unwrap().len(), 2);
+        split.host.disks
+    };
+    let found = disks(vec![rule("b 8:16", "rwm")]);
+    let [disk] = found.as_slice() else {
+        panic!("{found:?}");
+    };
+    assert_eq!((disk.major, disk.minor, disk.read_only), (8, 16, false));
+    assert_eq!(disk.field, "linux.devices[0] (/dev/sdb)");
+    for (rules, read_only) in [
+        (vec![rule("b 8:16", "r")], true),
+        (vec![], true),
+        (vec![rule("b 8:*", "rw")], false),
+        (vec![rule("b 8:17", "rw"), rule("c 8:16", "rw")], true),
+        (vec![rule("a *:*", "rwm")], false),
+    ] {
+        assert_eq!(disks(rules.clone())[0].read_only, read_only, "{rules:?}");
+    }
+}
+
+#[test]
+fn a_privileged_container_goes_without_the_host_s_devices() {
+    let with = |count: u32, access: &str| {
+        let mut devices = vec![
+            serde_json::json!({"path": "/dev/full", "type": "c", "major": 1, "minor": 7}),
+            serde_json::json!({"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}),
+            serde_json::json!({"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}),
+        ];
+        devices.extend((0..count).map(|minor| {
+            serde_json::json!({"path": format!("/dev/tty{minor}"), "type": "c", "major": 4, "minor": minor})
+        }));
+        try_split(|spec| {
+            spec["linux"]["devices"] = devices.into();
+            spec["linux"]["resources"] = serde_json::json!({"devices": [rule("a *:*", access)]});
+        })
+    };
+    let split = with(20, "rwm").unwrap();
+    assert_eq!(split.host.left_out.len(), 22);
+    assert!(split.host.disks.is_empty());
+    let guest: serde_json::Value = serde_json::from_slice(&split.guest).unwrap();
+    assert_eq!(guest["linux"]["devices"].as_array().unwrap().len(), 1);
+    for refused in [with(20, "r"), with(0, "rwm")] {
+        let line = refused.unwrap_err().one_line();
+        assert!(
+            line.starts_with("linux.devices[1] (/dev/kvm) is not"),
+            "{line}"
+        );
+    }
 }
 
 #[test]
 fn what_is_not_done_is_refused_by_its_field() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(&str, Edit); 8] = [
-        ("hooks.prestart", |s| {
-            s["hooks"]["prestart"] = serde_json::json!([{"path": "/x"}])
+        ("hooks.prestart[0].path: \"x\" is not absolute", |s| {
+            s["hooks"]["prestart"] = serde_json::json!([{"path": "x"}])
         }),
-        ("hooks.poststop", |s| {
-            s["hooks"]["poststop"] = serde_json::json!([{"path": "/x"}])
+        ("hooks.poststop[0].timeout: 0 is not", |s| {
+            s["hooks"]["poststop"] = serde_json::json!([{"path": "/x", "timeout": 0}])
         }),
         ("linux.intelRdt", |s| {
             s["linux"]["intelRdt"] = serde_json::json!({})
         }),
-        ("linux.devices[0] (/dev/sda)", |s| {
+        ("linux.devices[0] (/dev/rtc0)", |s| {
             s["linux"]["devices"] =
-                serde_json::json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+                serde_json::json!([{"path": "/dev/rtc0", "type": "c", "major": 251, "minor": 0}]);
         }),
         ("mounts[0] (/proc).type \"ext4\"", |s| {
             s["mounts"][0]["type"] = "ext4".into()
@@ -203,16 +340,28 @@ fn a_file_that_is_no_spec_is_named_with_the_place() {
 fn the_vm_follows_the_limits() {
     let gib = 1 << 30;
     let none = SizePart::default();
-    assert_eq!(none.memory_bytes(2 * gib, 16 * gib), 2 * gib);
+    let bytes = |part: SizePart, default, host| part.memory(default, host).unwrap().bytes;
+    assert_eq!(bytes(none, 2 * gib, 16 * gib), 2 * gib);
+    assert_eq!(bytes(none, 64 * MIB, 16 * gib), 64 * MIB);
+    let line = none.memory(4 * gib, 3 * gib).unwrap_err().one_line();
+    assert_eq!(
+        line,
+        "`memory_mib` of the configuration: 4096 MiB is more than this host has, 3072 MiB"
+    );
     assert_eq!(none.vcpus(2, 8), 2);
     let limited = |memory| SizePart {
-        memory: Some(memory),
+        memory: Some((memory, SANDBOX_MEMORY)),
         cpu: None,
     };
-    assert_eq!(limited(1).memory_bytes(gib, 16 * gib), LEAST);
-    assert_eq!(limited(gib).memory_bytes(gib, 16 * gib), gib + 144 * MIB);
-    assert_eq!(limited(u64::MAX).memory_bytes(gib, 3 * gib + 5), 3 * gib);
-    let odd = limited(300 * MIB + 1).memory_bytes(gib, 16 * gib);
+    assert_eq!(bytes(limited(1), gib, 16 * gib), LEAST);
+    assert_eq!(bytes(limited(gib), gib, 16 * gib), gib + 144 * MIB);
+    assert_eq!(bytes(limited(u64::MAX), gib, 3 * gib + 5), 3 * gib);
+    let size = limited(1).memory(gib, 16 * gib).unwrap();
+    assert_eq!(
+        size.to_string(),
+        "the pod's virtual machine has 256 MiB, sized by io.kubernetes.cri.sandbox-memory"
+    );
+    let odd = bytes(limited(300 * MIB + 1), gib, 16 * gib);
     assert!(odd % (2 * MIB) == 0 && odd > 428 * MIB, "{odd}");
     let quota = |cpu| SizePart {
         memory: None,
@@ -234,12 +383,30 @@ fn the_pod_s_sums_go_before_the_container_s_own_limit() {
     assert_eq!(
         split.host.size,
         SizePart {
-            memory: Some(1000),
+            memory: Some((1000, SANDBOX_MEMORY)),
             cpu: Some((7, 100_000))
         }
     );
     let line = refused(|s| s["annotations"] = serde_json::json!({SANDBOX_MEMORY: "1G"}));
     assert!(line.contains("\"1G\" is not a number"), "{line}");
+    for (key, number) in [
+        (SANDBOX_MEMORY, "-1"),
+        (SANDBOX_PERIOD, "999"),
+        (SANDBOX_PERIOD, "1000001"),
+        (SANDBOX_PERIOD, "-5"),
+        (SANDBOX_QUOTA, "many"),
+    ] {
+        let line = refused(|s| s["annotations"] = serde_json::json!({key: number}));
+        assert!(line.starts_with(&format!("annotation {key}: ")), "{line}");
+    }
+    let pod = try_split(|s| {
+        s["annotations"] = serde_json::json!({SANDBOX_QUOTA: "150000", SANDBOX_PERIOD: "50000"});
+    });
+    assert_eq!(pod.unwrap().host.size.cpu, Some((150_000, 50_000)));
+    let unlimited = try_split(|s| {
+        s["annotations"] = serde_json::json!({SANDBOX_QUOTA: "-1", SANDBOX_MEMORY: "0"});
+    });
+    assert_eq!(unlimited.unwrap().host.size, SizePart::default());
 }
 
 #[test]

@@ -256,3 +256,106 @@ async fn a_logging_program_gets_both_outputs_and_its_environment() {
     }
     assert_eq!(got, wanted);
 }
+
+/// A reader that takes a little at a time gets everything; one that takes nothing holds nobody up.
+#[tokio::test]
+async fn a_deletion_waits_for_a_slow_reader_and_not_for_a_stalled_one() {
+    let streams = fifos();
+    let mut client = reader(&streams.paths.stdout);
+    let stdio = std::sync::Arc::new(open(&streams.paths).await);
+    let (_stdin, mut stdout, stderr) = attach(&stdio);
+    drop(stderr);
+    let sent = vec![7u8; 200_000];
+    let writer = tokio::spawn(async move {
+        stdout.write_all(&sent).await.expect("the guest's output");
+    });
+    let closing = std::sync::Arc::clone(&stdio);
+    let begin = Instant::now();
+    let close = tokio::spawn(async move { closing.close(STALLED_READER).await });
+    let (mut got, mut piece) = (0, vec![0; 8192]);
+    loop {
+        match client.read(&mut piece).await.expect("output") {
+            0 => break,
+            length => got += length,
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert_eq!(got, 200_000);
+    assert!(begin.elapsed() > STALLED_READER, "it was a slow reader");
+    close.await.expect("the deletion");
+    writer.await.expect("the guest");
+
+    let streams = fifos();
+    let _client = reader(&streams.paths.stdout);
+    let stdio = open(&streams.paths).await;
+    let (_stdin, mut stdout, _stderr) = attach(&stdio);
+    let flood = vec![7u8; 1 << 20];
+    tokio::spawn(async move { stdout.write_all(&flood).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begin = Instant::now();
+    stdio.close(Duration::from_millis(400)).await;
+    assert!(begin.elapsed() < Duration::from_millis(900));
+}
+
+#[tokio::test]
+async fn a_file_can_be_the_input_and_its_name_may_be_escaped() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let input = directory.path().join("in");
+    std::fs::write(&input, "from a file").expect("a file");
+    let log = directory.path().join("a b/log");
+    let paths = StdioPaths {
+        stdin: input.display().to_string(),
+        stdout: format!("file://{}", log.display()).replace(' ', "%20"),
+        ..StdioPaths::default()
+    };
+    let stdio = open(&paths).await;
+    let (mut stdin, mut stdout, _stderr) = attach(&stdio);
+    let mut got = String::new();
+    stdin.read_to_string(&mut got).await.expect("the input");
+    assert_eq!(got, "from a file");
+    stdout.write_all(b"out").await.expect("output");
+    drop(stdout);
+    stdio.close(Duration::from_secs(1)).await;
+    assert_eq!(std::fs::read_to_string(&log).expect("the log"), "out");
+}
+
+/// By a byte, or by closing the descriptor; with a terminal there is one stream.
+#[tokio::test]
+async fn a_logging_program_says_when_it_is_ready() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let program = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = directory.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).expect("its mode");
+        StdioPaths {
+            stdout: format!("binary://{}", path.display()),
+            terminal: true,
+            ..StdioPaths::default()
+        }
+    };
+    let out = directory.path().join("out");
+    let byte = program(
+        "byte",
+        &format!(
+            "echo >&5; cat <&4; cat <&3 >{0}.half; mv {0}.half {0}",
+            out.display()
+        ),
+    );
+    let stdio = open(&byte).await;
+    assert!(stdio.has_stdout() && !stdio.has_stderr());
+    let (_stdin, mut stdout, _) = attach(&stdio);
+    stdout.write_all(b"tty").await.expect("output");
+    drop(stdout);
+    stdio.close(Duration::from_secs(1)).await;
+    for _ in 0..500 {
+        if out.exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(std::fs::read_to_string(&out).expect("the log"), "tty");
+    let dies = program("dies", "exit 3");
+    open(&dies).await.close(Duration::ZERO).await;
+}

@@ -1,0 +1,118 @@
+//! A container's figures as containerd's message for a cgroup v2.
+//!
+//! Called by `service` by way of `convert`. Every field that the guest's cgroup has a figure for is
+//! filled; those left at nought are of what the guest can't have (rdma) or is not told (pressure,
+//! bursts, interfaces, which are the pod's).
+
+use containerd_shim_protos::cgroups_v2::metrics as cgroups;
+use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
+
+use super::any;
+use crate::pod::PodError;
+use crate::request::Stats;
+
+/// A container's figures, as those of a cgroup v2.
+pub fn stats(stats: &Stats) -> Result<Any, PodError> {
+    let io = stats.io.iter().map(|device| cgroups::IOEntry {
+        major: device.major,
+        minor: device.minor,
+        rbytes: device.read_bytes,
+        wbytes: device.written_bytes,
+        rios: device.reads,
+        wios: device.writes,
+        ..Default::default()
+    });
+    let huge_pages = stats.huge_pages.iter().map(|pages| cgroups::HugeTlbStat {
+        current: pages.current,
+        max: pages.max,
+        pagesize: pages.size.clone(),
+        failcnt: pages.failures,
+        ..Default::default()
+    });
+    let metrics = cgroups::Metrics {
+        pids: MessageField::some(cgroups::PidsStat {
+            current: stats.pids_current,
+            limit: stats.pids_limit,
+            ..Default::default()
+        }),
+        cpu: MessageField::some(cgroups::CPUStat {
+            usage_usec: stats.cpu_usage_us,
+            user_usec: stats.cpu_user_us,
+            system_usec: stats.cpu_system_us,
+            nr_periods: stats.cpu_periods,
+            nr_throttled: stats.cpu_throttled_periods,
+            throttled_usec: stats.cpu_throttled_us,
+            ..Default::default()
+        }),
+        memory: MessageField::some(memory(stats)),
+        io: MessageField::some(cgroups::IOStat {
+            usage: io.collect(),
+            ..Default::default()
+        }),
+        hugetlb: huge_pages.collect(),
+        memory_events: MessageField::some(events(stats)),
+        ..Default::default()
+    };
+    any("io.containerd.cgroups.v2.Metrics", &metrics)
+}
+
+fn memory(stats: &Stats) -> cgroups::MemoryStat {
+    let of = |key: &str| stats.memory_stat.get(key).copied().unwrap_or_default();
+    cgroups::MemoryStat {
+        anon: stats.memory_anon,
+        file: stats.memory_file,
+        kernel_stack: stats.memory_kernel_stack,
+        slab: stats.memory_slab,
+        sock: of("sock"),
+        shmem: of("shmem"),
+        file_mapped: of("file_mapped"),
+        file_dirty: of("file_dirty"),
+        file_writeback: of("file_writeback"),
+        anon_thp: of("anon_thp"),
+        inactive_anon: of("inactive_anon"),
+        active_anon: of("active_anon"),
+        inactive_file: stats.memory_inactive_file,
+        active_file: stats.memory_active_file,
+        unevictable: of("unevictable"),
+        slab_reclaimable: of("slab_reclaimable"),
+        slab_unreclaimable: of("slab_unreclaimable"),
+        pgfault: stats.page_faults,
+        pgmajfault: stats.page_major_faults,
+        // One figure up to Linux 5.8, two since.
+        workingset_refault: of("workingset_refault_anon")
+            .saturating_add(of("workingset_refault_file")),
+        workingset_activate: of("workingset_activate_anon")
+            .saturating_add(of("workingset_activate_file")),
+        workingset_nodereclaim: of("workingset_nodereclaim"),
+        pgrefill: of("pgrefill"),
+        pgscan: of("pgscan"),
+        pgsteal: of("pgsteal"),
+        pgactivate: of("pgactivate"),
+        pgdeactivate: of("pgdeactivate"),
+        pglazyfree: of("pglazyfree"),
+        pglazyfreed: of("pglazyfreed"),
+        thp_fault_alloc: of("thp_fault_alloc"),
+        thp_collapse_alloc: of("thp_collapse_alloc"),
+        usage: stats.memory_usage,
+        usage_limit: stats.memory_limit,
+        max_usage: stats.memory_peak,
+        swap_usage: stats.swap_usage,
+        swap_limit: stats.swap_limit,
+        swap_max_usage: stats.swap_peak,
+        ..Default::default()
+    }
+}
+
+fn events(stats: &Stats) -> cgroups::MemoryEvents {
+    let of = |key: &str| stats.memory_events.get(key).copied().unwrap_or_default();
+    cgroups::MemoryEvents {
+        low: of("low"),
+        high: of("high"),
+        max: of("max"),
+        oom: of("oom"),
+        oom_kill: stats.oom_kills,
+        oom_group_kill: of("oom_group_kill"),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,140 @@
+//! Tells the guest when the host's clock was stepped.
+//!
+//! A guest keeps its own time from the moment it was told; a step of the host's clock, by a person, by
+//! NTP or by a suspended host that wakes up, is news to it. The kernel tells of a step by cancelling a
+//! timer (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET); nothing is polled.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use tokio::io::unix::AsyncFd;
+
+use super::Sandbox;
+
+/// How often the guest is told of one step, should it not take it.
+const TRIES: u32 = 3;
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
+/// When the timer would go off: never, as clocks go (2^40 s, in 36,000 years).
+const NEVER: i64 = 1 << 40;
+
+/// A watch on the host's clock.
+#[derive(Debug)]
+pub(super) struct Clock(OwnedFd);
+
+impl Clock {
+    /// From here on no step is missed.
+    pub(super) fn watch() -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let clock = Self(timerfd_create(TimerfdClockId::Realtime, flags)?);
+        clock.arm()?;
+        Ok(clock)
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let never = Itimerspec {
+            it_interval: zero,
+            it_value: Timespec {
+                tv_sec: NEVER,
+                tv_nsec: 0,
+            },
+        };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        match timerfd_settime(&self.0, flags, &never) {
+            // Armed, and the clock was stepped since the last time: the read says so too.
+            Ok(_) | Err(Errno::CANCELED) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Tells the sandbox's guest of every step, as long as there is a sandbox.
+    pub(super) fn follow(self, sandbox: Weak<Sandbox>) -> io::Result<()> {
+        // SAFETY: `Clock` owns the descriptor and neither closes nor changes it while it lives, and the
+        // AsyncFd owns the `Clock`.
+        let watched = unsafe { AsyncFd::register(self) }.map_err(io::Error::from)?;
+        tokio::spawn(async move {
+            while stepped(&watched, &sandbox).await {
+                let Some(sandbox) = sandbox.upgrade() else {
+                    return;
+                };
+                tell(&sandbox).await;
+            }
+        });
+        Ok(())
+    }
+}
+
+impl std::os::fd::AsRawFd for Clock {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+    }
+}
+
+/// Waits for the next step; `false` when there is nothing to wait for any more.
+async fn stepped(watched: &AsyncFd<Clock>, sandbox: &Weak<Sandbox>) -> bool {
+    loop {
+        let over = {
+            let Some(sandbox) = sandbox.upgrade() else {
+                return false;
+            };
+            sandbox.vmm.over()
+        };
+        let mut ready = tokio::select! {
+            ready = watched.readable() => match ready {
+                Ok(ready) => ready,
+                Err(_) => return false,
+            },
+            _ = over => return false,
+        };
+        match rustix::io::read(&watched.get_ref().0, &mut [0; 8]) {
+            Err(Errno::CANCELED) => return watched.get_ref().arm().is_ok(),
+            Err(Errno::AGAIN) => ready.clear_ready(),
+            Err(Errno::INTR) | Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+async fn tell(sandbox: &Sandbox) {
+    for _ in 0..TRIES {
+        if sandbox.stopping.load(Ordering::SeqCst) || sandbox.vmm.is_over() {
+            return;
+        }
+        match sandbox.agent.set_time().await {
+            Ok(()) => {
+                tracing::info!(
+                    sandbox = sandbox.id,
+                    "the host's clock was stepped: the guest has its time"
+                );
+                return;
+            }
+            Err(error) => tracing::warn!(sandbox = sandbox.id, "{}", error.one_line()),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unstepped_clock_is_quiet_and_can_be_armed_again() {
+        let clock = Clock::watch().unwrap();
+        let read = rustix::io::read(&clock.0, &mut [0; 8]);
+        assert_eq!(read, Err(Errno::AGAIN));
+        clock.arm().unwrap();
+    }
+}
