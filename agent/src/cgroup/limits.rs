@@ -1,11 +1,12 @@
 //! `linux.resources` of the OCI spec as lines for the files of a cgroup v2.
 //!
-//! Called by `spec.rs`, before anything of a container exists: what can't be done is refused by the
-//! field's name. The conversions are runc's, so that a container weighs here what it weighs there
-//! (OCI runtime spec, config-linux.md; Linux, Documentation/admin-guide/cgroup-v2.rst).
+//! Called by `spec.rs`, before anything of a container exists, and by `resources.rs` for an update:
+//! what can't be done is refused by the field's name. The conversions are runc's, so that a container
+//! weighs here what it weighs there (OCI runtime spec, config-linux.md; Linux,
+//! Documentation/admin-guide/cgroup-v2.rst).
 //!
-//! Left out with intent: `devices` (the runner's filter) and `cpu.cpus`, `cpu.mems`: they number the
-//! host's processors and nodes, of which the guest has its own.
+//! Left out with intent: `devices` (the runner's filter). `cpu.cpus` and `cpu.mems` number the host's
+//! processors and nodes: they count where the guest has all of these numbers.
 
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
@@ -14,19 +15,36 @@ use crate::error::PodError;
 /// The period that runc takes for a quota without one, in microseconds; it is the kernel's default.
 const DEFAULT_PERIOD: u64 = 100_000;
 
-/// What to write into the files of a new cgroup, in this order.
+/// Why these are refused.
+const NO_DISK: &str = "it numbers the host's disks, which the guest does not have";
+const NO_RDMA: &str = "the guest has no such device";
+
+/// What to write into the files of a cgroup, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits(pub Vec<Setting>);
 
 /// One line for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
+    /// The fields below `linux.resources` that it comes from, the one that names it first.
+    pub fields: Vec<String>,
     /// The file's name.
     pub file: String,
     /// What is written.
     pub value: String,
+    /// Whether it can be left out.
+    pub need: Need,
+}
+
+/// Whether a setting can be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Never.
+    Always,
     /// A kernel without this file already keeps to it: a limit on what it has nothing of.
-    pub optional: bool,
+    IfThere,
+    /// It lists the host's numbers, and counts if this machine has them all.
+    IfNumbered,
 }
 
 impl Limits {
@@ -43,7 +61,7 @@ impl Limits {
         if let Some(pids) = resources.pids() {
             match pids.limit() {
                 0 => {}
-                limit => limits.set("pids.max", limit_or_max(limit)),
+                limit => limits.set(&["pids.limit"], "pids.max", limit_or_max(limit)),
             }
         }
         for limit in resources.hugepage_limits().iter().flatten() {
@@ -58,19 +76,17 @@ impl Limits {
         Ok(limits)
     }
 
-    fn set(&mut self, file: &str, value: impl ToString) {
-        self.0.push(Setting {
-            file: file.into(),
-            value: value.to_string(),
-            optional: false,
-        });
+    fn set(&mut self, fields: &[&str], file: &str, value: impl ToString) {
+        self.set_if(Need::Always, fields, file, value);
     }
 
-    fn set_optional(&mut self, file: &str, value: impl ToString) {
-        self.set(file, value);
-        if let Some(setting) = self.0.last_mut() {
-            setting.optional = true;
-        }
+    fn set_if(&mut self, need: Need, fields: &[&str], file: &str, value: impl ToString) {
+        self.0.push(Setting {
+            fields: fields.iter().map(ToString::to_string).collect(),
+            file: file.into(),
+            value: value.to_string(),
+            need,
+        });
     }
 
     fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), PodError> {
@@ -81,25 +97,47 @@ impl Limits {
             ));
         }
         match cpu.idle() {
-            None | Some(0) => {}
-            Some(1) => self.set("cpu.idle", 1),
+            None => {}
+            Some(idle @ (0 | 1)) => self.set(&["cpu.idle"], "cpu.idle", idle),
             Some(other) => return Err(bad("cpu.idle", format!("{other} is neither 0 nor 1"))),
         }
         // An idle group has no weight: writing one would fail (cpu.idle in cgroup-v2.rst).
         if let Some(weight) = cpu.shares().and_then(weight_of_shares)
             && cpu.idle() != Some(1)
         {
-            self.set("cpu.weight", weight);
+            self.set(&["cpu.shares", "cpu.idle"], "cpu.weight", weight);
         }
         let (quota, period) = (cpu.quota().unwrap_or(0), cpu.period().unwrap_or(0));
         if quota != 0 || period != 0 {
             let period = if period == 0 { DEFAULT_PERIOD } else { period };
-            self.set("cpu.max", format!("{} {period}", limit_or_max(quota)));
+            let value = format!("{} {period}", limit_or_max(quota));
+            self.set(&["cpu.quota", "cpu.period"], "cpu.max", value);
         }
-        // After the quota, which it may not exceed.
         if let Some(burst) = cpu.burst() {
-            self.set("cpu.max.burst", burst);
+            if quota > 0 && burst > quota.unsigned_abs() {
+                let why = format!("{burst} is more than cpu.quota, {quota}");
+                return Err(bad("cpu.burst", why));
+            }
+            self.set(&["cpu.burst", "cpu.quota"], "cpu.max.burst", burst);
         }
+        for (field, file, numbers) in [
+            ("cpu.cpus", "cpuset.cpus", cpu.cpus()),
+            ("cpu.mems", "cpuset.mems", cpu.mems()),
+        ] {
+            match numbers.as_deref() {
+                None | Some("") => {}
+                Some(numbers) => self.host_numbers(field, file, numbers)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn host_numbers(&mut self, field: &str, file: &str, numbers: &str) -> Result<(), PodError> {
+        if ranges(numbers).is_none() {
+            let why = format!("{numbers:?} is no list of numbers such as 0-3,7");
+            return Err(bad(field, why));
+        }
+        self.set_if(Need::IfNumbered, &[field], file, numbers);
         Ok(())
     }
 
@@ -128,14 +166,15 @@ impl Limits {
         }
         let limit = memory.limit().unwrap_or(0);
         if let Some(swap) = swap_alone(memory.swap().unwrap_or(0), limit)? {
-            self.set_optional("memory.swap.max", swap);
+            let fields = &["memory.swap", "memory.limit"];
+            self.set_if(Need::IfThere, fields, "memory.swap.max", swap);
         }
         if limit != 0 {
-            self.set("memory.max", limit_or_max(limit));
+            self.set(&["memory.limit"], "memory.max", limit_or_max(limit));
         }
         match memory.reservation().unwrap_or(0) {
             0 => {}
-            reservation => self.set("memory.low", limit_or_max(reservation)),
+            low => self.set(&["memory.reservation"], "memory.low", limit_or_max(low)),
         }
         Ok(())
     }
@@ -146,11 +185,14 @@ impl Limits {
         if !plain {
             return Err(bad("hugepageLimits", format!("no page size: {size:?}")));
         }
-        let file = format!("hugetlb.{size}.max");
+        let (field, file) = (
+            format!("hugepageLimits[{size}]"),
+            format!("hugetlb.{size}.max"),
+        );
         // kubelet limits every size to 0 where none is asked for.
         match limit.limit() {
-            0 => self.set_optional(&file, 0),
-            limit => self.set(&file, limit_or_max(limit)),
+            0 => self.set_if(Need::IfThere, &[&field], &file, 0),
+            limit => self.set(&[&field], &file, limit_or_max(limit)),
         }
         Ok(())
     }
@@ -158,14 +200,20 @@ impl Limits {
     fn unified(&mut self, file: &str, value: &str) -> Result<(), PodError> {
         let field = format!("unified[{file}]");
         let (controller, rest) = file.split_once('.').unwrap_or((file, ""));
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'.' || byte == b'_';
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_');
         if !rest.bytes().all(plain) || rest.is_empty() {
             return Err(bad(&field, "not the name of a cgroup file".into()));
         }
         match controller {
-            "cpu" | "memory" | "pids" => self.set(file, value),
-            "cpuset" => {} // The host's numbers, as in cpu.cpus.
-            _ => return Err(unsupported(&field, "only cpu, memory and pids are limited")),
+            "cpuset" if matches!(rest, "cpus" | "mems") => {
+                self.host_numbers(&field, file, value)?
+            }
+            "cpu" | "cpuset" | "hugetlb" | "memory" | "misc" | "pids" => {
+                self.set(&[&field], file, value);
+            }
+            "io" => return Err(unsupported(&field, NO_DISK)),
+            "rdma" => return Err(unsupported(&field, NO_RDMA)),
+            _ => return Err(unsupported(&field, "no controller of cgroup v2 has it")),
         }
         Ok(())
     }
@@ -175,10 +223,7 @@ fn refuse_unsupported(resources: &LinuxResources) -> Result<(), PodError> {
     if let Some(io) = resources.block_io()
         && *io != oci_spec::runtime::LinuxBlockIo::default()
     {
-        return Err(unsupported(
-            "blockIO",
-            "the guest has no disk of the host's",
-        ));
+        return Err(unsupported("blockIO", NO_DISK));
     }
     if let Some(network) = resources.network()
         && *network != oci_spec::runtime::LinuxNetwork::default()
@@ -190,9 +235,19 @@ fn refuse_unsupported(resources: &LinuxResources) -> Result<(), PodError> {
         .as_ref()
         .is_some_and(|rdma| !rdma.is_empty())
     {
-        return Err(unsupported("rdma", "the guest has no such device"));
+        return Err(unsupported("rdma", NO_RDMA));
     }
     Ok(())
+}
+
+/// A list of numbers and ranges, such as `0-3,7`, each range with both its ends.
+pub fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (first <= last).then_some((first, last))
+    };
+    list.trim().split(',').map(range).collect()
 }
 
 fn unsupported(field: &str, why: &str) -> PodError {
@@ -295,6 +350,8 @@ mod tests {
             [
                 line("cpu.weight", "100"),
                 line("cpu.max", "50000 100000"),
+                line("cpuset.cpus", "0-3"),
+                line("cpuset.mems", "0"),
                 line("memory.swap.max", "0"),
                 line("memory.max", "134217728"),
                 line("pids.max", "100"),
@@ -381,10 +438,61 @@ mod tests {
             "..",
             "cpu.a/b",
             "memory",
+            "cgroup.freeze",
+            "cgroup.subtree_control",
+            "rdma.max",
         ] {
             assert!(limits(json!({"unified": {key: "1"}})).is_err(), "{key}");
         }
         assert!(limits(json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]})).is_err());
+    }
+
+    #[test]
+    fn an_idle_group_has_no_weight() {
+        let idle = limits(json!({"cpu": {"shares": 512, "idle": 1}}));
+        assert_eq!(idle.unwrap(), [line("cpu.idle", "1")]);
+        let other = limits(json!({"cpu": {"shares": 1024, "idle": 0}}));
+        assert_eq!(
+            other.unwrap(),
+            [line("cpu.idle", "0"), line("cpu.weight", "100")]
+        );
+        assert!(limits(json!({"cpu": {"idle": 2}})).is_err());
+    }
+
+    #[test]
+    fn a_burst_is_no_more_than_the_quota() {
+        let burst = |burst| limits(json!({"cpu": {"quota": 50000, "burst": burst}}));
+        assert_eq!(
+            burst(50000).unwrap(),
+            [
+                line("cpu.max", "50000 100000"),
+                line("cpu.max.burst", "50000")
+            ]
+        );
+        assert_eq!(
+            burst(50001).unwrap_err().to_string(),
+            "linux.resources.cpu.burst: 50001 is more than cpu.quota, 50000"
+        );
+    }
+
+    #[test]
+    fn processors_are_a_list_of_numbers() {
+        assert_eq!(ranges("0-3,7\n").unwrap(), [(0, 3), (7, 7)]);
+        for bad in ["", "-1", "3-1", "0,", "a", "0-3:2/4", "4294967296"] {
+            assert_eq!(ranges(bad), None, "{bad}");
+        }
+        for (resources, field) in [
+            (json!({"cpu": {"cpus": "a"}}), "cpu.cpus"),
+            (json!({"cpu": {"mems": "0-"}}), "cpu.mems"),
+            (
+                json!({"unified": {"cpuset.cpus": "x"}}),
+                "unified[cpuset.cpus]",
+            ),
+        ] {
+            let error = limits(resources).unwrap_err().to_string();
+            let start = format!("linux.resources.{field}: ");
+            assert!(error.starts_with(&start), "{error}");
+        }
     }
 
     #[test]
