@@ -8,6 +8,7 @@
 //! (the host's call) → gone. A create that fails goes from Creating to gone by itself.
 
 mod control;
+mod exec;
 mod pause;
 mod placeholder;
 
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess};
+use oci_spec::runtime::LinuxNamespaceType;
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -31,7 +32,7 @@ use crate::error::{PodError, blocking, one_line};
 use crate::events::{Event, Events};
 use crate::process::{self, Process};
 use crate::reaper::{self, Exit};
-use crate::runner::{self, ExecRequest, InitRequest, Joined, Start};
+use crate::runner::{self, InitRequest, Joined, Start};
 use crate::spec::GuestSpec;
 use crate::stdio::port::Tokens;
 use crate::stdio::{self, Wanted};
@@ -271,76 +272,6 @@ impl Container {
         Ok(started?)
     }
 
-    /// Runs a further process in it; gives its pid.
-    pub async fn exec(
-        self: &Arc<Self>,
-        exec: &str,
-        process: OciProcess,
-        wanted: Wanted,
-    ) -> Result<u32, PodError> {
-        if self.placeholder.is_some() {
-            return Err(self.runs_nothing());
-        }
-        let (init, cgroup) = {
-            let mut state = self.state();
-            let (Some(init), Some(cgroup), true) = (
-                state.init.clone(),
-                state.cgroup.clone(),
-                state.phase.takes_processes(),
-            ) else {
-                return Err(self.wrong_state(&state.phase, "running"));
-            };
-            if state.execs.contains_key(exec) {
-                let what = format!("exec {}/{exec}", self.name);
-                return Err(PodError::AlreadyExists { what });
-            }
-            state.execs.insert(exec.into(), None);
-            state
-                .lingering
-                .retain(|process| !process.streams().finished());
-            (init, cgroup)
-        };
-        let result = self
-            .set_up_exec(exec, process, wanted, &init, &cgroup)
-            .await;
-        if result.is_err() {
-            self.state().execs.remove(exec);
-        }
-        result
-    }
-
-    async fn set_up_exec(
-        self: &Arc<Self>,
-        exec: &str,
-        process: OciProcess,
-        wanted: Wanted,
-        init: &Process,
-        cgroup: &Cgroup,
-    ) -> Result<u32, PodError> {
-        let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
-        let request = ExecRequest {
-            container: self.name.clone(),
-            spec: self.spec.spec.clone(),
-            process,
-            cgroup: cgroup.directory().into(),
-        };
-        let executed = runner::exec(request, init.pidfd(), stdio).await?;
-        let exit = reaper::exited(executed.pid);
-        let streams = plan
-            .connect(executed.terminal)
-            .map_err(PodError::failed("watch its streams"))?;
-        let process = Arc::new(Process::new(executed.pid, executed.pidfd, streams));
-        self.state()
-            .execs
-            .insert(exec.into(), Some(process.clone()));
-        let (container, exec) = (self.clone(), exec.to_owned());
-        tokio::spawn(async move {
-            let exit = exit.await;
-            container.exec_exited(exec, &process, exit);
-        });
-        Ok(executed.pid)
-    }
-
     fn init_exited(&self, init: &Process, exit: Exit) {
         let mut state = self.state();
         // Whatever shared a PID namespace with others has outlived its init; it ends with it.
@@ -349,13 +280,6 @@ impl Container {
             state.phase = Phase::Stopped;
         }
         self.tell_exit(&state, String::new(), init, exit);
-    }
-
-    fn exec_exited(&self, exec: String, process: &Arc<Process>, exit: Exit) {
-        let mut state = self.state();
-        state.execs.remove(&exec);
-        self.tell_exit(&state, exec, process, exit);
-        state.lingering.push(process.clone());
     }
 
     /// First that it was for memory, then that it was.
