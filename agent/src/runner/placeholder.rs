@@ -48,6 +48,16 @@ pub fn hold(
     }
     let kinds: Vec<_> = joined.iter().map(|joined| joined.kind).collect();
     let namespaces = Namespaces::of(spec, &kinds)?;
+    // These would have to be there before the others, which belong to them.
+    if let Some(kind) = [Kind::User, Kind::Time]
+        .into_iter()
+        .find(|kind| namespaces.is_new(*kind))
+    {
+        return Err(RunnerError::unsupported(
+            "linux.namespaces",
+            format!("a pod's placeholder can't have a {kind} namespace of its own"),
+        ));
+    }
     sysctl::check(spec, &namespaces)?;
     let make = || make(spec, &namespaces, joined);
     // Namespaces are a thread's, and this one ends with the work.
