@@ -261,21 +261,26 @@ impl Cgroup {
 pub mod tests {
     use super::*;
 
+    /// Where this machine has its cgroup v2.
+    pub fn hierarchy() -> String {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mut mounts = mounts.lines().map(|line| line.split(' '));
+        let found = mounts.find_map(|mut fields| {
+            let (target, kind) = (fields.nth(1)?, fields.next()?);
+            (kind == "cgroup2").then(|| target.to_owned())
+        });
+        found.expect("a mounted cgroup v2 hierarchy")
+    }
+
     /// A place in this machine's cgroup v2 hierarchy, for tests that need a real one; removed with
     /// what is left in it. It needs root.
     pub struct Hierarchy(PathBuf);
 
     impl Hierarchy {
         pub fn new() -> Self {
-            let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-            let mut mounts = mounts.lines().map(|line| line.split(' '));
-            let root = mounts.find_map(|mut fields| {
-                let (target, kind) = (fields.nth(1)?, fields.next()?);
-                (kind == "cgroup2").then_some(target)
-            });
             let directory = tempfile::Builder::new()
                 .prefix("agent-test-")
-                .tempdir_in(root.expect("a mounted cgroup v2 hierarchy"))
+                .tempdir_in(hierarchy())
                 .unwrap();
             Self(directory.keep())
         }

@@ -458,3 +458,6 @@ fn shareable_namespaces(init: &Process) -> Vec<(LinuxNamespaceType, OwnedFd)> {
         true => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;
