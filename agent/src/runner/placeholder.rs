@@ -190,6 +190,8 @@ fn empty_root() -> rustix::io::Result<()> {
 pub fn pause() -> ! {
     // What it is made of is nobody's business; if it can't be said, nobody is there to tell.
     let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0);
+    // Run by a descriptor, it has the name of the file.
+    let _ = rustix::thread::set_name(c"pause");
     let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM]);
     loop {
         match signals.wait() {

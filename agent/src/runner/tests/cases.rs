@@ -516,7 +516,7 @@ pub(super) fn a_placeholder_has_a_process_only_for_its_pids(case: &mut Case) {
     }
     case.spec["hostname"] = json!("");
     // An orphan that ends is reaped by the first process.
-    let script = "hostname; cat /proc/sys/kernel/shmmax /proc/1/oom_score_adj
+    let script = "hostname; cat /proc/sys/kernel/shmmax /proc/1/oom_score_adj /proc/1/comm
         (true & echo $! >/tmp/orphan); for i in 1 2 3 4 5 6 7 8 9; do
             sleep 0.1; test -e /proc/$(cat /tmp/orphan) || break; done
         test -e /proc/$(cat /tmp/orphan) || echo reaped
@@ -530,7 +530,8 @@ pub(super) fn a_placeholder_has_a_process_only_for_its_pids(case: &mut Case) {
     // All but the sleep is printed by then.
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(output));
     let mut line = || lines.next().unwrap().unwrap();
-    assert_eq!([line(), line(), line()], ["pod", "12345", "7"]);
+    let said = [line(), line(), line(), line()];
+    assert_eq!(said, ["pod", "12345", "7", "pause"]);
     assert_eq!(line(), "reaped");
     assert_eq!(line(), "Uid:\t65535\t65535\t65535\t65535");
     assert_eq!(line(), "SigIgn:\t0000000000000000");
