@@ -5,7 +5,10 @@
 //! no container's name can collide with one. What happens inside (cgroups of the container's own)
 //! belongs to the container, and is removed with it.
 
+mod apply;
+mod freezer;
 mod limits;
+mod resources;
 mod stats;
 
 use std::fs::{self, File};
@@ -19,8 +22,10 @@ use rustix::io::pread;
 use tokio::io::Interest;
 
 pub use limits::Limits;
-pub use stats::Stats;
+pub use resources::Change;
+pub use stats::{DeviceIo, HugePages, Stats};
 
+use crate::error::PodError;
 use crate::readiness::watch;
 
 /// Where the hierarchy is mounted.
@@ -42,6 +47,12 @@ pub struct CgroupError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+impl CgroupError {
+    fn cause(&self) -> &io::Error {
+        &self.source
+    }
 }
 
 fn step(
@@ -82,30 +93,31 @@ pub struct Cgroup {
 
 impl Cgroup {
     /// Makes the cgroup of `container` and sets its limits. What fails leaves nothing behind.
-    pub fn create(container: &str, limits: &Limits) -> Result<Self, CgroupError> {
+    pub fn create(container: &str, limits: &Limits) -> Result<Self, PodError> {
         Self::create_in(Path::new(ROOT), container, limits)
     }
 
-    fn create_in(root: &Path, container: &str, limits: &Limits) -> Result<Self, CgroupError> {
+    fn create_in(root: &Path, container: &str, limits: &Limits) -> Result<Self, PodError> {
         let directory = root.join(format!("_{container}"));
+        let name = || format!("make cgroup {}", directory.display());
         fs::DirBuilder::new()
             .mode(0o755)
             .create(&directory)
-            .map_err(step("make cgroup", &directory))?;
-        for setting in &limits.0 {
-            let missing = !directory.join(&setting.file).exists();
-            if missing && setting.optional {
-                continue;
-            }
-            if let Err(error) = write(&directory, &setting.file, &setting.value) {
-                let _ = fs::remove_dir(&directory);
-                return Err(error);
-            }
+            .map_err(PodError::failed(name()))?;
+        if let Err(error) = apply::apply(&directory, limits) {
+            let _ = fs::remove_dir(&directory);
+            return Err(error);
         }
         Ok(Self {
             directory,
             oom_kills: Mutex::new(0),
         })
+    }
+
+    /// Changes its limits, all or none. It may take a while: the kernel frees memory meanwhile.
+    pub fn update(&self, change: &Change) -> Result<(), PodError> {
+        apply::check_use(&self.directory, change.only_below)?;
+        apply::apply(&self.directory, &change.limits)
     }
 
     /// Its directory.
@@ -246,8 +258,52 @@ impl Cgroup {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+
+    /// Where this machine has its cgroup v2.
+    pub fn hierarchy() -> String {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mut mounts = mounts.lines().map(|line| line.split(' '));
+        let found = mounts.find_map(|mut fields| {
+            let (target, kind) = (fields.nth(1)?, fields.next()?);
+            (kind == "cgroup2").then(|| target.to_owned())
+        });
+        found.expect("a mounted cgroup v2 hierarchy")
+    }
+
+    /// A place in this machine's cgroup v2 hierarchy, for tests that need a real one; removed with
+    /// what is left in it. It needs root.
+    pub struct Hierarchy(PathBuf);
+
+    impl Hierarchy {
+        pub fn new() -> Self {
+            let directory = tempfile::Builder::new()
+                .prefix("agent-test-")
+                .tempdir_in(hierarchy())
+                .unwrap();
+            Self(directory.keep())
+        }
+
+        pub fn cgroup(&self, name: &str) -> Cgroup {
+            Cgroup::create_in(&self.0, name, &Limits::default()).unwrap()
+        }
+    }
+
+    impl Drop for Hierarchy {
+        fn drop(&mut self) {
+            let all = Cgroup {
+                directory: self.0.clone(),
+                oom_kills: Mutex::new(0),
+            };
+            let removed = || all.kill_and_remove().is_ok();
+            // The killed take a moment to go.
+            (0..1000).any(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                removed()
+            });
+        }
+    }
 
     fn fake() -> (tempfile::TempDir, Cgroup) {
         let root = tempfile::tempdir().unwrap();
@@ -265,23 +321,13 @@ mod tests {
     #[test]
     fn a_limit_that_fails_leaves_no_cgroup() {
         let root = tempfile::tempdir().unwrap();
-        let setting = |file: &str, optional| limits::Setting {
-            file: file.into(),
-            value: "1".into(),
-            optional,
-        };
-        let optional = Limits(vec![setting("absent/file", true)]);
+        let limits = |resources| Limits::of(&serde_json::from_value(resources).unwrap()).unwrap();
+        let optional = limits(serde_json::json!({"memory": {"limit": 0, "swap": -1}}));
         assert!(Cgroup::create_in(root.path(), "good", &optional).is_ok());
-        let error = Cgroup::create_in(
-            root.path(),
-            "bad",
-            &Limits(vec![setting("absent/file", false)]),
-        )
-        .unwrap_err();
+        let needed = limits(serde_json::json!({"pids": {"limit": 1}}));
+        let error = Cgroup::create_in(root.path(), "bad", &needed).unwrap_err();
         assert!(
-            error
-                .to_string()
-                .starts_with("write \"1\" to absent/file of cgroup /"),
+            error.to_string().starts_with("linux.resources.pids.limit "),
             "{error}"
         );
         assert!(!root.path().join("_bad").exists());

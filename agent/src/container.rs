@@ -3,34 +3,42 @@
 //! Called by `sandbox.rs`. What happens by itself (an exit, a kill for memory) becomes an event;
 //! what is asked for waits without a lock: state is looked at and changed in single steps.
 //!
-//! States, and who may move them: Creating → Created → Starting → Running (the host's calls) →
-//! Stopped (the init's exit, from any of them) → Deleting (the host's call) → gone. A create that
-//! fails goes from Creating to gone by itself.
+//! States, and who may move them: Creating → Created → Starting → Running → Pausing → Paused →
+//! Resuming → Running (the host's calls) → Stopped (the init's exit, from any of them) → Deleting
+//! (the host's call) → gone. A create that fails goes from Creating to gone by itself.
 
 mod control;
+mod exec;
+mod pause;
+mod placeholder;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess};
+use oci_spec::runtime::LinuxNamespaceType;
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
+use crate::container::placeholder::Placeholder;
 use crate::error::{PodError, blocking, one_line};
 use crate::events::{Event, Events};
 use crate::process::{self, Process};
-use crate::reaper;
-use crate::runner::{self, ExecRequest, InitRequest, Joined, Start};
+use crate::reaper::{self, Exit};
+use crate::runner::{self, InitRequest, Joined, Start};
 use crate::spec::GuestSpec;
 use crate::stdio::port::Tokens;
 use crate::stdio::{self, Wanted};
-use crate::storage::{self, ROOTFS, VOLUMES};
+use crate::storage::{self, MEMORY, ROOTFS, VOLUMES};
+
+const SIGKILL: u32 = 9;
 
 /// How long killed processes may take to go.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -47,6 +55,8 @@ pub struct Surroundings {
 pub struct Container {
     name: String,
     spec: GuestSpec,
+    /// It holds namespaces and runs nothing.
+    placeholder: Option<Placeholder>,
     around: Arc<Surroundings>,
     state: Mutex<State>,
     created: Notify,
@@ -63,13 +73,19 @@ struct State {
     /// Those that other containers may join, kept from the init's birth on.
     namespaces: Vec<(LinuxNamespaceType, OwnedFd)>,
     memory_watch: Option<AbortHandle>,
+    /// Its `linux.resources` as they hold now; `None`: being updated.
+    resources: Option<Value>,
 }
 
 enum Phase {
     Creating,
-    Created(Start),
+    /// A placeholder has nothing to start.
+    Created(Option<Start>),
     Starting,
     Running,
+    Pausing,
+    Paused,
+    Resuming,
     Stopped,
     Deleting,
 }
@@ -81,15 +97,33 @@ impl Phase {
             Self::Created(_) => "created",
             Self::Starting => "being started",
             Self::Running => "running",
+            Self::Pausing => "being paused",
+            Self::Paused => "paused",
+            Self::Resuming => "being resumed",
             Self::Stopped => "stopped",
             Self::Deleting => "being deleted",
         }
+    }
+
+    /// Made, and not ended.
+    fn is_alive(&self) -> bool {
+        !matches!(self, Self::Creating | Self::Stopped | Self::Deleting)
+    }
+
+    /// Alive, and processes can come up in it.
+    fn takes_processes(&self) -> bool {
+        matches!(self, Self::Created(_) | Self::Starting | Self::Running)
     }
 }
 
 impl Container {
     /// A name and a spec; nothing of it exists yet.
-    pub fn new(name: String, spec: GuestSpec, around: Arc<Surroundings>) -> Self {
+    pub fn new(
+        name: String,
+        spec: GuestSpec,
+        placeholder: bool,
+        around: Arc<Surroundings>,
+    ) -> Self {
         let state = State {
             phase: Phase::Creating,
             cgroup: None,
@@ -98,10 +132,12 @@ impl Container {
             lingering: Vec::new(),
             namespaces: Vec::new(),
             memory_watch: None,
+            resources: Some(spec.resources.clone()),
         };
         Self {
             name,
             spec,
+            placeholder: placeholder.then(Placeholder::default),
             around,
             state: Mutex::new(state),
             created: Notify::new(),
@@ -113,7 +149,8 @@ impl Container {
         &self.spec.joins
     }
 
-    /// Makes it up to its first instruction; gives its init's pid. What fails leaves nothing.
+    /// Makes it up to its first instruction; gives its init's pid, 0 for a placeholder. What fails
+    /// leaves nothing.
     pub async fn create(
         self: &Arc<Self>,
         joined: Vec<Joined>,
@@ -142,16 +179,21 @@ impl Container {
         let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
         let (name, limits) = (self.name.clone(), self.spec.limits.clone());
         let cgroup = blocking("make the container's cgroup", move || {
-            Cgroup::create(&name, &limits)
+            Ok::<_, Infallible>(Cgroup::create(&name, &limits))
         });
-        let cgroup = Arc::new(cgroup.await?);
+        let cgroup = Arc::new(cgroup.await??);
         self.state().cgroup = Some(cgroup.clone());
+        if self.placeholder.is_some() {
+            self.hold(joined, plan).await?;
+            return Ok(0);
+        }
 
         let request = InitRequest {
             container: self.name.clone(),
             spec: self.spec.spec.clone(),
             rootfs: Path::new(ROOTFS.target).join(&self.name),
             volumes: PathBuf::from(VOLUMES.target),
+            memory: PathBuf::from(MEMORY),
             cgroup: cgroup.directory().into(),
         };
         let created = runner::create(request, stdio, joined).await?;
@@ -166,15 +208,23 @@ impl Container {
         let mut state = self.state();
         state.init = Some(init.clone());
         state.namespaces = namespaces;
-        state.phase = Phase::Created(created.start);
+        state.phase = Phase::Created(Some(created.start));
         state.memory_watch = Some(self.watch_memory(cgroup));
         drop(state);
+        self.await_init(init, exit);
+        Ok(created.pid)
+    }
+
+    fn await_init(
+        self: &Arc<Self>,
+        init: Arc<Process>,
+        exit: impl Future<Output = Exit> + Send + 'static,
+    ) {
         let container = self.clone();
         tokio::spawn(async move {
             let exit = exit.await;
             container.init_exited(&init, exit);
         });
-        Ok(created.pid)
     }
 
     fn watch_memory(&self, cgroup: Arc<Cgroup>) -> AbortHandle {
@@ -207,7 +257,10 @@ impl Container {
                 }
             }
         };
-        let started = start.start().await;
+        let started = match start {
+            Some(start) => start.start().await,
+            None => Ok(()),
+        };
         let mut state = self.state();
         // It may have come and gone meanwhile.
         if matches!(state.phase, Phase::Starting) && started.is_ok() {
@@ -219,72 +272,7 @@ impl Container {
         Ok(started?)
     }
 
-    /// Runs a further process in it; gives its pid.
-    pub async fn exec(
-        self: &Arc<Self>,
-        exec: &str,
-        process: OciProcess,
-        wanted: Wanted,
-    ) -> Result<u32, PodError> {
-        let (init, cgroup) = {
-            let mut state = self.state();
-            let (Some(init), Some(cgroup), Phase::Created(_) | Phase::Starting | Phase::Running) =
-                (state.init.clone(), state.cgroup.clone(), &state.phase)
-            else {
-                return Err(self.wrong_state(&state.phase, "running"));
-            };
-            if state.execs.contains_key(exec) {
-                let what = format!("exec {}/{exec}", self.name);
-                return Err(PodError::AlreadyExists { what });
-            }
-            state.execs.insert(exec.into(), None);
-            state
-                .lingering
-                .retain(|process| !process.streams().finished());
-            (init, cgroup)
-        };
-        let result = self
-            .set_up_exec(exec, process, wanted, &init, &cgroup)
-            .await;
-        if result.is_err() {
-            self.state().execs.remove(exec);
-        }
-        result
-    }
-
-    async fn set_up_exec(
-        self: &Arc<Self>,
-        exec: &str,
-        process: OciProcess,
-        wanted: Wanted,
-        init: &Process,
-        cgroup: &Cgroup,
-    ) -> Result<u32, PodError> {
-        let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
-        let request = ExecRequest {
-            container: self.name.clone(),
-            spec: self.spec.spec.clone(),
-            process,
-            cgroup: cgroup.directory().into(),
-        };
-        let executed = runner::exec(request, init.pidfd(), stdio).await?;
-        let exit = reaper::exited(executed.pid);
-        let streams = plan
-            .connect(executed.terminal)
-            .map_err(PodError::failed("watch its streams"))?;
-        let process = Arc::new(Process::new(executed.pid, executed.pidfd, streams));
-        self.state()
-            .execs
-            .insert(exec.into(), Some(process.clone()));
-        let (container, exec) = (self.clone(), exec.to_owned());
-        tokio::spawn(async move {
-            let exit = exit.await;
-            container.exec_exited(exec, &process, exit);
-        });
-        Ok(executed.pid)
-    }
-
-    fn init_exited(&self, init: &Process, exit: reaper::Exit) {
+    fn init_exited(&self, init: &Process, exit: Exit) {
         let mut state = self.state();
         // Whatever shared a PID namespace with others has outlived its init; it ends with it.
         self.kill(&state);
@@ -294,15 +282,8 @@ impl Container {
         self.tell_exit(&state, String::new(), init, exit);
     }
 
-    fn exec_exited(&self, exec: String, process: &Arc<Process>, exit: reaper::Exit) {
-        let mut state = self.state();
-        state.execs.remove(&exec);
-        self.tell_exit(&state, exec, process, exit);
-        state.lingering.push(process.clone());
-    }
-
     /// First that it was for memory, then that it was.
-    fn tell_exit(&self, state: &State, exec: String, process: &Process, exit: reaper::Exit) {
+    fn tell_exit(&self, state: &State, exec: String, process: &Process, exit: Exit) {
         let container = self.name.clone();
         if state
             .cgroup
@@ -324,13 +305,16 @@ impl Container {
     }
 
     /// A namespace of its, for another container.
-    pub fn namespace(&self, kind: LinuxNamespaceType) -> Result<OwnedFd, PodError> {
+    pub async fn namespace(
+        self: &Arc<Self>,
+        kind: LinuxNamespaceType,
+    ) -> Result<OwnedFd, PodError> {
+        if kind == LinuxNamespaceType::Pid {
+            self.ensure_first_process().await?;
+        }
         let state = self.state();
-        let fd = state
-            .namespaces
-            .iter()
-            .find(|namespace| namespace.0 == kind);
-        let Some((_, fd)) = fd else {
+        let mut namespaces = state.namespaces.iter();
+        let Some((_, fd)) = namespaces.find(|namespace| namespace.0 == kind) else {
             return Err(self.wrong_state(&state.phase, "running"));
         };
         let step = format!("join the {kind} namespace of container {}", self.name);
@@ -339,6 +323,7 @@ impl Container {
 
     /// Kills what is left of it, and frees all it holds. Can be tried again if it fails.
     pub async fn delete(&self) -> Result<(), PodError> {
+        self.end_placeholder(SIGKILL);
         let creating = self.created.notified();
         let wait = {
             let mut state = self.state();
@@ -473,3 +458,6 @@ fn shareable_namespaces(init: &Process) -> Vec<(LinuxNamespaceType, OwnedFd)> {
         true => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

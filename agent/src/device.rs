@@ -1,6 +1,6 @@
-//! Devices that the VMM adds after boot: bound to their driver by name.
+//! Devices that the VMM adds after boot: bound to their driver by name, and taken from it.
 //!
-//! Called by `service.rs`. Each virtio-mmio slot is there from the start, and empty ones fail their
+//! Called by `service.rs`, and by `disks.rs` for a device's numbers. Each virtio-mmio slot is there from the start, and empty ones fail their
 //! first probe; writing a slot's name to the driver's `bind` makes it probe again and returns when
 //! that is done. `bind` says success even if the virtio driver on top failed, so its link is looked
 //! for, and a slot that does not work is unbound again.
@@ -29,6 +29,9 @@ pub enum DeviceError {
     /// The transport is there, but nothing drives the device.
     #[error("bind device virtio-mmio.{slot}: no driver of this kernel takes it")]
     NoDriver { slot: u32 },
+    /// What is there is no disk, or nothing is there.
+    #[error("find the disk in device virtio-mmio.{slot}: there is none")]
+    NoDisk { slot: u32 },
 }
 
 /// Binds the device in `slot`; it works when this returns.
@@ -36,8 +39,52 @@ pub fn bind(slot: u32) -> Result<(), DeviceError> {
     bind_on(Path::new(BUS), slot)
 }
 
+/// Takes the device in `slot` from its driver, which has written back what it held of a disk. If no
+/// driver has it, nothing happens.
+pub fn unbind(slot: u32) -> Result<(), DeviceError> {
+    unbind_on(Path::new(BUS), slot)
+}
+
+/// Major and minor number of the disk in `slot`.
+pub fn disk(slot: u32) -> Result<(u32, u32), DeviceError> {
+    disk_on(Path::new(BUS), slot)
+}
+
+fn name(slot: u32) -> String {
+    format!("virtio-mmio.{slot}")
+}
+
+fn unbind_on(bus: &Path, slot: u32) -> Result<(), DeviceError> {
+    let failed = |source| {
+        let step = "unbind";
+        DeviceError::Sysfs { step, slot, source }
+    };
+    let device = bus.join("devices").join(name(slot));
+    match fs::symlink_metadata(device.join("driver")) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound && device.exists() => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    }
+    fs::write(bus.join("drivers/virtio-mmio/unbind"), name(slot)).map_err(failed)
+}
+
+fn disk_on(bus: &Path, slot: u32) -> Result<(u32, u32), DeviceError> {
+    let none = || DeviceError::NoDisk { slot };
+    let devices = fs::read_dir(bus.join("devices").join(name(slot))).map_err(|_| none())?;
+    let disks = devices
+        .flatten()
+        .filter_map(|device| fs::read_dir(device.path().join("block")).ok())
+        .flat_map(Iterator::flatten);
+    let numbers = |disk: fs::DirEntry| {
+        let text = fs::read_to_string(disk.path().join("dev")).ok()?;
+        let (major, minor) = text.trim().split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    disks.filter_map(numbers).next().ok_or_else(none)
+}
+
 fn bind_on(bus: &Path, slot: u32) -> Result<(), DeviceError> {
-    let name = format!("virtio-mmio.{slot}");
+    let name = name(slot);
     let driver = bus.join("drivers/virtio-mmio");
     let failed = |step| move |source| DeviceError::Sysfs { step, slot, source };
     fs::write(driver.join("bind"), &name).map_err(failed("bind"))?;
@@ -88,5 +135,35 @@ mod tests {
             written(bus.path(), "unbind").as_deref(),
             Some("virtio-mmio.4")
         );
+    }
+
+    #[test]
+    fn a_device_is_taken_from_its_driver_once() {
+        let bus = bus("virtio0/driver");
+        let device = bus.path().join("devices/virtio-mmio.4");
+        unbind_on(bus.path(), 4).unwrap();
+        assert_eq!(written(bus.path(), "unbind"), None);
+        fs::create_dir(device.join("driver")).unwrap();
+        unbind_on(bus.path(), 4).unwrap();
+        assert_eq!(
+            written(bus.path(), "unbind").as_deref(),
+            Some("virtio-mmio.4")
+        );
+        let error = unbind_on(bus.path(), 5).unwrap_err();
+        assert!(error.to_string().starts_with("unbind device virtio-mmio.5"));
+    }
+
+    #[test]
+    fn a_disk_has_numbers_and_other_devices_have_none() {
+        let bus = bus("virtio7/block/vda");
+        let device = bus.path().join("devices/virtio-mmio.4");
+        fs::create_dir_all(device.join("power")).unwrap();
+        assert!(disk_on(bus.path(), 4).is_err());
+        fs::write(device.join("virtio7/block/vda/dev"), "254:16\n").unwrap();
+        assert_eq!(disk_on(bus.path(), 4).unwrap(), (254, 16));
+        assert!(matches!(
+            disk_on(bus.path(), 5),
+            Err(DeviceError::NoDisk { slot: 5 })
+        ));
     }
 }

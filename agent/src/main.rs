@@ -1,12 +1,14 @@
 //! PID 1 of the guest: boots, dials the host once and serves it on that connection; or, re-executed
-//! with the argument `runner`, sets up one process of a container.
+//! with the argument `runner`, sets up one process of a container, or is that of a placeholder.
 //!
 //! Called by the guest's kernel as `/init`. It returns to nobody: every end of it ends the machine.
 
 mod cgroup;
 mod container;
+mod convert;
 mod device;
 mod dial;
+mod disks;
 mod error;
 mod events;
 mod init;
@@ -29,11 +31,16 @@ use crate::sandbox::Pod;
 
 fn main() -> ExitCode {
     // Before any thread, any open file, any allocation that could matter: a runner stays alone.
-    if std::env::args_os()
-        .nth(1)
+    let mut arguments = std::env::args_os();
+    let called = arguments.next();
+    if arguments
+        .next()
         .is_some_and(|argument| argument == "runner")
     {
         runner::main();
+    }
+    if called.is_some_and(|name| name == runner::PAUSE) {
+        runner::pause();
     }
     if std::process::id() != 1 {
         eprintln!(

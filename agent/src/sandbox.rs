@@ -13,16 +13,20 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tokio::time::timeout;
 
 use crate::container::{Container, Surroundings};
+use crate::device;
+use crate::disks::{self, Disk};
 use crate::error::{PodError, blocking, one_line};
 use crate::events::{Event, Events};
 use crate::runner::Joined;
 use crate::spec::GuestSpec;
 use crate::stdio::Wanted;
 use crate::stdio::port::StreamPort;
-use crate::storage;
+use crate::storage::{self, MemoryVolume};
 
-/// How far ahead of the host's clock ours may be before it is set back: the request has travelled.
-const AHEAD: i128 = 1_000_000_000;
+/// How far ahead of the host's clock ours may be before it is set back, in nanoseconds: the request has
+/// travelled. At the start that is any way; later the host has just been stepped, and says so at once.
+const AHEAD_AT_START: i128 = 1_000_000_000;
+const AHEAD: i128 = 2_000_000;
 
 /// How long the end may take before the machine is reset all the same.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -34,6 +38,20 @@ pub struct Pod {
     dialled_at_ns: i64,
     started: AtomicBool,
     listened_to: AtomicBool,
+}
+
+/// What the host asks for in a container.
+pub struct Creation {
+    /// The OCI runtime spec as JSON.
+    pub spec: Vec<u8>,
+    /// The streams of its init.
+    pub wanted: Wanted,
+    /// It holds the pod's namespaces, and runs nothing.
+    pub placeholder: bool,
+    /// What the spec's volumes in memory are.
+    pub memory_volumes: Vec<MemoryVolume>,
+    /// The host's disks that the spec names.
+    pub disks: Vec<Disk>,
 }
 
 /// What a pod's start gives.
@@ -65,7 +83,7 @@ impl Pod {
         if self.started.swap(true, Ordering::Relaxed) {
             return Err(wrong_state("the pod", "started", "new"));
         }
-        set_clock(host_time_ns)?;
+        set_clock(host_time_ns, AHEAD_AT_START)?;
         let missing = blocking("mount the pod's shares", storage::mount_shares).await?;
         for tag in missing {
             log::warn!("the share {tag} is missing: no container can be created");
@@ -89,14 +107,29 @@ impl Pod {
         self.around.events.next().await
     }
 
+    /// Follows a step of the host's clock, in either direction.
+    pub fn set_time(&self, host_time_ns: i64) -> Result<(), PodError> {
+        set_clock(host_time_ns, AHEAD)
+    }
+
     /// Makes a container up to its first instruction; gives its init's pid.
-    pub async fn create(&self, name: &str, spec: &[u8], wanted: Wanted) -> Result<u32, PodError> {
+    pub async fn create(&self, name: &str, creation: Creation) -> Result<u32, PodError> {
         if !self.started.load(Ordering::Relaxed) {
             return Err(wrong_state("the pod", "new", "started"));
         }
-        let spec = GuestSpec::parse(spec)?;
-        let container = Arc::new(Container::new(name.into(), spec, self.around.clone()));
-        let joined = self.join(&container)?;
+        let Creation {
+            spec,
+            wanted,
+            placeholder,
+            memory_volumes,
+            disks,
+        } = creation;
+        let mut spec = GuestSpec::parse(&spec)?;
+        check_memory_volumes(&spec, &memory_volumes)?;
+        disks::renumber(&mut spec.spec, &disks, device::disk)?;
+        let around = self.around.clone();
+        let container = Arc::new(Container::new(name.into(), spec, placeholder, around));
+        let joined = self.join(&container).await?;
         {
             let mut containers = self.containers();
             if containers.contains_key(name) {
@@ -105,20 +138,28 @@ impl Pod {
             }
             containers.insert(name.into(), container.clone());
         }
-        let result = container.create(joined, wanted).await;
+        let result = async {
+            if !memory_volumes.is_empty() {
+                let make = move || storage::make_memory_volumes(&memory_volumes);
+                blocking("make the pod's volumes in memory", make).await?;
+            }
+            container.create(joined, wanted).await
+        };
+        let result = result.await;
         if result.is_err() {
             self.containers().remove(name);
         }
         result
     }
 
-    fn join(&self, container: &Container) -> Result<Vec<Joined>, PodError> {
-        let joined = container.joins().iter().map(|(kind, name)| {
-            let namespace = self.container(name)?.namespace(*kind)?;
+    async fn join(&self, container: &Container) -> Result<Vec<Joined>, PodError> {
+        let mut joined = Vec::new();
+        for (kind, name) in container.joins() {
             let kind = *kind;
-            Ok(Joined { kind, namespace })
-        });
-        joined.collect()
+            let namespace = self.container(name)?.namespace(kind).await?;
+            joined.push(Joined { kind, namespace });
+        }
+        Ok(joined)
     }
 
     /// The container of this name.
@@ -184,12 +225,21 @@ fn wrong_state(what: &str, state: &'static str, wanted: &'static str) -> PodErro
     }
 }
 
-/// Sets CLOCK_REALTIME by the host's. The host's time is at least what it says, for the request took
-/// its way; so a clock behind it is wrong, and one ahead of it may well be right.
-fn set_clock(host_time_ns: i64) -> Result<(), PodError> {
+fn check_memory_volumes(spec: &GuestSpec, given: &[MemoryVolume]) -> Result<(), PodError> {
+    for name in &spec.memory_volumes {
+        if !given.iter().any(|volume| volume.name == *name) {
+            let why = format!("memory:{name} is not among memory_volumes");
+            return Err(PodError::bad("mounts[].source", why));
+        }
+    }
+    Ok(())
+}
+
+/// Sets CLOCK_REALTIME by the host's, unless it is right.
+fn set_clock(host_time_ns: i64, ahead: i128) -> Result<(), PodError> {
     let now = clock_gettime(ClockId::Realtime);
     let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
-    if (0..AHEAD).contains(&(now - i128::from(host_time_ns))) {
+    if is_right(now, host_time_ns, ahead) {
         return Ok(());
     }
     let time = Timespec {
@@ -199,4 +249,53 @@ fn set_clock(host_time_ns: i64) -> Result<(), PodError> {
     clock_settime(ClockId::Realtime, time).map_err(PodError::failed(format!(
         "set the clock to {host_time_ns} ns"
     )))
+}
+
+/// The host's time is at least what it says, for the request took its way; so a clock behind it is wrong,
+/// and one not far ahead of it may well be right.
+fn is_right(now: i128, host_time_ns: i64, ahead: i128) -> bool {
+    (0..ahead).contains(&(now - i128::from(host_time_ns)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_follows_the_host_in_both_directions() {
+        const HOUR: i128 = 3_600_000_000_000;
+        let host = 1_700_000_000_000_000_000;
+        let now = i128::from(host);
+        for (now, right) in [
+            (now, true),
+            (now + 1_000_000, true),
+            (now + 3_000_000, false),
+            (now - 1, false),
+            (now - HOUR, false),
+            (now + HOUR, false),
+        ] {
+            assert_eq!(is_right(now, host, AHEAD), right, "{now}");
+        }
+        assert!(is_right(now + 900_000_000, host, AHEAD_AT_START));
+        assert!(!is_right(now, i64::MAX, AHEAD));
+        assert!(!is_right(now, i64::MIN, AHEAD));
+    }
+
+    #[test]
+    fn a_volume_in_memory_must_be_described() {
+        let json = r#"{"ociVersion": "1.2.0", "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "mounts": [{"destination": "/dev/shm", "type": "bind", "source": "memory:shm"}]}"#;
+        let spec = GuestSpec::parse(json.as_bytes()).unwrap();
+        let volume = |name: &str| MemoryVolume {
+            name: name.into(),
+            size: 0,
+            mode: 0o1777,
+        };
+        assert!(check_memory_volumes(&spec, &[volume("shm")]).is_ok());
+        let error = check_memory_volumes(&spec, &[volume("other")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "mounts[].source: memory:shm is not among memory_volumes"
+        );
+    }
 }

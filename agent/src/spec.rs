@@ -7,6 +7,7 @@ use kata_like_agent_protocol::is_name;
 use oci_spec::runtime::{
     LinuxNamespace, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
+use serde_json::{Map, Value};
 
 use crate::cgroup::Limits;
 use crate::error::PodError;
@@ -17,6 +18,7 @@ const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 /// How a mount names a volume, and a namespace another container or the guest itself.
 const VOLUME: &str = "volume:";
+const MEMORY: &str = "memory:";
 const CONTAINER: &str = "container:";
 const POD: &str = "pod";
 
@@ -27,10 +29,13 @@ pub struct GuestSpec {
     pub spec: Spec,
     /// For its cgroup.
     pub limits: Limits,
+    /// The `linux.resources` that these come from.
+    pub resources: Value,
     /// The namespaces that are another container's.
     pub joins: Vec<(LinuxNamespaceType, String)>,
-    /// The volumes it mounts.
+    /// The volumes it mounts, and those of them that are in memory.
     pub volumes: Vec<String>,
+    pub memory_volumes: Vec<String>,
 }
 
 impl GuestSpec {
@@ -44,18 +49,22 @@ impl GuestSpec {
         }
         let mut joins = Vec::new();
         let mut limits = Limits::default();
+        let mut kept = Value::Object(Map::new());
         if let Some(linux) = spec.linux_mut() {
             if let Some(resources) = linux.resources() {
                 limits = Limits::of(resources)?;
+                kept = serde_json::to_value(resources)
+                    .map_err(PodError::failed("keep the resources of the spec"))?;
             }
             joins = joined(linux.namespaces_mut().as_deref_mut().unwrap_or_default())?;
         }
-        let volumes = volumes(&spec)?;
         Ok(Self {
-            spec,
             limits,
+            resources: kept,
             joins,
-            volumes,
+            volumes: volumes(&spec, VOLUME)?,
+            memory_volumes: volumes(&spec, MEMORY)?,
+            spec,
         })
     }
 }
@@ -127,11 +136,12 @@ fn joined(
     Ok(joins)
 }
 
-fn volumes(spec: &Spec) -> Result<Vec<String>, PodError> {
+/// The names behind `prefix` among the sources of mounts.
+fn volumes(spec: &Spec, prefix: &str) -> Result<Vec<String>, PodError> {
     let mounts = spec.mounts().iter().flatten();
     let sources = mounts.filter_map(|mount| mount.source().as_deref()?.to_str());
     sources
-        .filter_map(|source| source.strip_prefix(VOLUME))
+        .filter_map(|source| source.strip_prefix(prefix))
         .map(|name| match is_name(name) {
             true => Ok(name.to_owned()),
             false => Err(PodError::bad(
@@ -145,7 +155,7 @@ fn volumes(spec: &Spec) -> Result<Vec<String>, PodError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn parse(mut change: impl FnMut(&mut Value)) -> Result<GuestSpec, PodError> {
         let mut spec = json!({
@@ -216,7 +226,16 @@ mod tests {
             parse(|spec| spec["mounts"] = mounts.clone())
         };
         assert_eq!(mounts("volume:c1-0").unwrap().volumes, ["c1-0"]);
-        for source in ["volume:", "volume:../x", "volume:a/b", "volume:.."] {
+        let memory = mounts("memory:shm").unwrap();
+        assert_eq!(memory.memory_volumes, ["shm"]);
+        assert_eq!(memory.volumes, [""; 0]);
+        for source in [
+            "volume:",
+            "volume:../x",
+            "volume:a/b",
+            "memory:..",
+            "memory:",
+        ] {
             let error = mounts(source).unwrap_err().to_string();
             assert!(error.starts_with("mounts[].source: "), "{error}");
         }

@@ -120,12 +120,7 @@ impl Plan {
     /// Starts to pump. `terminal` is the master's end, if the process has a terminal.
     pub fn connect(self, terminal: Option<OwnedFd>) -> io::Result<Streams> {
         let [stdin, stdout, stderr] = self.expected;
-        let mut streams = Streams {
-            outputs: [None, None],
-            terminal: None,
-            exited: watch::Sender::new(false),
-            tasks: Vec::new(),
-        };
+        let mut streams = Streams::none();
         if let Some(master) = terminal {
             ioctl_fionbio(&master, true)?;
             let terminal = Arc::new(Terminal::new(watch(master, BOTH)?));
@@ -158,6 +153,16 @@ impl Plan {
 }
 
 impl Streams {
+    /// Those of a process that has none.
+    pub fn none() -> Self {
+        Self {
+            outputs: [None, None],
+            terminal: None,
+            exited: watch::Sender::new(false),
+            tasks: Vec::new(),
+        }
+    }
+
     fn spawn(&mut self, pump: impl Future<Output = ()> + Send + 'static) {
         self.tasks.push(tokio::spawn(pump).abort_handle());
     }

@@ -1,15 +1,20 @@
-//! The two shares of the pod, and what the guest holds of them.
+//! The two shares of the pod and what the guest holds of them, and its volumes in memory.
 //!
-//! Called by `sandbox.rs` (a pod starts, ends) and `container.rs` (a container is deleted). Each
+//! Called by `sandbox.rs` (a pod starts, ends) and `container.rs` (a container is deleted). A volume in
+//! memory is made when a container first names it, and lives as long as the pod: what one container has
+//! left there is there for the next, as in `/dev/shm` of a Kubernetes pod. Each
 //! directory in a share that is a mount on the host appears here as a mount of its own, made by the
 //! kernel when somebody first looks into it (fs/fuse/dir.c, fuse_dentry_automount). The host's file
 //! server keeps an inode open for as long as this kernel remembers it, and the host can't free a
 //! container's rootfs before that: so forgetting is part of deleting.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use kata_like_agent_protocol::{ROOTFS_TAG, VOLUMES_TAG};
 use rustix::io::Errno;
@@ -47,6 +52,61 @@ pub const VOLUMES: Share = Share {
 
 /// Both.
 pub const SHARES: [Share; 2] = [ROOTFS, VOLUMES];
+
+/// Where the volumes in memory are, each by its name.
+pub const MEMORY: &str = "/run/kata-like/memory";
+
+/// A tmpfs that containers share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryVolume {
+    /// Checked to be a name.
+    pub name: String,
+    /// In bytes; 0: half of the guest's memory.
+    pub size: u64,
+    /// Of its root directory.
+    pub mode: u32,
+}
+
+/// Makes the volumes that are not there yet. One that is there stays as it is.
+pub fn make_memory_volumes(volumes: &[MemoryVolume]) -> Result<(), StorageError> {
+    make_memory_volumes_in(Path::new(MEMORY), volumes)
+}
+
+fn make_memory_volumes_in(place: &Path, volumes: &[MemoryVolume]) -> Result<(), StorageError> {
+    /// Two containers that come up at once must not make a volume each.
+    static MAKING: Mutex<()> = Mutex::new(());
+
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    for volume in volumes {
+        let path = place.join(&volume.name);
+        let made = make_memory_volume(place, &path, volume);
+        made.map_err(|source| StorageError {
+            step: "make the volume in memory".into(),
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn make_memory_volume(place: &Path, path: &Path, volume: &MemoryVolume) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if fs::metadata(path)?.dev() != fs::metadata(place)?.dev() {
+        return Ok(());
+    }
+    let mut options = format!("mode={:o}", volume.mode);
+    if volume.size != 0 {
+        options.push_str(&format!(",size={}", volume.size));
+    }
+    let options = CString::new(options)?;
+    // No flags: those of a container's mount are its spec's.
+    let flags = MountFlags::empty();
+    let result = mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str()));
+    result.map_err(|errno| {
+        let _ = fs::remove_dir(path);
+        errno.into()
+    })
+}
 
 /// Mounts the shares that there are; gives the tags of those that are missing.
 pub fn mount_shares() -> Result<Vec<&'static str>, StorageError> {
@@ -194,20 +254,27 @@ mod tests {
         assert_eq!(unescape(b"a\\9"), Path::new("a\\9"));
     }
 
-    /// In a mount namespace of its own; needs root.
-    #[test]
-    fn a_containers_mounts_go_and_no_others_though_its_name_begins_alike() {
+    /// Does `test` in a mount namespace of its own; needs root.
+    fn with_own_mounts<T: Send>(test: impl FnOnce() -> T + Send) -> T {
         use rustix::mount::{MountPropagationFlags, mount_change};
         use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-        let directory = tempfile::tempdir().unwrap();
-        let place = |name: &str| directory.path().join(name);
         let test = || {
             // SAFETY: only this thread changes its mount namespace, root and working directory; it
             // shares none of them with another, and ends with this closure.
             unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
             let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             mount_change("/", private).unwrap();
+            test()
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap())
+    }
+
+    #[test]
+    fn a_containers_mounts_go_and_no_others_though_its_name_begins_alike() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        let left = with_own_mounts(|| {
             for name in ["a", "a/b", "ab", "a/b"] {
                 fs::create_dir_all(place(name)).unwrap();
                 mount("none", place(name), "tmpfs", MountFlags::empty(), None).unwrap();
@@ -219,8 +286,35 @@ mod tests {
             let mut left = mount_points(&table);
             left.retain(|mount| mount.starts_with(directory.path()));
             left
-        };
-        let left = std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        });
         assert_eq!(left, [place("ab")]);
+    }
+
+    #[test]
+    fn a_volume_in_memory_is_made_once_with_its_size_and_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("memory");
+        let volume = |name: &str, size, mode| MemoryVolume {
+            name: name.into(),
+            size,
+            mode,
+        };
+        with_own_mounts(|| {
+            let shm = [volume("shm", 1 << 20, 0o1777), volume("all", 0, 0o755)];
+            make_memory_volumes_in(&place, &shm).unwrap();
+            fs::write(place.join("shm/kept"), "x").unwrap();
+            make_memory_volumes_in(&place, &[volume("shm", 5 << 20, 0o700)]).unwrap();
+            let status = fs::metadata(place.join("shm")).unwrap();
+            assert_eq!(status.mode() & 0o7777, 0o1777);
+            let system = rustix::fs::statvfs(place.join("shm")).unwrap();
+            assert_eq!(system.f_blocks * system.f_frsize, 1 << 20);
+            assert!(place.join("shm/kept").exists());
+            let half = rustix::fs::statvfs(place.join("all")).unwrap();
+            assert!(half.f_blocks * half.f_frsize > 1 << 20);
+            fs::write(place.join("file"), "").unwrap();
+            let error = make_memory_volumes_in(&place, &[volume("file", 0, 0o755)]);
+            let error = error.unwrap_err().to_string();
+            assert!(error.starts_with("make the volume in memory /"), "{error}");
+        });
     }
 }

@@ -1,11 +1,12 @@
 //! `linux.resources` of the OCI spec as lines for the files of a cgroup v2.
 //!
-//! Called by `spec.rs`, before anything of a container exists: what can't be done is refused by the
-//! field's name. The conversions are runc's, so that a container weighs here what it weighs there
-//! (OCI runtime spec, config-linux.md; Linux, Documentation/admin-guide/cgroup-v2.rst).
+//! Called by `spec.rs`, before anything of a container exists, and by `resources.rs` for an update:
+//! what can't be done is refused by the field's name. The conversions are runc's, so that a container
+//! weighs here what it weighs there (OCI runtime spec, config-linux.md; Linux,
+//! Documentation/admin-guide/cgroup-v2.rst).
 //!
-//! Left out with intent: `devices` (the runner's filter) and `cpu.cpus`, `cpu.mems`: they number the
-//! host's processors and nodes, of which the guest has its own.
+//! Left out with intent: `devices` (the runner's filter). `cpu.cpus` and `cpu.mems` number the host's
+//! processors and nodes: they count where the guest has all of these numbers.
 
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
@@ -14,19 +15,36 @@ use crate::error::PodError;
 /// The period that runc takes for a quota without one, in microseconds; it is the kernel's default.
 const DEFAULT_PERIOD: u64 = 100_000;
 
-/// What to write into the files of a new cgroup, in this order.
+/// Why these are refused.
+const NO_DISK: &str = "it numbers the host's disks, which the guest does not have";
+const NO_RDMA: &str = "the guest has no such device";
+
+/// What to write into the files of a cgroup, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits(pub Vec<Setting>);
 
 /// One line for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
+    /// The fields below `linux.resources` that it comes from, the one that names it first.
+    pub fields: Vec<String>,
     /// The file's name.
     pub file: String,
     /// What is written.
     pub value: String,
+    /// Whether it can be left out.
+    pub need: Need,
+}
+
+/// Whether a setting can be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Never.
+    Always,
     /// A kernel without this file already keeps to it: a limit on what it has nothing of.
-    pub optional: bool,
+    IfThere,
+    /// It lists the host's numbers, and counts if this machine has them all.
+    IfNumbered,
 }
 
 impl Limits {
@@ -43,7 +61,7 @@ impl Limits {
         if let Some(pids) = resources.pids() {
             match pids.limit() {
                 0 => {}
-                limit => limits.set("pids.max", limit_or_max(limit)),
+                limit => limits.set(&["pids.limit"], "pids.max", limit_or_max(limit)),
             }
         }
         for limit in resources.hugepage_limits().iter().flatten() {
@@ -58,19 +76,17 @@ impl Limits {
         Ok(limits)
     }
 
-    fn set(&mut self, file: &str, value: impl ToString) {
-        self.0.push(Setting {
-            file: file.into(),
-            value: value.to_string(),
-            optional: false,
-        });
+    fn set(&mut self, fields: &[&str], file: &str, value: impl ToString) {
+        self.set_if(Need::Always, fields, file, value);
     }
 
-    fn set_optional(&mut self, file: &str, value: impl ToString) {
-        self.set(file, value);
-        if let Some(setting) = self.0.last_mut() {
-            setting.optional = true;
-        }
+    fn set_if(&mut self, need: Need, fields: &[&str], file: &str, value: impl ToString) {
+        self.0.push(Setting {
+            fields: fields.iter().map(ToString::to_string).collect(),
+            file: file.into(),
+            value: value.to_string(),
+            need,
+        });
     }
 
     fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), PodError> {
@@ -81,25 +97,47 @@ impl Limits {
             ));
         }
         match cpu.idle() {
-            None | Some(0) => {}
-            Some(1) => self.set("cpu.idle", 1),
+            None => {}
+            Some(idle @ (0 | 1)) => self.set(&["cpu.idle"], "cpu.idle", idle),
             Some(other) => return Err(bad("cpu.idle", format!("{other} is neither 0 nor 1"))),
         }
         // An idle group has no weight: writing one would fail (cpu.idle in cgroup-v2.rst).
         if let Some(weight) = cpu.shares().and_then(weight_of_shares)
             && cpu.idle() != Some(1)
         {
-            self.set("cpu.weight", weight);
+            self.set(&["cpu.shares", "cpu.idle"], "cpu.weight", weight);
         }
         let (quota, period) = (cpu.quota().unwrap_or(0), cpu.period().unwrap_or(0));
         if quota != 0 || period != 0 {
             let period = if period == 0 { DEFAULT_PERIOD } else { period };
-            self.set("cpu.max", format!("{} {period}", limit_or_max(quota)));
+            let value = format!("{} {period}", limit_or_max(quota));
+            self.set(&["cpu.quota", "cpu.period"], "cpu.max", value);
         }
-        // After the quota, which it may not exceed.
         if let Some(burst) = cpu.burst() {
-            self.set("cpu.max.burst", burst);
+            if quota > 0 && burst > quota.unsigned_abs() {
+                let why = format!("{burst} is more than cpu.quota, {quota}");
+                return Err(bad("cpu.burst", why));
+            }
+            self.set(&["cpu.burst", "cpu.quota"], "cpu.max.burst", burst);
         }
+        for (field, file, numbers) in [
+            ("cpu.cpus", "cpuset.cpus", cpu.cpus()),
+            ("cpu.mems", "cpuset.mems", cpu.mems()),
+        ] {
+            match numbers.as_deref() {
+                None | Some("") => {}
+                Some(numbers) => self.host_numbers(field, file, numbers)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn host_numbers(&mut self, field: &str, file: &str, numbers: &str) -> Result<(), PodError> {
+        if ranges(numbers).is_none() {
+            let why = format!("{numbers:?} is no list of numbers such as 0-3,7");
+            return Err(bad(field, why));
+        }
+        self.set_if(Need::IfNumbered, &[field], file, numbers);
         Ok(())
     }
 
@@ -128,14 +166,15 @@ impl Limits {
         }
         let limit = memory.limit().unwrap_or(0);
         if let Some(swap) = swap_alone(memory.swap().unwrap_or(0), limit)? {
-            self.set_optional("memory.swap.max", swap);
+            let fields = &["memory.swap", "memory.limit"];
+            self.set_if(Need::IfThere, fields, "memory.swap.max", swap);
         }
         if limit != 0 {
-            self.set("memory.max", limit_or_max(limit));
+            self.set(&["memory.limit"], "memory.max", limit_or_max(limit));
         }
         match memory.reservation().unwrap_or(0) {
             0 => {}
-            reservation => self.set("memory.low", limit_or_max(reservation)),
+            low => self.set(&["memory.reservation"], "memory.low", limit_or_max(low)),
         }
         Ok(())
     }
@@ -146,11 +185,14 @@ impl Limits {
         if !plain {
             return Err(bad("hugepageLimits", format!("no page size: {size:?}")));
         }
-        let file = format!("hugetlb.{size}.max");
+        let (field, file) = (
+            format!("hugepageLimits[{size}]"),
+            format!("hugetlb.{size}.max"),
+        );
         // kubelet limits every size to 0 where none is asked for.
         match limit.limit() {
-            0 => self.set_optional(&file, 0),
-            limit => self.set(&file, limit_or_max(limit)),
+            0 => self.set_if(Need::IfThere, &[&field], &file, 0),
+            limit => self.set(&[&field], &file, limit_or_max(limit)),
         }
         Ok(())
     }
@@ -158,14 +200,20 @@ impl Limits {
     fn unified(&mut self, file: &str, value: &str) -> Result<(), PodError> {
         let field = format!("unified[{file}]");
         let (controller, rest) = file.split_once('.').unwrap_or((file, ""));
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'.' || byte == b'_';
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_');
         if !rest.bytes().all(plain) || rest.is_empty() {
             return Err(bad(&field, "not the name of a cgroup file".into()));
         }
         match controller {
-            "cpu" | "memory" | "pids" => self.set(file, value),
-            "cpuset" => {} // The host's numbers, as in cpu.cpus.
-            _ => return Err(unsupported(&field, "only cpu, memory and pids are limited")),
+            "cpuset" if matches!(rest, "cpus" | "mems") => {
+                self.host_numbers(&field, file, value)?
+            }
+            "cpu" | "cpuset" | "hugetlb" | "memory" | "misc" | "pids" => {
+                self.set(&[&field], file, value);
+            }
+            "io" => return Err(unsupported(&field, NO_DISK)),
+            "rdma" => return Err(unsupported(&field, NO_RDMA)),
+            _ => return Err(unsupported(&field, "no controller of cgroup v2 has it")),
         }
         Ok(())
     }
@@ -175,10 +223,7 @@ fn refuse_unsupported(resources: &LinuxResources) -> Result<(), PodError> {
     if let Some(io) = resources.block_io()
         && *io != oci_spec::runtime::LinuxBlockIo::default()
     {
-        return Err(unsupported(
-            "blockIO",
-            "the guest has no disk of the host's",
-        ));
+        return Err(unsupported("blockIO", NO_DISK));
     }
     if let Some(network) = resources.network()
         && *network != oci_spec::runtime::LinuxNetwork::default()
@@ -190,9 +235,19 @@ fn refuse_unsupported(resources: &LinuxResources) -> Result<(), PodError> {
         .as_ref()
         .is_some_and(|rdma| !rdma.is_empty())
     {
-        return Err(unsupported("rdma", "the guest has no such device"));
+        return Err(unsupported("rdma", NO_RDMA));
     }
     Ok(())
+}
+
+/// A list of numbers and ranges, such as `0-3,7`, each range with both its ends.
+pub fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (first <= last).then_some((first, last))
+    };
+    list.trim().split(',').map(range).collect()
 }
 
 fn unsupported(field: &str, why: &str) -> PodError {
@@ -249,148 +304,4 @@ fn swap_alone(both: i64, memory: i64) -> Result<Option<String>, PodError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn limits(resources: Value) -> Result<Vec<(String, String)>, PodError> {
-        let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        let Limits(settings) = Limits::of(&resources)?;
-        Ok(settings.into_iter().map(|it| (it.file, it.value)).collect())
-    }
-
-    fn line(file: &str, value: &str) -> (String, String) {
-        (file.into(), value.into())
-    }
-
-    #[test]
-    fn shares_become_weights_as_in_runc() {
-        for (shares, weight) in [
-            (1, 1),
-            (2, 1),
-            (102, 17),
-            (1024, 100),
-            (262_144, 10_000),
-            (u64::MAX, 10_000),
-        ] {
-            assert_eq!(weight_of_shares(shares), Some(weight), "{shares}");
-        }
-        assert_eq!(weight_of_shares(0), None);
-        let weights: Vec<_> = (2..262_144).step_by(97).map(weight_of_shares).collect();
-        assert!(weights.is_sorted());
-    }
-
-    #[test]
-    fn what_kubelet_sends_is_translated() {
-        let lines = limits(json!({
-            "cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-3", "mems": "0"},
-            "memory": {"limit": 134217728, "swap": 134217728},
-            "pids": {"limit": 100},
-            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
-            "unified": {"memory.oom.group": "1"},
-            "devices": [{"allow": false, "access": "rwm"}],
-        }));
-        assert_eq!(
-            lines.unwrap(),
-            [
-                line("cpu.weight", "100"),
-                line("cpu.max", "50000 100000"),
-                line("memory.swap.max", "0"),
-                line("memory.max", "134217728"),
-                line("pids.max", "100"),
-                line("hugetlb.2MB.max", "0"),
-                line("memory.oom.group", "1"),
-            ]
-        );
-    }
-
-    #[test]
-    fn no_limit_has_many_spellings() {
-        let lines = limits(json!({
-            "cpu": {"quota": -1, "period": 100000},
-            "memory": {"limit": -1},
-            "pids": {"limit": -1},
-        }));
-        assert_eq!(
-            lines.unwrap(),
-            [
-                line("cpu.max", "max 100000"),
-                line("memory.swap.max", "max"),
-                line("memory.max", "max"),
-                line("pids.max", "max"),
-            ]
-        );
-        assert_eq!(
-            limits(json!({"pids": {"limit": 0}, "memory": {}, "cpu": {}})).unwrap(),
-            []
-        );
-        assert_eq!(
-            limits(json!({"cpu": {"quota": 20000}})).unwrap(),
-            [line("cpu.max", "20000 100000")]
-        );
-    }
-
-    #[test]
-    fn an_unsupported_field_is_named() {
-        for (resources, field) in [
-            (
-                json!({"blockIO": {"weight": 10}}),
-                "linux.resources.blockIO",
-            ),
-            (
-                json!({"cpu": {"realtimeRuntime": 5}}),
-                "linux.resources.cpu.realtimeRuntime",
-            ),
-            (
-                json!({"memory": {"swappiness": 60}}),
-                "linux.resources.memory.swappiness",
-            ),
-            (
-                json!({"memory": {"disableOOMKiller": true}}),
-                "linux.resources.memory.disableOOMKiller",
-            ),
-            (
-                json!({"network": {"classID": 1}}),
-                "linux.resources.network",
-            ),
-            (
-                json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}}),
-                "linux.resources.rdma",
-            ),
-            (
-                json!({"unified": {"io.max": "x"}}),
-                "linux.resources.unified[io.max]",
-            ),
-        ] {
-            let error = limits(resources).unwrap_err();
-            assert!(matches!(error, PodError::Unsupported { .. }), "{error}");
-            assert!(
-                error.to_string().starts_with(&format!("{field} ")),
-                "{error}"
-            );
-        }
-        assert!(limits(json!({"blockIO": {}, "network": {}, "rdma": {}})).is_ok());
-    }
-
-    #[test]
-    fn a_unified_key_is_never_a_path() {
-        for key in [
-            "memory/../../x",
-            "memory.",
-            "memory./x",
-            "..",
-            "cpu.a/b",
-            "memory",
-        ] {
-            assert!(limits(json!({"unified": {key: "1"}})).is_err(), "{key}");
-        }
-        assert!(limits(json!({"hugepageLimits": [{"pageSize": "../x", "limit": 1}]})).is_err());
-    }
-
-    #[test]
-    fn swap_needs_a_memory_limit_below_it() {
-        assert!(limits(json!({"memory": {"swap": 5}})).is_err());
-        assert!(limits(json!({"memory": {"swap": 5, "limit": 6}})).is_err());
-        assert!(limits(json!({"memory": {"swap": 7, "limit": 6}})).is_ok());
-    }
-}
+mod tests;

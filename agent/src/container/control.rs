@@ -1,23 +1,26 @@
 //! What the host asks of a container's processes while it is there: signals, sizes, figures.
 //!
-//! Called by `service.rs`. Each answers at once, whatever else the container is doing: nothing here
-//! waits for a process, and nothing changes the container's state.
+//! Called by `service.rs`. Each answers at once, whatever else the container is doing, or after what the
+//! kernel takes for new limits: nothing here waits for a process.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::cgroup::Stats;
-use crate::container::Container;
+use crate::cgroup::{Change, Stats};
+use crate::container::{Container, SIGKILL};
+use std::convert::Infallible;
+
 use crate::error::{PodError, blocking};
 use crate::process::{self, Process};
-
-const SIGKILL: u32 = 9;
 
 impl Container {
     /// Sends a signal to its init or an exec.
     pub fn signal(&self, exec: &str, signal: u32) -> Result<(), PodError> {
+        if exec.is_empty() && self.end_placeholder(signal) {
+            return Ok(());
+        }
         let process = self
             .process(exec)
             .filter(|process| !process::exited(process.pidfd()));
@@ -30,6 +33,9 @@ impl Container {
 
     /// Sends a signal to every process in it.
     pub fn signal_all(&self, signal: u32) -> Result<(), PodError> {
+        if self.end_placeholder(signal) {
+            return Ok(());
+        }
         let cgroup = self.cgroup()?;
         let pids = cgroup
             .pids()
@@ -57,6 +63,9 @@ impl Container {
 
     /// Sets the size of a terminal.
     pub fn resize(&self, exec: &str, width: u16, height: u16) -> Result<(), PodError> {
+        if self.placeholder.is_some() {
+            return Ok(());
+        }
         let process = self.process(exec).ok_or_else(|| self.no_process(exec))?;
         let resized = process.streams().resize(width, height);
         resized.map_err(PodError::failed(format!(
@@ -94,5 +103,34 @@ impl Container {
             Ok::<_, PodError>(cgroup.stats())
         })
         .await
+    }
+    /// Changes its limits, all or none, by the JSON of OCI `linux.resources`.
+    pub async fn update(&self, update: &[u8]) -> Result<(), PodError> {
+        let (cgroup, before) = {
+            let mut state = self.state();
+            let (Some(cgroup), true) = (state.cgroup.clone(), state.phase.is_alive()) else {
+                return Err(self.wrong_state(&state.phase, "created"));
+            };
+            let Some(before) = state.resources.take() else {
+                return Err(PodError::WrongState {
+                    what: format!("container {}", self.name),
+                    state: "being updated",
+                    wanted: "done with it",
+                });
+            };
+            (cgroup, before)
+        };
+        let result = async {
+            let change = Change::of(&before, update)?;
+            let work = move || Ok::<_, Infallible>(cgroup.update(&change).map(|()| change));
+            blocking("update the limits", work).await?
+        };
+        let result = result.await;
+        let (now, result) = match result {
+            Ok(change) => (change.resources, Ok(())),
+            Err(error) => (before, Err(error)),
+        };
+        self.state().resources = Some(now);
+        result
     }
 }

@@ -14,7 +14,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::channel::Channel;
 use super::error::{Result, RunnerError, Step};
-use super::request::{ExecRequest, InitRequest, Joined, Message, Request, START, Size, Stdio};
+use super::request::{
+    ExecRequest, InitRequest, Joined, Message, PlaceholderRequest, Request, START, Size, Stdio,
+};
 
 /// A setup is a few hundred system calls; what can take long in it is a file system of the host's.
 const SETUP_DEADLINE: Duration = Duration::from_secs(60);
@@ -78,6 +80,25 @@ pub async fn create(
     })
 }
 
+/// Makes the first process of a placeholder's PID namespace; `joined` are its other namespaces.
+pub async fn first_process(
+    request: PlaceholderRequest,
+    joined: Vec<Joined>,
+) -> Result<Executed, RunnerError> {
+    let container = request.container.clone();
+    let (kinds, namespaces): (Vec<_>, Vec<_>) = joined
+        .into_iter()
+        .map(|joined| (joined.kind, joined.namespace))
+        .unzip();
+    let request = Request::Placeholder {
+        request: Box::new(request),
+        joined: kinds,
+    };
+    let fds: Vec<_> = namespaces.iter().map(AsFd::as_fd).collect();
+    let mut conversation = Conversation::open(&container, &request, &fds)?;
+    conversation.executed().await
+}
+
 /// Runs a further process in the container whose init is `init`.
 pub async fn exec(
     request: ExecRequest,
@@ -94,13 +115,7 @@ pub async fn exec(
     fds.extend(streams.iter().map(AsFd::as_fd));
     let mut conversation = Conversation::open(&container, &request, &fds)?;
     drop(streams);
-    let ready = conversation.until_ready().await?;
-    conversation.until_running(SETUP_DEADLINE).await?;
-    Ok(Executed {
-        pid: ready.pid,
-        pidfd: ready.pidfd,
-        terminal: ready.terminal,
-    })
+    conversation.executed().await
 }
 
 impl Start {
@@ -167,6 +182,17 @@ impl Conversation {
             container: container.to_owned(),
             channel,
             unfinished: pidfd.into_iter().collect(),
+        })
+    }
+
+    /// Until the process runs its command, which nobody has to start.
+    async fn executed(&mut self) -> Result<Executed> {
+        let ready = self.until_ready().await?;
+        self.until_running(SETUP_DEADLINE).await?;
+        Ok(Executed {
+            pid: ready.pid,
+            pidfd: ready.pidfd,
+            terminal: ready.terminal,
         })
     }
 

@@ -23,6 +23,7 @@ mod identity;
 mod mounts;
 mod namespaces;
 mod options;
+mod placeholder;
 mod request;
 mod rootfs;
 mod seccomp;
@@ -38,9 +39,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
-pub use client::{Start, create, exec};
+pub use client::{Start, create, exec, first_process};
 pub use error::RunnerError;
-pub use request::{ExecRequest, InitRequest, Joined, Stdio};
+pub use placeholder::{PAUSE, hold, pause};
+pub use request::{ExecRequest, InitRequest, Joined, PlaceholderRequest, Stdio};
 
 use channel::Channel;
 use command::Command;
@@ -78,6 +80,9 @@ fn serve(channel: &Channel) -> Result<Infallible> {
             joined,
             terminal,
         } => init(channel, &request, &joined, terminal, fds),
+        Request::Placeholder { request, joined } => {
+            placeholder::run(channel, &request, &joined, &fds)
+        }
         Request::Exec { request, terminal } => exec::run(channel, &request, terminal, fds),
     }
 }
@@ -95,6 +100,7 @@ fn init(
         spec,
         rootfs,
         volumes,
+        memory,
         cgroup,
     } = request;
 
@@ -130,7 +136,7 @@ fn init(
     // Its root. Modes are what the spec says, whatever the umask was.
     rustix::process::umask(rustix::fs::Mode::empty());
     let rootfs = Rootfs::prepare(rootfs)?;
-    let pending = mounts::apply(spec, &namespaces, &rootfs, volumes)?;
+    let pending = mounts::apply(spec, &namespaces, &rootfs, [volumes, memory])?;
     devices::apply(spec, &rootfs)?;
     rootfs
         .ensure(process.cwd(), Target::Directory)

@@ -2,8 +2,8 @@
 //!
 //! Called by `mod` in the container's process. A file system is made with fsopen(2), a bind mount with
 //! open_tree(2); the mount gets its attributes before it can be seen, and is attached by move_mount(2) to
-//! a file descriptor that `rootfs` has resolved. A source is always a name in the directory of the pod's
-//! volumes: the container's spec can name nothing else of the guest.
+//! a file descriptor that `rootfs` has resolved. A source is always a name in one of the two directories of
+//! the pod's volumes: the container's spec can name nothing else of the guest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -55,12 +55,13 @@ impl Pending {
     }
 }
 
-/// Applies `spec.mounts`. `volumes` is the directory of the pod's volumes, opened before.
+/// Applies `spec.mounts`. `volumes` are the directories of the pod's volumes: the shared ones, and those
+/// in memory.
 pub(super) fn apply(
     spec: &Spec,
     namespaces: &Namespaces,
     rootfs: &Rootfs,
-    volumes: &Path,
+    volumes: [&Path; 2],
 ) -> Result<Pending> {
     let mut pending = Pending::default();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
@@ -292,8 +293,8 @@ impl Place<'_> {
         Ok(())
     }
 
-    fn bind(&self, options: &Options, volumes: &Path) -> Result<()> {
-        let name = self.volume()?;
+    fn bind(&self, options: &Options, volumes: [&Path; 2]) -> Result<()> {
+        let (volumes, name) = self.volume(volumes)?;
         let directory = rustix::fs::open(
             volumes,
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -316,16 +317,20 @@ impl Place<'_> {
         self.propagate(mount.as_fd(), options)
     }
 
-    fn volume(&self) -> Result<&str> {
+    /// The directory that the source is in, and its name there.
+    fn volume<'a>(&self, [shared, memory]: [&'a Path; 2]) -> Result<(&'a Path, &str)> {
         let source = self.mount.source().as_deref().unwrap_or(Path::new(""));
-        source
-            .to_str()
-            .and_then(|source| source.strip_prefix("volume:"))
-            .filter(|name| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
+        let named = match source.to_str().and_then(|source| source.split_once(':')) {
+            Some(("volume", name)) => Some((shared, name)),
+            Some(("memory", name)) => Some((memory, name)),
+            _ => None,
+        };
+        named
+            .filter(|(_, name)| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
             .ok_or_else(|| {
                 RunnerError::invalid(
                     format!("{}.source", self.field),
-                    format!("{source:?} is not volume:NAME"),
+                    format!("{source:?} is neither volume:NAME nor memory:NAME"),
                 )
             })
     }

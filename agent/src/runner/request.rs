@@ -23,6 +23,8 @@ pub struct InitRequest {
     pub rootfs: PathBuf,
     /// The directory that a mount's source `volume:NAME` is looked up in.
     pub volumes: PathBuf,
+    /// The directory that a mount's source `memory:NAME` is looked up in.
+    pub memory: PathBuf,
     /// The container's cgroup, made and limited already; the device filter is attached here.
     pub cgroup: PathBuf,
 }
@@ -36,6 +38,17 @@ pub struct ExecRequest {
     pub spec: Spec,
     /// The process to run.
     pub process: Process,
+    /// The container's cgroup.
+    pub cgroup: PathBuf,
+}
+
+/// Everything the runner needs for the first process of a placeholder's PID namespace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlaceholderRequest {
+    /// The container's name.
+    pub container: String,
+    /// The spec that says who the process is; its command is ignored.
+    pub spec: Spec,
     /// The container's cgroup.
     pub cgroup: PathBuf,
 }
@@ -86,6 +99,11 @@ pub(super) enum Request {
         request: Box<InitRequest>,
         joined: Vec<LinuxNamespaceType>,
         terminal: Option<Size>,
+    },
+    /// Make the first process of a placeholder's PID namespace.
+    Placeholder {
+        request: Box<PlaceholderRequest>,
+        joined: Vec<LinuxNamespaceType>,
     },
     /// Run a further process.
     Exec {

@@ -27,6 +27,7 @@ extern "C" fn take_over() {
     match arguments.get(1).map(String::as_str) {
         // "runner" may also be the filter that someone has given to the harness.
         Some("runner") if has_channel() => super::main(),
+        None if arguments.first().is_some_and(|name| name == super::PAUSE) => super::pause(),
         Some("runner-case") => {
             let name = arguments.get(2).map(String::as_str).unwrap_or_default();
             let (_, case) = CASES.iter().find(|(known, _)| *known == name).unwrap();
@@ -68,6 +69,9 @@ cases! {
     volumes_are_bound_with_their_options
     a_container_joins_anothers_namespaces
     a_start_hook_runs_in_the_container
+    a_placeholder_has_a_process_only_for_its_pids
+    a_volume_in_memory_is_bound_like_any_other
+    execs_leave_nothing_open
 }
 
 fn run_case(name: &str) {
@@ -143,6 +147,7 @@ impl Case {
             spec: serde_json::from_value(self.spec.clone()).unwrap(),
             rootfs: self.rootfs(),
             volumes: "/".into(),
+            memory: self.directory.path().into(),
             cgroup: self.cgroup.clone(),
         };
         self.runtime.block_on(super::create(request, stdio, joined))

@@ -370,11 +370,11 @@ pub(super) fn volumes_are_bound_with_their_options(case: &mut Case) {
     for (mount, message) in [
         (
             json!({"destination": "/b", "source": "/etc", "options": ["bind"]}),
-            r#".source: "/etc" is not volume:NAME"#,
+            r#".source: "/etc" is neither volume:NAME nor memory:NAME"#,
         ),
         (
             json!({"destination": "/b", "source": "volume:..", "options": ["bind"]}),
-            r#".source: "volume:.." is not volume:NAME"#,
+            r#".source: "volume:.." is neither volume:NAME nor memory:NAME"#,
         ),
         (
             json!({"destination": "/b", "type": "nfs", "source": "x"}),
@@ -474,4 +474,118 @@ pub(super) fn a_start_hook_runs_in_the_container(case: &mut Case) {
         error,
         "hooks.startContainer[0]: run /bin/sh: exit status 3, output: \"oh no\""
     );
+}
+
+pub(super) fn a_placeholder_has_a_process_only_for_its_pids(case: &mut Case) {
+    let mut spec = case.spec.clone();
+    spec["hostname"] = json!("pod");
+    spec["linux"]["sysctl"] = json!({"kernel.shmmax": "12345"});
+    spec["process"]["user"] = json!({"uid": 65535, "gid": 65535});
+    spec["process"]["oomScoreAdj"] = json!(7);
+    let spec: oci_spec::runtime::Spec = serde_json::from_value(spec).unwrap();
+    let ours = std::fs::read_link("/proc/self/ns/uts").unwrap();
+    let mut held = super::hold("pod", &spec, Vec::new()).unwrap();
+    assert_eq!(std::fs::read_link("/proc/self/ns/uts").unwrap(), ours);
+    let kinds: Vec<_> = held.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, [LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts]);
+    let pids = || std::fs::read_to_string(case.cgroup.join("cgroup.procs")).unwrap();
+    assert_eq!(pids(), "");
+    let share = |held: &[(LinuxNamespaceType, OwnedFd)]| {
+        let copy = |(kind, namespace): &(LinuxNamespaceType, OwnedFd)| Joined {
+            kind: *kind,
+            namespace: namespace.try_clone().unwrap(),
+        };
+        held.iter().map(copy).collect::<Vec<_>>()
+    };
+
+    let request = PlaceholderRequest {
+        container: "pod".to_owned(),
+        spec,
+        cgroup: case.cgroup.clone(),
+    };
+    let first = super::first_process(request, share(&held));
+    let first = case.runtime.block_on(first).unwrap();
+    assert_eq!(pids(), format!("{}\n", first.pid));
+    let namespace = File::open(format!("/proc/{}/ns/pid", first.pid)).unwrap();
+    held.push((LinuxNamespaceType::Pid, namespace.into()));
+
+    for namespace in case.spec["linux"]["namespaces"].as_array_mut().unwrap() {
+        if matches!(namespace["type"].as_str(), Some("pid" | "ipc" | "uts")) {
+            namespace["path"] = json!("container:pod");
+        }
+    }
+    case.spec["hostname"] = json!("");
+    // An orphan that ends is reaped by the first process.
+    let script = "hostname; cat /proc/sys/kernel/shmmax /proc/1/oom_score_adj /proc/1/comm
+        (true & echo $! >/tmp/orphan); for i in 1 2 3 4 5 6 7 8 9; do
+            sleep 0.1; test -e /proc/$(cat /tmp/orphan) || break; done
+        test -e /proc/$(cat /tmp/orphan) || echo reaped
+        grep -E '^(Uid|CapPrm|NoNewPrivs|SigIgn)' /proc/1/status
+        ls /proc/1/root/ && echo looked into
+        exec sleep 60";
+    case.spec["process"]["args"] = json!(["sh", "-c", script]);
+    let (stdio, output) = streams();
+    let second = case.create(stdio, share(&held)).unwrap();
+    case.start(second.start).unwrap();
+    // All but the sleep is printed by then.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(output));
+    let mut line = || lines.next().unwrap().unwrap();
+    let said = [line(), line(), line(), line()];
+    assert_eq!(said, ["pod", "12345", "7", "pause"]);
+    assert_eq!(line(), "reaped");
+    assert_eq!(line(), "Uid:\t65535\t65535\t65535\t65535");
+    assert_eq!(line(), "SigIgn:\t0000000000000000");
+    assert_eq!(line(), "CapPrm:\t0000000000000000");
+    assert_eq!(line(), "NoNewPrivs:\t1");
+    let refused = line();
+    assert!(refused.ends_with("Permission denied"), "{refused}");
+
+    let send = |signal| rustix::process::pidfd_send_signal(&first.pidfd, signal).unwrap();
+    send(rustix::process::Signal::HUP);
+    send(rustix::process::Signal::TERM);
+    assert_eq!(case.wait(first.pid), 0);
+    assert_eq!(case.wait(second.pid), 137);
+}
+
+pub(super) fn a_volume_in_memory_is_bound_like_any_other(case: &mut Case) {
+    // The case's directory stands for that of the volumes in memory.
+    std::fs::create_dir(case.directory.path().join("shm")).unwrap();
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/dev/shm", "type": "bind", "source": "memory:shm",
+        "options": ["rbind", "nosuid", "nodev", "noexec"]}),
+    );
+    let (exit, printed) = case
+        .shell("echo x >/dev/shm/left; grep ' /dev/shm ' /proc/self/mountinfo")
+        .unwrap();
+    assert_eq!(exit, 0, "{printed}");
+    assert!(
+        printed.contains("/dev/shm rw,nosuid,nodev,noexec"),
+        "{printed}"
+    );
+    assert!(case.directory.path().join("shm/left").exists());
+}
+
+pub(super) fn execs_leave_nothing_open(case: &mut Case) {
+    case.spec["process"]["args"] = json!(["sleep", "60"]);
+    let (stdio, _) = streams();
+    let init = case.create(stdio, Vec::new()).unwrap();
+    let missing = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/not/there"]});
+    let good = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/bin/true"]});
+    let count = |of: &str| {
+        std::fs::read_dir(format!("/proc/self/{of}"))
+            .unwrap()
+            .count()
+    };
+    let mut before = None;
+    for _ in 0..30 {
+        assert!(case.exec(&init, &missing, streams().0).is_err());
+        let done = case.exec(&init, &good, streams().0).unwrap();
+        assert_eq!(case.wait(done.pid), 0);
+        drop(done);
+        // What is made once and kept is there after the first round.
+        let now = (count("fd"), count("task"));
+        assert_eq!(*before.get_or_insert(now), now);
+    }
+    case.start(init.start).unwrap();
 }

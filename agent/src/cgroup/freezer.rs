@@ -1,0 +1,167 @@
+//! Freezes and thaws all processes of a container, by the freezer of cgroup v2.
+//!
+//! Called by `container/control.rs`. The kernel answers a write at once and freezes by and by; it wakes
+//! the readers of `cgroup.events` when that is done (cgroup-v2.rst, "Core Interface Files"). A frozen
+//! process can be killed by SIGKILL and moved, and everything else waits.
+
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+use rustix::io::pread;
+use tokio::io::Interest;
+use tokio::time::timeout;
+
+use super::{Cgroup, CgroupError, step, write};
+use crate::error::{PodError, one_line};
+use crate::readiness::watch;
+
+impl Cgroup {
+    /// Freezes all in it and below, or lets it go on; done when all of it is. A freeze that takes
+    /// longer than `deadline` is taken back.
+    pub async fn freeze(&self, frozen: bool, deadline: Duration) -> Result<(), PodError> {
+        let what = if frozen { "freeze" } else { "thaw" };
+        let doing = || format!("{what} cgroup {}", self.directory.display());
+        write(&self.directory, "cgroup.freeze", number(frozen))
+            .map_err(PodError::failed(doing()))?;
+        let result = match timeout(deadline, self.settled(frozen)).await {
+            Ok(result) => result.map_err(PodError::failed(doing())),
+            Err(_) => Err(PodError::Timeout {
+                step: doing(),
+                seconds: deadline.as_secs(),
+            }),
+        };
+        if result.is_err()
+            && frozen
+            && let Err(error) = write(&self.directory, "cgroup.freeze", number(false))
+        {
+            log::warn!("take it back: {}", one_line(&error));
+        }
+        result
+    }
+
+    async fn settled(&self, frozen: bool) -> Result<(), CgroupError> {
+        let path = self.directory.join("cgroup.events");
+        let failed = || step("watch the file", &path);
+        let file = File::open(&path).map_err(failed())?;
+        let events = watch(file, Interest::PRIORITY).map_err(failed())?;
+        // A few lines of a word and a number.
+        let mut text = [0; 1024];
+        loop {
+            let length = pread(&events, &mut text, 0).map_err(|errno| failed()(errno.into()))?;
+            let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
+            match is_frozen(&text) {
+                Some(now) if now == frozen => return Ok(()),
+                Some(_) => {}
+                None => {
+                    let error = io::Error::other("it does not tell whether it is frozen");
+                    return Err(failed()(error));
+                }
+            }
+            let mut guard = events.ready(Interest::PRIORITY).await.map_err(failed())?;
+            guard.clear_ready();
+        }
+    }
+}
+
+fn number(frozen: bool) -> &'static str {
+    if frozen { "1" } else { "0" }
+}
+
+fn is_frozen(events: &str) -> Option<bool> {
+    let mut lines = events.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = lines.find(|(key, _)| *key == "frozen")?;
+    Some(value.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::cgroup::tests::Hierarchy;
+
+    /// Runs a command in the cgroup from its first instruction on.
+    fn spawn_in(cgroup: &Cgroup, script: &str) -> Child {
+        let procs = cgroup.directory().join("cgroup.procs");
+        let script = format!("echo $$ > {}; {script}", procs.display());
+        Command::new("sh").args(["-c", &script]).spawn().unwrap()
+    }
+
+    async fn until(mut done: impl FnMut() -> bool) {
+        let wait = async {
+            while !done() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(SOON, wait).await.unwrap();
+    }
+
+    fn frozen(cgroup: &Cgroup) -> Option<bool> {
+        is_frozen(&std::fs::read_to_string(cgroup.directory().join("cgroup.events")).unwrap())
+    }
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn all_of_a_container_stands_still_until_it_goes_on() {
+        let hierarchy = Hierarchy::new();
+        let cgroup = hierarchy.cgroup("frozen");
+        let counter = tempfile::NamedTempFile::new().unwrap();
+        let count = || std::fs::metadata(counter.path()).unwrap().len();
+        let script = format!("while :; do echo >> {}; done", counter.path().display());
+        let mut child = spawn_in(&cgroup, &script);
+        until(|| count() > 0).await;
+        cgroup.freeze(true, SOON).await.unwrap();
+        let before = count();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!((count(), frozen(&cgroup)), (before, Some(true)));
+        cgroup.freeze(false, SOON).await.unwrap();
+        until(|| count() > before).await;
+        cgroup.kill().unwrap();
+        child.wait().unwrap();
+        cgroup.remove(SOON).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_frozen_container_can_be_killed_and_removed_with_all_below() {
+        let hierarchy = Hierarchy::new();
+        let cgroup = hierarchy.cgroup("killed");
+        let nested = cgroup.directory().join("nested");
+        std::fs::create_dir(&nested).unwrap();
+        let mut child = spawn_in(&cgroup, "sleep 60 & wait");
+        until(|| cgroup.pids().unwrap().len() == 2).await;
+        let moved = cgroup.pids().unwrap()[1].to_string();
+        std::fs::write(nested.join("cgroup.procs"), moved).unwrap();
+        cgroup.freeze(true, SOON).await.unwrap();
+        cgroup.remove(SOON).await.unwrap();
+        assert!(!cgroup.directory().exists());
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_empty_container_is_frozen_at_once() {
+        let hierarchy = Hierarchy::new();
+        let cgroup = hierarchy.cgroup("empty");
+        cgroup.freeze(true, SOON).await.unwrap();
+        cgroup.freeze(true, SOON).await.unwrap();
+        assert_eq!(frozen(&cgroup), Some(true));
+        cgroup.freeze(false, SOON).await.unwrap();
+        assert_eq!(frozen(&cgroup), Some(false));
+    }
+
+    #[tokio::test]
+    async fn a_freeze_that_fails_is_taken_back() {
+        let root = tempfile::tempdir().unwrap();
+        let none = crate::cgroup::Limits::default();
+        let cgroup = Cgroup::create_in(root.path(), "c", &none).unwrap();
+        let file = |name: &str| cgroup.directory().join(name);
+        std::fs::write(file("cgroup.freeze"), "0").unwrap();
+        // A plain file wakes nobody, so it can't be watched.
+        std::fs::write(file("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        let error = one_line(&cgroup.freeze(true, SOON).await.unwrap_err());
+        assert!(error.starts_with("freeze cgroup "), "{error}");
+        let text = std::fs::read_to_string(file("cgroup.freeze")).unwrap();
+        assert_eq!(text, "0");
+    }
+}

@@ -1,0 +1,65 @@
+//! A container that stands still for a while.
+//!
+//! Called by `service.rs`. While it is paused no process can come up in it; it can be killed, updated
+//! and deleted, since none of these needs a process of its to run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cgroup::Cgroup;
+use crate::container::{Container, Phase};
+use crate::error::PodError;
+
+/// How long it may take until every process stands still, or goes on.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+impl Container {
+    /// Freezes every process of it. If that can't be done, all go on.
+    pub async fn pause(&self) -> Result<(), PodError> {
+        let running = |phase: &Phase| matches!(phase, Phase::Running);
+        let cgroup = self.begin(running, Phase::Pausing, "running")?;
+        let result = cgroup.freeze(true, DEADLINE).await;
+        let pausing = |phase: &Phase| matches!(phase, Phase::Pausing);
+        self.finish(pausing, result, Phase::Paused, Phase::Running, "running")
+    }
+
+    /// Lets it go on.
+    pub async fn resume(&self) -> Result<(), PodError> {
+        let paused = |phase: &Phase| matches!(phase, Phase::Paused);
+        let cgroup = self.begin(paused, Phase::Resuming, "paused")?;
+        let result = cgroup.freeze(false, DEADLINE).await;
+        let resuming = |phase: &Phase| matches!(phase, Phase::Resuming);
+        self.finish(resuming, result, Phase::Running, Phase::Paused, "paused")
+    }
+
+    fn begin(
+        &self,
+        from: impl Fn(&Phase) -> bool,
+        to: Phase,
+        wanted: &'static str,
+    ) -> Result<Arc<Cgroup>, PodError> {
+        let mut state = self.state();
+        let (Some(cgroup), true) = (state.cgroup.clone(), from(&state.phase)) else {
+            return Err(self.wrong_state(&state.phase, wanted));
+        };
+        state.phase = to;
+        Ok(cgroup)
+    }
+
+    /// It may have ended meanwhile, and is then not what it was asked to be.
+    fn finish(
+        &self,
+        still: impl Fn(&Phase) -> bool,
+        result: Result<(), PodError>,
+        done: Phase,
+        undone: Phase,
+        wanted: &'static str,
+    ) -> Result<(), PodError> {
+        let mut state = self.state();
+        if !still(&state.phase) {
+            return Err(self.wrong_state(&state.phase, wanted));
+        }
+        state.phase = if result.is_ok() { done } else { undone };
+        result
+    }
+}

@@ -1,0 +1,152 @@
+//! A placeholder: the container that holds a pod's namespaces, and runs nothing.
+//!
+//! Called by `container.rs` and `control.rs`, where a placeholder is a container like any other but for
+//! what stands here. Its namespaces are open files, and so need no process. Only a PID namespace lives by
+//! its first process: that is made when another container first joins it. From then on the placeholder
+//! has an init, which is signalled, awaited and killed as any other's.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use oci_spec::runtime::LinuxNamespaceType;
+use tokio::sync::OnceCell;
+
+use crate::container::{Container, Phase, SIGKILL};
+use crate::error::{PodError, blocking};
+use crate::events::Event;
+use crate::process::{self, Process};
+use crate::reaper;
+use crate::runner::{self, Joined, PlaceholderRequest};
+use crate::stdio::{Plan, Streams};
+
+const SIGINT: u32 = 2;
+const SIGTERM: u32 = 15;
+
+/// What a placeholder has that other containers have not.
+#[derive(Default)]
+pub struct Placeholder {
+    /// Nothing is ever written to them.
+    streams: Mutex<Option<Streams>>,
+    /// Whether the PID namespace has its first process.
+    first_process: OnceCell<()>,
+}
+
+impl Container {
+    /// Makes the namespaces of the placeholder; its cgroup is there.
+    pub(super) async fn hold(&self, joined: Vec<Joined>, plan: Plan) -> Result<(), PodError> {
+        let streams = plan
+            .connect(None)
+            .map_err(PodError::failed("watch its streams"))?;
+        if let Some(placeholder) = &self.placeholder {
+            let mut place = placeholder
+                .streams
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *place = Some(streams);
+        }
+        let (name, spec) = (self.name.clone(), self.spec.spec.clone());
+        let work = move || Ok::<_, std::convert::Infallible>(runner::hold(&name, &spec, joined));
+        let namespaces = blocking("make the namespaces of the pod", work).await??;
+        let mut state = self.state();
+        if !matches!(state.phase, Phase::Creating) {
+            return Err(self.wrong_state(&state.phase, "being created"));
+        }
+        state.namespaces = namespaces;
+        state.phase = Phase::Created(None);
+        Ok(())
+    }
+
+    /// Does to a placeholder without a process what `signal` would do to that of a pod. `false`: there
+    /// is a process to send it to, or it is no placeholder that lives.
+    pub(super) fn end_placeholder(&self, signal: u32) -> bool {
+        let mut state = self.state();
+        if self.placeholder.is_none() || state.init.is_some() || !state.phase.is_alive() {
+            return false;
+        }
+        let status = match signal {
+            SIGKILL => 128 + SIGKILL,
+            SIGINT | SIGTERM => 0,
+            // The first process of a PID namespace ignores what it does not expect.
+            _ => return true,
+        };
+        // Its first process may just be coming up.
+        self.kill(&state);
+        state.phase = Phase::Stopped;
+        self.around.events.push(Event::Exited {
+            container: self.name.clone(),
+            exec: String::new(),
+            status,
+            at: SystemTime::now(),
+            carried: [0, 0],
+        });
+        true
+    }
+
+    /// Makes the first process of a placeholder's PID namespace, unless it is there. Any other
+    /// container has one of its own.
+    pub(super) async fn ensure_first_process(self: &Arc<Self>) -> Result<(), PodError> {
+        let Some(placeholder) = &self.placeholder else {
+            return Ok(());
+        };
+        let kept = |state: &super::State| {
+            let mut namespaces = state.namespaces.iter();
+            namespaces.any(|namespace| namespace.0 == LinuxNamespaceType::Pid)
+        };
+        if kept(&self.state()) {
+            return Ok(());
+        }
+        let first = placeholder
+            .first_process
+            .get_or_try_init(|| self.make_first_process());
+        first.await.copied()
+    }
+
+    async fn make_first_process(self: &Arc<Self>) -> Result<(), PodError> {
+        let (request, joined) = {
+            let state = self.state();
+            let (Some(cgroup), true) = (&state.cgroup, state.phase.takes_processes()) else {
+                return Err(self.wrong_state(&state.phase, "running"));
+            };
+            let namespaces = state.namespaces.iter().map(|(kind, namespace)| {
+                let kind = *kind;
+                let namespace = namespace.try_clone()?;
+                Ok(Joined { kind, namespace })
+            });
+            let joined = namespaces.collect::<std::io::Result<_>>();
+            let joined = joined.map_err(PodError::failed("keep the namespaces of the pod"))?;
+            let request = PlaceholderRequest {
+                container: self.name.clone(),
+                spec: self.spec.spec.clone(),
+                cgroup: cgroup.directory().into(),
+            };
+            (request, joined)
+        };
+        let born = runner::first_process(request, joined).await?;
+        let exit = reaper::exited(born.pid);
+        let init = Arc::new(Process::new(born.pid, born.pidfd, Streams::none()));
+        let namespace = File::open(format!("/proc/{}/ns/pid", init.pid()));
+        let mut state = self.state();
+        // If it has exited, its pid may be another's.
+        let there = state.phase.is_alive() && !process::exited(init.pidfd());
+        let (true, Ok(namespace)) = (there, namespace) else {
+            init.signal(SIGKILL)?;
+            return Err(self.wrong_state(&state.phase, "running"));
+        };
+        state.init = Some(init.clone());
+        state
+            .namespaces
+            .push((LinuxNamespaceType::Pid, namespace.into()));
+        drop(state);
+        self.await_init(init, exit);
+        Ok(())
+    }
+
+    pub(super) fn runs_nothing(&self) -> PodError {
+        PodError::WrongState {
+            what: format!("container {}", self.name),
+            state: "the pod's placeholder",
+            wanted: "one that runs processes",
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The wire's messages to the pod's terms and back, and its errors to status codes.
+//!
+//! Called by `service.rs` alone. What a message may hold is in `agent.proto`; whatever it holds that it
+//! may not is refused here by the field's name.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kata_like_agent_protocol::agent::{
+    CreateContainerRequest, DeviceIo as DeviceIoMessage, Event as EventMessage,
+    HugePages as HugePagesMessage, OutOfMemory, ProcessExited, StatsResponse,
+    Streams as StreamsMessage,
+};
+use kata_like_agent_protocol::is_name;
+use ttrpc::Code;
+
+use crate::cgroup::{DeviceIo, HugePages, Stats};
+use crate::device;
+use crate::disks::Disk;
+use crate::error::{PodError, one_line};
+use crate::events::Event;
+use crate::process::MAX_SIGNAL;
+use crate::runner::RunnerError;
+use crate::sandbox::Creation;
+use crate::stdio::{Token, Wanted};
+use crate::storage::MemoryVolume;
+
+/// The mode bits of a directory.
+const MODE_BITS: u32 = 0o7777;
+
+/// A name of a container, an exec or a volume.
+pub fn name(field: &str, name: String) -> ttrpc::Result<String> {
+    if is_name(&name) {
+        return Ok(name);
+    }
+    Err(status(&PodError::bad(
+        field,
+        format!("not a name: {name:?}"),
+    )))
+}
+
+/// A container that the host asks for.
+pub fn creation(request: CreateContainerRequest) -> ttrpc::Result<Creation> {
+    let mut memory_volumes = Vec::new();
+    for volume in request.memory_volumes {
+        if volume.mode & !MODE_BITS != 0 {
+            let why = format!("{:o} is no mode of a directory", volume.mode);
+            return Err(status(&PodError::bad("memory_volumes.mode", why)));
+        }
+        memory_volumes.push(MemoryVolume {
+            name: name("memory_volumes.name", volume.name)?,
+            size: volume.size_bytes,
+            mode: volume.mode,
+        });
+    }
+    let mut disks = Vec::new();
+    for disk in request.disks {
+        disks.push(Disk {
+            slot: slot(disk.slot)?,
+            major: disk.major,
+            minor: disk.minor,
+        });
+    }
+    Ok(Creation {
+        spec: request.spec,
+        wanted: wanted(request.streams.into_option())?,
+        placeholder: request.placeholder,
+        memory_volumes,
+        disks,
+    })
+}
+
+/// N of `virtio-mmio.N`.
+pub fn slot(slot: u32) -> ttrpc::Result<u32> {
+    if slot <= device::MAX_SLOT {
+        return Ok(slot);
+    }
+    let why = format!("{slot} is not 0 to {}", device::MAX_SLOT);
+    Err(status(&PodError::bad("slot", why)))
+}
+
+/// A signal of the kernel's.
+pub fn signal(signal: u32) -> Result<u32, PodError> {
+    if (1..=MAX_SIGNAL).contains(&signal) {
+        return Ok(signal);
+    }
+    let why = format!("{signal} is not 1 to {MAX_SIGNAL}");
+    Err(PodError::bad("signal", why))
+}
+
+/// The streams that the host wants of a process.
+pub fn wanted(streams: Option<StreamsMessage>) -> ttrpc::Result<Wanted> {
+    let streams = streams.unwrap_or_default();
+    let convert = || {
+        let StreamsMessage {
+            stdin,
+            stdout,
+            stderr,
+            terminal,
+            width,
+            height,
+            ..
+        } = &streams;
+        if *terminal && !stderr.is_empty() {
+            return Err(PodError::bad(
+                "streams.stderr",
+                "must be empty with a terminal",
+            ));
+        }
+        let [stdin, stdout, stderr] = [stdin, stdout, stderr].map(|bytes| token(bytes));
+        Ok(Wanted {
+            tokens: [stdin?, stdout?, stderr?],
+            terminal: terminal.then(|| size(*width, *height)).transpose()?,
+        })
+    };
+    convert().map_err(|error| status(&error))
+}
+
+fn token(bytes: &[u8]) -> Result<Option<Token>, PodError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let token = Token::try_from(bytes);
+    let wrong = |_| PodError::bad("streams", format!("a token of {} bytes", bytes.len()));
+    token.map(Some).map_err(wrong)
+}
+
+/// A terminal's size.
+pub fn size(width: u32, height: u32) -> Result<(u16, u16), PodError> {
+    match (u16::try_from(width), u16::try_from(height)) {
+        (Ok(width), Ok(height)) => Ok((width, height)),
+        _ => Err(PodError::bad(
+            "width and height",
+            format!("{width} by {height} is too large"),
+        )),
+    }
+}
+
+/// What the host is told unasked.
+pub fn event_message(event: Event) -> EventMessage {
+    let mut message = EventMessage::new();
+    match event {
+        Event::Exited {
+            container,
+            exec,
+            status,
+            at,
+            carried: [stdout_bytes, stderr_bytes],
+        } => {
+            message.set_process_exited(ProcessExited {
+                container,
+                exec,
+                status,
+                exited_at_ns: nanoseconds(at),
+                stdout_bytes,
+                stderr_bytes,
+                ..Default::default()
+            });
+        }
+        Event::OutOfMemory { container } => {
+            message.set_out_of_memory(OutOfMemory {
+                container,
+                ..Default::default()
+            });
+        }
+    }
+    message
+}
+
+/// A time as the wire has it: nanoseconds since 1970, until 2262.
+fn nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// A container's figures.
+pub fn stats_message(stats: Stats) -> StatsResponse {
+    let [cpu_usage_us, cpu_user_us, cpu_system_us] = stats.cpu;
+    let [cpu_periods, cpu_throttled_periods, cpu_throttled_us] = stats.throttling;
+    StatsResponse {
+        cpu_usage_us,
+        cpu_user_us,
+        cpu_system_us,
+        cpu_periods,
+        cpu_throttled_periods,
+        cpu_throttled_us,
+        memory_usage: stats.memory_usage,
+        memory_limit: stats.memory_limit.unwrap_or(u64::MAX),
+        memory_peak: stats.memory_peak,
+        memory_anon: stats.memory("anon"),
+        memory_file: stats.memory("file"),
+        memory_inactive_file: stats.memory("inactive_file"),
+        memory_active_file: stats.memory("active_file"),
+        memory_kernel_stack: stats.memory("kernel_stack"),
+        memory_slab: stats.memory("slab"),
+        page_faults: stats.memory("pgfault"),
+        page_major_faults: stats.memory("pgmajfault"),
+        oom_kills: stats.oom_kills(),
+        swap_usage: stats.swap_usage,
+        swap_limit: stats.swap_limit.unwrap_or(u64::MAX),
+        pids_current: stats.pids,
+        swap_peak: stats.swap_peak,
+        pids_limit: stats.pids_limit.unwrap_or(0),
+        memory_stat: stats.memory_stat.into_iter().collect(),
+        memory_events: stats.memory_events.into_iter().collect(),
+        io: stats.io.into_iter().map(device_io_message).collect(),
+        huge_pages: stats
+            .huge_pages
+            .into_iter()
+            .map(huge_pages_message)
+            .collect(),
+        ..Default::default()
+    }
+}
+
+fn device_io_message(io: DeviceIo) -> DeviceIoMessage {
+    DeviceIoMessage {
+        major: io.major,
+        minor: io.minor,
+        read_bytes: io.read_bytes,
+        written_bytes: io.written_bytes,
+        reads: io.reads,
+        writes: io.writes,
+        ..Default::default()
+    }
+}
+
+fn huge_pages_message(pages: HugePages) -> HugePagesMessage {
+    HugePagesMessage {
+        size: pages.size,
+        current: pages.current,
+        max: pages.limit.unwrap_or(u64::MAX),
+        failures: pages.failures,
+        ..Default::default()
+    }
+}
+
+/// The one place where our errors become status codes: the shim decides by them.
+pub fn status(error: &PodError) -> ttrpc::Error {
+    let code = match error {
+        PodError::BadRequest { .. } => Code::INVALID_ARGUMENT,
+        PodError::Unsupported { .. } => Code::UNIMPLEMENTED,
+        PodError::NoSuchContainer { .. } | PodError::NoSuchProcess { .. } => Code::NOT_FOUND,
+        PodError::AlreadyExists { .. } => Code::ALREADY_EXISTS,
+        PodError::WrongState { .. } => Code::FAILED_PRECONDITION,
+        PodError::Runner(RunnerError::Unsupported { .. }) => Code::UNIMPLEMENTED,
+        PodError::Runner(RunnerError::InvalidSpec { .. }) => Code::INVALID_ARGUMENT,
+        PodError::Runner(RunnerError::Failed { .. })
+        | PodError::Failed { .. }
+        | PodError::Timeout { .. } => Code::INTERNAL,
+    };
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, one_line(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(error: ttrpc::Error) -> Code {
+        match error {
+            ttrpc::Error::RpcStatus(status) => status.code(),
+            other => panic!("no status: {other}"),
+        }
+    }
+
+    #[test]
+    fn a_token_is_sixteen_bytes_or_none() {
+        assert_eq!(token(b"").unwrap(), None);
+        assert_eq!(token(&[7; 16]).unwrap(), Some([7; 16]));
+        for length in [1, 15, 17, 4096] {
+            assert!(token(&vec![0; length]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn streams_that_contradict_themselves_are_refused() {
+        let streams = |change: fn(&mut StreamsMessage)| {
+            let mut streams = StreamsMessage::new();
+            change(&mut streams);
+            wanted(Some(streams))
+        };
+        assert_eq!(wanted(None).unwrap(), Wanted::default());
+        let good = streams(|it| (it.terminal, it.width, it.height) = (true, 80, 24));
+        assert_eq!(good.unwrap().terminal, Some((80, 24)));
+        let stderr = streams(|it| (it.terminal, it.stderr) = (true, vec![1; 16]));
+        assert_eq!(code(stderr.unwrap_err()), Code::INVALID_ARGUMENT);
+        let wide = streams(|it| (it.terminal, it.width) = (true, 65536));
+        assert_eq!(code(wide.unwrap_err()), Code::INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn a_name_that_could_be_a_path_is_refused() {
+        for bad in ["", "..", "a/b", ".hidden"] {
+            assert_eq!(
+                code(name("container", bad.into()).unwrap_err()),
+                Code::INVALID_ARGUMENT
+            );
+        }
+    }
+
+    #[test]
+    fn no_limit_is_told_as_the_protocol_says() {
+        let message = stats_message(Stats::default());
+        assert_eq!((message.memory_limit, message.pids_limit), (u64::MAX, 0));
+    }
+
+    #[test]
+    fn what_a_container_needs_is_checked_by_name() {
+        use kata_like_agent_protocol::agent::{Disk as DiskMessage, MemoryVolume as VolumeMessage};
+
+        let ask = |change: fn(&mut VolumeMessage, &mut DiskMessage)| {
+            let (mut volume, mut disk) = (VolumeMessage::new(), DiskMessage::new());
+            (volume.name, volume.mode) = ("shm".into(), 0o1777);
+            (disk.slot, disk.major) = (12, 8);
+            change(&mut volume, &mut disk);
+            creation(CreateContainerRequest {
+                memory_volumes: vec![volume],
+                disks: vec![disk],
+                ..Default::default()
+            })
+        };
+        let good = ask(|_, _| ()).unwrap();
+        assert_eq!((good.disks[0].slot, good.disks[0].major), (12, 8));
+        assert_eq!(good.memory_volumes[0].mode, 0o1777);
+        for bad in [
+            ask(|volume, _| volume.name = "../x".into()),
+            ask(|volume, _| volume.mode = 0o10_000),
+            ask(|_, disk| disk.slot = 64),
+        ] {
+            assert_eq!(code(bad.err().unwrap()), Code::INVALID_ARGUMENT);
+        }
+        for bad in [0, MAX_SIGNAL + 1, u32::MAX] {
+            assert!(signal(bad).is_err(), "{bad}");
+        }
+        assert_eq!(signal(MAX_SIGNAL).unwrap(), MAX_SIGNAL);
+    }
+
+    #[test]
+    fn the_largest_answer_of_figures_is_small() {
+        use ttrpc::proto::Codec;
+
+        let keys = || (0..256).map(|n| (format!("a_key_of_the_kernel_{n}"), u64::MAX));
+        let stats = Stats {
+            memory_stat: keys().collect(),
+            memory_events: keys().collect(),
+            io: vec![DeviceIo::default(); 64],
+            huge_pages: vec![HugePages::default(); 16],
+            ..Stats::default()
+        };
+        let message = stats_message(stats);
+        assert_eq!(message.memory_stat.len(), 256);
+        assert!(message.encode().unwrap().len() < 64 << 10);
+    }
+}

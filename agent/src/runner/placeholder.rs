@@ -1,0 +1,211 @@
+//! The namespaces of a pod's placeholder, and the first process of its PID namespace.
+//!
+//! The agent calls `hold` when it makes a placeholder, which costs no process: namespaces are open files.
+//! It calls `first_process` (`client`) when another container joins the PID namespace, which ends with its
+//! first process. That one has the user and limits of the spec, no capability and an empty root; it reaps
+//! what loses its parent, and ends as the usual pause program does.
+
+use std::convert::Infallible;
+use std::ffi::CStr;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags,
+    fsconfig_create, fsmount, fsopen, mount_change, unmount,
+};
+use rustix::thread::UnshareFlags;
+
+use super::channel::Channel;
+use super::error::{Result, RunnerError, Step};
+use super::identity::{self, Identity};
+use super::namespaces::{self, Namespaces};
+use super::request::{Joined, Message, PlaceholderRequest};
+use super::rootfs::attach;
+use super::{born, device_filter, note, prepare_exec, support, syscall, sysctl};
+
+/// What the first process is called, in `ps` and by itself.
+pub const PAUSE: &str = "/pause";
+const PAUSE_ARGUMENT: &CStr = c"/pause";
+
+/// Any directory of the guest: what is mounted there is seen by the process alone, and for a moment.
+const SPOT: &str = "/run";
+
+/// Makes the namespaces that the spec asks for, with the names and sysctls that it sets in them. That of
+/// pids is among them only where it is not a new one.
+pub fn hold(
+    container: &str,
+    spec: &Spec,
+    joined: Vec<Joined>,
+) -> Result<Vec<(Kind, OwnedFd)>, RunnerError> {
+    for text in support::check_container(spec)? {
+        log::warn!("container {container}: {text}");
+    }
+    let kinds: Vec<_> = joined.iter().map(|joined| joined.kind).collect();
+    let namespaces = Namespaces::of(spec, &kinds)?;
+    // These would have to be there before the others, which belong to them.
+    if let Some(kind) = [Kind::User, Kind::Time]
+        .into_iter()
+        .find(|kind| namespaces.is_new(*kind))
+    {
+        return Err(RunnerError::unsupported(
+            "linux.namespaces",
+            format!("a pod's placeholder can't have a {kind} namespace of its own"),
+        ));
+    }
+    sysctl::check(spec, &namespaces)?;
+    let make = || make(spec, &namespaces, joined);
+    // Namespaces are a thread's, and this one ends with the work.
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, make);
+        let thread = thread.step(|| "start a thread for the pod's namespaces")?;
+        let ended = thread.join();
+        ended.unwrap_or_else(|_| {
+            Err(RunnerError::failed(
+                "make the pod's namespaces: it panicked",
+            ))
+        })
+    })
+}
+
+fn make(spec: &Spec, namespaces: &Namespaces, joined: Vec<Joined>) -> Result<Vec<(Kind, OwnedFd)>> {
+    let mut new = UnshareFlags::empty();
+    for (kind, flag) in [
+        (Kind::Ipc, UnshareFlags::NEWIPC),
+        (Kind::Uts, UnshareFlags::NEWUTS),
+    ] {
+        new.set(flag, namespaces.is_new(kind));
+    }
+    // SAFETY: the caution is about CLONE_FILES, by which file descriptors mean different files in
+    // different threads. Neither flag here is that one; each changes the calling thread alone.
+    unsafe { rustix::thread::unshare_unsafe(new) }.step(|| "make the pod's namespaces")?;
+    let mut held = Vec::new();
+    for Joined { kind, namespace } in joined {
+        match kind {
+            Kind::Ipc | Kind::Uts => syscall::setns(namespace.as_fd(), 0)
+                .step(|| format!("join the {kind} namespace of another container"))?,
+            kind => held.push((kind, namespace)),
+        }
+    }
+    sysctl::set_names(spec)?;
+    sysctl::apply(spec)?;
+    let mut open = |kind: Kind, name: &str| {
+        if !held.iter().any(|(other, _)| *other == kind) {
+            let file = File::open(format!("/proc/thread-self/ns/{name}"));
+            let file = file.step(|| format!("keep the pod's {kind} namespace"))?;
+            held.push((kind, file.into()));
+        }
+        Ok(())
+    };
+    open(Kind::Ipc, "ipc")?;
+    open(Kind::Uts, "uts")?;
+    if !namespaces.is_new(Kind::Pid) {
+        open(Kind::Pid, "pid")?;
+    }
+    Ok(held)
+}
+
+/// In a runner: makes the first process; `joined` are the namespaces that `hold` has made.
+pub(super) fn run(
+    channel: &Channel,
+    request: &PlaceholderRequest,
+    joined: &[Kind],
+    namespaces: &[OwnedFd],
+) -> Result<Infallible> {
+    let PlaceholderRequest {
+        container,
+        spec,
+        cgroup,
+    } = request;
+    let process = spec.process().as_ref();
+    let process = process.ok_or_else(|| RunnerError::invalid("process", "is missing"))?;
+    note(channel, support::check_process("process", process)?)?;
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    // It needs no capability, whatever the usual pause program would be given.
+    let identity = Identity::of(process, None, limits, "process")?;
+    let step = || "open the agent's own program";
+    let program = rustix::fs::open("/proc/self/exe", OFlags::CLOEXEC, Mode::empty()).step(step)?;
+    let cgroup = device_filter::open_cgroup(cgroup)?;
+    identity::set_oom_score(process.oom_score_adj().unwrap_or(0))?;
+    namespaces::join(joined, namespaces)?;
+    let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    let cloned = syscall::clone3(kinds as u64, cgroup.as_fd());
+    born(
+        channel,
+        cloned.step(|| "make the first process of the pod")?,
+    )?;
+
+    // From here on in the process itself.
+    drop(cgroup);
+    rustix::process::setsid().step(|| "make a session of its own")?;
+    identity::join_keyring(container, true)?;
+    empty_root().step(|| "give it an empty root")?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stdin()).step(|| "give it no stdout")?;
+    rustix::stdio::dup2_stderr(rustix::stdio::stdin()).step(|| "give it no stderr")?;
+    prepare_exec()?;
+    // What is sent from now on waits until somebody there waits for it.
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None).step(|| "block its signals")?;
+    identity.assume(None, Path::new("/"))?;
+    channel.send(&Message::Ready, &[])?;
+    match nix::unistd::fexecve(program, &[PAUSE_ARGUMENT], &[] as &[&CStr]) {
+        // A build with a loader, which is not in there: it goes on as it is.
+        Err(nix::errno::Errno::ENOENT) => {
+            // SAFETY: the descriptor is open, and its owner does not use it again, for `pause` never
+            // returns. The runner that told of this process has a copy of its own.
+            unsafe { rustix::io::close(channel.as_raw_fd()) };
+            pause()
+        }
+        result => result.step(|| "run it"),
+    }
+}
+
+/// Puts an empty file system that can't be written to in place of the guest's root.
+fn empty_root() -> rustix::io::Result<()> {
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let root = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let spot = rustix::fs::openat(CWD, SPOT, flags, Mode::empty())?;
+    attach(root.as_fd(), spot.as_fd())?;
+    rustix::process::fchdir(&root)?;
+    // The old root lands on the new one, and goes.
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)
+}
+
+/// The first process itself: reaps, and ends by SIGINT and SIGTERM.
+pub fn pause() -> ! {
+    // What it is made of is nobody's business; if it can't be said, nobody is there to tell.
+    let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0);
+    // Run by a descriptor, it has the name of the file.
+    let _ = rustix::thread::set_name(c"pause");
+    let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM]);
+    loop {
+        match signals.wait() {
+            Ok(Signal::SIGCHLD) => reap(),
+            Ok(_) => std::process::exit(0),
+            Err(_) => std::process::exit(1),
+        }
+    }
+}
+
+fn reap() {
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            return;
+        }
+    }
+}
