@@ -16,6 +16,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
+use super::copy_up;
 use super::error::{Result, RunnerError, Step};
 use super::namespaces::Namespaces;
 use super::options::{Options, READ_ONLY};
@@ -55,12 +56,14 @@ impl Pending {
     }
 }
 
-/// Applies `spec.mounts`. `volumes` is the directory of the pod's volumes, opened before.
+/// Applies `spec.mounts`. `volumes` is the directory of the pod's volumes, opened before; `sysfs` is one that
+/// was made outside, for a container that can't make its own.
 pub(super) fn apply(
     spec: &Spec,
     namespaces: &Namespaces,
     rootfs: &Rootfs,
     volumes: &Path,
+    mut sysfs: Option<OwnedFd>,
 ) -> Result<Pending> {
     let mut pending = Pending::default();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
@@ -80,8 +83,9 @@ pub(super) fn apply(
         match mount.typ().as_deref().unwrap_or_default() {
             "cgroup" | "cgroup2" => place.cgroup(&options, namespaces, &mut pending)?,
             "tmpfs" => place.tmpfs(&options, &mut pending)?,
-            kind @ ("proc" | "sysfs" | "devpts" | "mqueue") => {
-                place.file_system(kind, &options, &mut pending)?;
+            kind @ ("proc" | "sysfs" | "devpts" | "mqueue" | "ramfs") => {
+                let made = if kind == "sysfs" { sysfs.take() } else { None };
+                place.file_system(kind, made, &options, &mut pending)?;
             }
             kind => {
                 return Err(RunnerError::unsupported(
@@ -161,7 +165,13 @@ impl Place<'_> {
         }
     }
 
-    fn file_system(&self, kind: &str, options: &Options, pending: &mut Pending) -> Result<()> {
+    fn file_system(
+        &self,
+        kind: &str,
+        made: Option<OwnedFd>,
+        options: &Options,
+        pending: &mut Pending,
+    ) -> Result<()> {
         if matches!(kind, "proc" | "sysfs") {
             self.check_ordinary_directory(kind)?;
         }
@@ -169,7 +179,10 @@ impl Place<'_> {
         if kind != "proc" {
             self.check_procfs(target.as_fd())?;
         }
-        let mount = self.make(kind, &options.parameters)?;
+        let mount = match made {
+            Some(made) => made,
+            None => self.make(kind, &options.parameters)?,
+        };
         self.finish(mount, target.as_fd(), options, pending)
     }
 
@@ -200,12 +213,6 @@ impl Place<'_> {
     }
 
     fn tmpfs(&self, options: &Options, pending: &mut Pending) -> Result<()> {
-        if options.copy_up {
-            return Err(RunnerError::unsupported(
-                format!("{}.options", self.field),
-                "\"tmpcopyup\" is not supported",
-            ));
-        }
         let target = self.target(Target::Directory)?;
         self.check_procfs(target.as_fd())?;
         let mut parameters = options.parameters.clone();
@@ -216,6 +223,10 @@ impl Place<'_> {
             parameters.push(("mode".to_owned(), Some(mode)));
         }
         let mount = self.make("tmpfs", &parameters)?;
+        if options.copy_up {
+            copy_up::copy(target.as_fd(), mount.as_fd())
+                .step(|| format!("{}: copy up what it covers", self.step()))?;
+        }
         self.finish(mount, target.as_fd(), options, pending)
     }
 
