@@ -10,6 +10,7 @@ pub mod events;
 pub mod figures;
 pub mod footprint;
 pub mod host;
+pub mod oracle;
 pub mod pod;
 pub mod process;
 pub mod pty;

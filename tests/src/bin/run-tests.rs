@@ -17,11 +17,11 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use kata_like_tests::process::Process;
-use kata_like_tests::{TestResult, failure, figures};
+use kata_like_tests::{TestResult, failure, figures, oracle};
 use rustix::process::Signal;
 
 /// The parts with their time in minutes, and the test binaries of each.
-const PARTS: [(&str, u64, &[&str]); 4] = [
+const PARTS: [(&str, u64, &[&str]); 5] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -29,6 +29,7 @@ const PARTS: [(&str, u64, &[&str]); 4] = [
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
+    ("OCI", 10, &["oci"]),
     ("faults and hostile", 7, &["faults", "bad_input", "figures"]),
 ];
 
@@ -180,6 +181,13 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
             target(&repository).join("installed").canonicalize()?
         }
     };
+    let mut probe = Command::new("make");
+    probe
+        .args(["--no-print-directory", "probe"])
+        .current_dir(&repository);
+    must("build the probe", probe)?;
+    let built = "guest/x86_64-unknown-linux-gnu/guest/kata-like-probe";
+    fs::copy(target(&repository).join(built), work.join("probe"))?;
     must(
         "build the test host",
         cargo(&["build", "--quiet", "-p", "test-host"]),
@@ -429,6 +437,8 @@ fn inside(arguments: &[String]) -> TestResult<bool> {
                 .env("KATA_LIKE_PREFIX", PREFIX)
                 .env("KATA_LIKE_KERNEL", &kernel)
                 .env("KATA_LIKE_FSD", &server)
+                .env(oracle::PROBE, work.join("probe"))
+                .env(oracle::REPORT, work.join("oracle.txt"))
                 .env(figures::VARIABLE, work.join("figures"));
             command
         };

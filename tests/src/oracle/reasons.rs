@@ -1,0 +1,190 @@
+//! Why a report may differ from runc's: each a property of a machine of one's own.
+//!
+//! The same list is in `docs/limitations.md`, under "What a container sees otherwise than under runc".
+//! A reason explains a difference only where both values are exactly those that it is about, and `oci.rs`
+//! asks for each of them to be seen: so the catalogue is the test that the differences are still these.
+
+use serde_json::Value;
+
+use super::compare::Difference;
+use super::{Outcome, Pair};
+
+/// One of them.
+pub struct Reason {
+    /// Its name in the table, and in the list of `docs/limitations.md`.
+    pub name: &'static str,
+    /// What it is.
+    pub text: &'static str,
+    explains: fn(&[&str], &Difference, &Reports) -> bool,
+}
+
+/// Both reports whole, for a reason that must look around.
+struct Reports<'a> {
+    runc: &'a Value,
+    ours: &'a Value,
+}
+
+impl Reports<'_> {
+    /// What is mounted at a place under kata-like, or above it.
+    fn mount_of(&self, place: &str) -> &Value {
+        let mounts = &self.ours["places"]["mounts"];
+        let mut at = place;
+        while mounts[at].is_null() && at.len() > 1 {
+            at = at
+                .rsplit_once('/')
+                .map_or("/", |(above, _)| if above.is_empty() { "/" } else { above });
+        }
+        &mounts[at]
+    }
+}
+
+/// All of them.
+pub const REASONS: [Reason; 6] = [
+    Reason {
+        name: "virtio-fs",
+        text: "the root and the volumes are files of the host's that virtio-fs carries into the machine",
+        explains: virtio_fs,
+    },
+    Reason {
+        name: "mounts in volumes",
+        text: "what is mounted in a volume on the host is mounted in the guest when it is first looked into, \
+               with the options of the volume",
+        explains: mounts_in_volumes,
+    },
+    Reason {
+        name: "nodes",
+        text: "the file server has no right to make device nodes on the root and in volumes",
+        explains: nodes,
+    },
+    Reason {
+        name: "sysfs",
+        text: "sysfs is made once for the machine and is writable; the mount in the container is read-only",
+        explains: sysfs,
+    },
+    Reason {
+        name: "kernel",
+        text: "the guest's kernel is built for a virtual machine: it lacks what that has no use for",
+        explains: kernel,
+    },
+    Reason {
+        name: "left out",
+        text: "what the spec leaves out is taken from the guest: its name, limits, OOM score and cgroups",
+        explains: left_out,
+    },
+];
+
+/// The first reason that explains a difference.
+pub fn reason_of(difference: &Difference, pair: &Pair) -> Option<usize> {
+    let (Outcome::Report(runc), Outcome::Report(ours)) = (&pair.runc, &pair.ours) else {
+        return None;
+    };
+    let reports = Reports { runc, ours };
+    let path: Vec<_> = difference.path.iter().map(String::as_str).collect();
+    REASONS
+        .iter()
+        .position(|reason| (reason.explains)(&path, difference, &reports))
+}
+
+/// Type, source and file system's options of a mount of files; everything else of it is the same.
+fn virtio_fs(path: &[&str], _: &Difference, reports: &Reports) -> bool {
+    let [
+        "places",
+        "mounts",
+        place,
+        "type" | "source" | "root" | "file system",
+    ] = path
+    else {
+        return false;
+    };
+    let own = &reports.ours["places"]["mounts"][*place];
+    reports.runc["places"]["mounts"][*place]["type"] == "tmpfs"
+        && own["type"] == "virtiofs"
+        && own["source"] == "none"
+}
+
+fn mounts_in_volumes(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    match path {
+        ["places", "mounts", place] => {
+            difference.runc["type"] == "tmpfs"
+                && difference.runc["source"] == "below"
+                && difference.ours.is_null()
+                && reports.mount_of(place)["type"] == "virtiofs"
+        }
+        ["places", "files", place, "write"] => {
+            let options = reports.mount_of(place)["options"]
+                .as_str()
+                .unwrap_or_default();
+            reports.runc["places"]["mounts"][*place]["source"] == "below"
+                && options.split(',').any(|option| option == "ro")
+                && difference.runc == "created"
+                && difference.ours == "EROFS"
+        }
+        _ => false,
+    }
+}
+
+fn nodes(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+    matches!(path, ["attempts", "make a device in the root"])
+        && difference.runc == "done"
+        && difference.ours == "EPERM"
+}
+
+fn sysfs(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    matches!(path, ["places", "mounts", "/sys", "file system"])
+        && reports.ours["places"]["mounts"]["/sys"]["type"] == "sysfs"
+        && difference.runc == "ro"
+        && difference.ours == "rw"
+}
+
+/// Files of /proc that come with an option or a device that the guest's kernel has not.
+const ABSENT: [&str; 4] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/sysrq-trigger",
+    "/dev/core",
+];
+
+fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        // CONFIG_BSD_PROCESS_ACCT
+        ["attempts", "keep accounts"] => ours == "ENOSYS" && (runc == "EPERM" || runc == "ENOENT"),
+        // CONFIG_CORE_DUMP_DEFAULT_ELF_HEADERS
+        ["process", "coredump_filter"] => runc == "00000033" && ours == "00000023",
+        // CONFIG_TMPFS_INODE64
+        ["places", "mounts", _, "file system"] => {
+            let own = ours.as_str().unwrap_or_default().split(',');
+            let mut other: Vec<_> = runc.as_str().unwrap_or_default().split(',').collect();
+            other.retain(|option| *option != "inode64");
+            own.eq(other)
+        }
+        ["places", "files", place] => ABSENT.contains(place) && ours == "ENOENT",
+        ["places", "mounts", place] | ["places", "devices", place] => {
+            ABSENT.contains(place) && ours.is_null()
+        }
+        // Nothing sits on a bus that the kernel knows.
+        ["places", "files", "/proc/bus", "read"] => runc == "names" && ours == "empty",
+        _ => false,
+    }
+}
+
+fn left_out(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        ["process", "hostname"] | ["places", "sysctls", "kernel/hostname"] => {
+            runc == "test-host" && ours == "(none)"
+        }
+        ["process", "limits", "nproc"] => runc.is_string() && ours == "unlimited unlimited",
+        ["process", "limits", "sigpending" | "nofile"] => runc.is_string() && ours.is_string(),
+        // containerd's shim has a score of its own.
+        ["process", "oom_score_adj"] => runc == "1" && ours == "0",
+        ["process", "cgroup"] => {
+            let (runc, ours) = (
+                runc.as_str().unwrap_or_default(),
+                ours.as_str().unwrap_or_default(),
+            );
+            runc.starts_with("0::/oracle/") && ours.starts_with("0::/_")
+        }
+        _ => false,
+    }
+}
