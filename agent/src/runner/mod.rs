@@ -147,16 +147,19 @@ fn init(
     drop((cgroup, fds));
     if users.is_some() {
         gate.pass()?;
+    }
+    let rootfs = Rootfs::prepare(rootfs)?;
+    let sources = mounts::open_sources(spec, volumes)?;
+    if users.is_some() {
         users::become_root()?;
     }
     rustix::process::setsid().step(|| "make a session of the container's own")?;
     namespaces.own_cgroup()?;
     identity::join_keyring(container, true)?;
 
-    // Its root. Modes are what the spec says, whatever the umask was.
+    // What is in its root. Modes are what the spec says, whatever the umask was.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let rootfs = Rootfs::prepare(rootfs)?;
-    let pending = mounts::apply(spec, &namespaces, &rootfs, volumes, sysfs)?;
+    let pending = mounts::apply(spec, &namespaces, &rootfs, sources, sysfs)?;
     devices::apply(spec, &rootfs)?;
     rootfs
         .ensure(process.cwd(), Target::Directory)

@@ -5,6 +5,7 @@
 //! a file descriptor that `rootfs` has resolved. A source is always a name in the directory of the pod's
 //! volumes: the container's spec can name nothing else of the guest.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -56,13 +57,62 @@ impl Pending {
     }
 }
 
-/// Applies `spec.mounts`. `volumes` is the directory of the pod's volumes, opened before; `sysfs` is one that
-/// was made outside, for a container that can't make its own.
+/// The sources of the bind mounts, by their place in the list: detached, and what each is.
+pub(super) type Sources = BTreeMap<usize, (OwnedFd, Target)>;
+
+/// Takes a copy of each volume that is mounted, out of the directory of the pod's volumes: that is the agent's
+/// alone, and so this is done before the process is another user.
+pub(super) fn open_sources(spec: &Spec, volumes: &Path) -> Result<Sources> {
+    let mut sources = Sources::new();
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let field = format!("mounts[{index}]");
+        let options = mount.options().as_deref().unwrap_or_default();
+        let options = Options::parse(options, &format!("{field}.options"))?;
+        if !is_bind(mount, &options) {
+            continue;
+        }
+        let name = volume(mount, &field)?;
+        let step = || {
+            format!(
+                "mount bind on {}: open volume {name:?}",
+                mount.destination().display()
+            )
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(volumes, flags, Mode::empty()).step(step)?;
+        let (source, target) = open_volume(directory.as_fd(), name).step(step)?;
+        let copy = clone_mount(source.as_fd(), options.recursive).step(step)?;
+        sources.insert(index, (copy, target));
+    }
+    Ok(sources)
+}
+
+/// The options decide, whatever the type says.
+fn is_bind(mount: &Mount, options: &Options) -> bool {
+    options.bind || mount.typ().as_deref() == Some("bind")
+}
+
+/// The name of a bind mount's volume.
+fn volume<'a>(mount: &'a Mount, field: &str) -> Result<&'a str> {
+    let source = mount.source().as_deref().unwrap_or(Path::new(""));
+    source
+        .to_str()
+        .and_then(|source| source.strip_prefix("volume:"))
+        .filter(|name| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
+        .ok_or_else(|| {
+            RunnerError::invalid(
+                format!("{field}.source"),
+                format!("{source:?} is not volume:NAME"),
+            )
+        })
+}
+
+/// Applies `spec.mounts`. `sysfs` is one that was made outside, for a container that can't make its own.
 pub(super) fn apply(
     spec: &Spec,
     namespaces: &Namespaces,
     rootfs: &Rootfs,
-    volumes: &Path,
+    mut sources: Sources,
     mut sysfs: Option<OwnedFd>,
 ) -> Result<Pending> {
     let mut pending = Pending::default();
@@ -76,8 +126,8 @@ pub(super) fn apply(
         place.check()?;
         let options = mount.options().as_deref().unwrap_or_default();
         let options = Options::parse(options, &format!("{}.options", place.field))?;
-        if options.bind || mount.typ().as_deref() == Some("bind") {
-            place.bind(&options, volumes)?;
+        if let Some((source, target)) = sources.remove(&index) {
+            place.bind(source.as_fd(), target, &options)?;
             continue;
         }
         match mount.typ().as_deref().unwrap_or_default() {
@@ -303,42 +353,12 @@ impl Place<'_> {
         Ok(())
     }
 
-    fn bind(&self, options: &Options, volumes: &Path) -> Result<()> {
-        let name = self.volume()?;
-        let directory = rustix::fs::open(
-            volumes,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .step(|| {
-            format!(
-                "{}: open the pod's volumes {}",
-                self.step(),
-                volumes.display()
-            )
-        })?;
-        let (source, target) = open_volume(directory.as_fd(), name)
-            .step(|| format!("{}: open volume {name:?}", self.step()))?;
-        let mount = clone_mount(source.as_fd(), options.recursive).step(|| self.step())?;
+    fn bind(&self, source: BorrowedFd<'_>, target: Target, options: &Options) -> Result<()> {
         let target = self.target(target)?;
         self.check_procfs(target.as_fd())?;
-        self.change(mount.as_fd(), &options.attributes, &options.below)?;
-        attach(mount.as_fd(), target.as_fd()).step(|| self.step())?;
-        self.propagate(mount.as_fd(), options)
-    }
-
-    fn volume(&self) -> Result<&str> {
-        let source = self.mount.source().as_deref().unwrap_or(Path::new(""));
-        source
-            .to_str()
-            .and_then(|source| source.strip_prefix("volume:"))
-            .filter(|name| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
-            .ok_or_else(|| {
-                RunnerError::invalid(
-                    format!("{}.source", self.field),
-                    format!("{source:?} is not volume:NAME"),
-                )
-            })
+        self.change(source, &options.attributes, &options.below)?;
+        attach(source, target.as_fd()).step(|| self.step())?;
+        self.propagate(source, options)
     }
 
     fn change(

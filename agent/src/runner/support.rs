@@ -8,6 +8,7 @@
 use oci_spec::runtime::{Process, Spec};
 
 use super::error::{Result, RunnerError};
+use super::namespaces;
 
 /// Refuses what of a container is not supported; returns what is left out, for the log.
 pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
@@ -26,7 +27,16 @@ pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
         .process()
         .as_ref()
         .ok_or_else(|| RunnerError::invalid("process", "is missing"))?;
-    check_process("process", process)
+    let mut notes = check_process("process", process)?;
+    let linux = spec.linux().as_ref();
+    let maps = linux.is_some_and(|it| it.uid_mappings().is_some() || it.gid_mappings().is_some());
+    if maps && !namespaces::has_users(spec) {
+        // As under runc.
+        notes.push(
+            "linux.uidMappings and gidMappings have no effect without a user namespace".into(),
+        );
+    }
+    Ok(notes)
 }
 
 /// Refuses what of a process is not supported.

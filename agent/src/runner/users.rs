@@ -43,12 +43,6 @@ impl Users {
         let gids = linux.and_then(|linux| linux.gid_mappings().as_deref());
         let (uids, gids) = (uids.unwrap_or_default(), gids.unwrap_or_default());
         if !namespaces.is_new(Kind::User) {
-            for (field, list) in [("linux.uidMappings", uids), ("linux.gidMappings", gids)] {
-                if !list.is_empty() {
-                    let reason = "needs a user namespace of the container's own";
-                    return Err(RunnerError::invalid(field, reason));
-                }
-            }
             return Ok(None);
         }
         let root = (
@@ -205,6 +199,7 @@ mod tests {
 
     #[test]
     fn mappings_become_lines() {
+        assert_eq!(users(ONE, ONE, ""), Ok(None));
         let users = users(ONE, ONE, USER).unwrap().unwrap();
         assert_eq!(users.uids, "0 1000 10\n10 5000 1\n");
         assert_eq!(users.root, (1000, 1000));
@@ -216,8 +211,6 @@ mod tests {
         let none = r#"[{"containerID": 0, "hostID": 1, "size": 0}]"#;
         let no_root = r#"[{"containerID": 1, "hostID": 1, "size": 1}]"#;
         for (uids, gids, namespaces, field) in [
-            (ONE, "[]", "", "linux.uidMappings:"),
-            ("[]", ONE, "", "linux.gidMappings:"),
             ("[]", ONE, USER, "linux.uidMappings:"),
             (ONE, "[]", USER, "linux.gidMappings:"),
             (beyond, ONE, USER, "linux.uidMappings[0]:"),
