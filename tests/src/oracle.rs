@@ -6,6 +6,7 @@
 //! for all; the others have a machine each.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -16,12 +17,13 @@ use serde_json::{Value, json};
 
 use crate::ctr::Call;
 use crate::host::Host;
-use crate::pty::OnTerminal;
 use crate::{TestResult, failure};
+use task::Task;
 
 pub mod catalogue;
 pub mod compare;
 pub mod reasons;
+mod task;
 
 /// The oracle and the runtime under test, as containerd names them.
 pub const RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.kata-like.v2"];
@@ -29,17 +31,14 @@ pub const RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.kata-li
 /// The environment variable that names the probe's file; `run-tests` sets it.
 pub const PROBE: &str = "KATA_LIKE_PROBE";
 
-/// The environment variable that names a file for the table; the whole reports go beside it.
-pub const REPORT: &str = "KATA_LIKE_ORACLE_REPORT";
+/// The environment variable that names a folder for the tables, and for `oracle.log`.
+pub const REPORT: &str = "KATA_LIKE_ORACLE_REPORTS";
 
-/// The environment variable that names the cases to run, by a part of their names; all without it.
+/// The environment variable that names the cases to run, by parts of their names; all without it.
 pub const ONLY: &str = "KATA_LIKE_ORACLE_ONLY";
 
 /// A root without it is none that the probe touches.
 const MARK: &str = ".root-of-a-probe";
-
-/// For a command on a terminal.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How often a case is tried where the emulator has broken the pod's machine.
 const TRIES: u32 = 3;
@@ -51,9 +50,7 @@ pub enum Kind {
     InPod,
     /// By itself.
     Alone,
-    /// One of the pod, on a terminal of 91 by 33.
-    OnTerminal,
-    /// A further process in a container of the pod; the case changes `Spec::exec`.
+    /// A further process in a container of the pod; `Spec::exec` is what it has otherwise.
     Exec,
 }
 
@@ -71,8 +68,8 @@ pub struct Case {
 pub struct Spec {
     /// containerd's default spec.
     pub json: Value,
-    /// The options of `ctr task exec`, for a case of that kind.
-    pub exec: Vec<&'static str>,
+    /// What the further process of a case of that kind has in place of the container's own.
+    pub exec: Value,
     /// The container's root on the host; the case may plant things in it.
     pub root: PathBuf,
     /// A folder on the host for its volumes: `file`, `below/file`, and `below` is a mount.
@@ -86,6 +83,8 @@ pub enum Outcome {
     Report(Value),
     /// It could not be made: the last line of the error.
     Refused(String),
+    /// The test itself has failed, which is equal to nothing.
+    Broken(String),
 }
 
 /// A case under both runtimes.
@@ -120,7 +119,7 @@ impl<'host> Oracle<'host> {
     /// Prepares the files; no container is made yet.
     pub fn new(host: &'host Host) -> TestResult<Self> {
         let directory = tempfile::tempdir()?;
-        // Of its own, so that nothing of the host's options and propagation is in what containers see.
+        // Of its own, without options that containers would see, and shared, as systemd has all mounts.
         rustix::mount::mount(
             "oracle",
             directory.path(),
@@ -128,7 +127,7 @@ impl<'host> Oracle<'host> {
             MountFlags::empty(),
             Some(c"mode=755"),
         )?;
-        rustix::mount::mount_change(directory.path(), MountPropagationFlags::PRIVATE)?;
+        rustix::mount::mount_change(directory.path(), MountPropagationFlags::SHARED)?;
         let built = std::env::var_os(PROBE)
             .ok_or_else(|| failure(format!("{PROBE} is not set: run-tests builds the probe")))?;
         let probe = directory.path().join("probe");
@@ -159,6 +158,7 @@ impl<'host> Oracle<'host> {
                 };
                 let started = Instant::now();
                 let outcome = self.outcome(cases[case], runtime)?;
+                tell(cases[case].name, runtime, &outcome);
                 done.lock().unwrap_or_else(PoisonError::into_inner)[case][runtime] =
                     Some((outcome, started.elapsed()));
             }
@@ -184,15 +184,20 @@ impl<'host> Oracle<'host> {
         pairs.collect()
     }
 
+    /// Runs a case under kata-like alone.
+    pub fn ours(&self, case: &Case) -> TestResult<Outcome> {
+        self.outcome(case, 1)
+    }
+
     fn outcome(&self, case: &Case, runtime: usize) -> TestResult<Outcome> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let outcome = self.container(case, runtime).map_err(|error| {
-                failure(format!("{} ({}): {error}", case.name, RUNTIMES[runtime]))
-            })?;
+            let outcome = self
+                .container(case, runtime)
+                .unwrap_or_else(|error| Outcome::Broken(error.to_string()));
             // A container can't be refused and its pod be gone by that.
-            let broken = matches!(outcome, Outcome::Refused(_)) && !self.pod_lives(runtime)?;
+            let broken = !matches!(outcome, Outcome::Report(_)) && !self.pod_lives(runtime)?;
             if !broken || tries == TRIES {
                 return Ok(outcome);
             }
@@ -231,8 +236,8 @@ impl<'host> Oracle<'host> {
         rustix::mount::mount("below", &below, "tmpfs", MountFlags::empty(), None)?;
         fs::write(below.join("file"), "below\n")?;
         let outcome = match case.kind {
-            Kind::Exec => self.exec(&id, &files, spec, runtime),
-            kind => self.command(&id, &files, &spec, runtime, kind),
+            Kind::Alone => self.alone(&id, &files, &spec, runtime),
+            kind => self.in_pod(&id, &files, spec, runtime, kind),
         };
         rustix::mount::unmount(&below, UnmountFlags::DETACH)?;
         fs::remove_dir_all(&files)?;
@@ -240,58 +245,43 @@ impl<'host> Oracle<'host> {
     }
 
     /// `ctr run` in the foreground.
-    fn command(
+    fn alone(&self, id: &str, files: &Path, spec: &Spec, runtime: usize) -> TestResult<Outcome> {
+        let config = write(files, &spec.json)?;
+        let runtime = RUNTIMES[runtime];
+        let arguments = ["run", "--rm", "--runtime", runtime, "--config", &config, id];
+        let output = self.host.ctr(arguments).output()?;
+        if output.status != 0 && output.stdout.is_empty() {
+            return Ok(Outcome::Refused(output.error_text()));
+        }
+        report(&output.text())
+    }
+
+    /// A container of the pod, or a further process in one.
+    fn in_pod(
         &self,
         id: &str,
         files: &Path,
-        spec: &Spec,
+        mut spec: Spec,
         runtime: usize,
         kind: Kind,
     ) -> TestResult<Outcome> {
-        let config = write(files, &spec.json)?;
-        let arguments = [
-            "run",
-            "--rm",
-            "--runtime",
-            RUNTIMES[runtime],
-            "--config",
-            &config,
-            id,
-        ];
-        if kind == Kind::OnTerminal {
-            let mut command = self.host.ctr_command();
-            // ctr must know of it, too, and takes no option after the name.
-            command.args(["run", "--tty"]).args(&arguments[1..]);
-            let terminal = OnTerminal::start(command, 91, 33)?;
-            let (status, screen) = terminal.end(DEADLINE)?;
-            return outcome(status, &screen, "");
+        let pod = self.host.bundle(&self.pod(runtime)?.id);
+        let task = Task::new(&pod, id, files)?;
+        let answer = if kind == Kind::Exec {
+            let mut process = spec.json["process"].clone();
+            for (key, value) in spec.exec.as_object().into_iter().flatten() {
+                process[key] = value.clone();
+            }
+            spec.json["process"]["args"] = json!(["/probe", "pause"]);
+            task.exec(&task::bundle(files, &spec.json)?, &process)
+        } else {
+            let terminal = spec.json["process"]["terminal"] == true;
+            task.run(&task::bundle(files, &spec.json)?, terminal)
+        };
+        match answer? {
+            Ok(printed) => report(&printed),
+            Err(refusal) => Ok(Outcome::Refused(refusal.text)),
         }
-        let output = self.host.ctr(arguments).output()?;
-        outcome(output.status, &output.text(), &output.error_text())
-    }
-
-    /// A container that waits, and the probe as a further process in it.
-    fn exec(&self, id: &str, files: &Path, mut spec: Spec, runtime: usize) -> TestResult<Outcome> {
-        spec.json["process"]["args"] = json!(["/probe", "pause"]);
-        let config = write(files, &spec.json)?;
-        self.host
-            .ctr([
-                "run",
-                "-d",
-                "--runtime",
-                RUNTIMES[runtime],
-                "--config",
-                &config,
-                id,
-            ])
-            .ok()?;
-        let mut arguments = vec!["task", "exec", "--exec-id", "probe"];
-        arguments.extend(&spec.exec);
-        arguments.extend([id, "/probe", "report"]);
-        let output = self.host.ctr(arguments).output();
-        self.remove(id);
-        let output = output?;
-        outcome(output.status, &output.text(), &output.error_text())
     }
 
     fn remove(&self, id: &str) {
@@ -335,7 +325,7 @@ impl<'host> Oracle<'host> {
         json["linux"]["cgroupsPath"] = json!(format!("/oracle/{id}"));
         Ok(Spec {
             json,
-            exec: Vec::new(),
+            exec: json!({}),
             root,
             volume,
         })
@@ -408,6 +398,31 @@ impl<'host> Oracle<'host> {
     }
 }
 
+/// Adds an outcome to `oracle.log`, a line each: for whoever waits for the table, or looks into a difference.
+fn tell(case: &str, runtime: usize, outcome: &Outcome) {
+    let outcome = match outcome {
+        Outcome::Report(report) => report.clone(),
+        other => format!("{other:?}").into(),
+    };
+    let line = json!({"case": case, "runtime": RUNTIMES[runtime], "outcome": outcome});
+    let log = std::env::var_os(REPORT).map(|folder| Path::new(&folder).join("oracle.log"));
+    let mut options = fs::OpenOptions::new();
+    if let Some(Ok(mut log)) = log.map(|log| options.append(true).create(true).open(log)) {
+        let _ = log.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Shows the table, and keeps it as `NAME.txt`.
+pub fn keep(pairs: &[Pair], name: &str) -> TestResult {
+    let table = compare::table(pairs);
+    // Whether the tests pass or not: libtest keeps what the macros print.
+    std::io::stdout().write_all(table.as_bytes())?;
+    if let Some(folder) = std::env::var_os(REPORT).map(PathBuf::from) {
+        fs::write(folder.join(format!("{name}.txt")), &table)?;
+    }
+    Ok(())
+}
+
 impl Drop for Oracle<'_> {
     fn drop(&mut self) {
         for runtime in 0..RUNTIMES.len() {
@@ -461,17 +476,10 @@ pub fn share(spec: &mut Value, kind: &str, path: &str) {
     }
 }
 
-fn outcome(status: i32, printed: &str, errors: &str) -> TestResult<Outcome> {
-    let report = printed.lines().find(|line| line.starts_with('{'));
-    match report.map(serde_json::from_str) {
-        Some(Ok(report)) => Ok(Outcome::Report(report)),
-        Some(Err(error)) => Err(failure(format!(
-            "the report can't be read: {error}: {printed:?}"
-        ))),
-        None => {
-            let both = format!("{printed}\n{errors}");
-            let last = both.trim().lines().last().unwrap_or_default().to_owned();
-            Ok(Outcome::Refused(format!("exit code {status}: {last}")))
-        }
-    }
+fn report(printed: &str) -> TestResult<Outcome> {
+    let line = printed.lines().find(|line| line.starts_with('{'));
+    let line = line.ok_or_else(|| failure(format!("no report in {printed:?}")))?;
+    let report = serde_json::from_str(line)
+        .map_err(|error| failure(format!("the report can't be read: {error}: {line:?}")))?;
+    Ok(Outcome::Report(report))
 }

@@ -129,25 +129,6 @@ impl OnTerminal {
 
     /// Waits for the command's end and gives its exit code.
     pub fn finish(mut self, deadline: Duration) -> TestResult<i32> {
-        self.wait(deadline)
-    }
-
-    /// The same, and all that was on the screen.
-    pub fn end(mut self, deadline: Duration) -> TestResult<(i32, String)> {
-        let status = self.wait(deadline)?;
-        // The reader's end of the terminal says nothing of the writer's: what is there comes at once.
-        let mut screen = self.screen();
-        loop {
-            thread::sleep(Duration::from_millis(50));
-            let later = self.screen();
-            if later == screen {
-                return Ok((status, screen));
-            }
-            screen = later;
-        }
-    }
-
-    fn wait(&mut self, deadline: Duration) -> TestResult<i32> {
         crate::ctr::wait(&mut self.child, Instant::now() + deadline)?
             .ok_or_else(|| failure(format!("still running; screen: {:?}", self.screen())))
     }

@@ -1,15 +1,14 @@
 //! The OCI spec in the guest, by the oracle: what a container sees is what it would see under runc, but for
 //! a written list of reasons. `src/oracle` has the catalogue, the comparison and the reasons.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use kata_like_tests::oracle::catalogue::cases;
-use kata_like_tests::oracle::compare::{differences, table, whole};
-use kata_like_tests::oracle::reasons::reason_of;
-use kata_like_tests::oracle::{Oracle, Pair, REPORT};
-use kata_like_tests::{Host, TestResult, failure};
+use kata_like_tests::oracle::catalogue::{REFUSED, cases};
+use kata_like_tests::oracle::compare::differences;
+use kata_like_tests::oracle::reasons::{REASONS, reason_of};
+use kata_like_tests::oracle::{ONLY, Oracle, Outcome, Pair};
+use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 
 /// The catalogue under both runtimes, once for all tests.
 fn pairs() -> TestResult<&'static [Pair]> {
@@ -17,32 +16,111 @@ fn pairs() -> TestResult<&'static [Pair]> {
     let run = || -> TestResult<Vec<Pair>> {
         let host = Host::shared()?;
         let pairs = Oracle::new(&host)?.run(&cases())?;
-        let table = table(&pairs);
-        // Shown whether the tests pass or not: libtest keeps only what the macros print.
-        std::io::stdout().write_all(table.as_bytes())?;
-        if let Some(path) = std::env::var_os(REPORT).map(PathBuf::from) {
-            std::fs::write(&path, &table)?;
-            std::fs::write(path.with_extension("json"), whole(&pairs))?;
-        }
+        kata_like_tests::oracle::keep(&pairs, "oracle")?;
         Ok(pairs)
     };
     let pairs = PAIRS.get_or_init(|| run().map_err(|error| error.to_string()));
     pairs.as_deref().map_err(|error| failure(error.clone()))
 }
 
+/// Whether only a few cases are run, which say nothing of all.
+fn is_part() -> bool {
+    std::env::var_os(ONLY).is_some_and(|only| !only.is_empty())
+}
+
 #[test]
 fn a_container_sees_what_it_sees_under_runc() -> TestResult {
-    let mut unexplained = 0;
+    let mut unexplained = Vec::new();
     for pair in pairs()? {
-        let all = differences(pair);
-        unexplained += all
-            .iter()
-            .filter(|difference| reason_of(difference, pair).is_none())
-            .count();
+        for difference in differences(pair) {
+            if reason_of(&difference, pair).is_none() {
+                unexplained.push(format!("{}: {}", pair.name, difference.place()));
+            }
+        }
+    }
+    assert!(unexplained.is_empty(), "without a reason: {unexplained:#?}");
+    Ok(())
+}
+
+/// A reason that explains nothing any more is one that users should not read.
+#[test]
+fn each_reason_is_still_one_and_in_the_documentation() -> TestResult {
+    assert!(REASONS.len() <= 12, "{}", REASONS.len());
+    let documents = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/limitations.md");
+    let text = std::fs::read_to_string(documents)?;
+    for reason in &REASONS {
+        assert!(
+            text.contains(&format!("- **{}**: ", reason.name)),
+            "{}",
+            reason.name
+        );
+    }
+    if is_part() {
+        return Ok(());
+    }
+    let mut seen = BTreeSet::new();
+    for pair in pairs()? {
+        seen.extend(
+            differences(pair)
+                .iter()
+                .filter_map(|difference| reason_of(difference, pair)),
+        );
+    }
+    assert_eq!(seen.len(), REASONS.len(), "only seen: {seen:?}");
+    Ok(())
+}
+
+/// A case whose container sees what one of the default spec sees tests nothing.
+#[test]
+fn each_case_shows_something() -> TestResult {
+    if is_part() {
+        return Ok(());
+    }
+    let pairs = pairs()?;
+    let mut seen = BTreeSet::new();
+    let mut same = Vec::new();
+    for pair in pairs {
+        let text = match &pair.runc {
+            Outcome::Report(report) => comparable(report).to_string(),
+            // What is refused is refused for its own reason.
+            _ => pair.name.to_owned(),
+        };
+        if !seen.insert(text) {
+            same.push(pair.name);
+        }
     }
     assert_eq!(
-        unexplained, 0,
-        "differences without a reason; see the table"
+        same,
+        ["containerd's default, alone"],
+        "see what another case sees"
     );
+    Ok(())
+}
+
+/// A report without the names that each container has of its own.
+fn comparable(report: &serde_json::Value) -> serde_json::Value {
+    let mut report = report.clone();
+    for mount in report["places"]["mounts"]
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|all| all.values_mut())
+    {
+        mount["root"] = serde_json::Value::Null;
+    }
+    report
+}
+
+/// What is not supported is refused, and the error names the field.
+#[test]
+fn what_is_not_done_is_refused_by_its_field() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let oracle = Oracle::new(&host)?;
+    for (field, case) in &REFUSED {
+        match oracle.ours(case)? {
+            Outcome::Refused(why) => assert!(why.contains(field), "{field}: {why}"),
+            other => panic!("{field} was not refused: {other:?}"),
+        }
+    }
     Ok(())
 }

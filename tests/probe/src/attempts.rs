@@ -1,4 +1,5 @@
-//! What the process tries to do, and what comes of it. Each attempt is made by a child of its own.
+//! What the process tries to do, and what comes of it. The attempts are made by children, as few as will do:
+//! under emulation a fork is expensive.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::os::fd::RawFd;
@@ -46,7 +47,8 @@ macro_rules! call {
     };
 }
 
-const ATTEMPTS: &[Attempt] = &[
+/// Those that change the process that makes them, if they succeed.
+const LASTING: &[Attempt] = &[
     ("mount tmpfs", || mount(c"tmpfs", c"/tmp", c"tmpfs", 0)),
     ("mount proc", || mount(c"proc", c"/tmp", c"proc", 0)),
     ("mount sysfs", || mount(c"sysfs", c"/tmp", c"sysfs", 0)),
@@ -83,18 +85,51 @@ const ATTEMPTS: &[Attempt] = &[
     ("be traced", || {
         call!(SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0)
     }),
-    ("kill PID 1 with 0", || call!(SYS_kill, 1, 0)),
     ("change the root", || call!(SYS_chroot, c"/".as_ptr())),
     ("pivot the root", || {
         call!(SYS_pivot_root, c"/".as_ptr(), c"/tmp".as_ptr())
     }),
-    ("name the host", || call!(SYS_sethostname, c"".as_ptr(), 0)),
     ("become user 12345", || call!(SYS_setuid, 12345)),
     ("become user 0", || call!(SYS_setuid, 0)),
     ("become group 12345", || call!(SYS_setgid, 12345)),
     ("have no groups", || {
         call!(SYS_setgroups, 0, null::<c_void>())
     }),
+    ("leave the cgroup", || {
+        write(c"/sys/fs/cgroup/cgroup.procs", b"0")
+    }),
+    ("raise the own limits", || {
+        write(c"/sys/fs/cgroup/pids.max", b"max")
+    }),
+    ("protect from the OOM killer", || {
+        write(c"/proc/self/oom_score_adj", b"-1000")
+    }),
+    ("more open files", || limit(libc::RLIMIT_NOFILE)),
+    ("be nicer", || {
+        call!(SYS_setpriority, libc::PRIO_PROCESS, 0, 10)
+    }),
+    ("be less nice", || {
+        call!(SYS_setpriority, libc::PRIO_PROCESS, 0, -10)
+    }),
+    ("run in real time", || {
+        let parameter = libc::sched_param { sched_priority: 1 };
+        call!(
+            SYS_sched_setscheduler,
+            0,
+            libc::SCHED_FIFO,
+            &raw const parameter
+        )
+    }),
+    ("lock memory", || call!(SYS_mlockall, libc::MCL_CURRENT)),
+    ("be another personality", || {
+        call!(SYS_personality, 8).min(0)
+    }),
+];
+
+/// Those that leave nothing.
+const PASSING: &[Attempt] = &[
+    ("kill PID 1 with 0", || call!(SYS_kill, 1, 0)),
+    ("name the host", || call!(SYS_sethostname, c"".as_ptr(), 0)),
     ("give a file away", || {
         make(c"/tmp/probe-given", || {
             call!(SYS_chown, c"/tmp/probe-given".as_ptr(), 12345, 12345)
@@ -139,15 +174,6 @@ const ATTEMPTS: &[Attempt] = &[
     ("write to the cgroup", || {
         call!(SYS_mkdir, c"/sys/fs/cgroup/probe".as_ptr(), 0o755).min(0)
     }),
-    ("leave the cgroup", || {
-        write(c"/sys/fs/cgroup/cgroup.procs", b"0")
-    }),
-    ("raise the own limits", || {
-        write(c"/sys/fs/cgroup/pids.max", b"max")
-    }),
-    ("protect from the OOM killer", || {
-        write(c"/proc/self/oom_score_adj", b"-1000")
-    }),
     ("use a low port", || bind_port(80)),
     ("use a high port", || bind_port(8080)),
     ("open a raw socket", || {
@@ -158,22 +184,6 @@ const ATTEMPTS: &[Attempt] = &[
     }),
     ("open a netlink socket", || {
         socket(libc::AF_NETLINK, libc::SOCK_RAW, 0)
-    }),
-    ("more open files", || limit(libc::RLIMIT_NOFILE)),
-    ("be nicer", || {
-        call!(SYS_setpriority, libc::PRIO_PROCESS, 0, 10)
-    }),
-    ("be less nice", || {
-        call!(SYS_setpriority, libc::PRIO_PROCESS, 0, -10)
-    }),
-    ("run in real time", || {
-        let parameter = libc::sched_param { sched_priority: 1 };
-        call!(
-            SYS_sched_setscheduler,
-            0,
-            libc::SCHED_FIFO,
-            &raw const parameter
-        )
     }),
     ("read a key", || {
         call!(
@@ -220,61 +230,106 @@ const ATTEMPTS: &[Attempt] = &[
     ("watch the file system", || {
         call!(SYS_fanotify_init, 0, 0).min(0)
     }),
-    ("lock memory", || call!(SYS_mlockall, libc::MCL_CURRENT)),
-    ("be another personality", || {
-        call!(SYS_personality, 8).min(0)
-    }),
 ];
 
 /// Makes them all.
 pub fn report() -> Value {
-    let mut all: Map<String, Value> = ATTEMPTS
-        .iter()
-        .map(|(name, act)| ((*name).to_owned(), in_child(act).into()))
-        .collect();
-    for (block, major, minor) in DEVICES {
+    let mut all = Map::new();
+    for (attempts, lasting) in [(LASTING, true), (PASSING, false)] {
+        let acts: Vec<_> = attempts
+            .iter()
+            .map(|(_, act)| *act as fn() -> c_long)
+            .collect();
+        let results = in_children(acts.len(), lasting, &|index| acts[index]());
+        let names = attempts.iter().map(|(name, _)| (*name).to_owned());
+        all.extend(names.zip(results.into_iter().map(Value::from)));
+    }
+    let results = in_children(DEVICES.len(), false, &|index| {
+        let (block, major, minor) = DEVICES[index];
+        device(block, libc::makedev(major, minor))
+    });
+    for ((block, major, minor), result) in DEVICES.into_iter().zip(results) {
         let letter = if block { 'b' } else { 'c' };
-        let act = || device(block, libc::makedev(major, minor));
         // Which drivers there are is the kernel's business; refused is refused.
-        let result = match in_child(&act).as_str() {
-            "EPERM" => "refused when made".to_owned(),
-            "EACCES" => "refused when opened".to_owned(),
-            "done" | "ENXIO" | "ENODEV" | "EBUSY" | "EIO" => "allowed".to_owned(),
-            other => other.to_owned(),
+        let result = match result.as_str() {
+            "EPERM" => "refused when made",
+            "EACCES" => "refused when opened",
+            "done" | "ENXIO" | "ENODEV" | "EBUSY" | "EIO" => "allowed",
+            other => other,
         };
         all.insert(format!("device {letter} {major}:{minor}"), result.into());
     }
     all.into()
 }
 
-fn in_child(act: &dyn Fn() -> c_long) -> String {
-    // SAFETY: there is one thread, so that the child's copy of it holds no lock of another one's.
-    let child = unsafe { libc::fork() };
-    match child {
-        ..0 => format!("no child: {}", last_error()),
-        0 => {
-            let number = if act() < 0 {
-                std::io::Error::last_os_error()
-                    .raw_os_error()
-                    .unwrap_or(255)
-            } else {
-                0
-            };
+/// Of an attempt that no child has made yet.
+const NOT_MADE: c_int = -1;
+
+/// Makes `count` attempts in children. A child goes on to the next one until it has been changed by one that
+/// succeeded, or until one has killed it.
+fn in_children(count: usize, lasting: bool, act: &dyn Fn(usize) -> c_long) -> Vec<String> {
+    let length = count * size_of::<c_int>();
+    // SAFETY: a new mapping, where the kernel likes.
+    let shared = unsafe {
+        libc::mmap(
+            null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if shared == libc::MAP_FAILED {
+        return vec![format!("no memory: {}", last_error()); count];
+    }
+    // SAFETY: the mapping is of this length, aligned to a page, and lives until the process ends; a child
+    // writes to it only while this process waits for that child.
+    let results = unsafe { std::slice::from_raw_parts_mut(shared.cast::<c_int>(), count) };
+    results.fill(NOT_MADE);
+    let mut told = Vec::new();
+    while told.len() < count {
+        // SAFETY: there is one thread, so that the child's copy of it holds no lock of another one's.
+        let child = unsafe { libc::fork() };
+        if child < 0 {
+            told.push(format!("no child: {}", last_error()));
+            continue;
+        }
+        if child == 0 {
+            for (index, result) in results.iter_mut().enumerate().skip(told.len()) {
+                let failed = act(index) < 0;
+                let error = std::io::Error::last_os_error().raw_os_error();
+                *result = if failed { error.unwrap_or(0) } else { 0 };
+                if lasting && !failed {
+                    break;
+                }
+            }
             // SAFETY: an integer only.
-            unsafe { libc::_exit(number) }
+            unsafe { libc::_exit(0) }
         }
-        child => {
-            let mut status = 0;
-            // SAFETY: the kernel writes to the live integer.
-            unsafe { libc::waitpid(child, &mut status, 0) };
-            if libc::WIFSIGNALED(status) {
-                return format!("killed by signal {}", libc::WTERMSIG(status));
-            }
-            match libc::WEXITSTATUS(status) {
-                0 => "done".into(),
-                number => error_name(&std::io::Error::from_raw_os_error(number)),
-            }
+        let mut status = 0;
+        // SAFETY: the kernel writes to the live integer.
+        unsafe { libc::waitpid(child, &mut status, 0) };
+        let made = results
+            .iter()
+            .skip(told.len())
+            .take_while(|result| **result != NOT_MADE);
+        let made: Vec<_> = made.map(|error| name(*error)).collect();
+        let none = made.is_empty();
+        told.extend(made);
+        if libc::WIFSIGNALED(status) && told.len() < count {
+            told.push(format!("killed by signal {}", libc::WTERMSIG(status)));
+        } else if none {
+            told.push("lost".into());
         }
+    }
+    told
+}
+
+fn name(error: c_int) -> String {
+    match error {
+        0 => "done".into(),
+        error => error_name(&std::io::Error::from_raw_os_error(error)),
     }
 }
 

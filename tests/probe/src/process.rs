@@ -281,7 +281,11 @@ fn open_files() -> Value {
             libc::S_IFDIR => "directory",
             _ => "another",
         };
-        let access = ["read", "write", "both"].get((flags & libc::O_ACCMODE) as usize);
+        // How /dev/null was opened for a stream that nobody wants says nothing.
+        let access = match kind {
+            "character device" => None,
+            _ => ["read", "write", "both"].get((flags & libc::O_ACCMODE) as usize),
+        };
         all.insert(
             number.to_string(),
             json!({"kind": kind, "access": access, "owner": status.st_uid,
@@ -304,6 +308,7 @@ fn terminal() -> Value {
     json!({
         "is": is,
         "in the foreground": group,
+        "size": terminal_size(),
         "/dev/tty": opened.map(|_| "opened".to_owned()).unwrap_or_else(|error| error_name(&error)),
         "name": if is_terminal() { fs::read_link("/proc/self/fd/0").ok() } else { None },
     })
@@ -314,8 +319,7 @@ fn is_terminal() -> bool {
     unsafe { libc::isatty(0) == 1 }
 }
 
-/// Columns and rows of the controlling terminal. Those of the report would be as the user's window is by
-/// then or is not yet.
+/// Columns and rows of the controlling terminal.
 pub fn terminal_size() -> Value {
     let Ok(file) = fs::File::open("/dev/tty") else {
         return Value::Null;

@@ -29,7 +29,7 @@ const PARTS: [(&str, u64, &[&str]); 5] = [
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
-    ("OCI", 10, &["oci"]),
+    ("OCI", 10, &["oci", "oci_1_7"]),
     ("faults and hostile", 7, &["faults", "bad_input", "figures"]),
 ];
 
@@ -274,6 +274,14 @@ fn summary(work: &Path, times: &BTreeMap<&str, Duration>, lost: &str) {
         "{}",
         fs::read_to_string(work.join("figures")).unwrap_or_default()
     );
+    for report in ["oracle.txt", "oracle-1.7.txt"].map(|name| work.join(name)) {
+        if report.exists() {
+            println!(
+                "what containers see here and under runc: {}",
+                report.display()
+            );
+        }
+    }
     println!("\n== time ==");
     for (part, minutes, _) in PARTS {
         let took = times.get(part).copied().unwrap_or_default();
@@ -438,7 +446,7 @@ fn inside(arguments: &[String]) -> TestResult<bool> {
                 .env("KATA_LIKE_KERNEL", &kernel)
                 .env("KATA_LIKE_FSD", &server)
                 .env(oracle::PROBE, work.join("probe"))
-                .env(oracle::REPORT, work.join("oracle.txt"))
+                .env(oracle::REPORT, work)
                 .env(figures::VARIABLE, work.join("figures"));
             command
         };

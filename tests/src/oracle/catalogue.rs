@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::Kind::InPod;
 use super::{Case, Kind, Spec};
 
 mod files;
@@ -11,14 +12,28 @@ mod linux;
 mod mounts;
 mod process;
 
-/// All of them, or those that are asked for.
+/// The cases by what they are about.
+const GROUPS: [(&str, &[Case]); 4] = [
+    ("process", process::CASES),
+    ("mounts", mounts::CASES),
+    ("files", files::CASES),
+    ("linux", linux::CASES),
+];
+
+/// All of them, or those that are asked for by a part of `GROUP: NAME`.
 pub fn cases() -> Vec<&'static Case> {
     let only = std::env::var(super::ONLY).unwrap_or_default();
-    [process::CASES, mounts::CASES, files::CASES, linux::CASES]
-        .into_iter()
-        .flatten()
-        .filter(|case| only.split(';').any(|part| case.name.contains(part)))
-        .collect()
+    let wanted = |group: &str, name: &str| {
+        let name = format!("{group}: {name}");
+        only.split(';').any(|part| name.contains(part))
+    };
+    let of = |(group, cases): &(&str, &'static [Case])| -> Vec<&'static Case> {
+        cases
+            .iter()
+            .filter(|case| wanted(group, case.name))
+            .collect()
+    };
+    GROUPS.iter().flat_map(of).collect()
 }
 
 /// Ten that also run under containerd 1.7.
@@ -33,6 +48,93 @@ pub const TEN: [&str; 10] = [
     "masked and read-only paths of its own",
     "limits of memory, pids and cpu",
     "devices",
+];
+
+/// What is refused, and the words of the error that name it.
+pub const REFUSED: [(&str, Case); 11] = [
+    (
+        "CAP_OF_TOMORROW",
+        case("a capability that is not known", InPod, |spec| {
+            spec.capabilities(&["CAP_CHOWN", "CAP_OF_TOMORROW"]);
+        }),
+    ),
+    (
+        "mount bind on /srv: make the mount point",
+        case("a volume on a link to a magic link", InPod, |spec| {
+            spec.plant("srv", "/proc/self/root/opt");
+            spec.volume("", "/srv", &["rbind"]);
+        }),
+    ),
+    (
+        "process.execCPUAffinity",
+        case("affinity of execs", InPod, |spec| {
+            spec.process("execCPUAffinity", json!({"initial": "0", "final": "0"}));
+        }),
+    ),
+    (
+        "uidMappings",
+        case("a mount with mapped ids", InPod, |spec| {
+            spec.volume("", "/data", &["rbind"]);
+            if let Some(mount) = spec.json["mounts"]
+                .as_array_mut()
+                .and_then(|all| all.last_mut())
+            {
+                mount["uidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+                mount["gidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+            }
+        }),
+    ),
+    (
+        "options: \"idmap\"",
+        case("a mount mapped as the container", InPod, |spec| {
+            spec.volume("", "/data", &["rbind", "idmap"]);
+        }),
+    ),
+    (
+        "linux.namespaces",
+        case("a user namespace of another", InPod, |spec| {
+            if let Some(list) = spec.json["linux"]["namespaces"].as_array_mut() {
+                list.push(json!({"type": "user", "path": "/proc/POD/ns/user"}));
+            }
+        }),
+    ),
+    (
+        "linux.resources.blockIO",
+        case("weight of input and output", InPod, |spec| {
+            spec.resource("blockIO", json!({"weight": 100}));
+        }),
+    ),
+    (
+        "linux.resources.rdma",
+        case("limits of rdma", InPod, |spec| {
+            spec.resource("rdma", json!({"mlx5_0": {"hcaHandles": 1}}));
+        }),
+    ),
+    (
+        "linux.intelRdt",
+        case("caches", InPod, |spec| {
+            spec.linux("intelRdt", json!({"closID": "x"}))
+        }),
+    ),
+    (
+        "linux.seccomp",
+        case("a filter that asks", InPod, |spec| {
+            let listed = json!([{"names": ["chroot"], "action": "SCMP_ACT_NOTIFY"}]);
+            spec.linux(
+                "seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": listed}),
+            );
+        }),
+    ),
+    (
+        "linux.devices[0]",
+        case("a device of the host", InPod, |spec| {
+            spec.linux(
+                "devices",
+                json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
+            );
+        }),
+    ),
 ];
 
 const fn case(name: &'static str, kind: Kind, change: fn(&mut Spec)) -> Case {

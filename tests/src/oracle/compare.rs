@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::reasons::{REASONS, reason_of};
 use super::{Outcome, Pair};
@@ -47,7 +47,8 @@ pub fn differences(pair: &Pair) -> Vec<Difference> {
 fn text(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Report(_) => "a report".into(),
-        Outcome::Refused(why) => why.clone(),
+        Outcome::Refused(why) => format!("refused: {why}"),
+        Outcome::Broken(why) => format!("the test failed: {why}"),
     }
 }
 
@@ -139,17 +140,57 @@ pub fn table(pairs: &[Pair]) -> String {
     table
 }
 
-/// Everything as JSON, for whoever looks into a difference.
-pub fn whole(pairs: &[Pair]) -> String {
-    let outcome = |outcome: &Outcome| match outcome {
-        Outcome::Report(report) => report.clone(),
-        Outcome::Refused(why) => json!(why),
-    };
-    let all: Vec<_> = pairs
-        .iter()
-        .map(|pair| {
-            json!({"case": pair.name, "runc": outcome(&pair.runc), "kata-like": outcome(&pair.ours)})
-        })
-        .collect();
-    json!(all).to_string()
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn pair(runc: Outcome, ours: Outcome) -> Pair {
+        Pair {
+            name: "a case",
+            runc,
+            ours,
+            took: [Duration::ZERO; 2],
+        }
+    }
+
+    #[test]
+    fn each_value_that_differs_is_named_with_its_place() {
+        let runc = Outcome::Report(json!({"a": {"b": 1, "same": [1]}, "gone": "x"}));
+        let ours = Outcome::Report(json!({"a": {"b": 2, "same": [1]}, "new": null}));
+        let found = differences(&pair(runc, ours));
+        let places: Vec<_> = found.iter().map(Difference::place).collect();
+        assert_eq!(places, ["a > b", "gone"]);
+        assert_eq!((&found[0].runc, &found[0].ours), (&json!(1), &json!(2)));
+    }
+
+    #[test]
+    fn two_refusals_are_equal_and_a_failed_test_is_equal_to_nothing() {
+        let refused = |why: &str| Outcome::Refused(why.into());
+        let broken = || Outcome::Broken("no report".into());
+        let report = || Outcome::Report(json!({}));
+        assert_eq!(differences(&pair(refused("a"), refused("b"))), []);
+        for (runc, ours) in [
+            (refused("a"), report()),
+            (broken(), broken()),
+            (report(), broken()),
+        ] {
+            assert_eq!(differences(&pair(runc, ours)).len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_has_no_reason_is_shown_whole() {
+        let runc = Outcome::Report(json!({"process": {"cwd": "/"}}));
+        let ours = Outcome::Report(json!({"process": {"cwd": "/tmp"}}));
+        let table = table(&[pair(runc, ours)]);
+        assert!(table.contains("| NO "), "{table}");
+        assert!(
+            table.contains("a case: process > cwd\n    runc      \"/\"\n    kata-like \"/tmp\""),
+            "{table}"
+        );
+    }
 }

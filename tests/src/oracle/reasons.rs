@@ -39,11 +39,16 @@ impl Reports<'_> {
 }
 
 /// All of them.
-pub const REASONS: [Reason; 6] = [
+pub const REASONS: [Reason; 8] = [
     Reason {
         name: "virtio-fs",
         text: "the root and the volumes are files of the host's that virtio-fs carries into the machine",
         explains: virtio_fs,
+    },
+    Reason {
+        name: "propagation",
+        text: "what is mounted on the host later does not reach the container: root and volumes are no slaves",
+        explains: propagation,
     },
     Reason {
         name: "mounts in volumes",
@@ -65,6 +70,11 @@ pub const REASONS: [Reason; 6] = [
         name: "kernel",
         text: "the guest's kernel is built for a virtual machine: it lacks what that has no use for",
         explains: kernel,
+    },
+    Reason {
+        name: "processors",
+        text: "a spec numbers the processors and memory nodes of the host; the guest has its own, all of them",
+        explains: processors,
     },
     Reason {
         name: "left out",
@@ -99,7 +109,16 @@ fn virtio_fs(path: &[&str], _: &Difference, reports: &Reports) -> bool {
     let own = &reports.ours["places"]["mounts"][*place];
     reports.runc["places"]["mounts"][*place]["type"] == "tmpfs"
         && own["type"] == "virtiofs"
-        && own["source"] == "none"
+        && (own["source"] == "none" || own["source"] == "volumes")
+}
+
+fn propagation(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    let ["places", "mounts", place, "propagation"] = path else {
+        return false;
+    };
+    reports.mount_of(place)["type"] == "virtiofs"
+        && difference.runc == serde_json::json!(["master"])
+        && difference.ours == serde_json::json!([])
 }
 
 fn mounts_in_volumes(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
@@ -168,6 +187,15 @@ fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
     }
 }
 
+fn processors(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        ["places", "cgroup", "cpuset.cpus" | "cpuset.mems"] => runc == "0" && ours == "",
+        ["process", "scheduling", "all CPUs"] => runc == false && ours == true,
+        _ => false,
+    }
+}
+
 fn left_out(path: &[&str], difference: &Difference, _: &Reports) -> bool {
     let (runc, ours) = (&difference.runc, &difference.ours);
     match path {
@@ -186,5 +214,78 @@ fn left_out(path: &[&str], difference: &Difference, _: &Reports) -> bool {
             runc.starts_with("0::/oracle/") && ours.starts_with("0::/_")
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reason(path: &[&str], runc: Value, ours: Value) -> Option<&'static str> {
+        let difference = Difference {
+            path: path.iter().map(ToString::to_string).collect(),
+            runc,
+            ours,
+        };
+        let mounts = |kind: &str, source: &str, options: &str| {
+            json!({"places": {"mounts": {
+                "/": {"type": kind, "source": source, "options": "rw"},
+                "/data": {"type": kind, "source": source, "options": options},
+                "/sys": {"type": "sysfs"},
+            }}})
+        };
+        let mut under_runc = mounts("tmpfs", "oracle", "ro");
+        under_runc["places"]["mounts"]["/data/below"] = json!({"type": "tmpfs", "source": "below"});
+        let pair = Pair {
+            name: "a case",
+            runc: Outcome::Report(under_runc),
+            ours: Outcome::Report(mounts("virtiofs", "none", "ro")),
+            took: Default::default(),
+        };
+        Some(REASONS[reason_of(&difference, &pair)?].name)
+    }
+
+    #[test]
+    fn a_reason_explains_its_own_values_and_no_others() {
+        let node = ["attempts", "make a device in the root"];
+        assert_eq!(reason(&node, json!("done"), json!("EPERM")), Some("nodes"));
+        assert_eq!(reason(&node, json!("done"), json!("EROFS")), None);
+        assert_eq!(reason(&node, json!("EPERM"), json!("done")), None);
+        let sysfs = ["places", "mounts", "/sys", "file system"];
+        assert_eq!(reason(&sysfs, json!("ro"), json!("rw")), Some("sysfs"));
+        assert_eq!(reason(&sysfs, json!("rw"), json!("ro")), None);
+        let options = ["places", "mounts", "/data", "options"];
+        assert_eq!(reason(&options, json!("ro"), json!("rw")), None);
+    }
+
+    #[test]
+    fn a_mount_in_a_volume_is_as_the_volume_is() {
+        let write = ["places", "files", "/data/below", "write"];
+        assert_eq!(
+            reason(&write, json!("created"), json!("EROFS")),
+            Some("mounts in volumes")
+        );
+        assert_eq!(reason(&write, json!("created"), json!("EPERM")), None);
+        let elsewhere = ["places", "files", "/opt", "write"];
+        assert_eq!(reason(&elsewhere, json!("created"), json!("EROFS")), None);
+    }
+
+    #[test]
+    fn only_one_option_of_tmpfs_may_be_absent() {
+        let shm = ["places", "mounts", "/dev/shm", "file system"];
+        assert_eq!(
+            reason(&shm, json!("inode64,rw,size=1k"), json!("rw,size=1k")),
+            Some("kernel")
+        );
+        assert_eq!(
+            reason(&shm, json!("inode64,rw,size=1k"), json!("rw,size=2k")),
+            None
+        );
+        assert_eq!(
+            reason(&shm, json!("rw,size=1k"), json!("inode64,rw,size=1k")),
+            None
+        );
     }
 }

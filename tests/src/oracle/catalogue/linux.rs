@@ -101,6 +101,10 @@ pub const CASES: &[Case] = &[
         spec.resource("cpu", json!({"quota": -1, "period": 50000}));
         spec.see_cgroup();
     }),
+    case("processors and memory nodes", InPod, |spec| {
+        spec.resource("cpu", json!({"cpus": "0", "mems": "0"}));
+        spec.see_cgroup();
+    }),
     case("a burst and an idle cpu", InPod, |spec| {
         spec.resource("cpu", json!({"quota": 50000, "period": 100000, "burst": 20000, "idle": 1}));
         spec.see_cgroup();
@@ -202,13 +206,5 @@ pub const CASES: &[Case] = &[
     }),
     case("hook that fails", InPod, |spec| {
         spec.json["hooks"]["startContainer"] = json!([{"path": "/no/such/program"}]);
-    }),
-
-    case("personality", InPod, |spec| spec.linux("personality", json!({"domain": "LINUX32"}))),
-    case("clocks of its own", InPod, |spec| {
-        if let Some(list) = spec.json["linux"]["namespaces"].as_array_mut() {
-            list.push(json!({"type": "time"}));
-        }
-        spec.linux("timeOffsets", json!({"boottime": {"secs": 1000, "nanosecs": 5}, "monotonic": {"secs": -20}}));
     }),
 ];

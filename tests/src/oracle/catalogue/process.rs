@@ -1,9 +1,12 @@
 //! `process`: users, capabilities, limits, terminals, and further processes.
+//!
+//! Scheduler, ioPriority, personality and time offsets are not here: runc 1.1, the oracle, is older than they
+//! are and leaves them out. The runner's unit tests have a container for each.
 
 use serde_json::json;
 
 use super::super::Case;
-use super::super::Kind::{Alone, Exec, InPod, OnTerminal};
+use super::super::Kind::{Alone, Exec, InPod};
 use super::{ALL_CAPABILITIES, case};
 
 #[rustfmt::skip] // a case a paragraph
@@ -18,19 +21,18 @@ pub const CASES: &[Case] = &[
         spec.without_namespace("cgroup");
     }),
 
-    case("terminal", OnTerminal, |spec| {
+    case("terminal", InPod, |spec| {
         spec.process("terminal", json!(true));
     }),
-    case("terminal with a size", OnTerminal, |spec| {
+    case("terminal with a size", InPod, |spec| {
         spec.process("terminal", json!(true));
         spec.process("consoleSize", json!({"width": 91, "height": 33}));
-        spec.hook("startContainer");
     }),
-    case("terminal of a user", OnTerminal, |spec| {
+    case("terminal of a user", InPod, |spec| {
         spec.process("terminal", json!(true));
         spec.user(1000);
     }),
-    case("terminal on a read-only root", OnTerminal, |spec| {
+    case("terminal on a read-only root", InPod, |spec| {
         spec.process("terminal", json!(true));
         spec.json["root"]["readonly"] = json!(true);
     }),
@@ -102,9 +104,6 @@ pub const CASES: &[Case] = &[
         spec.process("capabilities", json!({"bounding": list, "effective": ["CAP_CHOWN"],
             "permitted": list, "inheritable": ["CAP_NET_RAW"]}));
     }),
-    case("a capability that no kernel has", InPod, |spec| {
-        spec.capabilities(&["CAP_CHOWN", "CAP_OF_TOMORROW"]);
-    }),
     case("new privileges", InPod, |spec| spec.process("noNewPrivileges", json!(false))),
     case("user, capabilities, no_new_privs and a filter", InPod, |spec| {
         spec.user(1000);
@@ -139,24 +138,26 @@ pub const CASES: &[Case] = &[
     case("OOM score", InPod, |spec| spec.process("oomScoreAdj", json!(321))),
     case("OOM score below zero", InPod, |spec| spec.process("oomScoreAdj", json!(-321))),
 
+    // Limits of execs are equal: of two that differ runc 1.1 gives an exec the higher one twice.
     case("exec", Exec, |_| {}),
-    case("exec as a user", Exec, |spec| spec.exec = vec!["--user", "1000:1000"]),
-    case("exec in a directory", Exec, |spec| spec.exec = vec!["--cwd", "/tmp"]),
+    case("exec as a user", Exec, |spec| spec.exec = json!({"user": {"uid": 1000, "gid": 1000}})),
+    case("exec in a directory", Exec, |spec| spec.exec = json!({"cwd": "/tmp"})),
     case("exec in a confined container", Exec, |spec| {
         spec.user(1000);
         spec.capabilities(&["CAP_NET_RAW"]);
-        spec.process("rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]));
+        spec.process("rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 200, "hard": 200}]));
         spec.process("oomScoreAdj", json!(123));
         spec.json["root"]["readonly"] = json!(true);
         spec.linux("seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
             "syscalls": [{"names": ["chroot", "unshare"], "action": "SCMP_ACT_ERRNO"}]}));
     }),
+    case("exec with rights of its own", Exec, |spec| {
+        spec.exec = json!({"capabilities": {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"],
+            "permitted": ["CAP_CHOWN"]}, "env": ["A=1"], "noNewPrivileges": false,
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 60, "hard": 60}]});
+    }),
+    case("exec on a terminal", Exec, |spec| {
+        spec.exec = json!({"terminal": true, "consoleSize": {"width": 91, "height": 33}});
+    }),
     case("exec in the pod's PID namespace", Exec, |spec| spec.of_pod("pid", "pid")),
-
-    case("scheduler", InPod, |spec| {
-        spec.process("scheduler", json!({"policy": "SCHED_BATCH", "nice": 5}));
-    }),
-    case("input and output priority", InPod, |spec| {
-        spec.process("ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 6}));
-    }),
 ];
