@@ -178,8 +178,8 @@ fn init(
     };
     sysctl::set_names(spec)?;
     sysctl::apply(spec)?;
-    hide::apply(spec, &rootfs)?;
     pending.make_read_only()?;
+    hide::apply(spec, &rootfs)?;
     rootfs.pivot()?;
     hooks::create_container(container, spec, &identity)?;
     if let Some(propagation) = propagation {

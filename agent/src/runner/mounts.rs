@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
@@ -193,7 +193,7 @@ impl Place<'_> {
             .step(|| format!("{}: make the mount point", self.step()))
     }
 
-    /// Nothing may hide what runs on procfs as if it were procfs, but for a few files.
+    /// No file may pass for one of procfs, but for a few. (A tmpfs only hides what is there.)
     fn check_procfs(&self, target: BorrowedFd<'_>) -> Result<()> {
         let system = rustix::fs::fstatfs(target).step(|| self.step())?;
         if system.f_type != libc::PROC_SUPER_MAGIC {
@@ -231,6 +231,12 @@ impl Place<'_> {
         }
         let mount = match made {
             Some(made) => made,
+            None if kind == "proc" && options.attributes.set & READ_ONLY != 0 => {
+                // As mount(2) has it: the file system itself as well.
+                let mut parameters = options.parameters.clone();
+                parameters.push(("ro".to_owned(), None));
+                self.make(kind, &parameters)?
+            }
             None => self.make(kind, &options.parameters)?,
         };
         self.finish(mount, target.as_fd(), options, pending)
@@ -263,16 +269,19 @@ impl Place<'_> {
     }
 
     fn tmpfs(&self, options: &Options, pending: &mut Pending) -> Result<()> {
+        // The mode of what it covers, unless the spec says another or nothing is there.
+        let covered = match self.rootfs.resolve(self.destination()) {
+            Ok(found) if options.parameter("mode").is_none() => {
+                Some(rustix::fs::fstat(&found).step(|| self.step())?.st_mode & 0o7777)
+            }
+            _ => None,
+        };
         let target = self.target(Target::Directory)?;
-        self.check_procfs(target.as_fd())?;
-        let mut parameters = options.parameters.clone();
-        if options.parameter("mode").is_none() {
-            // The mode of what it covers, unless the spec says another.
-            let status = rustix::fs::fstat(&target).step(|| self.step())?;
-            let mode = format!("{:04o}", status.st_mode & 0o7777);
-            parameters.push(("mode".to_owned(), Some(mode)));
+        let mount = self.make("tmpfs", &options.parameters)?;
+        if let Some(mode) = covered {
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::chmodat(&mount, ".", mode, AtFlags::empty()).step(|| self.step())?;
         }
-        let mount = self.make("tmpfs", &parameters)?;
         if options.copy_up {
             copy_up::copy(target.as_fd(), mount.as_fd())
                 .step(|| format!("{}: copy up what it covers", self.step()))?;
