@@ -149,10 +149,17 @@ fn nodes(path: &[&str], difference: &Difference, _: &Reports) -> bool {
 }
 
 fn sysfs(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
-    matches!(path, ["places", "mounts", "/sys", "file system"])
-        && reports.ours["places"]["mounts"]["/sys"]["type"] == "sysfs"
-        && difference.runc == "ro"
-        && difference.ours == "rw"
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        ["places", "mounts", "/sys", "file system"] => {
+            reports.ours["places"]["mounts"]["/sys"]["type"] == "sysfs"
+                && runc == "ro"
+                && ours == "rw"
+        }
+        // The pod's first container has made the sysfs of its network read-only for all.
+        ["places", "files", "/sys", "write"] => runc == "EROFS" && ours == "EPERM",
+        _ => false,
+    }
 }
 
 /// Files of /proc that come with an option or a device that the guest's kernel has not.
@@ -170,6 +177,13 @@ fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
         ["attempts", "keep accounts"] => ours == "ENOSYS" && (runc == "EPERM" || runc == "ENOENT"),
         // CONFIG_CORE_DUMP_DEFAULT_ELF_HEADERS
         ["process", "coredump_filter"] => runc == "00000033" && ours == "00000023",
+        // CONFIG_ZSWAP
+        ["places", "cgroup", "memory.zswap.max"] => runc == "max" && ours == "ENOENT",
+        // CONFIG_CGROUP_FAVOR_DYNMODS
+        ["places", "mounts", "/sys/fs/cgroup", "file system"] => {
+            let text = ours.as_str().unwrap_or_default();
+            text.strip_prefix("favordynmods,") == runc.as_str()
+        }
         // CONFIG_TMPFS_INODE64
         ["places", "mounts", _, "file system"] => {
             let own = ours.as_str().unwrap_or_default().split(',');
@@ -196,7 +210,7 @@ fn processors(path: &[&str], difference: &Difference, _: &Reports) -> bool {
     }
 }
 
-fn left_out(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+fn left_out(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     let (runc, ours) = (&difference.runc, &difference.ours);
     match path {
         ["process", "hostname"] | ["places", "sysctls", "kernel/hostname"] => {
@@ -206,6 +220,13 @@ fn left_out(path: &[&str], difference: &Difference, _: &Reports) -> bool {
         ["process", "limits", "sigpending" | "nofile"] => runc.is_string() && ours.is_string(),
         // containerd's shim has a score of its own.
         ["process", "oom_score_adj"] => runc == "1" && ours == "0",
+        // Without a cgroup namespace it is the machine's own mount.
+        [
+            "places",
+            "mounts",
+            "/sys/fs/cgroup",
+            "source" | "file system",
+        ] => reports.ours["process"]["namespaces"]["cgroup"] == "the machine's, of PID 1",
         ["process", "cgroup"] => {
             let (runc, ours) = (
                 runc.as_str().unwrap_or_default(),

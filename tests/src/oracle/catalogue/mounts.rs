@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::super::Case;
-use super::super::Kind::{Alone, InPod};
+use super::super::Kind::InPod;
 use super::case;
 
 const PROC: [&str; 3] = ["nosuid", "noexec", "nodev"];
@@ -45,7 +45,7 @@ pub const CASES: &[Case] = &[
         spec.volume("file", "/etc/secret", &["bind", "ro"]);
     }),
     case("a volume over a volume", InPod, |spec| {
-        spec.volume("", "/data", &["rbind"]);
+        spec.volume("", "/data", &["bind"]);
         spec.volume("below", "/data/below", &["rbind", "ro"]);
         spec.volume("file", "/data/file", &["bind", "ro"]);
     }),
@@ -71,7 +71,7 @@ pub const CASES: &[Case] = &[
     }),
     case("tmpfs that copies up, read-only", InPod, |spec| spec.tmpfs("/etc", &["tmpcopyup", "ro"])),
     case("tmpfs over a volume", InPod, |spec| {
-        spec.volume("", "/data", &["rbind"]);
+        spec.volume("", "/data", &["bind"]);
         spec.tmpfs("/data/below", &["size=32k"]);
     }),
     case("ramfs", InPod, |spec| spec.mount("ramfs", Path::new("ramfs"), "/data", &["nosuid"])),
@@ -111,7 +111,7 @@ pub const CASES: &[Case] = &[
     }),
     case("a mount on a mount", InPod, |spec| {
         spec.tmpfs("/data", &["mode=700"]);
-        spec.tmpfs("/data", &["mode=711"]);
+        spec.tmpfs("/data", &["mode=700", "size=32k"]);
     }),
     case("a mount inside /proc", InPod, |spec| spec.tmpfs("/proc/sys", &[])),
     case("a file inside /proc", InPod, |spec| spec.volume("file", "/proc/uptime", &["bind"])),
@@ -119,12 +119,11 @@ pub const CASES: &[Case] = &[
         spec.mount("no-such-type", Path::new("none"), "/data", &[]);
     }),
 
-    case("a root that is shared", Alone, |spec| spec.linux("rootfsPropagation", json!("rshared"))),
+    // Shared and unbindable roots are the runner's unit tests': runc 1.1 sets them on the host's side only.
     case("a root that is a slave", InPod, |spec| spec.linux("rootfsPropagation", json!("rslave"))),
     case("a root that is private", InPod, |spec| {
         spec.linux("rootfsPropagation", json!("private"));
         spec.volume("", "/data", &["rbind", "rslave"]);
     }),
-    case("a root that is unbindable", InPod, |spec| spec.linux("rootfsPropagation", json!("unbindable"))),
     case("a root of no known propagation", InPod, |spec| spec.linux("rootfsPropagation", json!("sideways"))),
 ];
