@@ -51,7 +51,22 @@ pub const TEN: [&str; 10] = [
 ];
 
 /// What is refused, and the words of the error that name it.
-pub const REFUSED: [(&str, Case); 11] = [
+pub const REFUSED: [(&str, Case); 13] = [
+    (
+        "make device /dev/zero: another file is in its place",
+        case("a file in the place of a device", InPod, |spec| {
+            for mount in ["/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"] {
+                spec.without_mount(mount);
+            }
+            let _ = std::fs::write(spec.root.join("dev/zero"), "not a device");
+        }),
+    ),
+    (
+        "mount bind on /data/../../../opt: make the mount point",
+        case("a volume over the root's parent", InPod, |spec| {
+            spec.volume("", "/data/../../../opt", &["rbind"]);
+        }),
+    ),
     (
         "CAP_OF_TOMORROW",
         case("a capability that is not known", InPod, |spec| {

@@ -11,10 +11,6 @@ use super::{ALL_CAPABILITIES, case};
 #[rustfmt::skip] // a case a paragraph
 pub const CASES: &[Case] = &[
     case("host's name", InPod, |spec| spec.json["hostname"] = json!("a-name.of-its.own")),
-    case("domain's name", InPod, |spec| {
-        spec.json["hostname"] = json!("host");
-        spec.json["domainname"] = json!("domain.example");
-    }),
 
     case("the pod's PID namespace", InPod, |spec| spec.of_pod("pid", "pid")),
     case("the pod's ipc", InPod, |spec| spec.of_pod("ipc", "ipc")),
