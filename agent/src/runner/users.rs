@@ -12,7 +12,10 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType as Kind, Spec};
 use rustix::fs::{AtFlags, Gid, Uid};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
 use rustix::pipe::PipeFlags;
 
 use super::error::{Result, RunnerError, Step};
@@ -98,6 +101,7 @@ pub(super) fn become_root() -> Result<()> {
 pub(super) fn sysfs() -> Result<OwnedFd> {
     let make = || {
         let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(context.as_fd(), "source", "sysfs")?;
         fsconfig_create(context.as_fd())?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
         fsmount(context.as_fd(), flags, MountAttrFlags::empty())
