@@ -22,7 +22,7 @@ agent := $(CARGO_TARGET_DIR)/guest/$(guest_target)/guest/kata-like-agent
 guest := $(CARGO_TARGET_DIR)/guest-files
 installed := $(CARGO_TARGET_DIR)/installed
 
-.PHONY: help setup run test build agent kernel image stage install uninstall clean
+.PHONY: help setup run test build agent probe kernel image stage install uninstall clean
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -49,6 +49,11 @@ agent: setup
 	RUSTFLAGS='$(agent_flags)' LIBSECCOMP_LINK_TYPE=static \
 		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
 		$(CARGO) build --profile guest --locked -p kata-like-agent --target $(guest_target)
+
+# What the tests run in containers, whose roots hold nothing else: static as the agent is, in the same directory.
+probe:
+	RUSTFLAGS='$(agent_flags)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
+		$(CARGO) build --profile guest --locked -p kata-like-probe --target $(guest_target)
 
 kernel: setup ## builds the guest's kernel, or takes it from the cache
 	@mkdir -p $(guest)

@@ -64,6 +64,23 @@ fn set_attributes(mount: BorrowedFd, set: u64, recursive: bool) -> io::Result<()
         set,
         ..MountAttributes::default()
     };
+    set_mount(mount, &attributes, recursive)
+}
+
+/// Whether a tree gets what is mounted below its source later on; what is mounted in the tree never gets out.
+fn set_following(tree: BorrowedFd, follows: bool) -> io::Result<()> {
+    let attributes = MountAttributes {
+        propagation: match follows {
+            true => libc::MS_SLAVE,
+            false => libc::MS_PRIVATE,
+        },
+        ..MountAttributes::default()
+    };
+    set_mount(tree, &attributes, true)
+}
+
+/// mount_setattr(2).
+fn set_mount(mount: BorrowedFd, attributes: &MountAttributes, recursive: bool) -> io::Result<()> {
     let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, `attributes` a live struct mount_attr of the size
     // passed; the kernel only reads both.
@@ -73,7 +90,7 @@ fn set_attributes(mount: BorrowedFd, set: u64, recursive: bool) -> io::Result<()
             std::os::fd::AsRawFd::as_raw_fd(&mount),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | recursive,
-            std::ptr::from_ref(&attributes),
+            std::ptr::from_ref(attributes),
             size_of::<MountAttributes>(),
         )
     };
@@ -258,6 +275,9 @@ impl Share {
                 ));
             }
         }
+        set_following(tree.as_fd(), volume.follows).map_err(|cause| {
+            SandboxError::failed(format!("{}: set the propagation", volume.field), cause)
+        })?;
         if volume.read_only {
             // Below the top only what the host has made read-only is: as `ro` means to runc.
             set_attributes(tree.as_fd(), RDONLY, false).map_err(|cause| {

@@ -389,13 +389,35 @@ fn tools() -> TestResult<PathBuf> {
         .ok_or_else(|| failure("these tests run in a test host: see tools/test-host"))
 }
 
+/// Takes back what the C library's posix_spawn has left in this process and containers would inherit: two
+/// signals that it keeps to itself are ignored, and its own functions refuse to change that.
+fn heed_all_signals() {
+    let default = [0u64; 4]; // The kernel's `struct sigaction`.
+    for signal in [32, 33] {
+        // SAFETY: the kernel reads the live structure, whose zeros are the default action, and eight bytes
+        // are the size of its signal set.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u8>(),
+                8,
+            )
+        };
+    }
+}
+
 /// Spawns a process that the kernel kills when this one ends, however it ends.
 ///
 /// The signal is bound to the thread that spawns, so that thread is never let go.
 fn spawn_bound(mut command: Command) -> io::Result<Child> {
-    // SAFETY: one system call between fork and exec; nothing is allocated or locked.
+    // SAFETY: three system calls between fork and exec; nothing is allocated or locked.
     unsafe {
-        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        command.pre_exec(|| {
+            heed_all_signals();
+            Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+        });
     }
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

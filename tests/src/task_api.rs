@@ -3,6 +3,7 @@
 //! For what `ctr` can't ask (both versions of the API, methods out of turn) and for times, since
 //! `ctr` itself takes a third of a second under emulation.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,10 +12,14 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc;
 use serde_json::Value;
 
+use crate::host::NAMESPACE;
 use crate::{TestResult, failure};
 
 /// The two versions of the task API; messages and methods are the same.
 pub const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// Under this name a request says which namespace of containerd it is about.
+const NAMESPACE_KEY: &str = "containerd-namespace-ttrpc";
 
 /// A connection to a shim.
 pub struct TaskApi {
@@ -51,6 +56,9 @@ impl TaskApi {
         wire.service = self.service.into();
         wire.method = method.into();
         wire.timeout_nano = i64::try_from(deadline.as_nanos())?;
+        // As containerd does, and runc's shim asks for it.
+        let namespace = HashMap::from([(NAMESPACE_KEY.into(), vec![NAMESPACE.into()])]);
+        wire.metadata = ttrpc::context::to_pb(namespace);
         wire.payload = request.write_to_bytes()?;
         let started = Instant::now();
         let answer = match self.client.request(wire) {

@@ -11,7 +11,7 @@ use kata_like_tests::{TestResult, failure};
 const MOST_LINES: usize = 700;
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-const CRATES: [(&str, &[&str]); 12] = [
+const CRATES: [(&str, &[&str]); 13] = [
     (
         "shim-v2",
         &[
@@ -38,6 +38,7 @@ const CRATES: [(&str, &[&str]); 12] = [
     ),
     ("tools/test-host", &[]),
     ("tests", &[]),
+    ("tests/probe", &[]),
 ];
 
 /// A file or folder, and the modules of its own crate that it must not name: no import points up,

@@ -27,7 +27,7 @@ fn configuration(host: &Host) -> TestResult<String> {
     Ok(path)
 }
 
-/// A cgroup whose processes get a quarter of one CPU.
+/// A cgroup whose processes get two fifths of one CPU.
 struct Slow {
     name: String,
 }
@@ -38,7 +38,7 @@ impl Slow {
             name: host.name("slow"),
         };
         fs::create_dir(slow.path())?;
-        fs::write(slow.path().join("cpu.max"), "25000 100000")?;
+        fs::write(slow.path().join("cpu.max"), "40000 100000")?;
         Ok(slow)
     }
 
@@ -68,7 +68,7 @@ fn a_guest_that_boots_slowly_is_waited_for() -> TestResult {
     let output = host.run(&id, &options, &["echo", "at last"]).ok()?;
     assert_eq!(output.text(), "at last");
     figures::note(&format!(
-        "a start on a quarter of a CPU: {:.1} s",
+        "a start on two fifths of a CPU: {:.1} s",
         output.took.as_secs_f32()
     ));
     if std::env::var("TEST_HOST").is_ok_and(|kind| kind == "emulated") {

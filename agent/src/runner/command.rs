@@ -48,8 +48,7 @@ impl Command {
                 ));
             }
             no_nul(variable, field)?;
-            environment.retain(|(earlier, _)| earlier != name);
-            environment.push((name.to_owned(), value.to_owned()));
+            set(&mut environment, name, value.to_owned());
         }
         Ok(Self {
             arguments,
@@ -62,8 +61,7 @@ impl Command {
         let name = "HOME";
         if self.variable(name).is_none_or(str::is_empty) {
             let home = home(Path::new("/etc/passwd"), uid).unwrap_or_else(|| "/".to_owned());
-            self.environment.retain(|(earlier, _)| earlier != name);
-            self.environment.push((name.to_owned(), home));
+            set(&mut self.environment, name, home);
         }
     }
 
@@ -121,6 +119,14 @@ impl Command {
                 let shown = path.to_string_lossy();
                 RunnerError::failed(format!("exec {shown}: {}", words(&error)))
             })
+    }
+}
+
+/// A variable keeps the place that it has.
+fn set(environment: &mut Vec<(String, String)>, name: &str, value: String) {
+    match environment.iter_mut().find(|(known, _)| known == name) {
+        Some((_, old)) => *old = value,
+        None => environment.push((name.to_owned(), value)),
     }
 }
 
@@ -234,7 +240,8 @@ mod tests {
     fn the_last_of_a_variable_counts_and_a_home_is_given() {
         let mut command = command(r#"["sh"]"#, r#"["A=1", "B=", "A=2=3"]"#).unwrap();
         assert_eq!(command.variable("A"), Some("2=3"));
-        assert_eq!(command.environment.len(), 2);
+        let names: Vec<_> = command.environment.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["A", "B"]);
         command.set_home(0);
         assert_eq!(command.variable("HOME"), Some("/root"));
         command.set_home(12345);

@@ -22,17 +22,18 @@ const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 
 /// Allowed in every container, whatever the spec says: nodes may be made, and these used.
-const ALWAYS: [(i32, Option<u32>, Option<u32>, u8); 10] = [
+const ALWAYS: [(i32, Option<u32>, Option<u32>, u8); 11] = [
     (CHARACTER, None, None, MKNOD),
     (BLOCK, None, None, MKNOD),
-    (CHARACTER, Some(1), Some(3), ALL), // null
-    (CHARACTER, Some(1), Some(8), ALL), // random
-    (CHARACTER, Some(1), Some(7), ALL), // full
-    (CHARACTER, Some(5), Some(0), ALL), // tty
-    (CHARACTER, Some(1), Some(5), ALL), // zero
-    (CHARACTER, Some(1), Some(9), ALL), // urandom
-    (CHARACTER, Some(136), None, ALL),  // the terminals of devpts
-    (CHARACTER, Some(5), Some(2), ALL), // ptmx
+    (CHARACTER, Some(1), Some(3), ALL),    // null
+    (CHARACTER, Some(1), Some(8), ALL),    // random
+    (CHARACTER, Some(1), Some(7), ALL),    // full
+    (CHARACTER, Some(5), Some(0), ALL),    // tty
+    (CHARACTER, Some(1), Some(5), ALL),    // zero
+    (CHARACTER, Some(1), Some(9), ALL),    // urandom
+    (CHARACTER, Some(136), None, ALL),     // the terminals of devpts
+    (CHARACTER, Some(5), Some(2), ALL),    // ptmx
+    (CHARACTER, Some(10), Some(200), ALL), // net/tun
 ];
 
 /// Which devices: kind, major, minor; `None` is any.
@@ -323,7 +324,8 @@ mod tests {
             assert!(!allows(&rules, BLOCK, 8, 0, READ));
             assert!(!allows(&rules, BLOCK, 8, 0, READ | MKNOD));
             assert!(!allows(&rules, CHARACTER, 1, 1, READ));
-            assert!(!allows(&rules, CHARACTER, 10, 200, WRITE));
+            assert!(!allows(&rules, CHARACTER, 10, 229, WRITE));
+            assert!(allows(&rules, CHARACTER, 10, 200, READ | WRITE));
         }
     }
 
@@ -331,13 +333,13 @@ mod tests {
     fn later_rules_change_earlier_ones() {
         let rules = rules(
             r#"[{"allow": false, "access": "rwm"},
-                {"allow": true, "type": "c", "major": 10, "minor": 200, "access": "rw"},
+                {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"},
                 {"allow": true, "type": "b", "major": 8, "access": "r"},
-                {"allow": false, "type": "c", "major": 10, "minor": 200, "access": "w"}]"#,
+                {"allow": false, "type": "c", "major": 10, "minor": 229, "access": "w"}]"#,
         )
         .unwrap();
-        assert!(allows(&rules, CHARACTER, 10, 200, READ));
-        assert!(!allows(&rules, CHARACTER, 10, 200, READ | WRITE));
+        assert!(allows(&rules, CHARACTER, 10, 229, READ));
+        assert!(!allows(&rules, CHARACTER, 10, 229, READ | WRITE));
         assert!(allows(&rules, BLOCK, 8, 15, READ));
         assert!(!allows(&rules, BLOCK, 9, 15, READ));
     }

@@ -12,9 +12,10 @@ use super::command::Command;
 use super::error::{Result, RunnerError, Step};
 use super::identity::{self, Identity};
 use super::request::{ExecRequest, Message, Size};
+use super::scheduling::Scheduling;
 use super::seccomp::Filter;
 use super::terminal::Terminal;
-use super::{born, device_filter, namespaces, support};
+use super::{born, device_filter, namespaces, support, users};
 
 /// Runs the process; returns only with an error.
 pub(super) fn run(
@@ -45,6 +46,7 @@ pub(super) fn run(
         .filter(|limits| !limits.is_empty());
     let limits = limits.or_else(|| own.and_then(|own| own.rlimits().as_deref()));
     let identity = Identity::of(process, capabilities, limits.unwrap_or_default(), "process")?;
+    let scheduling = Scheduling::of(process, spec, "process")?;
     let mut command = Command::of(process, "process")?;
     let profile = spec
         .linux()
@@ -57,14 +59,20 @@ pub(super) fn run(
 
     let cgroup = device_filter::open_cgroup(cgroup)?;
     identity::set_oom_score(score.unwrap_or(0))?;
-    namespaces::enter(init.as_fd())?;
-    born(channel, namespaces::spawn_inside(cgroup.as_fd())?)?;
+    let cgroup_namespace = namespaces::cgroup_of(init.as_fd())?;
+    namespaces::enter(init.as_fd(), namespaces::has_users(spec))?;
+    born(channel, namespaces::spawn_inside(cgroup.as_fd())?, |_| {
+        Ok(())
+    })?;
 
     // From here on in the container's own process.
-    drop(cgroup);
+    drop((cgroup, init));
     rustix::process::setsid().step(|| "make a session of the process's own")?;
-    namespaces::enter_cgroup(init.as_fd())?;
-    drop(init);
+    namespaces::enter_cgroup(cgroup_namespace.as_fd())?;
+    drop(cgroup_namespace);
+    if namespaces::has_users(spec) {
+        users::become_root()?;
+    }
     identity::join_keyring(container, false)?;
     let terminal = match terminal {
         None => {
@@ -79,6 +87,7 @@ pub(super) fn run(
     };
     command.set_home(identity.uid);
     super::prepare_exec()?;
+    scheduling.apply()?;
     identity.assume(filter.as_ref(), process.cwd())?;
     let path = command.find()?;
     let terminal: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();

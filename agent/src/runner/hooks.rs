@@ -1,8 +1,9 @@
-//! The hooks that run in the guest: `startContainer`, in the container, just before its command.
+//! The hooks that run in the guest: `createContainer` when all is mounted, `startContainer` before the command.
 //!
-//! Called by `mod` in the container's process after the start. Their programs are found in the container's
-//! root and run with its user's rights; they get the container's state on stdin (OCI runtime-spec,
-//! config.md, "POSIX-platform Hooks").
+//! Called by `mod` in the container's process. No file of the host is in the guest, so the programs of both
+//! are found in the container's root. They are the image's, and get no more rights than it: those of
+//! `createContainer` the capabilities of the container, as root; those of `startContainer` its user's. They
+//! get the container's state on stdin (OCI runtime-spec, config.md, "POSIX-platform Hooks").
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,14 +13,36 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hook, Spec};
 
+use rustix::fs::Mode;
+
 use super::error::{Result, RunnerError, Step};
+use super::identity::Identity;
+use super::syscall;
 
 /// For a hook without a timeout of its own.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How much of what a hook has printed goes into an error.
 const SHOWN: u64 = 512;
 
-/// Runs them in their order; the first that fails ends it.
+/// Runs those of `createContainer`, once the container's root is the root.
+pub(super) fn create_container(container: &str, spec: &Spec, identity: &Identity) -> Result<()> {
+    let hooks = spec.hooks().as_ref();
+    let hooks = hooks.and_then(|hooks| hooks.create_container().as_ref());
+    let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else {
+        return Ok(());
+    };
+    syscall::close_on_exec_from(3).step(|| "close the runner's files for the hooks")?;
+    let none = rustix::process::umask(Mode::from(0o022));
+    let state = state(container, spec, "creating");
+    let result = hooks.iter().enumerate().try_for_each(|(index, hook)| {
+        let field = format!("hooks.createContainer[{index}]");
+        run(hook, &state, &field, Some(identity))
+    });
+    rustix::process::umask(none);
+    result
+}
+
+/// Runs those of `startContainer` in their order; the first that fails ends it.
 pub(super) fn start_container(container: &str, spec: &Spec) -> Result<()> {
     let hooks = spec
         .hooks()
@@ -27,23 +50,29 @@ pub(super) fn start_container(container: &str, spec: &Spec) -> Result<()> {
         .and_then(|hooks| hooks.start_container().as_ref());
     for (index, hook) in hooks.into_iter().flatten().enumerate() {
         let field = format!("hooks.startContainer[{index}]");
-        run(hook, &state(container, spec), &field)?;
+        run(hook, &state(container, spec, "created"), &field, None)?;
     }
     Ok(())
 }
 
-fn state(container: &str, spec: &Spec) -> serde_json::Value {
+fn state(container: &str, spec: &Spec, status: &str) -> serde_json::Value {
     serde_json::json!({
         "ociVersion": spec.version(),
         "id": container,
-        "status": "created",
+        "status": status,
         "pid": std::process::id(),
         "bundle": "/",
         "annotations": spec.annotations().clone().unwrap_or_default(),
     })
 }
 
-fn run(hook: &Hook, state: &serde_json::Value, field: &str) -> Result<()> {
+/// Runs one; with an identity, it has no other capabilities than that has.
+fn run(
+    hook: &Hook,
+    state: &serde_json::Value,
+    field: &str,
+    limit: Option<&Identity>,
+) -> Result<()> {
     if !hook.path().is_absolute() {
         return Err(RunnerError::invalid(
             format!("{field}.path"),
@@ -83,6 +112,18 @@ fn run(hook: &Hook, state: &serde_json::Value, field: &str) -> Result<()> {
         .stdin(input)
         .stdout(both().step(step)?)
         .stderr(both().step(step)?);
+    let limit = limit.cloned();
+    {
+        // Even with nothing to limit: without this glibc's posix_spawn would be used, which leaves two signals of
+        // its own ignored in the hook.
+        let limit = move || match &limit {
+            Some(identity) => identity.limit_capabilities().map_err(std::io::Error::other),
+            None => Ok(()),
+        };
+        // SAFETY: this process has one thread, so that the child can hold no lock that another thread's copy
+        // has left behind: it may do what any process does.
+        unsafe { command.pre_exec(limit) };
+    }
     let mut child = command.spawn().step(step)?;
     let deadline = Instant::now() + timeout;
     let status = loop {

@@ -22,7 +22,7 @@ const SEARCHABLE: u32 = 0x8_0000;
 const HIGHEST_ID: u32 = i32::MAX.cast_unsigned();
 
 /// A process's user and rights, checked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Identity {
     pub(super) uid: u32,
     gid: u32,
@@ -133,6 +133,12 @@ impl Identity {
         }
         .step(|| format!("chdir to cwd ({cwd:?}) set in config.json failed"))?;
         syscall::prctl(libc::PR_SET_KEEPCAPS, 0).step(|| "forget about keeping capabilities")?;
+        self.set_capabilities()
+    }
+
+    /// Keeps no capability that this identity has not; nothing else changes.
+    pub(super) fn limit_capabilities(&self) -> Result<()> {
+        self.drop_bounding()?;
         self.set_capabilities()
     }
 

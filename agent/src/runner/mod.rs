@@ -13,6 +13,7 @@
 mod channel;
 mod client;
 mod command;
+mod copy_up;
 mod device_filter;
 mod devices;
 mod error;
@@ -26,6 +27,7 @@ mod options;
 mod placeholder;
 mod request;
 mod rootfs;
+mod scheduling;
 mod seccomp;
 mod support;
 mod syscall;
@@ -33,6 +35,7 @@ mod sysctl;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
@@ -51,9 +54,11 @@ use identity::Identity;
 use namespaces::Namespaces;
 use request::{Message, Request, START, Size};
 use rootfs::{Rootfs, Target};
+use scheduling::Scheduling;
 use seccomp::Filter;
 use syscall::Cloned;
 use terminal::Terminal;
+use users::{Gate, Users};
 
 /// The entry point of the re-executed binary; its standard input is the channel to the agent.
 pub fn main() -> ! {
@@ -108,9 +113,11 @@ fn init(
     note(channel, support::check_container(spec)?)?;
     let process = process(request)?;
     let namespaces = Namespaces::of(spec, joined)?;
+    let users = Users::of(spec, &namespaces)?;
     sysctl::check(spec, &namespaces)?;
     let limits = process.rlimits().as_deref().unwrap_or_default();
     let identity = Identity::of(process, process.capabilities().as_ref(), limits, "process")?;
+    let scheduling = Scheduling::of(process, spec, "process")?;
     let mut command = Command::of(process, "process")?;
     let propagation = rootfs::propagation(spec)?;
     let profile = spec
@@ -123,20 +130,42 @@ fn init(
     let cgroup = device_filter::open_cgroup(cgroup)?;
     device_filter::attach(spec, cgroup.as_fd())?;
     identity::set_oom_score(process.oom_score_adj().unwrap_or(0))?;
+    sysctl::apply_to_network(spec)?;
+    let sysfs = match &users {
+        None => None,
+        Some(users) => {
+            users.delegate(cgroup.as_fd())?;
+            users::look_into(rootfs)?;
+            Some(users::sysfs()?)
+        }
+    };
     let streams = fds.split_off(joined.len().min(fds.len()));
     namespaces::join(joined, &fds)?;
-    born(channel, namespaces.spawn(cgroup.as_fd())?)?;
+    namespaces.own_clocks(spec)?;
+    let gate = Gate::new()?;
+    let cloned = namespaces.spawn(cgroup.as_fd())?;
+    born(channel, cloned, |pid| match &users {
+        None => Ok(()),
+        Some(users) => users.map(pid).and_then(|()| gate.open()),
+    })?;
 
     // From here on in the container's own process.
     drop((cgroup, fds));
+    if users.is_some() {
+        gate.pass()?;
+    }
+    let rootfs = Rootfs::prepare(rootfs)?;
+    let sources = mounts::open_sources(spec, [volumes, memory])?;
+    if users.is_some() {
+        users::become_root()?;
+    }
     rustix::process::setsid().step(|| "make a session of the container's own")?;
     namespaces.own_cgroup()?;
     identity::join_keyring(container, true)?;
 
-    // Its root. Modes are what the spec says, whatever the umask was.
+    // What is in its root. Modes are what the spec says, whatever the umask was.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let rootfs = Rootfs::prepare(rootfs)?;
-    let pending = mounts::apply(spec, &namespaces, &rootfs, [volumes, memory])?;
+    let pending = mounts::apply(spec, &namespaces, &rootfs, sources, sysfs)?;
     devices::apply(spec, &rootfs)?;
     rootfs
         .ensure(process.cwd(), Target::Directory)
@@ -155,9 +184,10 @@ fn init(
     };
     sysctl::set_names(spec)?;
     sysctl::apply(spec)?;
-    hide::apply(spec, &rootfs)?;
     pending.make_read_only()?;
+    hide::apply(spec, &rootfs)?;
     rootfs.pivot()?;
+    hooks::create_container(container, spec, &identity)?;
     if let Some(propagation) = propagation {
         rootfs.propagate(propagation)?;
     }
@@ -174,6 +204,7 @@ fn init(
     // Its user, and its command as that user would find it.
     command.set_home(identity.uid);
     prepare_exec()?;
+    scheduling.apply()?;
     identity.assume(filter.as_ref(), process.cwd())?;
     let path = command.find()?;
     let terminal: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
@@ -214,12 +245,13 @@ fn take_channel() -> Result<Channel> {
     Ok(Channel::from_fd(channel))
 }
 
-/// Goes on in the new process; the runner tells the agent of it and ends.
-fn born(channel: &Channel, cloned: Cloned) -> Result<()> {
+/// Goes on in the new process; the runner does what is to be done from outside, tells the agent and ends.
+fn born(channel: &Channel, cloned: Cloned, outside: impl FnOnce(u32) -> Result<()>) -> Result<()> {
     match cloned {
         Cloned::Child => Ok(()),
         Cloned::Parent(pid, pidfd) => {
             let told = channel.send(&Message::Spawned { pid }, &[pidfd.as_fd()]);
+            outside(pid)?;
             std::process::exit(i32::from(told.is_err()));
         }
     }

@@ -5,17 +5,19 @@
 //! a file descriptor that `rootfs` has resolved. A source is always a name in one of the two directories of
 //! the pod's volumes: the container's spec can name nothing else of the guest.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen,
 };
 
+use super::copy_up;
 use super::error::{Result, RunnerError, Step};
 use super::namespaces::Namespaces;
 use super::options::{Options, READ_ONLY};
@@ -55,13 +57,70 @@ impl Pending {
     }
 }
 
-/// Applies `spec.mounts`. `volumes` are the directories of the pod's volumes: the shared ones, and those
-/// in memory.
+/// The sources of the bind mounts, by their place in the list: detached, and what each is.
+pub(super) type Sources = BTreeMap<usize, (OwnedFd, Target)>;
+
+/// Takes a copy of each volume that is mounted, out of the directories of the pod's volumes, the shared ones and
+/// those in memory: they are the agent's alone, and so this is done before the process is another user.
+pub(super) fn open_sources(spec: &Spec, volumes: [&Path; 2]) -> Result<Sources> {
+    let mut sources = Sources::new();
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let field = format!("mounts[{index}]");
+        let options = mount.options().as_deref().unwrap_or_default();
+        let options = Options::parse(options, &format!("{field}.options"))?;
+        if !is_bind(mount, &options) {
+            continue;
+        }
+        let (volumes, name) = volume(mount, volumes, &field)?;
+        let step = || {
+            format!(
+                "mount bind on {}: open volume {name:?}",
+                mount.destination().display()
+            )
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(volumes, flags, Mode::empty()).step(step)?;
+        let (source, target) = open_volume(directory.as_fd(), name).step(step)?;
+        let copy = clone_mount(source.as_fd(), options.recursive).step(step)?;
+        sources.insert(index, (copy, target));
+    }
+    Ok(sources)
+}
+
+/// The options decide, whatever the type says.
+fn is_bind(mount: &Mount, options: &Options) -> bool {
+    options.bind || mount.typ().as_deref() == Some("bind")
+}
+
+/// The directory that the source of a bind mount is in, and its name there.
+fn volume<'a>(
+    mount: &'a Mount,
+    [shared, memory]: [&'a Path; 2],
+    field: &str,
+) -> Result<(&'a Path, &'a str)> {
+    let source = mount.source().as_deref().unwrap_or(Path::new(""));
+    let named = match source.to_str().and_then(|source| source.split_once(':')) {
+        Some(("volume", name)) => Some((shared, name)),
+        Some(("memory", name)) => Some((memory, name)),
+        _ => None,
+    };
+    named
+        .filter(|(_, name)| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
+        .ok_or_else(|| {
+            RunnerError::invalid(
+                format!("{field}.source"),
+                format!("{source:?} is neither volume:NAME nor memory:NAME"),
+            )
+        })
+}
+
+/// Applies `spec.mounts`. `sysfs` is one that was made outside, for a container that can't make its own.
 pub(super) fn apply(
     spec: &Spec,
     namespaces: &Namespaces,
     rootfs: &Rootfs,
-    volumes: [&Path; 2],
+    mut sources: Sources,
+    mut sysfs: Option<OwnedFd>,
 ) -> Result<Pending> {
     let mut pending = Pending::default();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
@@ -74,15 +133,16 @@ pub(super) fn apply(
         place.check()?;
         let options = mount.options().as_deref().unwrap_or_default();
         let options = Options::parse(options, &format!("{}.options", place.field))?;
-        if options.bind || mount.typ().as_deref() == Some("bind") {
-            place.bind(&options, volumes)?;
+        if let Some((source, target)) = sources.remove(&index) {
+            place.bind(source.as_fd(), target, &options)?;
             continue;
         }
         match mount.typ().as_deref().unwrap_or_default() {
             "cgroup" | "cgroup2" => place.cgroup(&options, namespaces, &mut pending)?,
             "tmpfs" => place.tmpfs(&options, &mut pending)?,
-            kind @ ("proc" | "sysfs" | "devpts" | "mqueue") => {
-                place.file_system(kind, &options, &mut pending)?;
+            kind @ ("proc" | "sysfs" | "devpts" | "mqueue" | "ramfs") => {
+                let made = if kind == "sysfs" { sysfs.take() } else { None };
+                place.file_system(kind, made, &options, &mut pending)?;
             }
             kind => {
                 return Err(RunnerError::unsupported(
@@ -140,7 +200,7 @@ impl Place<'_> {
             .step(|| format!("{}: make the mount point", self.step()))
     }
 
-    /// Nothing may hide what runs on procfs as if it were procfs, but for a few files.
+    /// No file may pass for one of procfs, but for a few. (A tmpfs only hides what is there.)
     fn check_procfs(&self, target: BorrowedFd<'_>) -> Result<()> {
         let system = rustix::fs::fstatfs(target).step(|| self.step())?;
         if system.f_type != libc::PROC_SUPER_MAGIC {
@@ -162,7 +222,13 @@ impl Place<'_> {
         }
     }
 
-    fn file_system(&self, kind: &str, options: &Options, pending: &mut Pending) -> Result<()> {
+    fn file_system(
+        &self,
+        kind: &str,
+        made: Option<OwnedFd>,
+        options: &Options,
+        pending: &mut Pending,
+    ) -> Result<()> {
         if matches!(kind, "proc" | "sysfs") {
             self.check_ordinary_directory(kind)?;
         }
@@ -170,7 +236,16 @@ impl Place<'_> {
         if kind != "proc" {
             self.check_procfs(target.as_fd())?;
         }
-        let mount = self.make(kind, &options.parameters)?;
+        let mount = match made {
+            Some(made) => made,
+            None if kind == "proc" && options.attributes.set & READ_ONLY != 0 => {
+                // As mount(2) has it: the file system itself as well.
+                let mut parameters = options.parameters.clone();
+                parameters.push(("ro".to_owned(), None));
+                self.make(kind, &parameters)?
+            }
+            None => self.make(kind, &options.parameters)?,
+        };
         self.finish(mount, target.as_fd(), options, pending)
     }
 
@@ -201,22 +276,23 @@ impl Place<'_> {
     }
 
     fn tmpfs(&self, options: &Options, pending: &mut Pending) -> Result<()> {
-        if options.copy_up {
-            return Err(RunnerError::unsupported(
-                format!("{}.options", self.field),
-                "\"tmpcopyup\" is not supported",
-            ));
-        }
+        // The mode of what it covers, unless the spec says another or nothing is there.
+        let covered = match self.rootfs.resolve(self.destination()) {
+            Ok(found) if options.parameter("mode").is_none() => {
+                Some(rustix::fs::fstat(&found).step(|| self.step())?.st_mode & 0o7777)
+            }
+            _ => None,
+        };
         let target = self.target(Target::Directory)?;
-        self.check_procfs(target.as_fd())?;
-        let mut parameters = options.parameters.clone();
-        if options.parameter("mode").is_none() {
-            // The mode of what it covers, unless the spec says another.
-            let status = rustix::fs::fstat(&target).step(|| self.step())?;
-            let mode = format!("{:04o}", status.st_mode & 0o7777);
-            parameters.push(("mode".to_owned(), Some(mode)));
+        let mount = self.make("tmpfs", &options.parameters)?;
+        if let Some(mode) = covered {
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::chmodat(&mount, ".", mode, AtFlags::empty()).step(|| self.step())?;
         }
-        let mount = self.make("tmpfs", &parameters)?;
+        if options.copy_up {
+            copy_up::copy(target.as_fd(), mount.as_fd())
+                .step(|| format!("{}: copy up what it covers", self.step()))?;
+        }
         self.finish(mount, target.as_fd(), options, pending)
     }
 
@@ -293,46 +369,12 @@ impl Place<'_> {
         Ok(())
     }
 
-    fn bind(&self, options: &Options, volumes: [&Path; 2]) -> Result<()> {
-        let (volumes, name) = self.volume(volumes)?;
-        let directory = rustix::fs::open(
-            volumes,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .step(|| {
-            format!(
-                "{}: open the pod's volumes {}",
-                self.step(),
-                volumes.display()
-            )
-        })?;
-        let (source, target) = open_volume(directory.as_fd(), name)
-            .step(|| format!("{}: open volume {name:?}", self.step()))?;
-        let mount = clone_mount(source.as_fd(), options.recursive).step(|| self.step())?;
+    fn bind(&self, source: BorrowedFd<'_>, target: Target, options: &Options) -> Result<()> {
         let target = self.target(target)?;
         self.check_procfs(target.as_fd())?;
-        self.change(mount.as_fd(), &options.attributes, &options.below)?;
-        attach(mount.as_fd(), target.as_fd()).step(|| self.step())?;
-        self.propagate(mount.as_fd(), options)
-    }
-
-    /// The directory that the source is in, and its name there.
-    fn volume<'a>(&self, [shared, memory]: [&'a Path; 2]) -> Result<(&'a Path, &str)> {
-        let source = self.mount.source().as_deref().unwrap_or(Path::new(""));
-        let named = match source.to_str().and_then(|source| source.split_once(':')) {
-            Some(("volume", name)) => Some((shared, name)),
-            Some(("memory", name)) => Some((memory, name)),
-            _ => None,
-        };
-        named
-            .filter(|(_, name)| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
-            .ok_or_else(|| {
-                RunnerError::invalid(
-                    format!("{}.source", self.field),
-                    format!("{source:?} is neither volume:NAME nor memory:NAME"),
-                )
-            })
+        self.change(source, &options.attributes, &options.below)?;
+        attach(source, target.as_fd()).step(|| self.step())?;
+        self.propagate(source, options)
     }
 
     fn change(

@@ -2,14 +2,18 @@
 //!
 //! Called by `mod` in the runner's own process, before any other step. The network is the guest's for
 //! every container of the pod, so a network namespace is neither made nor joined here. The cgroup
-//! namespace is made after the birth (`own_cgroup`): its root is the cgroup of whoever calls unshare.
+//! namespace is made after the birth (`own_cgroup`): its root is the cgroup of whoever calls unshare. That
+//! of clocks is made before (`own_clocks`): its offsets can be set only while nobody is in it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType as Kind, Spec};
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 
 use super::error::{Result, RunnerError, Step};
 use super::syscall::{self, Cloned};
+
+/// Of linux/sched.h; not in the libc crate.
+const CLONE_NEWTIME: libc::c_int = 0x80;
 
 /// What `Spec` asks for.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -37,7 +41,7 @@ impl Namespaces {
                 ));
             }
             seen.push(kind);
-            let flag = flag(kind, &field())?;
+            let flag = flag(kind);
             match namespace.path() {
                 _ if kind == Kind::Network => {}
                 None => ours.new |= flag,
@@ -58,24 +62,65 @@ impl Namespaces {
                 "a container without a mount namespace of its own is not supported",
             ));
         }
+        let offsets = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.time_offsets().as_ref());
+        for (clock, offset) in offsets.into_iter().flatten() {
+            let field = format!("linux.timeOffsets.{clock}");
+            if !ours.is_new(Kind::Time) {
+                let reason = "needs a time namespace of the container's own";
+                return Err(RunnerError::invalid(field, reason));
+            }
+            if !matches!(clock.as_str(), "boottime" | "monotonic") {
+                return Err(RunnerError::invalid(field, "is no clock that can be set"));
+            }
+            if offset.nanosecs().unwrap_or(0) > 999_999_999 {
+                return Err(RunnerError::invalid(
+                    field,
+                    "a second has fewer nanoseconds",
+                ));
+            }
+        }
         Ok(ours)
     }
 
     /// Has the container a new namespace of this kind?
     pub(super) fn is_new(&self, kind: Kind) -> bool {
-        flag(kind, "").is_ok_and(|flag| self.new & flag != 0)
+        self.new & flag(kind) != 0
     }
 
     /// Has the spec an entry of this kind, new or not?
     pub(super) fn lists(&self, kind: Kind) -> bool {
-        flag(kind, "").is_ok_and(|flag| self.listed & flag != 0)
+        self.listed & flag(kind) != 0
     }
 
     /// Makes the container's process: in all its new namespaces and in its cgroup from birth.
     pub(super) fn spawn(&self, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
-        let at_birth = self.new & !libc::CLONE_NEWCGROUP;
+        let at_birth = self.new & !(libc::CLONE_NEWCGROUP | CLONE_NEWTIME);
         syscall::clone3(at_birth as u64, cgroup)
             .step(|| "make the container's process in its namespaces and cgroup")
+    }
+
+    /// In the runner: whoever is born next has clocks of its own.
+    pub(super) fn own_clocks(&self, spec: &Spec) -> Result<()> {
+        if !self.is_new(Kind::Time) {
+            return Ok(());
+        }
+        syscall::unshare(CLONE_NEWTIME).step(|| "make the container's time namespace")?;
+        let offsets = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.time_offsets().as_ref());
+        for (clock, offset) in offsets.into_iter().flatten() {
+            let (seconds, rest) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+            std::fs::write(
+                "/proc/self/timens_offsets",
+                format!("{clock} {seconds} {rest}\n"),
+            )
+            .step(|| format!("set linux.timeOffsets.{clock} to {seconds} s, {rest} ns"))?;
+        }
+        Ok(())
     }
 
     /// In the container's process: its cgroup becomes the root of what it can see.
@@ -97,7 +142,7 @@ pub(super) fn join(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
         )));
     }
     for (&kind, namespace) in joined.iter().zip(namespaces) {
-        let flag = flag(kind, "linux.namespaces")?;
+        let flag = flag(kind);
         if kind == Kind::Mount {
             return Err(RunnerError::unsupported(
                 "linux.namespaces",
@@ -111,15 +156,39 @@ pub(super) fn join(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
 }
 
 /// In the runner, for an exec: enters what the container's init lives in, but for its cgroup namespace,
-/// which would hide the cgroup that the process is to be born in.
-pub(super) fn enter(init: BorrowedFd<'_>) -> Result<()> {
-    let kinds = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+/// which would hide the cgroup that the process is to be born in. The guest's own user namespace can't be
+/// entered again: `users` says whether the container has another.
+pub(super) fn enter(init: BorrowedFd<'_>, users: bool) -> Result<()> {
+    let mut kinds = libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNS
+        | CLONE_NEWTIME;
+    if users {
+        kinds |= libc::CLONE_NEWUSER;
+    }
     syscall::setns(init, kinds).step(|| "join the container's namespaces")
 }
 
+/// Whether a container of this spec has a user namespace of its own.
+pub(super) fn has_users(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let listed = linux.and_then(|linux| linux.namespaces().as_ref());
+    listed
+        .into_iter()
+        .flatten()
+        .any(|it| it.typ() == Kind::User)
+}
+
+/// In the runner, before `enter`, which may take the right to ask for it: the container's cgroup namespace.
+pub(super) fn cgroup_of(init: BorrowedFd<'_>) -> Result<OwnedFd> {
+    syscall::cgroup_namespace(init).step(|| "open the container's cgroup namespace")
+}
+
 /// In the process of an exec: the rest of `enter`.
-pub(super) fn enter_cgroup(init: BorrowedFd<'_>) -> Result<()> {
-    syscall::setns(init, libc::CLONE_NEWCGROUP).step(|| "join the container's cgroup namespace")
+pub(super) fn enter_cgroup(namespace: BorrowedFd<'_>) -> Result<()> {
+    syscall::setns(namespace, libc::CLONE_NEWCGROUP)
+        .step(|| "join the container's cgroup namespace")
 }
 
 /// Makes a sibling in the caller's own namespaces, for an exec.
@@ -127,44 +196,17 @@ pub(super) fn spawn_inside(cgroup: BorrowedFd<'_>) -> Result<Cloned> {
     syscall::clone3(0, cgroup).step(|| "make the process in the container's cgroup")
 }
 
-/// Id mappings come with user namespaces only.
-pub(super) fn refuse_mappings(linux: &Linux) -> Result<()> {
-    let mappings = [
-        ("linux.uidMappings", linux.uid_mappings()),
-        ("linux.gidMappings", linux.gid_mappings()),
-    ];
-    for (field, mapping) in mappings {
-        if mapping.as_ref().is_some_and(|mapping| !mapping.is_empty()) {
-            return Err(RunnerError::unsupported(
-                field,
-                "user namespaces are not supported",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn flag(kind: Kind, field: &str) -> Result<libc::c_int> {
-    Ok(match kind {
+fn flag(kind: Kind) -> libc::c_int {
+    match kind {
         Kind::Mount => libc::CLONE_NEWNS,
         Kind::Cgroup => libc::CLONE_NEWCGROUP,
         Kind::Uts => libc::CLONE_NEWUTS,
         Kind::Ipc => libc::CLONE_NEWIPC,
         Kind::Pid => libc::CLONE_NEWPID,
         Kind::Network => libc::CLONE_NEWNET,
-        Kind::User => {
-            return Err(RunnerError::unsupported(
-                field,
-                "user namespaces are not supported",
-            ));
-        }
-        Kind::Time => {
-            return Err(RunnerError::unsupported(
-                field,
-                "time namespaces are not supported",
-            ));
-        }
-    })
+        Kind::User => libc::CLONE_NEWUSER,
+        Kind::Time => CLONE_NEWTIME,
+    }
 }
 
 #[cfg(test)]
@@ -193,12 +235,6 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_named() {
-        let user = spec(r#"[{"type": "mount"}, {"type": "user"}]"#);
-        let error = Namespaces::of(&user, &[]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "linux.namespaces[1]: user namespaces are not supported"
-        );
         let none = spec(r#"[{"type": "pid"}]"#);
         assert!(matches!(
             Namespaces::of(&none, &[]),

@@ -65,7 +65,7 @@ impl Options {
             return Ok(());
         }
         match option {
-            "" | "defaults" | "async" | "loud" | "nomand" | "norelatime" | "remount"
+            "" | "defaults" | "async" | "loud" | "silent" | "nomand" | "norelatime" | "remount"
             | "nolazytime" => {}
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),

@@ -93,6 +93,7 @@ fn make(spec: &Spec, namespaces: &Namespaces, joined: Vec<Joined>) -> Result<Vec
         }
     }
     sysctl::set_names(spec)?;
+    sysctl::apply_to_network(spec)?;
     sysctl::apply(spec)?;
     let mut open = |kind: Kind, name: &str| {
         if !held.iter().any(|(other, _)| *other == kind) {
@@ -138,6 +139,7 @@ pub(super) fn run(
     born(
         channel,
         cloned.step(|| "make the first process of the pod")?,
+        |_| Ok(()),
     )?;
 
     // From here on in the process itself.

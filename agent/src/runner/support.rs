@@ -22,20 +22,26 @@ pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
             return Err(RunnerError::unsupported(field, "this is a Linux container"));
         }
     }
-    check_hooks(spec)?;
     check_linux(spec)?;
     let process = spec
         .process()
         .as_ref()
         .ok_or_else(|| RunnerError::invalid("process", "is missing"))?;
-    check_process("process", process)
+    let mut notes = check_process("process", process)?;
+    let linux = spec.linux().as_ref();
+    let maps = linux.is_some_and(|it| it.uid_mappings().is_some() || it.gid_mappings().is_some());
+    if maps && !namespaces::has_users(spec) {
+        // As under runc.
+        notes.push(
+            "linux.uidMappings and gidMappings have no effect without a user namespace".into(),
+        );
+    }
+    Ok(notes)
 }
 
 /// Refuses what of a process is not supported.
 pub(super) fn check_process(field: &str, process: &Process) -> Result<Vec<String>> {
     for (name, present) in [
-        ("ioPriority", process.io_priority().is_some()),
-        ("scheduler", process.scheduler().is_some()),
         ("execCPUAffinity", process.exec_cpu_affinity().is_some()),
         ("commandLine", process.command_line().is_some()),
     ] {
@@ -73,29 +79,10 @@ pub(super) fn check_process(field: &str, process: &Process) -> Result<Vec<String
     Ok(notes)
 }
 
-fn check_hooks(spec: &Spec) -> Result<()> {
-    let Some(hooks) = spec.hooks() else {
-        return Ok(());
-    };
-    // Their path is of the host, where the shim runs the others; in the guest there is no such file.
-    if hooks
-        .create_container()
-        .as_ref()
-        .is_some_and(|hooks| !hooks.is_empty())
-    {
-        return Err(RunnerError::unsupported(
-            "hooks.createContainer",
-            "its program would have to run in the container's namespaces, which the host can't enter",
-        ));
-    }
-    Ok(())
-}
-
 fn check_linux(spec: &Spec) -> Result<()> {
     let Some(linux) = spec.linux() else {
         return Err(RunnerError::invalid("linux", "is missing"));
     };
-    namespaces::refuse_mappings(linux)?;
     let label = linux
         .mount_label()
         .as_deref()
@@ -104,10 +91,6 @@ fn check_linux(spec: &Spec) -> Result<()> {
         .net_devices()
         .as_ref()
         .is_some_and(|devices| !devices.is_empty());
-    let offsets = linux
-        .time_offsets()
-        .as_ref()
-        .is_some_and(|offsets| !offsets.is_empty());
     for (field, present, reason) in [
         (
             "linux.mountLabel",
@@ -123,16 +106,6 @@ fn check_linux(spec: &Spec) -> Result<()> {
             "linux.memoryPolicy",
             linux.memory_policy().is_some(),
             "is not supported",
-        ),
-        (
-            "linux.personality",
-            linux.personality().is_some(),
-            "is not supported",
-        ),
-        (
-            "linux.timeOffsets",
-            offsets,
-            "time namespaces are not supported",
         ),
         ("linux.netDevices", devices, "is not supported"),
     ] {
@@ -156,27 +129,12 @@ mod tests {
     fn unsupported_fields_are_refused_by_name() {
         for (json, field) in [
             (
-                r#""process": {"cwd": "/", "args": ["a"], "scheduler": {"policy": "SCHED_OTHER"}}"#,
-                "process.scheduler",
+                r#""process": {"cwd": "/", "args": ["a"], "execCPUAffinity": {"initial": "0"}}"#,
+                "process.execCPUAffinity",
             ),
             (r#""process": {"cwd": "/", "args": []}"#, "process.args"),
             (r#""process": {"cwd": "x", "args": ["a"]}"#, "process.cwd"),
-            (
-                r#""linux": {"personality": {"domain": "LINUX32"}}"#,
-                "linux.personality",
-            ),
-            (
-                r#""linux": {"uidMappings": [{"hostID": 0, "containerID": 0, "size": 1}]}"#,
-                "linux.uidMappings",
-            ),
-            (
-                r#""linux": {"timeOffsets": {"boottime": {"secs": 1}}}"#,
-                "linux.timeOffsets",
-            ),
-            (
-                r#""hooks": {"createContainer": [{"path": "/x"}]}"#,
-                "hooks.createContainer",
-            ),
+            (r#""linux": {"mountLabel": "a"}"#, "linux.mountLabel"),
         ] {
             let linux = if json.contains("linux") {
                 ""

@@ -98,6 +98,16 @@ pub(super) fn setns(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_raw_fd(), kinds) }.into()).map(drop)
 }
 
+/// The cgroup namespace of the process behind a pidfd (PIDFD_GET_CGROUP_NAMESPACE of linux/pidfd.h).
+pub(super) fn cgroup_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const GET_CGROUP_NAMESPACE: libc::Ioctl = 0xff01;
+    // SAFETY: takes no argument, and the descriptor is open while it is borrowed.
+    let namespace = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_CGROUP_NAMESPACE, 0) };
+    check(namespace.into())?;
+    // SAFETY: the call has succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
+}
+
 /// unshare(2).
 pub(super) fn unshare(kinds: libc::c_int) -> io::Result<()> {
     // SAFETY: takes an integer only; we have one thread, so nobody shares what is unshared.
@@ -109,6 +119,53 @@ pub(super) fn prctl(option: libc::c_int, value: libc::c_ulong) -> io::Result<lib
     // SAFETY: the options used here (PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_KEEPCAPS,
     // PR_CAPBSET_READ, PR_CAPBSET_DROP) take no pointer.
     check(unsafe { libc::prctl(option, value, 0, 0, 0) }.into())
+}
+
+/// `struct sched_attr` in its first size (linux/sched/types.h), which every kernel takes.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SchedulerAttributes {
+    pub(super) size: u32,
+    pub(super) policy: u32,
+    pub(super) flags: u64,
+    pub(super) nice: i32,
+    pub(super) priority: u32,
+    pub(super) runtime: u64,
+    pub(super) deadline: u64,
+    pub(super) period: u64,
+}
+
+impl SchedulerAttributes {
+    /// What `size` must be.
+    pub(super) const SIZE: u32 = size_of::<Self>() as u32;
+}
+
+/// sched_setattr(2) of this process.
+pub(super) fn sched_setattr(attributes: &SchedulerAttributes) -> io::Result<()> {
+    debug_assert_eq!(attributes.size, SchedulerAttributes::SIZE);
+    // SAFETY: the kernel reads as many bytes as `size` says, which is all of the live structure.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_setattr,
+            0,
+            std::ptr::from_ref(attributes),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// ioprio_set(2) of this process: class and priority in one number.
+pub(super) fn ioprio_set(priority: libc::c_int) -> io::Result<()> {
+    const WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: takes integers only.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, priority) }).map(drop)
+}
+
+/// personality(2).
+pub(super) fn personality(persona: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: takes an integer only.
+    check(unsafe { libc::personality(persona) }.into()).map(drop)
 }
 
 /// Joins the session keyring of this name, made if need be; its serial number.

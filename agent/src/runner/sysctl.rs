@@ -65,9 +65,20 @@ pub(super) fn check(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     Ok(())
 }
 
-/// Writes them all.
+/// In the runner: writes those of the network, which is the guest's whoever the container's root is.
+pub(super) fn apply_to_network(spec: &Spec) -> Result<()> {
+    write_those(spec, |path| path.starts_with("net/"))
+}
+
+/// In the container's process: writes all others.
 pub(super) fn apply(spec: &Spec) -> Result<()> {
-    let mut listed = listed(spec).peekable();
+    write_those(spec, |path| !path.starts_with("net/"))
+}
+
+fn write_those(spec: &Spec, wanted: fn(&str) -> bool) -> Result<()> {
+    let mut listed = listed(spec)
+        .filter(|(key, _)| wanted(&path(key)))
+        .peekable();
     if listed.peek().is_none() {
         return Ok(());
     }

@@ -47,6 +47,7 @@ fn volume(name: &str, source: &Path, read_only: bool) -> Volume {
         source: source.into(),
         read_only,
         recursive: true,
+        follows: false,
     }
 }
 

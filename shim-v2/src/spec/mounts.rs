@@ -23,6 +23,8 @@ pub struct Volume {
     pub read_only: bool,
     /// Whether what is mounted below it comes along.
     pub recursive: bool,
+    /// Whether what the host mounts below it later comes along, too.
+    pub follows: bool,
 }
 
 /// A tmpfs of the pod's own in the guest, in the place of one of the host's.
@@ -121,6 +123,7 @@ fn volume_of(
         ));
     }
     let recursive = options(mount).any(|option| option == "rbind");
+    let follows = options(mount).any(|option| option == "rslave" || option == "slave");
     // The last one counts, as with mount(8).
     let read_only = options(mount)
         .filter(|option| matches!(*option, "ro" | "rw" | "rro"))
@@ -132,5 +135,6 @@ fn volume_of(
         field,
         read_only,
         recursive,
+        follows,
     })
 }

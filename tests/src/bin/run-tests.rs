@@ -17,17 +17,22 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use kata_like_tests::process::Process;
-use kata_like_tests::{TestResult, failure, figures};
+use kata_like_tests::{TestResult, failure, figures, oracle};
 use rustix::process::Signal;
 
 /// The parts with their time in minutes, and the test binaries of each.
-const PARTS: [(&str, u64, &[&str]); 4] = [
+const PARTS: [(&str, u64, &[&str]); 5] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
         "lifecycle",
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
+    ),
+    (
+        "OCI",
+        10,
+        &["oci", "oci_1_7", "volumes", "pods", "task_states"],
     ),
     (
         "faults and hostile",
@@ -184,6 +189,13 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
             target(&repository).join("installed").canonicalize()?
         }
     };
+    let mut probe = Command::new("make");
+    probe
+        .args(["--no-print-directory", "probe"])
+        .current_dir(&repository);
+    must("build the probe", probe)?;
+    let built = "guest/x86_64-unknown-linux-gnu/guest/kata-like-probe";
+    fs::copy(target(&repository).join(built), work.join("probe"))?;
     must(
         "build the test host",
         cargo(&["build", "--quiet", "-p", "test-host"]),
@@ -270,6 +282,14 @@ fn summary(work: &Path, times: &BTreeMap<&str, Duration>, lost: &str) {
         "{}",
         fs::read_to_string(work.join("figures")).unwrap_or_default()
     );
+    for report in ["oracle.txt", "oracle-1.7.txt"].map(|name| work.join(name)) {
+        if report.exists() {
+            println!(
+                "what containers see here and under runc: {}",
+                report.display()
+            );
+        }
+    }
     println!("\n== time ==");
     for (part, minutes, _) in PARTS {
         let took = times.get(part).copied().unwrap_or_default();
@@ -433,6 +453,8 @@ fn inside(arguments: &[String]) -> TestResult<bool> {
                 .env("KATA_LIKE_PREFIX", PREFIX)
                 .env("KATA_LIKE_KERNEL", &kernel)
                 .env("KATA_LIKE_FSD", &server)
+                .env(oracle::PROBE, work.join("probe"))
+                .env(oracle::REPORT, work)
                 .env(figures::VARIABLE, work.join("figures"));
             command
         };

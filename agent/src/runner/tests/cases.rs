@@ -6,7 +6,7 @@ use super::*;
 const CAPABILITIES: &str = "0000000008002121";
 
 /// What /proc/self/status says of one thing.
-fn status<'a>(printed: &'a str, name: &str) -> &'a str {
+pub(super) fn status<'a>(printed: &'a str, name: &str) -> &'a str {
     let line = printed
         .lines()
         .find(|line| line.starts_with(&format!("{name}:")));

@@ -1,0 +1,150 @@
+//! Further containers of `tests`: users and clocks of their own, hooks, scheduling, and what covers what.
+
+use std::os::unix::fs::{PermissionsExt, lchown};
+
+use super::cases::status;
+use super::*;
+
+/// The first of the ids that a user namespace of a case maps.
+const FIRST: u32 = 100_000;
+
+fn in_user_namespace(case: &mut Case) {
+    let mapping = json!([{"containerID": 0, "hostID": FIRST, "size": 65536}]);
+    case.spec["linux"]["uidMappings"] = mapping.clone();
+    case.spec["linux"]["gidMappings"] = mapping;
+    let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    let root = case.rootfs();
+    lchown(&root, Some(FIRST), Some(FIRST)).unwrap();
+    for entry in std::fs::read_dir(&root).unwrap().flatten() {
+        lchown(entry.path(), Some(FIRST), Some(FIRST)).unwrap();
+    }
+    // The folder of the root is the agent's alone, as it is in the guest: 0700.
+}
+
+pub(super) fn a_user_namespace_maps_the_containers_users(case: &mut Case) {
+    in_user_namespace(case);
+    case.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [7]});
+    case.spec["linux"]["sysctl"] = json!({"kernel.msgmax": "4242"});
+    case.spec["root"]["readonly"] = json!(true);
+    let (exit, printed) = case
+        .shell(
+            "cat /proc/self/uid_map; cat /proc/self/status; hostname; cat /proc/sys/kernel/msgmax
+             stat -c '%n %u:%g' / /proc/self/ /dev/null; ls /sys/class/net | grep lo; cat /proc/self/setgroups",
+        )
+        .unwrap();
+    assert_eq!(exit, 0, "{printed}");
+    let map: Vec<_> = printed.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(map, ["0", "100000", "65536"]);
+    assert_eq!(status(&printed, "Uid"), "1000\t1000\t1000\t1000");
+    assert_eq!(status(&printed, "Groups"), "7");
+    for expected in [
+        "box",
+        "4242",
+        "/ 0:0",
+        "/proc/self/ 1000:1000",
+        "/dev/null 65534:65534",
+        "lo",
+        "allow",
+    ] {
+        assert!(
+            printed.lines().any(|line| line == expected),
+            "no {expected:?} in {printed}"
+        );
+    }
+}
+
+pub(super) fn an_exec_joins_the_containers_users(case: &mut Case) {
+    in_user_namespace(case);
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    for mount in mounts.iter_mut().filter(|mount| mount["type"] == "cgroup") {
+        mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+    }
+    case.spec["process"]["args"] = json!(["sleep", "1000"]);
+    let (stdio, _output) = streams();
+    let created = case.create(stdio, Vec::new()).unwrap();
+    let (stdio, output) = streams();
+    let script = "cat /proc/self/uid_map; id -u; mkdir /sys/fs/cgroup/own && echo made; rmdir /sys/fs/cgroup/own";
+    let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", script],
+        "env": ["PATH=/usr/bin:/bin"]});
+    let executed = case.exec(&created, &process, stdio).unwrap();
+    assert_eq!(case.wait(executed.pid), 0);
+    let printed = read(output);
+    let words: Vec<_> = printed.split_whitespace().collect();
+    assert_eq!(words, ["0", "100000", "65536", "0", "made"], "{printed}");
+}
+
+pub(super) fn clocks_are_the_containers_own(case: &mut Case) {
+    let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "time"}));
+    case.spec["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1_000_000_000_i64}});
+    let (_, printed) = case.shell("cut -d. -f1 /proc/uptime").unwrap();
+    assert!(
+        printed.trim().parse::<u64>().unwrap() >= 1_000_000_000,
+        "{printed}"
+    );
+    case.spec["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .pop();
+    let error = case.shell("true").unwrap_err().to_string();
+    assert!(
+        error.starts_with("linux.timeOffsets.boottime: needs"),
+        "{error}"
+    );
+}
+
+pub(super) fn a_create_hook_has_the_containers_rights_and_no_more(case: &mut Case) {
+    let hook = |script: &str| json!({"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=1"]}]});
+    case.spec["hooks"] = hook(
+        "cat >/tmp/state; echo; echo $A; umask; ls /; cat /proc/self/status >/tmp/status; mount -t tmpfs x /tmp && echo mounted",
+    );
+    case.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    case.spec["root"]["readonly"] = json!(true);
+    let error = case.shell("true").unwrap_err().to_string();
+    // Without CAP_SYS_ADMIN nothing is mounted, and the last command's status is the hook's.
+    assert!(
+        error.starts_with("hooks.createContainer[0]: run /bin/sh: exit status"),
+        "{error}"
+    );
+    assert!(error.contains("\"1\\n0022\\nbin\\n"), "{error}");
+    assert!(!error.contains("mounted\""), "{error}");
+    let kept = |name: &str| std::fs::read_to_string(case.rootfs().join("tmp").join(name)).unwrap();
+    let state: Value = serde_json::from_str(&kept("state")).unwrap();
+    assert_eq!(state["status"], "creating");
+    assert_eq!(status(&kept("status"), "CapBnd"), "0000000008002121");
+    assert_eq!(status(&kept("status"), "Uid"), "0\t0\t0\t0");
+    case.spec["hooks"] = hook("echo made >/tmp/made");
+    let (_, printed) = case.shell("cat /tmp/made; id -u").unwrap();
+    assert_eq!(printed, "made\n1000\n");
+}
+
+pub(super) fn scheduling_is_the_specs(case: &mut Case) {
+    case.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 7});
+    case.spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 3});
+    case.spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    let (_, printed) = case
+        .shell("cut -d' ' -f19,41 /proc/self/stat; uname -m; ionice")
+        .unwrap();
+    assert_eq!(printed, "7 3\ni686\nidle\n");
+}
+
+pub(super) fn a_tmpfs_begins_with_what_it_covers(case: &mut Case) {
+    let secret = case.rootfs().join("etc/secret");
+    std::fs::write(&secret, "of the image\n").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o604)).unwrap();
+    lchown(&secret, Some(7), Some(8)).unwrap();
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs",
+        "options": ["tmpcopyup", "ro", "size=1m"]}),
+    );
+    let (_, printed) = case
+        .shell("cat /etc/secret; stat -c '%a %u:%g' /etc/secret; stat -f -c %T /etc; touch /etc/x || echo refused")
+        .unwrap();
+    assert!(
+        printed.starts_with("of the image\n604 7:8\ntmpfs\n"),
+        "{printed}"
+    );
+    assert!(printed.ends_with("refused\n"), "{printed}");
+}

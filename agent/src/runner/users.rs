@@ -1,0 +1,228 @@
+//! A user namespace of the container's own: its mappings, and what only the guest's own root can do for it.
+//!
+//! Called by `mod`. The container's process is born in its namespaces, all of which belong to the new one;
+//! the runner, which is outside, then writes the mappings and lets it go on. The files keep the numbers that
+//! they have: mounts with mapped ids are not made.
+//!
+//! The network is the guest's for all containers, so two things that belong to a network can't be done from
+//! within: sysfs is made outside and handed in, and sysctls of the network are set outside (`sysctl`).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType as Kind, Spec};
+use rustix::fs::{AtFlags, Gid, Uid};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
+use rustix::pipe::PipeFlags;
+
+use super::error::{Result, RunnerError, Step};
+use super::namespaces::Namespaces;
+
+/// Lines that the kernel takes (user_namespaces(7)).
+const MOST_MAPPINGS: usize = 340;
+
+/// The files of a cgroup that go to whoever it is delegated to, as the kernel lists them.
+const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
+
+/// A user namespace to be made.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Users {
+    uids: String,
+    gids: String,
+    /// The container's root, by the guest's numbers.
+    root: (u32, u32),
+    /// The container may make cgroups of its own.
+    delegates: bool,
+}
+
+impl Users {
+    /// What the spec asks for; `None` without a user namespace.
+    pub(super) fn of(spec: &Spec, namespaces: &Namespaces) -> Result<Option<Self>> {
+        let linux = spec.linux().as_ref();
+        let uids = linux.and_then(|linux| linux.uid_mappings().as_deref());
+        let gids = linux.and_then(|linux| linux.gid_mappings().as_deref());
+        let (uids, gids) = (uids.unwrap_or_default(), gids.unwrap_or_default());
+        if !namespaces.is_new(Kind::User) {
+            return Ok(None);
+        }
+        let root = (
+            check(uids, "linux.uidMappings")?,
+            check(gids, "linux.gidMappings")?,
+        );
+        Ok(Some(Self {
+            uids: lines(uids),
+            gids: lines(gids),
+            root,
+            delegates: namespaces.is_new(Kind::Cgroup) && mounts_writable_cgroup(spec),
+        }))
+    }
+
+    /// In the runner, before the birth: gives the cgroup away if the container is to write to it.
+    pub(super) fn delegate(&self, cgroup: BorrowedFd<'_>) -> Result<()> {
+        if !self.delegates {
+            return Ok(());
+        }
+        let (uid, gid) = (Uid::from_raw(self.root.0), Gid::from_raw(self.root.1));
+        let step = || "give the cgroup to the container's root";
+        let files = std::fs::read_to_string(DELEGATED).step(step)?;
+        for file in std::iter::once(".").chain(files.lines()) {
+            let given = rustix::fs::chownat(cgroup, file, Some(uid), Some(gid), AtFlags::empty());
+            match given {
+                // Of a controller that is not there.
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error).step(|| format!("{}: {file}", step())),
+            }
+        }
+        Ok(())
+    }
+
+    /// In the runner: maps the ids of the process that was born.
+    pub(super) fn map(&self, pid: u32) -> Result<()> {
+        for (file, lines) in [("uid_map", &self.uids), ("gid_map", &self.gids)] {
+            std::fs::write(format!("/proc/{pid}/{file}"), lines)
+                .step(|| format!("write {file} of the container's process: {lines:?}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// In the container's process, once its ids are mapped: the root of its namespace.
+pub(super) fn become_root() -> Result<()> {
+    let step = || "become the root of the user namespace";
+    rustix::thread::set_thread_groups(&[]).step(step)?;
+    rustix::thread::set_thread_gid(Gid::ROOT).step(step)?;
+    rustix::thread::set_thread_uid(Uid::ROOT).step(step)
+}
+
+/// In the runner: a sysfs, which can be made only by those that the network belongs to.
+pub(super) fn sysfs() -> Result<OwnedFd> {
+    let make = || {
+        let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(context.as_fd(), "source", "sysfs")?;
+        fsconfig_create(context.as_fd())?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        fsmount(context.as_fd(), flags, MountAttrFlags::empty())
+    };
+    make().step(|| "make a sysfs for the container")
+}
+
+/// In the runner: has the kernel mount what the share holds at `path`, which it does when somebody looks into
+/// it, while that somebody may do so.
+pub(super) fn look_into(path: &Path) -> Result<()> {
+    std::fs::read_dir(path)
+        .map(drop)
+        .step(|| format!("look into {}", path.display()))
+}
+
+/// A gate: the container's process waits there until its ids are mapped.
+pub(super) struct Gate {
+    waits: OwnedFd,
+    opens: OwnedFd,
+}
+
+impl Gate {
+    pub(super) fn new() -> Result<Self> {
+        let (waits, opens) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .step(|| "make a pipe for the container's process to wait at")?;
+        Ok(Self { waits, opens })
+    }
+
+    /// In the runner.
+    pub(super) fn open(&self) -> Result<()> {
+        rustix::io::write(&self.opens, b"m")
+            .map(drop)
+            .step(|| "let the container's process go on")
+    }
+
+    /// In the container's process; an error if the runner has ended instead.
+    pub(super) fn pass(self) -> Result<()> {
+        let step = || "wait for the mapping of ids";
+        drop(self.opens);
+        let mut byte = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.waits, &mut byte)).step(step)? {
+            1 => Ok(()),
+            _ => Err(RunnerError::failed(format!("{}: it was not made", step()))),
+        }
+    }
+}
+
+/// Checks a list, and finds what the container's root is.
+fn check(list: &[LinuxIdMapping], field: &str) -> Result<u32> {
+    if list.is_empty() || list.len() > MOST_MAPPINGS {
+        let reason = format!("must have 1 to {MOST_MAPPINGS} entries with a user namespace");
+        return Err(RunnerError::invalid(field, reason));
+    }
+    for (index, mapping) in list.iter().enumerate() {
+        let ends =
+            [mapping.host_id(), mapping.container_id()].map(|id| id.checked_add(mapping.size()));
+        if mapping.size() == 0 || ends.contains(&None) {
+            let reason = "its size is 0 or leads beyond the highest id";
+            return Err(RunnerError::invalid(format!("{field}[{index}]"), reason));
+        }
+    }
+    let root = list.iter().find(|mapping| mapping.container_id() == 0);
+    root.map(LinuxIdMapping::host_id)
+        .ok_or_else(|| RunnerError::invalid(field, "maps no root of the container"))
+}
+
+/// What the kernel wants to read.
+fn lines(list: &[LinuxIdMapping]) -> String {
+    list.iter()
+        .map(|it| format!("{} {} {}\n", it.container_id(), it.host_id(), it.size()))
+        .collect()
+}
+
+fn mounts_writable_cgroup(spec: &Spec) -> bool {
+    spec.mounts().iter().flatten().any(|mount| {
+        let options = mount.options().as_deref().unwrap_or_default();
+        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+            && !options.iter().any(|option| option == "ro")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users(uids: &str, gids: &str, namespaces: &str) -> Result<Option<Users>> {
+        let spec: Spec = serde_json::from_str(&format!(
+            r#"{{"ociVersion": "1.2.0", "linux": {{"uidMappings": {uids}, "gidMappings": {gids},
+                "namespaces": [{{"type": "mount"}} {namespaces}]}}}}"#
+        ))
+        .unwrap();
+        let namespaces = Namespaces::of(&spec, &[])?;
+        Users::of(&spec, &namespaces)
+    }
+
+    const ONE: &str = r#"[{"containerID": 0, "hostID": 1000, "size": 10},
+                          {"containerID": 10, "hostID": 5000, "size": 1}]"#;
+    const USER: &str = r#", {"type": "user"}"#;
+
+    #[test]
+    fn mappings_become_lines() {
+        assert_eq!(users(ONE, ONE, ""), Ok(None));
+        let users = users(ONE, ONE, USER).unwrap().unwrap();
+        assert_eq!(users.uids, "0 1000 10\n10 5000 1\n");
+        assert_eq!(users.root, (1000, 1000));
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        let beyond = r#"[{"containerID": 0, "hostID": 4294967295, "size": 2}]"#;
+        let none = r#"[{"containerID": 0, "hostID": 1, "size": 0}]"#;
+        let no_root = r#"[{"containerID": 1, "hostID": 1, "size": 1}]"#;
+        for (uids, gids, namespaces, field) in [
+            ("[]", ONE, USER, "linux.uidMappings:"),
+            (ONE, "[]", USER, "linux.gidMappings:"),
+            (beyond, ONE, USER, "linux.uidMappings[0]:"),
+            (ONE, none, USER, "linux.gidMappings[0]:"),
+            (no_root, ONE, USER, "linux.uidMappings:"),
+        ] {
+            let error = users(uids, gids, namespaces).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What a container sees, as one line of JSON on its standard output.
+//!
+//! `tests/tests/oci.rs` makes it the command of containers under runc and under kata-like, and compares
+//! what it prints. It is linked statically, since it must run in a root that holds nothing else, and has a
+//! `main` of C's: that of Rust changes what signals do before anybody can look.
+//!
+//! What the kernel or the machine is made of is left out; each value that is printed can be equal. What
+//! could not be found out is printed as the error's name in its place.
+//!
+//! It unmounts and renames what it can: so it does nothing where the root has no file `MARK`, which no
+//! machine has and the tests put into each container's root.
+//!
+//! Roles, by the first argument: `pause` waits for ever, `hook FILE` is a hook that keeps what it was
+//! given in FILE, those in `tools` do what busybox can't, anything else prints the report.
+
+#![no_main]
+
+mod attempts;
+mod places;
+mod process;
+mod tools;
+
+use std::ffi::{c_char, c_int};
+use std::io::{Read, Write};
+
+use serde_json::{Value, json};
+
+/// What the root of a container that is made for this program holds.
+const MARK: &str = "/.root-of-a-probe";
+
+/// The entry point that the C library calls.
+///
+/// # Safety
+///
+/// Called once, by the C library; the arguments are not used.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(line) = tools::run(arguments.get(1..).unwrap_or_default()) {
+        return c_int::from(writeln!(std::io::stdout(), "{line}").is_err());
+    }
+    if !std::path::Path::new(MARK).exists() {
+        eprintln!("there is no {MARK}: this is no container for this program");
+        return 125;
+    }
+    match arguments.get(1).map(String::as_str) {
+        Some("pause") => loop {
+            std::thread::sleep(std::time::Duration::from_secs(3600));
+        },
+        Some("hook") => c_int::from(hook(arguments.get(2)).is_err()),
+        _ => {
+            let mut line = report().to_string();
+            line.push('\n');
+            c_int::from(std::io::stdout().write_all(line.as_bytes()).is_err())
+        }
+    }
+}
+
+/// The attempts come last: some leave traces that the rest would see.
+fn report() -> Value {
+    json!({
+        "process": process::report(),
+        "places": places::report(),
+        "attempts": attempts::report(),
+    })
+}
+
+/// Keeps the state that a hook gets on its standard input, and what it sees.
+fn hook(file: Option<&String>) -> std::io::Result<()> {
+    let mut state = String::new();
+    std::io::stdin().read_to_string(&mut state)?;
+    let seen = json!({
+        "state": normal(serde_json::from_str(&state)?),
+        "args": std::env::args().collect::<Vec<_>>(),
+        "env": std::env::vars().collect::<std::collections::BTreeMap<_, _>>(),
+        "cwd": std::env::current_dir().ok(),
+        "hostname": process::host_name(),
+        "status": process::status(),
+        "terminal": process::terminal_size(),
+        "root": places::names("/"),
+    });
+    let file = file.map(String::as_str).unwrap_or_default();
+    std::fs::write(file, seen.to_string())
+}
+
+/// The state without what is never the same: the container's name and pid, and where its bundle is.
+fn normal(mut state: Value) -> Value {
+    // Each runtime tells the version that it was built with.
+    for key in ["id", "bundle", "ociVersion"] {
+        if state[key].as_str().is_some_and(|text| !text.is_empty()) {
+            state[key] = "some".into();
+        }
+    }
+    if state["pid"].as_i64().is_some_and(|pid| pid > 1) {
+        state["pid"] = "many".into();
+    }
+    if let Some(all) = state["annotations"].as_object_mut() {
+        all.remove("io.kubernetes.cri.sandbox-id");
+    }
+    state
+}
+
+/// The name of the last system call's error.
+fn last_error() -> String {
+    error_name(&std::io::Error::last_os_error())
+}
+
+/// The names of the errors that occur here; others by their number.
+fn error_name(error: &std::io::Error) -> String {
+    let number = error.raw_os_error().unwrap_or(0);
+    let names = [
+        (libc::EPERM, "EPERM"),
+        (libc::ENOENT, "ENOENT"),
+        (libc::ESRCH, "ESRCH"),
+        (libc::EIO, "EIO"),
+        (libc::ENXIO, "ENXIO"),
+        (libc::EBADF, "EBADF"),
+        (libc::EAGAIN, "EAGAIN"),
+        (libc::ENOMEM, "ENOMEM"),
+        (libc::EACCES, "EACCES"),
+        (libc::EFAULT, "EFAULT"),
+        (libc::EBUSY, "EBUSY"),
+        (libc::EEXIST, "EEXIST"),
+        (libc::EXDEV, "EXDEV"),
+        (libc::ENODEV, "ENODEV"),
+        (libc::ENOTDIR, "ENOTDIR"),
+        (libc::EISDIR, "EISDIR"),
+        (libc::EINVAL, "EINVAL"),
+        (libc::ENOTTY, "ENOTTY"),
+        (libc::ENOSPC, "ENOSPC"),
+        (libc::EROFS, "EROFS"),
+        (libc::ENOLCK, "ENOLCK"),
+        (libc::ENOSYS, "ENOSYS"),
+        (libc::ELOOP, "ELOOP"),
+        (libc::ENODATA, "ENODATA"),
+        (libc::EOPNOTSUPP, "EOPNOTSUPP"),
+        (libc::EAFNOSUPPORT, "EAFNOSUPPORT"),
+        (libc::EPROTONOSUPPORT, "EPROTONOSUPPORT"),
+        (libc::EADDRINUSE, "EADDRINUSE"),
+        (libc::EOVERFLOW, "EOVERFLOW"),
+        (libc::ENOKEY, "ENOKEY"),
+        (libc::EDQUOT, "EDQUOT"),
+    ];
+    match names.iter().find(|(known, _)| *known == number) {
+        Some((_, name)) => (*name).to_owned(),
+        None => format!("error {number}"),
+    }
+}

@@ -1,0 +1,485 @@
+//! The oracle is runc: one OCI spec under both runtimes, and what a probe in the container sees.
+//!
+//! `tests/oci.rs` runs the catalogue once and looks at it from several sides. A case is a change of
+//! containerd's default spec; `run` makes the container twice, through the same containerd, and compares
+//! the two reports. Most cases are containers of one pod, as CRI makes them, so that the machine boots once
+//! for all; the others have a machine each.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use serde_json::{Value, json};
+
+use crate::ctr::Call;
+use crate::host::Host;
+use crate::{TestResult, failure};
+use task::Task;
+
+pub mod catalogue;
+pub mod compare;
+pub mod reasons;
+mod task;
+
+/// The oracle and the runtime under test, as containerd names them.
+pub const RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.kata-like.v2"];
+
+/// The environment variable that names the probe's file; `run-tests` sets it.
+pub const PROBE: &str = "KATA_LIKE_PROBE";
+
+/// The environment variable that names a folder for the tables, and for `oracle.log`.
+pub const REPORT: &str = "KATA_LIKE_ORACLE_REPORTS";
+
+/// The environment variable that names the cases to run, by parts of their names; all without it.
+pub const ONLY: &str = "KATA_LIKE_ORACLE_ONLY";
+
+/// A root without it is none that the probe touches.
+const MARK: &str = ".root-of-a-probe";
+
+/// How often a case is tried where the emulator has broken the pod's machine.
+const TRIES: u32 = 3;
+
+/// In what kind of container a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One of many in the pod.
+    InPod,
+    /// By itself.
+    Alone,
+    /// A further process in a container of the pod; `Spec::exec` is what it has otherwise.
+    Exec,
+}
+
+/// One spec.
+pub struct Case {
+    /// What it is about.
+    pub name: &'static str,
+    /// Where it runs.
+    pub kind: Kind,
+    /// Changes the spec and the files around it.
+    pub change: fn(&mut Spec),
+}
+
+/// A container to be.
+pub struct Spec {
+    /// containerd's default spec.
+    pub json: Value,
+    /// What the further process of a case of that kind has in place of the container's own.
+    pub exec: Value,
+    /// The container's root on the host; the case may plant things in it.
+    pub root: PathBuf,
+    /// A folder on the host for its volumes: `file`, `below/file`, and `below` is a mount.
+    pub volume: PathBuf,
+}
+
+/// What came of a container.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The probe's report.
+    Report(Value),
+    /// It could not be made: the last line of the error.
+    Refused(String),
+    /// The test itself has failed, which is equal to nothing.
+    Broken(String),
+}
+
+/// A case under both runtimes.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The case's name.
+    pub name: &'static str,
+    /// Under runc.
+    pub runc: Outcome,
+    /// Under kata-like.
+    pub ours: Outcome,
+    /// How long each took.
+    pub took: [Duration; 2],
+}
+
+/// What all cases share: the host, the files, and a pod for each runtime.
+pub struct Oracle<'host> {
+    host: &'host Host,
+    directory: tempfile::TempDir,
+    probe: PathBuf,
+    default: Value,
+    pods: [Mutex<Option<SharedPod>>; 2],
+}
+
+#[derive(Clone)]
+struct SharedPod {
+    id: String,
+    pid: i32,
+}
+
+impl<'host> Oracle<'host> {
+    /// Prepares the files; no container is made yet.
+    pub fn new(host: &'host Host) -> TestResult<Self> {
+        let directory = tempfile::tempdir()?;
+        // Of its own, without options that containers would see, and shared, as systemd has all mounts.
+        rustix::mount::mount(
+            "oracle",
+            directory.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"mode=755"),
+        )?;
+        rustix::mount::mount_change(directory.path(), MountPropagationFlags::SHARED)?;
+        let built = std::env::var_os(PROBE)
+            .ok_or_else(|| failure(format!("{PROBE} is not set: run-tests builds the probe")))?;
+        let probe = directory.path().join("probe");
+        fs::copy(&built, &probe)?;
+        fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
+        let printed = host.ctr(["oci", "spec"]).ok()?;
+        Ok(Self {
+            host,
+            directory,
+            probe,
+            default: complete(serde_json::from_slice(&printed.stdout)?),
+            pods: [Mutex::new(None), Mutex::new(None)],
+        })
+    }
+
+    /// Runs all cases, two containers at a time; the pairs are in the cases' order.
+    pub fn run(&self, cases: &[&Case]) -> TestResult<Vec<Pair>> {
+        let jobs: Vec<(usize, usize)> = (0..cases.len())
+            .flat_map(|case| (0..RUNTIMES.len()).map(move |runtime| (case, runtime)))
+            .collect();
+        let next = Mutex::new(jobs.into_iter());
+        let done = Mutex::new(vec![[None, None]; cases.len()]);
+        let work = || -> TestResult {
+            loop {
+                let job = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((case, runtime)) = job else {
+                    return Ok(());
+                };
+                let started = Instant::now();
+                let outcome = self.outcome(cases[case], runtime)?;
+                tell(cases[case].name, runtime, &outcome);
+                done.lock().unwrap_or_else(PoisonError::into_inner)[case][runtime] =
+                    Some((outcome, started.elapsed()));
+            }
+        };
+        std::thread::scope(|scope| {
+            let workers = [scope.spawn(work), scope.spawn(work)];
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().map_err(|_| failure("a worker panicked"))?)
+        })?;
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let pairs = cases.iter().zip(done).map(|(case, outcomes)| {
+            let [Some((runc, first)), Some((ours, second))] = outcomes else {
+                return Err(failure(format!("{} was not run", case.name)));
+            };
+            Ok(Pair {
+                name: case.name,
+                runc,
+                ours,
+                took: [first, second],
+            })
+        });
+        pairs.collect()
+    }
+
+    /// Runs a case under kata-like alone.
+    pub fn ours(&self, case: &Case) -> TestResult<Outcome> {
+        self.outcome(case, 1)
+    }
+
+    fn outcome(&self, case: &Case, runtime: usize) -> TestResult<Outcome> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let outcome = self
+                .container(case, runtime)
+                .unwrap_or_else(|error| Outcome::Broken(error.to_string()));
+            // A container can't be refused and its pod be gone by that.
+            let broken = !matches!(outcome, Outcome::Report(_)) && !self.pod_lives(runtime)?;
+            if !broken || tries == TRIES {
+                return Ok(outcome);
+            }
+            println!("{}: the pod has gone; again with another", case.name);
+            self.remove_pod(runtime);
+        }
+    }
+
+    fn container(&self, case: &Case, runtime: usize) -> TestResult<Outcome> {
+        let id = self.host.name("oracle");
+        let files = self.directory.path().join(&id);
+        let mut spec = self.spec(&id, &files)?;
+        (case.change)(&mut spec);
+        if case.kind != Kind::Alone {
+            let pod = self.pod(runtime)?;
+            annotate(&mut spec.json, "container", &pod.id);
+            share(
+                &mut spec.json,
+                "network",
+                &format!("/proc/{}/ns/net", pod.pid),
+            );
+            // A case may name the pod's process where it wants another namespace of it.
+            for namespace in spec.json["linux"]["namespaces"]
+                .as_array_mut()
+                .into_iter()
+                .flatten()
+            {
+                if let Some(path) = namespace["path"].as_str() {
+                    namespace["path"] = path
+                        .replace("/proc/POD/", &format!("/proc/{}/", pod.pid))
+                        .into();
+                }
+            }
+        }
+        let below = spec.volume.join("below");
+        rustix::mount::mount("below", &below, "tmpfs", MountFlags::empty(), None)?;
+        fs::write(below.join("file"), "below\n")?;
+        let outcome = match case.kind {
+            Kind::Alone => self.alone(&id, &files, &spec, runtime),
+            kind => self.in_pod(&id, &files, spec, runtime, kind),
+        };
+        rustix::mount::unmount(&below, UnmountFlags::DETACH)?;
+        fs::remove_dir_all(&files)?;
+        outcome
+    }
+
+    /// `ctr run` in the foreground.
+    fn alone(&self, id: &str, files: &Path, spec: &Spec, runtime: usize) -> TestResult<Outcome> {
+        let config = write(files, &spec.json)?;
+        let runtime = RUNTIMES[runtime];
+        let arguments = ["run", "--rm", "--runtime", runtime, "--config", &config, id];
+        let output = self.host.ctr(arguments).output()?;
+        if output.status != 0 && output.stdout.is_empty() {
+            return Ok(Outcome::Refused(output.error_text()));
+        }
+        report(&output.text())
+    }
+
+    /// A container of the pod, or a further process in one.
+    fn in_pod(
+        &self,
+        id: &str,
+        files: &Path,
+        mut spec: Spec,
+        runtime: usize,
+        kind: Kind,
+    ) -> TestResult<Outcome> {
+        let pod = self.host.bundle(&self.pod(runtime)?.id);
+        let task = Task::new(&pod, id, files)?;
+        let answer = if kind == Kind::Exec {
+            let mut process = spec.json["process"].clone();
+            for (key, value) in spec.exec.as_object().into_iter().flatten() {
+                process[key] = value.clone();
+            }
+            spec.json["process"]["args"] = json!(["/probe", "pause"]);
+            task.exec(&task::bundle(files, &spec.json)?, &process)
+        } else {
+            let terminal = spec.json["process"]["terminal"] == true;
+            task.run(&task::bundle(files, &spec.json)?, terminal)
+        };
+        match answer? {
+            Ok(printed) => report(&printed),
+            Err(refusal) => Ok(Outcome::Refused(refusal.text)),
+        }
+    }
+
+    fn remove(&self, id: &str) {
+        for arguments in [
+            ["task", "rm", "--force", id].as_slice(),
+            &["container", "rm", id],
+        ] {
+            let call: Call = self.host.ctr(arguments);
+            let _ = call.output();
+        }
+    }
+
+    /// The files of a container, and the default spec.
+    fn spec(&self, id: &str, files: &Path) -> TestResult<Spec> {
+        let (root, volume) = (files.join("rootfs"), files.join("volume"));
+        for name in [
+            "bin", "dev", "etc", "home", "proc", "run", "srv", "sys", "var",
+        ] {
+            fs::create_dir_all(root.join(name))?;
+        }
+        fs::create_dir(root.join("tmp"))?;
+        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+        for (name, text) in [
+            (
+                "etc/passwd",
+                "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home/app:/bin/sh\n",
+            ),
+            ("etc/group", "root:x:0:\nextra:x:900:app\napp:x:1000:\n"),
+            ("etc/hosts", "127.0.0.1 localhost\n"),
+            ("etc/secret", "of the image\n"),
+            (MARK, ""),
+        ] {
+            fs::write(root.join(name), text)?;
+        }
+        fs::hard_link(&self.probe, root.join("probe"))?;
+        fs::create_dir_all(volume.join("below"))?;
+        fs::write(volume.join("file"), "of the volume\n")?;
+        let mut json = self.default.clone();
+        json["root"] = json!({"path": root});
+        json["process"]["args"] = json!(["/probe", "report"]);
+        json["linux"]["cgroupsPath"] = json!(format!("/oracle/{id}"));
+        Ok(Spec {
+            json,
+            exec: json!({}),
+            root,
+            volume,
+        })
+    }
+
+    /// The pod of a runtime, made when it is first asked for.
+    fn pod(&self, runtime: usize) -> TestResult<SharedPod> {
+        let mut pod = self.pods[runtime]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(pod) = &*pod {
+            return Ok(pod.clone());
+        }
+        let id = self.host.name("oracle-pod");
+        let files = self.directory.path().join(&id);
+        let mut spec = self.spec(&id, &files)?;
+        spec.json["process"]["args"] = json!(["/probe", "pause"]);
+        annotate(&mut spec.json, "sandbox", &id);
+        let config = write(&files, &spec.json)?;
+        self.host
+            .ctr([
+                "run",
+                "-d",
+                "--runtime",
+                RUNTIMES[runtime],
+                "--config",
+                &config,
+                &id,
+            ])
+            .ok()?;
+        let (_, pid) = self
+            .task(&id)?
+            .ok_or_else(|| failure("the pod's task is not listed"))?;
+        Ok(pod.insert(SharedPod { id, pid }).clone())
+    }
+
+    fn pod_lives(&self, runtime: usize) -> TestResult<bool> {
+        let pod = self.pods[runtime]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match pod {
+            None => Ok(true),
+            Some(pod) => Ok(self
+                .task(&pod.id)?
+                .is_some_and(|(status, _)| status == "RUNNING")),
+        }
+    }
+
+    fn remove_pod(&self, runtime: usize) {
+        let pod = self.pods[runtime]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(pod) = pod {
+            self.remove(&pod.id);
+        }
+    }
+
+    fn task(&self, id: &str) -> TestResult<Option<(String, i32)>> {
+        let list = self.host.ctr(["task", "ls"]).ok()?.text();
+        let line = list
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|words| words[0] == id);
+        match line.as_deref() {
+            Some([_, pid, status]) => Ok(Some(((*status).to_owned(), pid.parse()?))),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Adds an outcome to `oracle.log`, a line each: for whoever waits for the table, or looks into a difference.
+fn tell(case: &str, runtime: usize, outcome: &Outcome) {
+    let outcome = match outcome {
+        Outcome::Report(report) => report.clone(),
+        other => format!("{other:?}").into(),
+    };
+    let line = json!({"case": case, "runtime": RUNTIMES[runtime], "outcome": outcome});
+    let log = std::env::var_os(REPORT).map(|folder| Path::new(&folder).join("oracle.log"));
+    let mut options = fs::OpenOptions::new();
+    if let Some(Ok(mut log)) = log.map(|log| options.append(true).create(true).open(log)) {
+        let _ = log.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Shows the table, and keeps it as `NAME.txt`.
+pub fn keep(pairs: &[Pair], name: &str) -> TestResult {
+    let table = compare::table(pairs);
+    // Whether the tests pass or not: libtest keeps what the macros print.
+    std::io::stdout().write_all(table.as_bytes())?;
+    if let Some(folder) = std::env::var_os(REPORT).map(PathBuf::from) {
+        fs::write(folder.join(format!("{name}.txt")), &table)?;
+    }
+    Ok(())
+}
+
+impl Drop for Oracle<'_> {
+    fn drop(&mut self) {
+        for runtime in 0..RUNTIMES.len() {
+            self.remove_pod(runtime);
+        }
+        let _ = rustix::mount::unmount(self.directory.path(), UnmountFlags::DETACH);
+    }
+}
+
+/// containerd's default spec, and what it leaves to whoever is above the container. One case is about that.
+fn complete(mut spec: Value) -> Value {
+    spec["hostname"] = json!("oracle");
+    spec["process"]["oomScoreAdj"] = json!(0);
+    spec["process"]["rlimits"] = json!([
+        {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024},
+        {"type": "RLIMIT_NPROC", "soft": 4096, "hard": 4096},
+        {"type": "RLIMIT_SIGPENDING", "soft": 4096, "hard": 4096},
+    ]);
+    if let Some(list) = spec["linux"]["namespaces"].as_array_mut() {
+        list.retain(|namespace| namespace["type"] != "cgroup");
+        list.push(json!({"type": "cgroup"}));
+    }
+    spec
+}
+
+fn write(files: &Path, spec: &Value) -> TestResult<String> {
+    let path = files.join("config.json");
+    fs::write(&path, serde_json::to_vec(spec)?)?;
+    Ok(path.display().to_string())
+}
+
+/// As containerd's CRI plugin marks a pod's containers.
+fn annotate(spec: &mut Value, kind: &str, pod: &str) {
+    if spec["annotations"].is_null() {
+        spec["annotations"] = json!({});
+    }
+    spec["annotations"]["io.kubernetes.cri.container-type"] = kind.into();
+    spec["annotations"]["io.kubernetes.cri.sandbox-id"] = pod.into();
+}
+
+/// Gives the namespace of this kind a path.
+pub fn share(spec: &mut Value, kind: &str, path: &str) {
+    for namespace in spec["linux"]["namespaces"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        if namespace["type"] == kind && namespace["path"].is_null() {
+            namespace["path"] = path.into();
+        }
+    }
+}
+
+fn report(printed: &str) -> TestResult<Outcome> {
+    let line = printed.lines().find(|line| line.starts_with('{'));
+    let line = line.ok_or_else(|| failure(format!("no report in {printed:?}")))?;
+    let report = serde_json::from_str(line)
+        .map_err(|error| failure(format!("the report can't be read: {error}: {line:?}")))?;
+    Ok(Outcome::Report(report))
+}

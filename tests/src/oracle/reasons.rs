@@ -1,0 +1,346 @@
+//! Why a report may differ from runc's: each a property of a machine of one's own.
+//!
+//! The same list is in `docs/limitations.md`, under "What a container sees otherwise than under runc".
+//! A reason explains a difference only where both values are exactly those that it is about, and `oci.rs`
+//! asks for each of them to be seen: so the catalogue is the test that the differences are still these.
+
+use serde_json::Value;
+
+use super::compare::Difference;
+use super::{Outcome, Pair};
+
+/// One of them.
+pub struct Reason {
+    /// Its name in the table, and in the list of `docs/limitations.md`.
+    pub name: &'static str,
+    /// What it is.
+    pub text: &'static str,
+    explains: fn(&[&str], &Difference, &Reports) -> bool,
+}
+
+/// Both reports whole, for a reason that must look around.
+struct Reports<'a> {
+    runc: &'a Value,
+    ours: &'a Value,
+}
+
+impl Reports<'_> {
+    /// What is mounted at a place under kata-like, or above it.
+    fn mount_of(&self, place: &str) -> &Value {
+        let mounts = &self.ours["places"]["mounts"];
+        let mut at = place;
+        while mounts[at].is_null() && at.len() > 1 {
+            at = at
+                .rsplit_once('/')
+                .map_or("/", |(above, _)| if above.is_empty() { "/" } else { above });
+        }
+        &mounts[at]
+    }
+}
+
+/// All of them.
+pub const REASONS: [Reason; 9] = [
+    Reason {
+        name: "virtio-fs",
+        text: "the root and the volumes are files of the host's that virtio-fs carries into the machine",
+        explains: virtio_fs,
+    },
+    Reason {
+        name: "propagation",
+        text: "what is mounted on the host later does not reach the container: root and volumes are no slaves",
+        explains: propagation,
+    },
+    Reason {
+        name: "mounts in volumes",
+        text: "what is mounted in a volume on the host is mounted in the guest when it is first looked into, \
+               with the options of the volume",
+        explains: mounts_in_volumes,
+    },
+    Reason {
+        name: "nodes",
+        text: "the file server has no right to make device nodes on the root and in volumes",
+        explains: nodes,
+    },
+    Reason {
+        name: "sysfs",
+        text: "sysfs and the cgroups are made once for the machine and are writable, with options of its own; the \
+               mount in the container is read-only",
+        explains: sysfs,
+    },
+    Reason {
+        name: "kernel",
+        text: "the guest's kernel is built for a virtual machine: it lacks what that has no use for",
+        explains: kernel,
+    },
+    Reason {
+        name: "processors",
+        text: "a spec numbers the processors and memory nodes of the host; the guest has its own, all of them",
+        explains: processors,
+    },
+    Reason {
+        name: "first process",
+        text: "the pause container runs nothing: where containers share its PID namespace, PID 1 is a process of the \
+               agent's, of which nothing can be seen",
+        explains: first_process,
+    },
+    Reason {
+        name: "left out",
+        text: "what the spec leaves out is taken from the guest: its name, limits, OOM score and cgroups",
+        explains: left_out,
+    },
+];
+
+/// The first reason that explains a difference.
+pub fn reason_of(difference: &Difference, pair: &Pair) -> Option<usize> {
+    let (Outcome::Report(runc), Outcome::Report(ours)) = (&pair.runc, &pair.ours) else {
+        return None;
+    };
+    let reports = Reports { runc, ours };
+    let path: Vec<_> = difference.path.iter().map(String::as_str).collect();
+    REASONS
+        .iter()
+        .position(|reason| (reason.explains)(&path, difference, &reports))
+}
+
+/// Type, source and file system's options of a mount of files; everything else of it is the same.
+fn virtio_fs(path: &[&str], _: &Difference, reports: &Reports) -> bool {
+    let [
+        "places",
+        "mounts",
+        place,
+        "type" | "source" | "root" | "file system",
+    ] = path
+    else {
+        return false;
+    };
+    let own = &reports.ours["places"]["mounts"][*place];
+    reports.runc["places"]["mounts"][*place]["type"] == "tmpfs"
+        && own["type"] == "virtiofs"
+        && (own["source"] == "none" || own["source"] == "volumes")
+}
+
+fn propagation(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    let ["places", "mounts", place, "propagation"] = path else {
+        return false;
+    };
+    reports.mount_of(place)["type"] == "virtiofs"
+        && difference.runc == serde_json::json!(["master"])
+        && difference.ours == serde_json::json!([])
+}
+
+fn mounts_in_volumes(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    match path {
+        ["places", "mounts", place] => {
+            difference.runc["type"] == "tmpfs"
+                && difference.runc["source"] == "below"
+                && difference.ours.is_null()
+                && reports.mount_of(place)["type"] == "virtiofs"
+        }
+        ["places", "files", place, "write"] => {
+            let options = reports.mount_of(place)["options"]
+                .as_str()
+                .unwrap_or_default();
+            reports.runc["places"]["mounts"][*place]["source"] == "below"
+                && options.split(',').any(|option| option == "ro")
+                && difference.runc == "created"
+                && difference.ours == "EROFS"
+        }
+        _ => false,
+    }
+}
+
+fn nodes(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+    matches!(path, ["attempts", "make a device in the root"])
+        && difference.runc == "done"
+        && difference.ours == "EPERM"
+}
+
+fn sysfs(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    if matches!(path, ["places", "mounts", "/sys/fs/cgroup", "file system"]) {
+        let own = difference.ours.as_str().unwrap_or_default().split(',');
+        return reports.ours["places"]["mounts"]["/sys/fs/cgroup"]["type"] == "cgroup2"
+            && difference.runc == "rw"
+            && own.eq(["favordynmods", "memory_recursiveprot", "nsdelegate", "rw"]);
+    }
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        ["places", "mounts", "/sys", "file system"] => {
+            reports.ours["places"]["mounts"]["/sys"]["type"] == "sysfs"
+                && runc == "ro"
+                && ours == "rw"
+        }
+        // The pod's first container has made the sysfs of its network read-only for all.
+        ["places", "files", "/sys", "write"] => runc == "EROFS" && ours == "EPERM",
+        _ => false,
+    }
+}
+
+/// Files of /proc that come with an option or a device that the guest's kernel has not.
+const ABSENT: [&str; 4] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/sysrq-trigger",
+    "/dev/core",
+];
+
+fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        // CONFIG_BSD_PROCESS_ACCT
+        ["attempts", "keep accounts"] => ours == "ENOSYS" && (runc == "EPERM" || runc == "ENOENT"),
+        // Memory and ports as devices: there is no driver that could refuse to open them.
+        ["attempts", "device c 1:1" | "device c 1:4"] => {
+            runc == "refused when opened" && ours == "allowed"
+        }
+        // CONFIG_CORE_DUMP_DEFAULT_ELF_HEADERS
+        ["process", "coredump_filter"] => runc == "00000033" && ours == "00000023",
+        // CONFIG_ZSWAP
+        ["places", "cgroup", "memory.zswap.max"] => runc == "max" && ours == "ENOENT",
+        // CONFIG_CGROUP_FAVOR_DYNMODS
+        ["places", "mounts", "/sys/fs/cgroup", "file system"] => {
+            let text = ours.as_str().unwrap_or_default();
+            text.strip_prefix("favordynmods,") == runc.as_str()
+        }
+        // CONFIG_TMPFS_INODE64
+        ["places", "mounts", _, "file system"] => {
+            let own = ours.as_str().unwrap_or_default().split(',');
+            let mut other: Vec<_> = runc.as_str().unwrap_or_default().split(',').collect();
+            other.retain(|option| *option != "inode64");
+            own.eq(other)
+        }
+        ["places", "files", place] => ABSENT.contains(place) && ours == "ENOENT",
+        ["places", "mounts", place] | ["places", "devices", place] => {
+            ABSENT.contains(place) && ours.is_null()
+        }
+        // Nothing sits on a bus that the kernel knows.
+        ["places", "files", "/proc/bus" | "/sys/firmware", "read"] => {
+            runc == "names" && ours == "empty"
+        }
+        _ => false,
+    }
+}
+
+fn processors(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        ["places", "cgroup", "cpuset.cpus" | "cpuset.mems"] => runc == "0" && ours == "",
+        ["process", "scheduling", "all CPUs"] => runc == false && ours == true,
+        _ => false,
+    }
+}
+
+fn first_process(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        ["process", "pids", "/proc/1/comm"] => runc == "probe" && ours == "pause",
+        _ if reports.ours["process"]["pids"]["/proc/1/comm"] != "pause" => false,
+        ["process", "pids", _] => ours == "EACCES",
+        ["process", "namespaces", _] => {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            text(runc).replace(", of PID 1", ", not of PID 1") == text(ours)
+        }
+        ["attempts", "join the mounts of PID 1"] => runc == "EPERM" && ours == "EACCES",
+        _ => false,
+    }
+}
+
+fn left_out(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
+    let (runc, ours) = (&difference.runc, &difference.ours);
+    match path {
+        ["process", "hostname"] | ["places", "sysctls", "kernel/hostname"] => {
+            runc == "test-host" && ours == "(none)"
+        }
+        ["process", "limits", "nproc"] => runc.is_string() && ours == "unlimited unlimited",
+        ["process", "limits", "sigpending" | "nofile"] => runc.is_string() && ours.is_string(),
+        // containerd's shim has a score of its own.
+        ["process", "oom_score_adj"] => runc == "1" && ours == "0",
+        // Without a cgroup namespace it is the machine's own mount.
+        [
+            "places",
+            "mounts",
+            "/sys/fs/cgroup",
+            "source" | "file system",
+        ] => reports.ours["process"]["namespaces"]["cgroup"] == "the machine's, of PID 1",
+        ["process", "cgroup"] => {
+            let (runc, ours) = (
+                runc.as_str().unwrap_or_default(),
+                ours.as_str().unwrap_or_default(),
+            );
+            runc.starts_with("0::/oracle/") && ours.starts_with("0::/_")
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reason(path: &[&str], runc: Value, ours: Value) -> Option<&'static str> {
+        let difference = Difference {
+            path: path.iter().map(ToString::to_string).collect(),
+            runc,
+            ours,
+        };
+        let mounts = |kind: &str, source: &str, options: &str| {
+            json!({"places": {"mounts": {
+                "/": {"type": kind, "source": source, "options": "rw"},
+                "/data": {"type": kind, "source": source, "options": options},
+                "/sys": {"type": "sysfs"},
+            }}})
+        };
+        let mut under_runc = mounts("tmpfs", "oracle", "ro");
+        under_runc["places"]["mounts"]["/data/below"] = json!({"type": "tmpfs", "source": "below"});
+        let pair = Pair {
+            name: "a case",
+            runc: Outcome::Report(under_runc),
+            ours: Outcome::Report(mounts("virtiofs", "none", "ro")),
+            took: Default::default(),
+        };
+        Some(REASONS[reason_of(&difference, &pair)?].name)
+    }
+
+    #[test]
+    fn a_reason_explains_its_own_values_and_no_others() {
+        let node = ["attempts", "make a device in the root"];
+        assert_eq!(reason(&node, json!("done"), json!("EPERM")), Some("nodes"));
+        assert_eq!(reason(&node, json!("done"), json!("EROFS")), None);
+        assert_eq!(reason(&node, json!("EPERM"), json!("done")), None);
+        let sysfs = ["places", "mounts", "/sys", "file system"];
+        assert_eq!(reason(&sysfs, json!("ro"), json!("rw")), Some("sysfs"));
+        assert_eq!(reason(&sysfs, json!("rw"), json!("ro")), None);
+        let options = ["places", "mounts", "/data", "options"];
+        assert_eq!(reason(&options, json!("ro"), json!("rw")), None);
+    }
+
+    #[test]
+    fn a_mount_in_a_volume_is_as_the_volume_is() {
+        let write = ["places", "files", "/data/below", "write"];
+        assert_eq!(
+            reason(&write, json!("created"), json!("EROFS")),
+            Some("mounts in volumes")
+        );
+        assert_eq!(reason(&write, json!("created"), json!("EPERM")), None);
+        let elsewhere = ["places", "files", "/opt", "write"];
+        assert_eq!(reason(&elsewhere, json!("created"), json!("EROFS")), None);
+    }
+
+    #[test]
+    fn only_one_option_of_tmpfs_may_be_absent() {
+        let shm = ["places", "mounts", "/dev/shm", "file system"];
+        assert_eq!(
+            reason(&shm, json!("inode64,rw,size=1k"), json!("rw,size=1k")),
+            Some("kernel")
+        );
+        assert_eq!(
+            reason(&shm, json!("inode64,rw,size=1k"), json!("rw,size=2k")),
+            None
+        );
+        assert_eq!(
+            reason(&shm, json!("rw,size=1k"), json!("inode64,rw,size=1k")),
+            None
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! The OCI spec in the guest, by the oracle: what a container sees is what it would see under runc, but for
+//! a written list of reasons. `src/oracle` has the catalogue, the comparison and the reasons.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use kata_like_tests::oracle::catalogue::{OPEN, REFUSED, cases};
+use kata_like_tests::oracle::compare::differences;
+use kata_like_tests::oracle::reasons::{REASONS, reason_of};
+use kata_like_tests::oracle::{ONLY, Oracle, Outcome, Pair};
+use kata_like_tests::{Host, TestResult, failure, kata_like_only};
+
+/// What users read of what is otherwise here.
+const LIMITATIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/limitations.md");
+
+/// The catalogue under both runtimes, once for all tests.
+fn pairs() -> TestResult<&'static [Pair]> {
+    static PAIRS: OnceLock<Result<Vec<Pair>, String>> = OnceLock::new();
+    let run = || -> TestResult<Vec<Pair>> {
+        let host = Host::shared()?;
+        let pairs = Oracle::new(&host)?.run(&cases())?;
+        kata_like_tests::oracle::keep(&pairs, "oracle")?;
+        Ok(pairs)
+    };
+    let pairs = PAIRS.get_or_init(|| run().map_err(|error| error.to_string()));
+    pairs.as_deref().map_err(|error| failure(error.clone()))
+}
+
+/// Whether only a few cases are run, which say nothing of all.
+fn is_part() -> bool {
+    std::env::var_os(ONLY).is_some_and(|only| !only.is_empty())
+}
+
+#[test]
+fn a_container_sees_what_it_sees_under_runc() -> TestResult {
+    let is_open = |pair: &&Pair| OPEN.iter().any(|(name, _)| *name == pair.name);
+    let settled = pairs()?.iter().filter(|pair| !is_open(pair));
+    let unexplained: Vec<_> = settled.flat_map(unexplained).collect();
+    assert!(unexplained.is_empty(), "without a reason: {unexplained:#?}");
+    Ok(())
+}
+
+fn unexplained(pair: &Pair) -> Vec<String> {
+    let differences = differences(pair).into_iter();
+    differences
+        .filter(|difference| reason_of(difference, pair).is_none())
+        .map(|difference| format!("{}: {}", pair.name, difference.place()))
+        .collect()
+}
+
+/// What differs and should not is written down where users read it, and is taken off when it is mended.
+#[test]
+fn what_is_still_open_is_written_down() -> TestResult {
+    let text = std::fs::read_to_string(LIMITATIONS)?;
+    for (name, how) in OPEN {
+        assert!(text.contains(&format!("- {name}: {how}")), "{name}: {how}");
+    }
+    if is_part() {
+        return Ok(());
+    }
+    for (name, _) in OPEN {
+        let pair = pairs()?.iter().find(|pair| pair.name == name);
+        let pair = pair.ok_or_else(|| failure(format!("no case {name:?}")))?;
+        assert!(
+            !unexplained(pair).is_empty(),
+            "{name:?} is equal by now: take it off"
+        );
+    }
+    Ok(())
+}
+
+/// A reason that explains nothing any more is one that users should not read.
+#[test]
+fn each_reason_is_still_one_and_in_the_documentation() -> TestResult {
+    assert!(REASONS.len() <= 12, "{}", REASONS.len());
+    let text = std::fs::read_to_string(LIMITATIONS)?;
+    for reason in &REASONS {
+        assert!(
+            text.contains(&format!("- **{}**: ", reason.name)),
+            "{}",
+            reason.name
+        );
+    }
+    if is_part() {
+        return Ok(());
+    }
+    let mut seen = BTreeSet::new();
+    for pair in pairs()? {
+        seen.extend(
+            differences(pair)
+                .iter()
+                .filter_map(|difference| reason_of(difference, pair)),
+        );
+    }
+    assert_eq!(seen.len(), REASONS.len(), "only seen: {seen:?}");
+    Ok(())
+}
+
+/// A case whose container sees what one of the default spec sees tests nothing.
+#[test]
+fn each_case_shows_something() -> TestResult {
+    if is_part() {
+        return Ok(());
+    }
+    let pairs = pairs()?;
+    let mut seen = BTreeSet::new();
+    let mut same = Vec::new();
+    for pair in pairs {
+        let text = match &pair.runc {
+            Outcome::Report(report) => comparable(report).to_string(),
+            // What is refused is refused for its own reason.
+            _ => pair.name.to_owned(),
+        };
+        if !seen.insert(text) {
+            same.push(pair.name);
+        }
+    }
+    // Each of these is about what one runtime might do otherwise than the other, and runc does nothing.
+    let alike = [
+        "containerd's default, alone",
+        "no capabilities object",
+        "a root that is a slave",
+        "the pod's PID namespace",
+        "the pod's ipc",
+        "the pod's names",
+        "mappings without a user namespace",
+    ];
+    same.retain(|name| !alike.contains(name));
+    assert!(same.is_empty(), "see what another case sees: {same:?}");
+    Ok(())
+}
+
+/// A report without the names that each container has of its own.
+fn comparable(report: &serde_json::Value) -> serde_json::Value {
+    let mut report = report.clone();
+    for mount in report["places"]["mounts"]
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|all| all.values_mut())
+    {
+        mount["root"] = serde_json::Value::Null;
+    }
+    report
+}
+
+/// What is not supported is refused, and the error names the field.
+#[test]
+fn what_is_not_done_is_refused_by_its_field() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let oracle = Oracle::new(&host)?;
+    for (field, case) in &REFUSED {
+        match oracle.ours(case)? {
+            Outcome::Refused(why) => assert!(why.contains(field), "{field}: {why}"),
+            other => panic!("{field} was not refused: {other:?}"),
+        }
+    }
+    Ok(())
+}
