@@ -2,8 +2,8 @@
 //!
 //! `prepare` puts the newer one there, `machine` and `direct` run what `program` gives. QEMU before 8.1
 //! translates code without holding its page, so a CPU may go on with an instruction that another one
-//! has just replaced. Linux replaces its own all the time, in the host and in its guests, and both died of
-//! that. The libraries are those of the machine's own QEMU, which is installed in any case.
+//! has just replaced. Linux replaces its own all the time, in the host and in its guests. The libraries are
+//! those of the machine's own QEMU, which is installed in any case.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

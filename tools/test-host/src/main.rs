@@ -42,8 +42,9 @@ pub struct Args {
     /// Memory of the host in MiB.
     #[arg(long, default_value_t = 8192, value_name = "MIB")]
     memory: u32,
-    /// CPUs of the host.
-    #[arg(long, default_value_t = 2)]
+    /// CPUs of the host. With more than one that really run side by side, the emulated host's own kernel breaks
+    /// within minutes of virtual machines coming and going beside other work.
+    #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// Seconds until the host and the command are stopped.
     #[arg(long, default_value = "2700", value_parser = seconds)]
