@@ -39,7 +39,7 @@ impl Reports<'_> {
 }
 
 /// All of them.
-pub const REASONS: [Reason; 9] = [
+pub const REASONS: [Reason; 8] = [
     Reason {
         name: "virtio-fs",
         text: "the root and the volumes are files of the host's that virtio-fs carries into the machine",
@@ -71,11 +71,6 @@ pub const REASONS: [Reason; 9] = [
         name: "kernel",
         text: "the guest's kernel is built for a virtual machine: it lacks what that has no use for",
         explains: kernel,
-    },
-    Reason {
-        name: "processors",
-        text: "a spec numbers the processors and memory nodes of the host; the guest has its own, all of them",
-        explains: processors,
     },
     Reason {
         name: "first process",
@@ -216,15 +211,6 @@ fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
         ["places", "files", "/proc/bus" | "/sys/firmware", "read"] => {
             runc == "names" && ours == "empty"
         }
-        _ => false,
-    }
-}
-
-fn processors(path: &[&str], difference: &Difference, _: &Reports) -> bool {
-    let (runc, ours) = (&difference.runc, &difference.ours);
-    match path {
-        ["places", "cgroup", "cpuset.cpus" | "cpuset.mems"] => runc == "0" && ours == "",
-        ["process", "scheduling", "all CPUs"] => runc == false && ours == true,
         _ => false,
     }
 }
