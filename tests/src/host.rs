@@ -411,7 +411,7 @@ fn heed_all_signals() {
 /// Spawns a process that the kernel kills when this one ends, however it ends.
 ///
 /// The signal is bound to the thread that spawns, so that thread is never let go.
-fn spawn_bound(mut command: Command) -> io::Result<Child> {
+pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
     // SAFETY: three system calls between fork and exec; nothing is allocated or locked.
     unsafe {
         command.pre_exec(|| {
