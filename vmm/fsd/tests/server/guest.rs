@@ -194,10 +194,11 @@ impl Guest {
         self.kick.write(1).unwrap();
     }
 
+    /// Waits until so many requests have been answered, or more.
     fn wait(&self, wanted: u16) {
         loop {
             let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
-            if used == wanted {
+            if used >= wanted {
                 return;
             }
             let mut call = libc::pollfd {

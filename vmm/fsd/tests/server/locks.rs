@@ -217,7 +217,6 @@ fn a_lock_that_is_waited_for_is_granted_later() {
         pod.guest.start(SETLKW, pod.node, &bytes(second));
         assert_eq!(pod.try_lock(&wanted), Ok(()));
         assert!(pod.guest.waits());
-        // Its wait is over in the same breath, before the timer.
         pod.try_lock(&pod.request(libc::F_UNLCK, flags)).unwrap();
         pod.guest.finish().unwrap();
         assert_eq!(pod.try_lock(&wanted), Err(libc::EAGAIN));
