@@ -90,6 +90,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_fdatasync,
     libc::SYS_fgetxattr,
     libc::SYS_flistxattr,
+    libc::SYS_flock,
     libc::SYS_fremovexattr,
     libc::SYS_fsetxattr,
     libc::SYS_fstat,
@@ -147,6 +148,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
     libc::SYS_write,
     libc::SYS_writev,
     // Memory, threads, the end.

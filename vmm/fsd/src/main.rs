@@ -6,8 +6,10 @@
 //! every name (`serve`, `names`). If any step fails it reports that step and serves nothing.
 //! It ends when the VMM has closed its connections or the shim its end of the control socket.
 
+mod backend;
 mod jail;
 mod last_words;
+mod locks;
 mod names;
 mod root;
 mod serve;

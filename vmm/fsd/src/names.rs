@@ -4,8 +4,8 @@
 //! with a `/` would leave the directory it is meant for. [`Checked`] stands between its server
 //! and its file system (`serve` puts it there) and answers requests that no honest guest kernel
 //! sends: a name that is empty, `.`, `..`, holds a `/` or is too long; a device node; an open that
-//! makes a path descriptor or an unnamed file. It also says what the guest may remember of names,
-//! and whose its file locks are.
+//! makes a path descriptor or an unnamed file (`checks`). It also says what the guest may remember of
+//! names and attributes, and tells `locks` of what is closed.
 //!
 //! What must hold: each method of the trait that takes a name checks it. `.` and `..` are no names
 //! here even for a lookup: the kernel resolves them itself, except to export a FUSE mount over NFS,
@@ -14,6 +14,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
@@ -21,19 +22,19 @@ use virtiofsd::filesystem::{
     ROOT_ID, SerializableFileSystem, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
-use virtiofsd::soft_idmap::Id;
 
-/// The longest name of a file, in bytes (NAME_MAX).
-const MAX_NAME: usize = 255;
+use crate::locks::Locks;
 
-/// The longest name of an extended attribute, in bytes (XATTR_NAME_MAX).
-const MAX_XATTR_NAME: usize = 255;
+mod checks;
+
+pub use checks::check_name;
+use checks::{check, check_node, check_open, check_xattr_name, own_groups};
 
 /// The largest value or list of extended attributes (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const MAX_XATTR_SIZE: u32 = 65_536;
 
 /// Who changes the files beside the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Others {
     /// Nobody. For so long the guest may remember that a name does not exist; its kernel's own file
     /// locks are all there are.
@@ -42,94 +43,47 @@ pub enum Others {
         missing_names: Duration,
     },
     /// The host, or other pods. A symbolic link is looked up each time, for the host switches a
-    /// whole volume by one (`..data`). A lock is refused: the library can't carry it to the host, and
-    /// one that holds in this guest alone would let two pods write at once.
-    Somebody,
+    /// whole volume by one (`..data`). Locks are asked for, since one that held in this guest alone
+    /// would let two pods write at once.
+    Somebody {
+        /// Those that the guest has.
+        locks: Arc<Locks>,
+    },
 }
 
 /// A file system whose requests have been checked.
 pub struct Checked<F> {
-    inner: F,
+    inner: Arc<F>,
     others: Others,
 }
 
 impl<F> Checked<F> {
     /// Puts the check in front of `inner`.
-    pub fn new(inner: F, others: Others) -> Self {
+    pub fn new(inner: Arc<F>, others: Others) -> Self {
         Self { inner, others }
     }
 
-    /// The answer to a lock's request. ENOSYS would make the guest's kernel keep the lock itself.
-    fn no_locks(&self) -> io::Result<()> {
-        match self.others {
-            Others::Nobody { .. } => refuse(libc::ENOSYS),
-            Others::Somebody => refuse(libc::ENOLCK),
+    fn locks(&self) -> Option<&Locks> {
+        match &self.others {
+            Others::Nobody { .. } => None,
+            Others::Somebody { locks } => Some(locks),
+        }
+    }
+
+    /// For how long the guest may remember a node's attributes.
+    fn keep(&self, node: u64, usually: Duration) -> Duration {
+        match self.locks() {
+            Some(locks) if locks.are_on(node) => Duration::ZERO,
+            _ => usually,
         }
     }
 }
 
-/// What a file may be called, in any directory.
-pub fn check_name(name: &[u8]) -> io::Result<()> {
-    match name {
-        b"" | b"." | b".." => refuse(libc::EINVAL),
-        _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => refuse(libc::EINVAL),
-        _ if name.len() > MAX_NAME => refuse(libc::ENAMETOOLONG),
-        _ => Ok(()),
-    }
-}
-
-fn check(name: &CStr) -> io::Result<()> {
-    check_name(name.to_bytes())
-}
-
-fn check_xattr_name(name: &CStr) -> io::Result<()> {
-    match name.to_bytes().len() {
-        1..=MAX_XATTR_NAME => Ok(()),
-        _ => refuse(libc::ERANGE),
-    }
-}
-
-/// Regular files, FIFOs and sockets; a character device only as overlayfs' whiteout, 0:0, which
-/// opens nothing and which the host's kernel lets anybody make.
-fn check_node(mode: u32, device: u32) -> io::Result<()> {
-    match mode & libc::S_IFMT {
-        0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK => Ok(()),
-        libc::S_IFCHR if device == 0 => Ok(()),
-        libc::S_IFCHR | libc::S_IFBLK => refuse(libc::EPERM),
-        _ => refuse(libc::EINVAL),
-    }
-}
-
-/// O_PATH would give a handle that is not open; O_TMPFILE is a request of its own, not offered.
-fn check_open(flags: u32) -> io::Result<()> {
-    let flags = flags.cast_signed();
-    if flags & libc::O_PATH != 0 {
-        return refuse(libc::EINVAL);
-    }
-    if flags & libc::O_TMPFILE == libc::O_TMPFILE {
-        return refuse(libc::EOPNOTSUPP);
-    }
-    Ok(())
-}
-
-/// The library restores a thread's groups only when it has changed its user or group as well: for
-/// root it would leave the groups set for the next request. Root needs none, it overrides modes.
-fn own_groups(context: &Context, mut extensions: Extensions) -> Extensions {
-    if context.uid.is_root() && context.gid.is_root() {
-        extensions.sup_gids.clear();
-    }
-    extensions
-}
-
-fn refuse<T>(errno: i32) -> io::Result<T> {
-    Err(io::Error::from_raw_os_error(errno))
-}
-
 impl<F> SerializableFileSystem for Checked<F> {}
 
-impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
+impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
     type Inode = u64;
-    type Handle = F::Handle;
+    type Handle = u64;
     type DirIter = F::DirIter;
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
@@ -142,8 +96,8 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
                 ..entry
             });
         }
-        match (found, self.others) {
-            (Err(error), Others::Nobody { missing_names })
+        match (found, &self.others) {
+            (Err(error), &Others::Nobody { missing_names })
                 if error.raw_os_error() == Some(libc::ENOENT) =>
             {
                 Ok(Entry {
@@ -154,12 +108,14 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
                     entry_timeout: missing_names,
                 })
             }
-            (Ok(entry), Others::Somebody) if entry.attr.mode & libc::S_IFMT == libc::S_IFLNK => {
-                Ok(Entry {
-                    entry_timeout: Duration::ZERO,
-                    ..entry
-                })
-            }
+            (Ok(entry), Others::Somebody { .. }) => Ok(Entry {
+                entry_timeout: match entry.attr.mode & libc::S_IFMT {
+                    libc::S_IFLNK => Duration::ZERO,
+                    _ => entry.entry_timeout,
+                },
+                attr_timeout: self.keep(entry.inode, entry.attr_timeout),
+                ..entry
+            }),
             (found, _) => found,
         }
     }
@@ -235,7 +191,11 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
 
     fn link(&self, ctx: Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
         check(newname)?;
-        self.inner.link(ctx, inode, newparent, newname)
+        let entry = self.inner.link(ctx, inode, newparent, newname)?;
+        Ok(Entry {
+            attr_timeout: self.keep(entry.inode, entry.attr_timeout),
+            ..entry
+        })
     }
 
     fn open(
@@ -314,29 +274,20 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         let wanted = self.inner.init(capable)?;
-        Ok(match self.others {
-            Others::Nobody { .. } => wanted,
-            // Whoever asks for locks is asked for them.
-            Others::Somebody => wanted | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS,
+        // Whoever says so is asked for locks, `backend` in this case.
+        Ok(match self.locks() {
+            None => wanted,
+            Some(_) => wanted | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS,
         })
     }
 
-    fn getlk(&self) -> io::Result<()> {
-        self.no_locks()
-    }
-
-    fn setlk(&self) -> io::Result<()> {
-        self.no_locks()
-    }
-
-    fn setlkw(&self) -> io::Result<()> {
-        self.no_locks()
-    }
-
-    // What follows takes no name and is passed on as it is.
+    // What follows takes no name.
 
     fn destroy(&self) {
         self.inner.destroy();
+        if let Some(locks) = self.locks() {
+            locks.clear();
+        }
     }
 
     fn forget(&self, ctx: Context, inode: u64, count: u64) {
@@ -353,7 +304,8 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
         inode: u64,
         handle: Option<Self::Handle>,
     ) -> io::Result<(Attr, Duration)> {
-        self.inner.getattr(ctx, inode, handle)
+        let (attr, usually) = self.inner.getattr(ctx, inode, handle)?;
+        Ok((attr, self.keep(inode, usually)))
     }
 
     fn setattr(
@@ -364,7 +316,8 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
         handle: Option<Self::Handle>,
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
-        self.inner.setattr(ctx, inode, attr, handle, valid)
+        let (attr, usually) = self.inner.setattr(ctx, inode, attr, handle, valid)?;
+        Ok((attr, self.keep(inode, usually)))
     }
 
     fn readlink(&self, ctx: Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -420,6 +373,9 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
         handle: Self::Handle,
         lock_owner: u64,
     ) -> io::Result<()> {
+        if let Some(locks) = self.locks() {
+            locks.closed(&*self.inner, inode, handle, lock_owner)?;
+        }
         self.inner.flush(ctx, inode, handle, lock_owner)
     }
 
@@ -457,7 +413,11 @@ impl<F: FileSystem<Inode = u64>> FileSystem for Checked<F> {
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
         self.inner
-            .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)
+            .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)?;
+        if let Some(locks) = self.locks() {
+            locks.released(handle);
+        }
+        Ok(())
     }
 
     fn statfs(&self, ctx: Context, inode: u64) -> io::Result<libc::statvfs64> {

@@ -1,9 +1,10 @@
 //! The virtiofsd library, set up for our shares and served over vhost-user.
 //!
 //! Called by `main` when the jail is closed. Each share has its own server object (its own inode
-//! table, cache policy and descriptor budget) and its own worker thread, and serves one connection:
-//! the VMM's. Deliberately absent: a thread pool (a request that blocks delays its own share alone,
-//! and a pool costs small requests a third), migration, the virtio configuration (the VMM has it).
+//! table, cache policy and descriptor budget), queues (`backend`) and worker thread, and serves one
+//! connection: the VMM's. Deliberately absent: a thread pool (a request that blocks delays its own
+//! share alone, and a pool costs small requests a third), migration, the virtio configuration (the
+//! VMM has it).
 
 use std::fs::File;
 use std::io;
@@ -21,13 +22,18 @@ use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{self, PassthroughFs};
-use virtiofsd::vhost_user::{VhostUserFsBackend, VhostUserFsBackendBuilder};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
 
+use crate::backend::{Backend, LockServer, TIMER};
+use crate::locks::{Locks, MAX_OWNERS};
 use crate::names::{Checked, Others, check_name};
 
 /// Descriptors that are not the guest's: sockets, eventfds, guest memory, those of a request.
 const OWN_FILES: u64 = 256;
+
+/// And those of the guest's that the library does not count.
+const LOCK_FILES: u64 = MAX_OWNERS as u64;
 
 /// For how long the guest may keep what nobody else changes: the library's own "always".
 const KEEP: Duration = Duration::from_secs(86_400);
@@ -66,7 +72,7 @@ pub enum ServeError {
     Connection { directory: String, why: String },
 }
 
-type Server = VhostUserDaemon<Arc<VhostUserFsBackend<Checked<PassthroughFs>>>>;
+type Server = VhostUserDaemon<Arc<Backend>>;
 
 /// A share that waits for the VMM's connection.
 pub struct Share {
@@ -84,7 +90,7 @@ pub fn prepare(
 ) -> Result<Vec<Share>, ServeError> {
     let count = shares.len();
     let budget = files
-        .checked_sub(OWN_FILES)
+        .checked_sub(OWN_FILES + LOCK_FILES)
         .and_then(|guest| guest.checked_div(count as u64))
         .filter(|budget| *budget >= OWN_FILES)
         .ok_or(ServeError::TooFewFiles {
@@ -136,29 +142,36 @@ fn prepare_one(
         guest_fd_limit: budget,
         ..passthrough::Config::default()
     };
-    let file_system = PassthroughFs::new(config).map_err(failed)?;
-    let others = match share.cache {
-        CachePolicy::Private => Others::Nobody {
-            missing_names: KEEP,
-        },
-        CachePolicy::Shared => Others::Somebody,
+    let file_system = Arc::new(PassthroughFs::new(config).map_err(failed)?);
+    let (others, lock_server) = match share.cache {
+        CachePolicy::Private => (
+            Others::Nobody {
+                missing_names: KEEP,
+            },
+            None,
+        ),
+        CachePolicy::Shared => {
+            let locks = Arc::new(Locks::new(proc_self_fd.try_clone().map_err(failed)?));
+            let server = LockServer::new(file_system.clone(), locks.clone()).map_err(failed)?;
+            (Others::Somebody { locks }, Some(server))
+        }
     };
-    let backend = VhostUserFsBackendBuilder::default()
-        .set_thread_pool_size(0)
-        .build(Checked::new(file_system, others))
-        .map_err(|error| ServeError::Daemon {
-            directory: directory.clone(),
-            why: error.to_string(),
-        })?;
+    let backend = Arc::new(Backend::new(Checked::new(file_system, others), lock_server));
     let server = VhostUserDaemon::new(
         format!("fs {directory}"),
-        Arc::new(backend),
+        backend.clone(),
         GuestMemoryAtomic::new(GuestMemoryMmap::new()),
     )
     .map_err(|error| ServeError::Daemon {
         directory: directory.clone(),
         why: error.to_string(),
     })?;
+    if let Some(timer) = backend.timer() {
+        for worker in server.get_epoll_handlers() {
+            let registered = worker.register_listener(timer, EventSet::IN, u64::from(TIMER));
+            registered.map_err(failed)?;
+        }
+    }
     Ok(Share {
         directory,
         server,

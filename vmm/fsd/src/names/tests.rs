@@ -28,7 +28,7 @@ fn serve(directory: &Path) -> Checked<PassthroughFs> {
         ..Config::default()
     };
     let server = Checked::new(
-        PassthroughFs::new(config).unwrap(),
+        Arc::new(PassthroughFs::new(config).unwrap()),
         Others::Nobody {
             missing_names: Duration::from_secs(9),
         },

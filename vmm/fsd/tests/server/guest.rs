@@ -1,5 +1,5 @@
 //! The VMM and the guest of these tests: a vhost-user front-end and a driver with one request at
-//! a time, whose bytes are whatever the test wants.
+//! a time, whose bytes are whatever the test wants, and another that may wait beside it.
 
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
@@ -22,6 +22,11 @@ const REQUEST: u64 = 0x10_0000;
 const REPLY: u64 = 0x20_0000;
 const REPLY_SIZE: u32 = 0x11_0000;
 
+/// The place of the request that may wait: its descriptors, and its buffers that far behind the others.
+const BESIDE: u16 = 2;
+const BESIDE_OFFSET: u64 = 0x8_0000;
+const BESIDE_REPLY_SIZE: u32 = 0x1000;
+
 /// FUSE_POSIX_LOCKS and FUSE_FLOCK_LOCKS.
 pub const LOCKS: u32 = 1 << 1 | 1 << 10;
 
@@ -34,6 +39,8 @@ pub struct Guest {
     kick: EventFd,
     call: EventFd,
     next: u16,
+    /// The unique number of the request that waits.
+    waiting: Option<u64>,
     /// The user and group of the requests that follow.
     pub user: u32,
     /// What the server has taken of what was offered.
@@ -94,6 +101,7 @@ impl Guest {
             kick,
             call,
             next: 0,
+            waiting: None,
             user: 0,
             accepted: 0,
             _frontend: frontend,
@@ -112,6 +120,34 @@ impl Guest {
 
     /// Sends one request and waits for its reply: the bytes behind the header, or the errno.
     pub fn call(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
+        let (unique, request) = self.request(opcode, node, body);
+        self.send(&request);
+        self.wait(self.next - u16::from(self.waiting.is_some()));
+        self.reply(unique, REPLY)
+    }
+
+    /// Sends one request beside the others and does not wait; one at a time.
+    pub fn start(&mut self, opcode: u32, node: u64, body: &[u8]) {
+        assert_eq!(self.waiting, None);
+        let (unique, request) = self.request(opcode, node, body);
+        self.waiting = Some(unique);
+        self.send_at(BESIDE, BESIDE_OFFSET, BESIDE_REPLY_SIZE, &request);
+    }
+
+    /// Waits for the reply to what was started.
+    pub fn finish(&mut self) -> Result<Vec<u8>, i32> {
+        let unique = self.waiting.take().unwrap();
+        self.wait(self.next);
+        self.reply(unique, REPLY + BESIDE_OFFSET)
+    }
+
+    /// Whether what was started is still unanswered.
+    pub fn waits(&self) -> bool {
+        let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        self.waiting.is_some() && used != self.next
+    }
+
+    fn request(&self, opcode: u32, node: u64, body: &[u8]) -> (u64, Vec<u8>) {
         let header = InHeader {
             len: (size_of::<InHeader>() + body.len()) as u32,
             opcode,
@@ -124,32 +160,33 @@ impl Guest {
         };
         let mut request = bytes(header);
         request.extend_from_slice(body);
-        self.send(&request);
-        self.wait();
-        let reply: OutHeader = self.memory.read_obj(GuestAddress(REPLY)).unwrap();
-        assert_eq!(
-            reply.unique,
-            u64::from(self.next),
-            "an answer to another request"
-        );
+        (header.unique, request)
+    }
+
+    fn reply(&self, unique: u64, at: u64) -> Result<Vec<u8>, i32> {
+        let reply: OutHeader = self.memory.read_obj(GuestAddress(at)).unwrap();
+        assert_eq!(reply.unique, unique, "an answer to another request");
         if reply.error != 0 {
             return Err(-reply.error);
         }
         let mut body = vec![0; reply.len as usize - size_of::<OutHeader>()];
-        let start = GuestAddress(REPLY + size_of::<OutHeader>() as u64);
+        let start = GuestAddress(at + size_of::<OutHeader>() as u64);
         self.memory.read_slice(&mut body, start).unwrap();
         Ok(body)
     }
 
     /// Sends one request, of whatever bytes.
     pub fn send(&mut self, request: &[u8]) {
-        self.memory
-            .write_slice(request, GuestAddress(REQUEST))
-            .unwrap();
-        self.describe(0, REQUEST, request.len() as u32, 1);
-        self.describe(1, REPLY, REPLY_SIZE, 2);
+        self.send_at(0, 0, REPLY_SIZE, request);
+    }
+
+    fn send_at(&mut self, first: u16, offset: u64, reply_size: u32, request: &[u8]) {
+        let (at, reply) = (REQUEST + offset, REPLY + offset);
+        self.memory.write_slice(request, GuestAddress(at)).unwrap();
+        self.describe(first.into(), at, request.len() as u32, 1);
+        self.describe(u64::from(first) + 1, reply, reply_size, 2);
         let slot = AVAILABLE + 4 + u64::from(self.next % QUEUE) * 2;
-        self.memory.write_obj(0_u16, GuestAddress(slot)).unwrap();
+        self.memory.write_obj(first, GuestAddress(slot)).unwrap();
         self.next += 1;
         self.memory
             .write_obj(self.next, GuestAddress(AVAILABLE + 2))
@@ -157,10 +194,11 @@ impl Guest {
         self.kick.write(1).unwrap();
     }
 
-    fn wait(&self) {
+    /// Waits until so many requests have been answered, or more.
+    fn wait(&self, wanted: u16) {
         loop {
             let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
-            if used == self.next {
+            if used >= wanted {
                 return;
             }
             let mut call = libc::pollfd {

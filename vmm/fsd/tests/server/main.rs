@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
 
 mod guest;
+mod locks;
 mod server;
 
 use std::fs;
@@ -13,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use guest::{Guest, LOCKS, bytes, parse};
+use guest::{Guest, bytes, parse};
 use kata_like_boot::FsdReport;
 use rustix::mount::{UnmountFlags, unmount};
 use server::{SECOND, Server, mount_tmpfs};
@@ -364,21 +365,6 @@ fn both_shares_are_served_each_with_its_policy() {
     assert_eq!(missing.err(), Some(libc::ENOENT));
     drop((private, shared));
     assert!(server.ended_within(SECOND).success());
-}
-
-/// A lock that holds in one guest alone would let two pods write at once: where others may be, the
-/// guest's kernel has to ask, and is refused. Where nobody is, it keeps its locks itself.
-#[test]
-fn a_lock_is_refused_where_it_could_not_hold() {
-    let server = Server::start();
-    let private = Guest::mount(server.connect(0));
-    assert_eq!(private.accepted & LOCKS, 0);
-    let mut shared = Guest::mount(server.connect(1));
-    assert_eq!(shared.accepted & LOCKS, LOCKS);
-    for request in [31, 32, 33] {
-        let refused = shared.call(request, 1, &[0; 48]);
-        assert_eq!(refused.err(), Some(libc::ENOLCK), "{request}");
-    }
 }
 
 /// The link by which the host switches a whole volume is looked up each time.

@@ -1,0 +1,140 @@
+//! The ranges of one file that one owner has locked, as the kernel keeps them.
+//!
+//! `locks` asks before it locks: what would the kernel hold then? So a guest that splits its ranges
+//! without end can be stopped at a number.
+//!
+//! What holds: sorted, disjoint, and neighbours of one kind are one range (fcntl(2)).
+
+/// What others may do beside a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Shared: others may have such a lock, too.
+    Read,
+    /// Exclusive.
+    Write,
+}
+
+/// Bytes of a file, the last one included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first byte.
+    pub start: u64,
+    /// The last one, not before the first. [`Range::LAST`]: however long the file gets.
+    pub end: u64,
+}
+
+impl Range {
+    /// The last byte that a file can have (OFFSET_MAX).
+    pub const LAST: u64 = i64::MAX.cast_unsigned();
+
+    /// `None`: no range of a file.
+    pub fn new(start: u64, end: u64) -> Option<Self> {
+        (start <= end && end <= Self::LAST).then_some(Self { start, end })
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ranges(Vec<(Range, Kind)>);
+
+impl Ranges {
+    /// What there will be when `kind` has been set on `range`; `None` unlocks it.
+    pub fn with(&self, range: Range, kind: Option<Kind>) -> Self {
+        let mut all = Vec::with_capacity(self.0.len() + 2);
+        for &(old, held) in &self.0 {
+            // No overflow: the range starts behind what is before it, and ends before what is behind.
+            if old.start < range.start {
+                let end = old.end.min(range.start - 1);
+                all.push((Range { end, ..old }, held));
+            }
+            if old.end > range.end {
+                let start = old.start.max(range.end + 1);
+                all.push((Range { start, ..old }, held));
+            }
+        }
+        all.extend(kind.map(|kind| (range, kind)));
+        all.sort_unstable_by_key(|(range, _)| range.start);
+        all.dedup_by(|next, last| {
+            let joined = next.1 == last.1 && next.0.start == last.0.end + 1;
+            if joined {
+                last.0.end = next.0.end;
+            }
+            joined
+        });
+        Self(all)
+    }
+
+    /// How many locks of the kernel's these are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = (Range, Kind)> {
+        self.0.iter().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Kind::{Read, Write};
+    use super::*;
+
+    fn range(start: u64, end: u64) -> Range {
+        Range::new(start, end).unwrap()
+    }
+
+    fn set(steps: &[(u64, u64, Option<Kind>)]) -> Vec<(u64, u64, Kind)> {
+        let start = Ranges::default();
+        let end = steps.iter().fold(start, |ranges, &(start, end, kind)| {
+            ranges.with(range(start, end), kind)
+        });
+        end.iter()
+            .map(|(range, kind)| (range.start, range.end, kind))
+            .collect()
+    }
+
+    #[test]
+    fn neighbours_of_one_kind_are_one_and_others_stay_apart() {
+        let joined = set(&[
+            (0, 9, Some(Read)),
+            (20, 29, Some(Read)),
+            (10, 19, Some(Read)),
+        ]);
+        assert_eq!(joined, [(0, 29, Read)]);
+        let apart = set(&[(0, 9, Some(Read)), (10, 19, Some(Write))]);
+        assert_eq!(apart, [(0, 9, Read), (10, 19, Write)]);
+        let gap = set(&[(0, 9, Some(Read)), (11, 19, Some(Read))]);
+        assert_eq!(gap, [(0, 9, Read), (11, 19, Read)]);
+    }
+
+    #[test]
+    fn the_last_word_counts_and_splits_what_was_there() {
+        let whole = (0, Range::LAST, Some(Write));
+        let split = set(&[whole, (10, 19, Some(Read)), (12, 13, None)]);
+        let wanted = [
+            (0, 9, Write),
+            (10, 11, Read),
+            (14, 19, Read),
+            (20, Range::LAST, Write),
+        ];
+        assert_eq!(split, wanted);
+        assert_eq!(
+            set(&[whole, (5, 5, Some(Read)), whole]),
+            [(0, Range::LAST, Write)]
+        );
+        assert_eq!(
+            set(&[whole, (5, 5, Some(Read)), (0, Range::LAST, None)]),
+            []
+        );
+        assert_eq!(set(&[(5, 5, None)]), []);
+    }
+
+    #[test]
+    fn what_is_no_range_of_a_file_is_refused() {
+        assert_eq!(Range::new(2, 1), None);
+        assert_eq!(Range::new(0, u64::MAX), None);
+        assert_eq!(Range::new(Range::LAST + 1, Range::LAST + 1), None);
+        assert!(Range::new(Range::LAST, Range::LAST).is_some());
+    }
+}
