@@ -15,6 +15,7 @@ use kata_like_config::state::{Process, ROOT, Record, StateError, StateFolder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
+use crate::bundle::Membership;
 use crate::cgroup;
 use crate::error::SandboxError;
 use crate::hooks;
@@ -63,6 +64,9 @@ fn delete_under(
     let Some(state) = StateFolder::open_under(root, namespace, id).map_err(failed)? else {
         // Its pod's shim has removed all, but for the cgroup that it lived in itself.
         cgroup::remove(&cgroups_by_spec(namespace, id, bundle), OWN_END);
+        if hooks::owes_poststop(bundle) && pod_is_dead(root, namespace, id, bundle) {
+            run_poststop(id, bundle, ALL.saturating_sub(begin.elapsed()));
+        }
         return Ok(deleted);
     };
     let record = match state.read_record() {
@@ -101,9 +105,31 @@ fn delete_under(
     Ok(deleted)
 }
 
+/// Whether the shim that has served a pod's container is gone. A living one runs the hooks itself.
+fn pod_is_dead(root: &Path, namespace: &str, id: &str, bundle: &Path) -> bool {
+    let Ok(pod) = Membership::read(bundle, id) else {
+        return false;
+    };
+    match StateFolder::open_under(root, namespace, &pod.group) {
+        Ok(None) => true,
+        Ok(Some(state)) => match state.read_record() {
+            Ok(Some(record)) => record.shim.is_none_or(|shim| match shim.open() {
+                Ok(Some(shim)) => gone(&[shim], OWN_END),
+                Ok(None) => true,
+                Err(_) => false,
+            }),
+            Ok(None) | Err(_) => false,
+        },
+        Err(_) => false,
+    }
+}
+
 /// The hooks that undo what others have done for the container, as runc's `delete` runs them. The
 /// caller is in containerd's own namespaces.
 fn run_poststop(id: &str, bundle: &Path, limit: Duration) {
+    if !hooks::take_poststop(bundle) {
+        return;
+    }
     let read = spec::read(bundle).and_then(|spec| spec::HostHooks::of(&spec));
     let hooks = match read {
         Ok(hooks) if !hooks.poststop.is_empty() => hooks,

@@ -7,11 +7,12 @@
 //!
 //! What must hold: each hook has a deadline, the spec's or [`DEADLINE`]; a hook that exceeds it is
 //! killed; the first one that fails ends its list. What it writes is kept up to a bound, for the error.
+//! poststop hooks run once: by the shim, or by `delete` after its death. A file in the bundle says which.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,28 @@ pub struct State<'a> {
 
 fn is_zero(pid: &u32) -> bool {
     *pid == 0
+}
+
+/// The file in a bundle that says: hooks have run for this container, and its poststop hooks have not.
+const DUE: &str = "poststop-due";
+
+/// Notes that a container's poststop hooks are to run, whatever becomes of the shim.
+pub fn owe_poststop(bundle: &Path) -> Result<(), SandboxError> {
+    let path = bundle.join(DUE);
+    std::fs::File::create(&path)
+        .map(drop)
+        .map_err(|cause| SandboxError::failed(format!("write {}", path.display()), cause))
+}
+
+/// Whether a container's poststop hooks are still to run; from now on they are the caller's to run.
+pub fn take_poststop(bundle: &Path) -> bool {
+    // Of several callers one finds the file.
+    std::fs::remove_file(bundle.join(DUE)).is_ok()
+}
+
+/// Whether a container's poststop hooks are still to run.
+pub fn owes_poststop(bundle: &Path) -> bool {
+    bundle.join(DUE).exists()
 }
 
 /// Where hooks run.

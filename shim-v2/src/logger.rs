@@ -19,6 +19,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
+use crate::uri;
+
 /// How long a program may take until it is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a program may take from the end of the output to its own.
@@ -60,7 +62,8 @@ impl Logger {
         namespace: &str,
         container: &str,
     ) -> Result<(Self, OwnedFd, OwnedFd), LoggerError> {
-        let (program, arguments) = parse(uri)?;
+        let (program, arguments) =
+            uri::parse(uri, "binary").ok_or_else(|| LoggerError::Uri(uri.to_owned()))?;
         let failed = |step| {
             let program = program.clone();
             move |source| LoggerError::Start {
@@ -144,45 +147,6 @@ impl Logger {
     }
 }
 
-fn parse(uri: &str) -> Result<(PathBuf, Vec<String>), LoggerError> {
-    let refused = || LoggerError::Uri(uri.to_owned());
-    let rest = uri.strip_prefix("binary://").ok_or_else(refused)?;
-    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let path = unescape(path, false).ok_or_else(refused)?;
-    if !path.starts_with('/') {
-        return Err(refused());
-    }
-    let mut arguments = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        for part in [key, value] {
-            let part = unescape(part, true).ok_or_else(refused)?;
-            // A key without a value is an argument of its own.
-            if !part.is_empty() {
-                arguments.push(part);
-            }
-        }
-    }
-    Ok((path.into(), arguments))
-}
-
-/// Undoes the percent encoding of a URI; in a query `+` is a space.
-pub fn unescape(text: &str, query: bool) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut plain = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        plain.push(match byte {
-            b'%' => {
-                let digits = [bytes.next()?, bytes.next()?];
-                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
-            }
-            b'+' if query => b' ',
-            byte => byte,
-        });
-    }
-    String::from_utf8(plain).ok()
-}
-
 /// A pipe (read end, write end), both numbered 10 or more.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
@@ -205,24 +169,4 @@ fn hand_over(inherited: [RawFd; 3]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_uri_becomes_program_and_arguments() {
-        let (program, arguments) =
-            parse("binary:///usr/bin/log?--to=a%20b&quiet&x=1+2").expect("a logging URI");
-        assert_eq!(program, PathBuf::from("/usr/bin/log"));
-        assert_eq!(arguments, ["--to", "a b", "quiet", "x", "1 2"]);
-    }
-
-    #[test]
-    fn a_uri_without_an_absolute_path_is_refused() {
-        for uri in ["binary://", "binary://log", "file:///log", "binary:///%zz"] {
-            assert!(parse(uri).is_err(), "{uri}");
-        }
-    }
 }

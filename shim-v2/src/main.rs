@@ -31,6 +31,7 @@ mod spawn;
 mod spec;
 mod stand_in;
 mod stdio;
+mod uri;
 
 use std::error::Error;
 use std::process::ExitCode;

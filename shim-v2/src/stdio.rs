@@ -26,7 +26,8 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::logger::{Logger, LoggerError, unescape};
+use crate::logger::{Logger, LoggerError};
+use crate::uri;
 
 /// How much is moved at once: what a pipe holds.
 const CHUNK: usize = 64 << 10;
@@ -74,6 +75,9 @@ pub enum StdioError {
         /// The whole.
         uri: String,
     },
+    /// A `file://` that names no file.
+    #[error("open stdout of the process: no absolute path in {0:?}")]
+    Uri(String),
     /// The program of `binary://`.
     #[error(transparent)]
     Logger(#[from] LoggerError),
@@ -178,14 +182,15 @@ impl Stdio {
                 }
                 ends.logger = Some(logger);
             }
-            Some(("file", path)) => {
-                let path = unescape(path, false).unwrap_or_else(|| path.to_owned());
-                let file = open_log_file(Path::new(&path)).await?;
+            Some(("file", _)) => {
+                let parsed = uri::parse(&paths.stdout, "file");
+                let (path, _) = parsed.ok_or_else(|| StdioError::Uri(paths.stdout.clone()))?;
+                let file = open_log_file(&path).await?;
                 if !paths.terminal {
                     let second = file
                         .try_clone()
                         .await
-                        .map_err(open_failed("stderr", Path::new(&path)))?;
+                        .map_err(open_failed("stderr", &path))?;
                     ends.stderr = Some(Sink::File(second));
                 }
                 ends.stdout = Some(Sink::File(file));

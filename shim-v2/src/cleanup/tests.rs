@@ -161,6 +161,7 @@ fn the_hooks_that_undo_run_once_the_rest_is_gone() {
         hook("exec sleep 600".to_owned()),
     ]}});
     std::fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+    hooks::owe_poststop(bundle).unwrap();
     let begin = Instant::now();
     planted.delete("pod");
     assert!(begin.elapsed() < Duration::from_secs(5));
@@ -170,4 +171,35 @@ fn the_hooks_that_undo_run_once_the_rest_is_gone() {
     std::fs::remove_file(&done).unwrap();
     planted.delete("pod");
     assert!(!done.exists());
+}
+
+/// A container that lives in a pod has no state folder: its hooks are run if its pod's shim is gone.
+#[test]
+fn poststop_hooks_of_a_pods_container_run_once_its_shim_is_gone() {
+    let mut planted = plant();
+    let bundle = planted.place.path().to_owned();
+    let done = bundle.join("done");
+    let script = format!("touch {}", done.display());
+    let spec = serde_json::json!({"ociVersion": "1.2.0",
+        "annotations": {"io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "pod"},
+        "hooks": {"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}});
+    std::fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+    // After an ordinary deletion nothing is due.
+    planted.delete("other");
+    assert!(!done.exists());
+    hooks::owe_poststop(&bundle).unwrap();
+    let (mut shim, record) = sleeper();
+    planted.record.shim = Some(record);
+    planted.write();
+    planted.delete("other");
+    assert!(!done.exists(), "the shim lives");
+    shim.kill().unwrap();
+    shim.wait().unwrap();
+    planted.delete("other");
+    assert!(done.exists());
+    std::fs::remove_file(&done).unwrap();
+    planted.delete("other");
+    assert!(!done.exists(), "a second time");
+    assert_eq!(planted.living(), 3, "the pod is not touched");
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::Sandbox;
 use crate::cgroup::Cgroup;
 use crate::error::SandboxError;
-use crate::hooks::{DEADLINE, Place, State, run};
+use crate::hooks::{DEADLINE, Place, State, owe_poststop, run, take_poststop};
 use crate::spec::HostHooks;
 
 /// A container's hooks, and what of their state does not change.
@@ -82,6 +82,9 @@ pub(super) async fn before_create(
     pid: u32,
     cgroup: Option<Arc<Cgroup>>,
 ) -> Result<(), SandboxError> {
+    if !hooks.hooks.poststop.is_empty() {
+        owe_poststop(&hooks.bundle)?;
+    }
     let place = hooks.place(sandbox, cgroup);
     let kinds = [Kind::Prestart, Kind::CreateRuntime];
     hooks.run(&kinds, "creating", pid, &place).await
@@ -110,6 +113,9 @@ pub(super) async fn after_stop(
     hooks: &ContainerHooks,
     cgroup: Option<Arc<Cgroup>>,
 ) {
+    if !take_poststop(&hooks.bundle) {
+        return;
+    }
     let place = hooks.place(sandbox, cgroup);
     if let Err(error) = hooks.run(&[Kind::Poststop], "stopped", 0, &place).await {
         tracing::warn!(container = hooks.id, "{}", error.one_line());
