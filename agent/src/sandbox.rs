@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::system::uname;
+use rustix::system::{sethostname, uname};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tokio::time::timeout;
 
@@ -78,12 +78,16 @@ impl Pod {
         }
     }
 
-    /// Sets the clock and mounts the shares. A pod without shares can only say that it is there.
-    pub async fn start(&self, host_time_ns: i64) -> Result<Started, PodError> {
+    /// Sets the clock and the name, and mounts the shares. A pod without shares can only say that it is there.
+    pub async fn start(&self, host_time_ns: i64, hostname: &str) -> Result<Started, PodError> {
         if self.started.swap(true, Ordering::Relaxed) {
             return Err(wrong_state("the pod", "started", "new"));
         }
         set_clock(host_time_ns, AHEAD_AT_START)?;
+        if !hostname.is_empty() {
+            let what = format!("take the host's name {hostname:?}");
+            sethostname(hostname.as_bytes()).map_err(PodError::failed(what))?;
+        }
         let missing = blocking("mount the pod's shares", storage::mount_shares).await?;
         for tag in missing {
             log::warn!("the share {tag} is missing: no container can be created");

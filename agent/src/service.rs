@@ -75,7 +75,9 @@ impl Agent for Service {
             return Err(status(&PodError::bad("protocol version", why)));
         }
         let pod = self.pod.clone();
-        let started = detached(async move { pod.start(request.host_time_ns).await }).await?;
+        let started =
+            detached(async move { pod.start(request.host_time_ns, &request.hostname).await })
+                .await?;
         Ok(StartPodResponse {
             kernel_release: started.kernel_release,
             dialled_at_ns: started.dialled_at_ns,

@@ -16,6 +16,7 @@ use kata_like_agent_protocol::PROTOCOL_VERSION;
 use kata_like_agent_protocol::agent;
 use kata_like_agent_protocol::agent_ttrpc::AgentClient;
 use protobuf::MessageField;
+use rustix::system::uname;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use ttrpc::Code;
@@ -144,6 +145,7 @@ impl Agent {
         let request = agent::StartPodRequest {
             version: PROTOCOL_VERSION,
             host_time_ns: host_time_ns(),
+            hostname: uname().nodename().to_string_lossy().into_owned(),
             ..Default::default()
         };
         let client = self.client.clone();

@@ -119,7 +119,7 @@ pub async fn exec(
 }
 
 impl Start {
-    /// Lets the init run its command; an error if that could not be run.
+    /// Lets the init run its command. If that can't be run, the init says so on its stderr and ends.
     pub async fn start(mut self) -> Result<(), RunnerError> {
         match self.0.channel.get_ref().send_byte(START) {
             // It has been killed meanwhile: its exit tells so.

@@ -3,12 +3,14 @@
 //! Called by `mod` in the runner's own process, before the container's process is born in the cgroup; execs
 //! are born under it as well. The rules are those of `linux.resources.devices` with the meaning that the
 //! cgroup v1 controller gave them (Documentation/admin-guide/cgroup-v1/devices.rst), as runc keeps it on
-//! v2, and then those devices that every container has.
+//! v2, and then those devices that every container has. What they can't mean, an exception to an exception,
+//! is refused.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use super::error::{Result, RunnerError, Step};
 use super::syscall;
@@ -21,19 +23,20 @@ const ALL: u8 = MKNOD | READ | WRITE;
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 
-/// Allowed in every container, whatever the spec says: nodes may be made, and these used.
-const ALWAYS: [(i32, Option<u32>, Option<u32>, u8); 11] = [
-    (CHARACTER, None, None, MKNOD),
-    (BLOCK, None, None, MKNOD),
-    (CHARACTER, Some(1), Some(3), ALL),    // null
-    (CHARACTER, Some(1), Some(8), ALL),    // random
-    (CHARACTER, Some(1), Some(7), ALL),    // full
-    (CHARACTER, Some(5), Some(0), ALL),    // tty
-    (CHARACTER, Some(1), Some(5), ALL),    // zero
-    (CHARACTER, Some(1), Some(9), ALL),    // urandom
-    (CHARACTER, Some(136), None, ALL),     // the terminals of devpts
-    (CHARACTER, Some(5), Some(2), ALL),    // ptmx
-    (CHARACTER, Some(10), Some(200), ALL), // net/tun
+/// Allowed in every container: nodes may be made, and these used. Those with a path are what `devices` makes
+/// there, and not allowed for its sake where the spec has a device of its own at that path.
+const ALWAYS: [(&str, Devices, u8); 11] = [
+    ("", (CHARACTER, None, None), MKNOD),
+    ("", (BLOCK, None, None), MKNOD),
+    ("/dev/null", (CHARACTER, Some(1), Some(3)), ALL),
+    ("/dev/random", (CHARACTER, Some(1), Some(8)), ALL),
+    ("/dev/full", (CHARACTER, Some(1), Some(7)), ALL),
+    ("/dev/tty", (CHARACTER, Some(5), Some(0)), ALL),
+    ("/dev/zero", (CHARACTER, Some(1), Some(5)), ALL),
+    ("/dev/urandom", (CHARACTER, Some(1), Some(9)), ALL),
+    ("", (CHARACTER, Some(136), None), ALL), // the terminals of devpts
+    ("", (CHARACTER, Some(5), Some(2)), ALL), // ptmx
+    ("", (CHARACTER, Some(10), Some(200)), ALL), // net/tun
 ];
 
 /// Which devices: kind, major, minor; `None` is any.
@@ -47,7 +50,8 @@ struct Rules {
 }
 
 impl Rules {
-    fn of(listed: &[LinuxDeviceCgroup]) -> Result<Self> {
+    /// `made` are the devices that the spec makes itself.
+    fn of(listed: &[LinuxDeviceCgroup], made: &[LinuxDevice]) -> Result<Self> {
         let mut rules = Self::default();
         for (index, rule) in listed.iter().enumerate() {
             let field = |name: &str| format!("linux.resources.devices[{index}].{name}");
@@ -80,16 +84,33 @@ impl Rules {
                     return Err(RunnerError::invalid(field("type"), "a FIFO is no device"));
                 }
             };
-            rules.add(rule.allow(), (kind, major, minor), access);
+            let devices = (kind, major, minor);
+            let field = format!("linux.resources.devices[{index}]");
+            rules.add(rule.allow(), devices, access, &field)?;
         }
-        for (kind, major, minor, access) in ALWAYS {
-            rules.add(true, (kind, major, minor), access);
+        let own = |path| made.iter().any(|device| device.path() == Path::new(path));
+        for (path, devices, access) in ALWAYS {
+            if !own(path) {
+                rules.add(true, devices, access, "linux.resources.devices")?;
+            }
         }
         Ok(rules)
     }
 
     /// A rule that says what most get takes from the exceptions; any other is one.
-    fn add(&mut self, allow: bool, devices: Devices, access: u8) {
+    fn add(&mut self, allow: bool, devices: Devices, access: u8, field: &str) -> Result<()> {
+        if allow == self.allow {
+            let (kind, major, minor) = devices;
+            for wider in [(kind, None, minor), (kind, major, None), (kind, None, None)] {
+                let held = self.exceptions.get(&wider).copied().unwrap_or_default();
+                if wider != devices && held & access != 0 {
+                    return Err(RunnerError::unsupported(
+                        field,
+                        "can't take one device out of an earlier rule for many",
+                    ));
+                }
+            }
+        }
         let held = self.exceptions.entry(devices).or_default();
         if allow == self.allow {
             *held &= !access;
@@ -99,6 +120,7 @@ impl Rules {
         if *held == 0 {
             self.exceptions.remove(&devices);
         }
+        Ok(())
     }
 
     /// The program: its context is `struct bpf_cgroup_dev_ctx`, its result 1 to allow.
@@ -208,13 +230,15 @@ impl Instruction {
 
 /// Builds the filter of `spec` and puts it on the cgroup.
 pub(super) fn attach(spec: &Spec, cgroup: BorrowedFd<'_>) -> Result<()> {
-    let listed = spec
-        .linux()
-        .as_ref()
+    let linux = spec.linux().as_ref();
+    let listed = linux
         .and_then(|linux| linux.resources().as_ref())
         .and_then(|resources| resources.devices().as_deref())
         .unwrap_or_default();
-    let program = Rules::of(listed)?.program();
+    let made = linux
+        .and_then(|linux| linux.devices().as_deref())
+        .unwrap_or_default();
+    let program = Rules::of(listed, made)?.program();
     let program = load(&program).step(|| "load the container's device filter")?;
     let attributes = AttachAttributes {
         target: cgroup.as_raw_fd(),
@@ -270,7 +294,7 @@ fn load(program: &[Instruction]) -> std::io::Result<OwnedFd> {
 }
 
 /// The cgroup's directory, to be born in and to attach to.
-pub(super) fn open_cgroup(path: &std::path::Path) -> Result<OwnedFd> {
+pub(super) fn open_cgroup(path: &Path) -> Result<OwnedFd> {
     let flags =
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     rustix::fs::open(path, flags, rustix::fs::Mode::empty())
@@ -311,7 +335,7 @@ mod tests {
 
     fn rules(json: &str) -> Result<Rules> {
         let listed: Vec<LinuxDeviceCgroup> = serde_json::from_str(json).unwrap();
-        Rules::of(&listed)
+        Rules::of(&listed, &[])
     }
 
     #[test]
@@ -327,6 +351,19 @@ mod tests {
             assert!(!allows(&rules, CHARACTER, 10, 229, WRITE));
             assert!(allows(&rules, CHARACTER, 10, 200, READ | WRITE));
         }
+    }
+
+    #[test]
+    fn a_device_of_the_specs_own_is_allowed_by_its_rules_only() {
+        let made: Vec<LinuxDevice> = serde_json::from_str(
+            r#"[{"path": "/dev/full", "type": "c", "major": 1, "minor": 7},
+                {"path": "/dev/nothing", "type": "c", "major": 1, "minor": 3}]"#,
+        )
+        .unwrap();
+        let rules = Rules::of(&[], &made).unwrap();
+        assert!(!allows(&rules, CHARACTER, 1, 7, READ));
+        assert!(allows(&rules, CHARACTER, 1, 7, MKNOD));
+        assert!(allows(&rules, CHARACTER, 1, 3, READ));
     }
 
     #[test]
@@ -354,6 +391,22 @@ mod tests {
         assert!(allows(&rules, BLOCK, 8, 0, READ));
         assert!(!allows(&rules, BLOCK, 8, 0, READ | WRITE));
         assert!(allows(&rules, BLOCK, 8, 1, WRITE));
+    }
+
+    #[test]
+    fn what_can_not_be_denied_or_allowed_is_refused() {
+        for json in [
+            r#"[{"allow": true, "type": "c", "major": 7, "access": "rw"},
+                {"allow": false, "type": "c", "major": 7, "minor": 1, "access": "w"}]"#,
+            r#"[{"allow": true, "access": "rwm"}, {"allow": false, "type": "b", "access": "r"},
+                {"allow": true, "type": "b", "major": 8, "access": "r"}]"#,
+        ] {
+            let error = rules(json).unwrap_err().to_string();
+            assert!(error.contains("out of an earlier rule"), "{error}");
+        }
+        let other_access = r#"[{"allow": true, "type": "c", "major": 7, "access": "r"},
+            {"allow": false, "type": "c", "major": 7, "minor": 1, "access": "w"}]"#;
+        assert!(rules(other_access).is_ok());
     }
 
     #[test]

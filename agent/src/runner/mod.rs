@@ -38,6 +38,7 @@ mod tests;
 mod users;
 
 use std::convert::Infallible;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process};
@@ -219,11 +220,17 @@ fn init(
         // The agent has given it up.
         _ => std::process::exit(1),
     }
-    hooks::start_container(container, spec)?;
-    if let Some(filter) = filter.filter(|_| identity.loads_filter_last()) {
-        filter.load()?;
-    }
-    command.run(&path)
+    // It has been started: whatever fails now is the container's own end, as under runc.
+    let last_steps = || {
+        hooks::start_container(container, spec)?;
+        if let Some(filter) = filter.filter(|_| identity.loads_filter_last()) {
+            filter.load()?;
+        }
+        command.run(&path)
+    };
+    let Err::<Infallible, _>(error) = last_steps();
+    let _ = writeln!(std::io::stderr(), "{error}");
+    std::process::exit(1)
 }
 
 fn process(request: &InitRequest) -> Result<&Process> {

@@ -200,14 +200,16 @@ impl Place<'_> {
             .step(|| format!("{}: make the mount point", self.step()))
     }
 
-    /// No file may pass for one of procfs, but for a few. (A tmpfs only hides what is there.)
+    /// Nothing may pass for procfs or a file of it, but for a few. (A tmpfs only hides what is there.) Its path is
+    /// what programs go by, whatever is mounted at it by now.
     fn check_procfs(&self, target: BorrowedFd<'_>) -> Result<()> {
+        let path = self.rootfs.path_of(target)?;
+        let inside = path.strip_prefix("/proc");
         let system = rustix::fs::fstatfs(target).step(|| self.step())?;
-        if system.f_type != libc::PROC_SUPER_MAGIC {
+        if inside.is_err() && system.f_type != libc::PROC_SUPER_MAGIC {
             return Ok(());
         }
-        let path = self.rootfs.path_of(target)?;
-        match path.strip_prefix("/proc") {
+        match inside {
             Ok(file)
                 if REPLACEABLE_IN_PROC
                     .iter()

@@ -64,11 +64,13 @@ cases! {
     an_exit_is_exact
     a_start_not_made_ends_the_container
     planted_symlinks_lead_nowhere
+    a_dev_that_is_a_link_is_made_inside
     a_device_that_is_none_masks_nothing
     devices_are_denied_by_default
     volumes_are_bound_with_their_options
     a_container_joins_anothers_namespaces
     a_start_hook_runs_in_the_container
+    a_command_that_is_no_program_ends_the_container
     a_user_namespace_maps_the_containers_users
     an_exec_joins_the_containers_users
     clocks_are_the_containers_own

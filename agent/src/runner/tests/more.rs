@@ -1,4 +1,4 @@
-//! Further containers of `tests`: users and clocks of their own, hooks, scheduling, and what covers what.
+//! Further containers of `tests`: users and clocks of their own, hooks, scheduling, what covers what, and starts that fail.
 
 use std::os::unix::fs::{PermissionsExt, lchown};
 
@@ -147,4 +147,39 @@ pub(super) fn a_tmpfs_begins_with_what_it_covers(case: &mut Case) {
         "{printed}"
     );
     assert!(printed.ends_with("refused\n"), "{printed}");
+}
+
+/// The oracle has only relative links: where an absolute one leads to on the host, runc 1.1 makes the links of /dev.
+pub(super) fn a_dev_that_is_a_link_is_made_inside(case: &mut Case) {
+    let dev = case.rootfs().join("dev");
+    std::fs::remove_dir(&dev).unwrap();
+    symlink("/tmp", &dev).unwrap();
+    let (_, printed) = case
+        .shell("readlink /tmp/ptmx /tmp/fd /tmp/stderr; stat -c %t:%T /tmp/null")
+        .unwrap();
+    assert_eq!(
+        printed, "pts/ptmx\n/proc/self/fd\n/proc/self/fd/2\n1:3\n",
+        "{printed}"
+    );
+    assert!(std::fs::symlink_metadata("/tmp/ptmx").is_err());
+
+    std::fs::remove_file(&dev).unwrap();
+    symlink("/proc", &dev).unwrap();
+    let error = case.shell("true").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        r#""/dev/pts" cannot be mounted because it is inside /proc"#
+    );
+}
+
+pub(super) fn a_command_that_is_no_program_ends_the_container(case: &mut Case) {
+    let path = case.rootfs().join("tmp/text");
+    std::fs::write(&path, "text").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    case.spec["process"]["args"] = json!(["/tmp/text"]);
+    let (stdio, output) = streams();
+    let created = case.create(stdio, Vec::new()).unwrap();
+    case.start(created.start).unwrap();
+    assert_eq!(case.wait(created.pid), 1);
+    assert_eq!(read(output), "exec /tmp/text: exec format error\n");
 }
