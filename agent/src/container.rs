@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -144,6 +144,11 @@ impl Container {
         }
     }
 
+    /// What it was made of.
+    pub fn spec(&self) -> &GuestSpec {
+        &self.spec
+    }
+
     /// The other containers whose namespaces it wants.
     pub fn joins(&self) -> &[(LinuxNamespaceType, String)] {
         &self.spec.joins
@@ -184,7 +189,7 @@ impl Container {
         let cgroup = Arc::new(cgroup.await??);
         self.state().cgroup = Some(cgroup.clone());
         if self.placeholder.is_some() {
-            self.hold(joined, plan).await?;
+            self.hold(&cgroup, joined, plan).await?;
             return Ok(0);
         }
 
@@ -203,7 +208,7 @@ impl Container {
             .connect(created.terminal)
             .map_err(PodError::failed("watch its streams"))?;
         let init = Arc::new(Process::new(created.pid, created.pidfd, streams));
-        let namespaces = shareable_namespaces(&init);
+        let namespaces = shareable_namespaces(&init, &self.spec.spec);
 
         let mut state = self.state();
         state.init = Some(init.clone());
@@ -313,12 +318,25 @@ impl Container {
             self.ensure_first_process().await?;
         }
         let state = self.state();
-        let mut namespaces = state.namespaces.iter();
-        let Some((_, fd)) = namespaces.find(|namespace| namespace.0 == kind) else {
+        if !state.phase.is_alive() {
             return Err(self.wrong_state(&state.phase, "running"));
-        };
+        }
         let step = format!("join the {kind} namespace of container {}", self.name);
-        fd.try_clone().map_err(PodError::failed(step))
+        let mut namespaces = state.namespaces.iter();
+        if let Some((_, fd)) = namespaces.find(|namespace| namespace.0 == kind) {
+            return fd.try_clone().map_err(PodError::failed(step));
+        }
+        // Mounts aren't kept: they would be held beyond the container's end.
+        match &state.init {
+            Some(init) if kind == LinuxNamespaceType::Mount && self.placeholder.is_none() => {
+                let opened = open_namespace(init, "mnt");
+                opened.ok_or_else(|| self.wrong_state(&Phase::Stopped, "running"))
+            }
+            _ => Err(PodError::Unsupported {
+                field: format!("linux.namespaces[{kind}].path"),
+                why: format!("container {} has no namespace of this kind", self.name),
+            }),
+        }
     }
 
     /// Kills what is left of it, and frees all it holds. Can be tried again if it fails.
@@ -441,22 +459,28 @@ fn too_late(step: String, deadline: Duration) -> PodError {
     }
 }
 
-/// Opens the namespaces that others may join. If the init has exited meanwhile, its pid may be
-/// another's, and there is nothing to join any more.
-fn shareable_namespaces(init: &Process) -> Vec<(LinuxNamespaceType, OwnedFd)> {
-    use LinuxNamespaceType::{Ipc, Pid, Uts};
-    let open = |(kind, name)| {
-        let file = File::open(format!("/proc/{}/ns/{name}", init.pid())).ok()?;
-        Some((kind, OwnedFd::from(file)))
-    };
-    let found = [(Ipc, "ipc"), (Uts, "uts"), (Pid, "pid")]
-        .into_iter()
-        .filter_map(open)
-        .collect();
-    match process::exited(init.pidfd()) {
-        false => found,
-        true => Vec::new(),
+/// Opens the namespaces that others may join.
+fn shareable_namespaces(init: &Process, spec: &Spec) -> Vec<(LinuxNamespaceType, OwnedFd)> {
+    use LinuxNamespaceType::{Ipc, Network, Pid, Time, User, Uts};
+    let mut kinds = vec![
+        (Ipc, "ipc"),
+        (Uts, "uts"),
+        (Pid, "pid"),
+        (Network, "net"),
+        (Time, "time"),
+    ];
+    if runner::has_users(spec) {
+        kinds.push((User, "user"));
     }
+    let open = |(kind, name)| Some((kind, open_namespace(init, name)?));
+    kinds.into_iter().filter_map(open).collect()
+}
+
+/// Opens a namespace of an init. If that has exited meanwhile, its pid may be another's, and there is nothing
+/// to join any more.
+fn open_namespace(init: &Process, name: &str) -> Option<OwnedFd> {
+    let file = File::open(format!("/proc/{}/ns/{name}", init.pid())).ok()?;
+    (!process::exited(init.pidfd())).then(|| file.into())
 }
 
 #[cfg(test)]

@@ -172,8 +172,8 @@ fn limits() -> Result<(), InitError> {
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(step("exempt PID 1 from the OOM killer"))
 }
 
-/// Sets IFF_UP on `lo`, which gives it 127.0.0.1 and ::1 (netdevice(7)).
-fn loopback_up() -> io::Result<()> {
+/// Sets IFF_UP on `lo` of the caller's network, which gives it 127.0.0.1 and ::1 (netdevice(7)).
+pub fn loopback_up() -> io::Result<()> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,

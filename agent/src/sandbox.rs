@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::system::{sethostname, uname};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tokio::time::timeout;
@@ -131,6 +132,13 @@ impl Pod {
         let mut spec = GuestSpec::parse(&spec)?;
         check_memory_volumes(&spec, &memory_volumes)?;
         disks::renumber(&mut spec.spec, &disks, device::disk)?;
+        let users = spec
+            .joins
+            .iter()
+            .find(|(kind, _)| *kind == LinuxNamespaceType::User);
+        if let Some((_, owner)) = users.cloned() {
+            spec.take_users(&owner, self.container(&owner)?.spec())?;
+        }
         let around = self.around.clone();
         let container = Arc::new(Container::new(name.into(), spec, placeholder, around));
         let joined = self.join(&container).await?;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::cgroup::Limits;
 use crate::error::PodError;
+use crate::runner;
 
 /// The limit of open files where a spec names none: that of services under systemd. What a process
 /// would inherit otherwise is the agent's own, which is large.
@@ -56,7 +57,7 @@ impl GuestSpec {
                 kept = serde_json::to_value(resources)
                     .map_err(PodError::failed("keep the resources of the spec"))?;
             }
-            joins = joined(linux.namespaces_mut().as_deref_mut().unwrap_or_default())?;
+            joins = joined(linux.namespaces().as_deref().unwrap_or_default())?;
         }
         Ok(Self {
             limits,
@@ -66,6 +67,32 @@ impl GuestSpec {
             memory_volumes: volumes(&spec, MEMORY)?,
             spec,
         })
+    }
+
+    /// Takes the mappings of the user namespace of `container`, which is joined. Those that this spec has must
+    /// be the same.
+    pub fn take_users(&mut self, container: &str, of: &Self) -> Result<(), PodError> {
+        if !runner::has_users(&of.spec) {
+            let why = format!("container {container} has no user namespace of its own");
+            return Err(PodError::bad("linux.namespaces[user].path", why));
+        }
+        let (Some(linux), Some(other)) = (self.spec.linux_mut(), of.spec.linux()) else {
+            return Ok(());
+        };
+        for (field, own, other) in [
+            ("uidMappings", linux.uid_mappings(), other.uid_mappings()),
+            ("gidMappings", linux.gid_mappings(), other.gid_mappings()),
+        ] {
+            if own.as_ref().is_some_and(|own| !own.is_empty()) && own != other {
+                let why = format!(
+                    "not those of the user namespace that is joined, container {container}'s"
+                );
+                return Err(PodError::bad(format!("linux.{field}"), why));
+            }
+        }
+        linux.set_uid_mappings(other.uid_mappings().clone());
+        linux.set_gid_mappings(other.gid_mappings().clone());
+        Ok(())
     }
 }
 
@@ -96,11 +123,8 @@ fn limit_open_files(process: &mut Process) -> Result<(), PodError> {
     Ok(())
 }
 
-/// Which namespaces are other containers'. The network is the guest's own for all of them, so
-/// joining one's is joining that.
-fn joined(
-    namespaces: &mut [LinuxNamespace],
-) -> Result<Vec<(LinuxNamespaceType, String)>, PodError> {
+/// Which namespaces are other containers'.
+fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, String)>, PodError> {
     use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
 
     let mut seen = Vec::new();
@@ -117,16 +141,13 @@ fn joined(
         };
         let path = path.to_str().unwrap_or_default();
         let field = format!("{field}.path");
-        if !matches!(kind, Ipc | Network | Pid | Uts) {
+        if kind == LinuxNamespaceType::Cgroup {
             let why = "a namespace of this kind can't be shared".into();
             return Err(PodError::Unsupported { field, why });
         }
         match path.strip_prefix(CONTAINER) {
-            Some(name) if is_name(name) && kind == Network => {
-                namespace.set_path(Some(POD.into()));
-            }
             Some(name) if is_name(name) => joins.push((kind, name.into())),
-            None if path == POD => {}
+            None if path == POD && matches!(kind, Ipc | Network | Pid | Uts) => {}
             _ => {
                 let why = format!("{path:?} is neither {POD:?} nor \"{CONTAINER}NAME\"");
                 return Err(PodError::bad(field, why));
@@ -181,10 +202,42 @@ mod tests {
             {"type": "network", "path": "container:pause"},
         ]))
         .unwrap();
-        assert_eq!(spec.joins, [(LinuxNamespaceType::Ipc, "pause".to_owned())]);
-        let linux = spec.spec.linux().as_ref().unwrap();
-        let network = &linux.namespaces().as_ref().unwrap()[3];
-        assert_eq!(network.path().as_deref(), Some(std::path::Path::new("pod")));
+        let pause = |kind| (kind, "pause".to_owned());
+        let joins = [LinuxNamespaceType::Ipc, LinuxNamespaceType::Network].map(pause);
+        assert_eq!(spec.joins, joins);
+    }
+
+    #[test]
+    fn whoever_joins_users_has_their_mappings() {
+        let users = |path: Value, from: u32| {
+            parse(|spec| {
+                spec["linux"]["namespaces"] =
+                    json!([{"type": "mount"}, {"type": "user", "path": path}]);
+                if from > 0 {
+                    let mapping = json!([{"containerID": 0, "hostID": from, "size": 10}]);
+                    spec["linux"]["uidMappings"] = mapping.clone();
+                    spec["linux"]["gidMappings"] = mapping;
+                }
+            })
+            .unwrap()
+        };
+        let owner = users(Value::Null, 1000);
+        for from in [0, 1000] {
+            let mut joining = users(json!("container:a"), from);
+            joining.take_users("a", &owner).unwrap();
+            let linux = joining.spec.linux().as_ref().unwrap();
+            let mappings = linux.uid_mappings().as_deref().unwrap();
+            assert_eq!(mappings[0].host_id(), 1000);
+        }
+        let mut other = users(json!("container:a"), 2000);
+        let error = other.take_users("a", &owner).unwrap_err().to_string();
+        assert!(error.starts_with("linux.uidMappings: "), "{error}");
+        let none = parse(|_| {}).unwrap();
+        let error = other.take_users("b", &none).unwrap_err().to_string();
+        assert!(
+            error.starts_with("linux.namespaces[user].path: container b "),
+            "{error}"
+        );
     }
 
     #[test]
@@ -204,11 +257,11 @@ mod tests {
             ),
             (
                 json!([{"type": "user", "path": "pod"}]),
-                "linux.namespaces[user].path is not supported",
+                "linux.namespaces[user].path: \"pod\"",
             ),
             (
-                json!([{"type": "mount", "path": "container:a"}]),
-                "linux.namespaces[mnt].path is not",
+                json!([{"type": "cgroup", "path": "container:a"}]),
+                "linux.namespaces[cgroup].path is not",
             ),
         ] {
             let error = namespaces(namespace).unwrap_err().to_string();

@@ -98,7 +98,7 @@ fn features() -> serde_json::Value {
         "ociVersionMax": "1.2.0",
         "hooks": [],
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "cgroup": {
                 "v1": false,
                 "v2": true,
@@ -136,11 +136,9 @@ mod tests {
         assert_eq!(features.type_url, FEATURES);
         let json: serde_json::Value = serde_json::from_slice(&features.value).expect("JSON");
         assert_eq!(json["linux"]["cgroup"]["v1"], false);
-        assert!(
-            json["linux"]["namespaces"]
-                .as_array()
-                .is_some_and(|names| !names.contains(&"user".into())),
-            "user namespaces are not applied yet"
-        );
+        // Both, and kubelet would take it that volumes come with mapped ids.
+        let namespaces = json["linux"]["namespaces"].as_array();
+        assert!(namespaces.is_some_and(|names| names.contains(&"user".into())));
+        assert_eq!(json["linux"]["mountExtensions"]["idmap"]["enabled"], false);
     }
 }

@@ -269,16 +269,17 @@ fn split_namespaces(
         let (kind, Some(path)) = (namespace.typ(), namespace.path().clone()) else {
             continue;
         };
-        let task = pid_of(&path).and_then(task_of);
+        let task = pid_of(&path, kind).and_then(task_of);
         let joined = match (kind, task) {
-            (LinuxNamespaceType::Network, task) => {
-                network = match task {
-                    Some(_) => NetworkPart::Pod,
-                    None => NetworkPart::Path(path),
-                };
-                None
+            (LinuxNamespaceType::Network, None) => {
+                network = NetworkPart::Path(path);
+                PathBuf::from("pod")
             }
-            (_, Some(task)) => Some(PathBuf::from(format!("container:{task}"))),
+            (LinuxNamespaceType::Network, Some(task)) => {
+                network = NetworkPart::Pod;
+                PathBuf::from(format!("container:{task}"))
+            }
+            (_, Some(task)) => PathBuf::from(format!("container:{task}")),
             (_, None) => {
                 return Err(SandboxError::unsupported(
                     format_args!(
@@ -290,22 +291,28 @@ fn split_namespaces(
                 ));
             }
         };
-        namespace.set_path(joined);
+        namespace.set_path(Some(joined));
     }
     linux.set_namespaces(Some(namespaces));
     Ok(network)
 }
 
-/// The pid in `/proc/PID/ns/KIND`.
-fn pid_of(path: &Path) -> Option<u32> {
+/// The pid in `/proc/PID/ns/KIND`, if the file is one of this kind.
+fn pid_of(path: &Path, kind: LinuxNamespaceType) -> Option<u32> {
     let mut parts = path.components();
     let mut next = || match parts.next() {
         Some(Component::Normal(part)) => part.to_str(),
         Some(Component::RootDir) => Some("/"),
         _ => None,
     };
-    let (root, proc, pid, ns, _kind) = (next()?, next()?, next()?, next()?, next()?);
-    ((root, proc, ns) == ("/", "proc", "ns")).then(|| pid.parse().ok())?
+    let (root, proc, pid, ns, file) = (next()?, next()?, next()?, next()?, next()?);
+    let name = match kind {
+        LinuxNamespaceType::Mount => "mnt",
+        LinuxNamespaceType::Network => "net",
+        kind => name_of(kind),
+    };
+    let is_one = (root, proc, ns) == ("/", "proc", "ns") && file == name;
+    is_one.then(|| pid.parse().ok())?
 }
 
 fn absolute(bundle: &Path, path: &Path) -> PathBuf {

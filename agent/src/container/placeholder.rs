@@ -5,6 +5,7 @@
 //! its first process: that is made when another container first joins it. From then on the placeholder
 //! has an init, which is signalled, awaited and killed as any other's.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -12,6 +13,7 @@ use std::time::SystemTime;
 use oci_spec::runtime::LinuxNamespaceType;
 use tokio::sync::OnceCell;
 
+use crate::cgroup::Cgroup;
 use crate::container::{Container, Phase, SIGKILL};
 use crate::error::{PodError, blocking};
 use crate::events::Event;
@@ -34,7 +36,12 @@ pub struct Placeholder {
 
 impl Container {
     /// Makes the namespaces of the placeholder; its cgroup is there.
-    pub(super) async fn hold(&self, joined: Vec<Joined>, plan: Plan) -> Result<(), PodError> {
+    pub(super) async fn hold(
+        &self,
+        cgroup: &Cgroup,
+        joined: Vec<Joined>,
+        plan: Plan,
+    ) -> Result<(), PodError> {
         let streams = plan
             .connect(None)
             .map_err(PodError::failed("watch its streams"))?;
@@ -46,8 +53,17 @@ impl Container {
             *place = Some(streams);
         }
         let (name, spec) = (self.name.clone(), self.spec.spec.clone());
-        let work = move || Ok::<_, std::convert::Infallible>(runner::hold(&name, &spec, joined));
-        let namespaces = blocking("make the namespaces of the pod", work).await??;
+        let namespaces = if runner::has_users(&spec) {
+            let request = PlaceholderRequest {
+                container: name,
+                spec,
+                cgroup: cgroup.directory().into(),
+            };
+            runner::hold_in_users(request, joined).await?
+        } else {
+            let work = move || Ok::<_, Infallible>(runner::hold(&name, &spec, joined));
+            blocking("make the namespaces of the pod", work).await??
+        };
         let mut state = self.state();
         if !matches!(state.phase, Phase::Creating) {
             return Err(self.wrong_state(&state.phase, "being created"));

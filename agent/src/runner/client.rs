@@ -9,11 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::{PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 
 use super::channel::Channel;
 use super::error::{Result, RunnerError, Step};
+use super::namespaces::Namespaces;
+use super::placeholder;
 use super::request::{
     ExecRequest, InitRequest, Joined, Message, PlaceholderRequest, Request, START, Size, Stdio,
 };
@@ -75,7 +78,7 @@ pub async fn create(
     Ok(Created {
         pid: ready.pid,
         pidfd: ready.pidfd,
-        terminal: ready.terminal,
+        terminal: ready.files.into_iter().next(),
         start: Start(conversation),
     })
 }
@@ -97,6 +100,32 @@ pub async fn first_process(
     let fds: Vec<_> = namespaces.iter().map(AsFd::as_fd).collect();
     let mut conversation = Conversation::open(&container, &request, &fds)?;
     conversation.executed().await
+}
+
+/// Makes a placeholder's namespaces as `hold` does, where they belong to a user namespace; `joined` are those of
+/// other containers.
+pub async fn hold_in_users(
+    request: PlaceholderRequest,
+    joined: Vec<Joined>,
+) -> Result<Vec<(LinuxNamespaceType, OwnedFd)>, RunnerError> {
+    let container = request.container.clone();
+    let (kinds, namespaces): (Vec<_>, Vec<_>) = joined
+        .into_iter()
+        .map(|joined| (joined.kind, joined.namespace))
+        .unzip();
+    let kept = placeholder::kept(&request.spec, &Namespaces::of(&request.spec, &kinds)?);
+    let request = Request::Hold {
+        request: Box::new(request),
+        joined: kinds,
+    };
+    let fds: Vec<_> = namespaces.iter().map(AsFd::as_fd).collect();
+    let mut conversation = Conversation::open(&container, &request, &fds)?;
+    let ready = conversation.until_ready().await?;
+    if ready.files.len() != kept.len() {
+        return Err(conversation.ended("without all of its namespaces"));
+    }
+    let kinds = kept.into_iter().map(|(kind, _)| kind);
+    Ok(kinds.zip(ready.files).collect())
 }
 
 /// Runs a further process in the container whose init is `init`.
@@ -145,7 +174,8 @@ fn split(stdio: Stdio) -> (Option<Size>, Vec<OwnedFd>) {
 struct Ready {
     pid: u32,
     pidfd: OwnedFd,
-    terminal: Option<OwnedFd>,
+    /// The master of its terminal, or what it was made to open.
+    files: Vec<OwnedFd>,
 }
 
 /// What is said over one channel, until it closes.
@@ -192,7 +222,7 @@ impl Conversation {
         Ok(Executed {
             pid: ready.pid,
             pidfd: ready.pidfd,
-            terminal: ready.terminal,
+            terminal: ready.files.into_iter().next(),
         })
     }
 
@@ -209,18 +239,12 @@ impl Conversation {
                         self.unfinished.push(kept);
                         spawned = Some((pid, pidfd));
                     }
-                    Some((Message::Ready, fds)) => ready = Some(fds.into_iter().next()),
+                    Some((Message::Ready, fds)) => ready = Some(fds),
                     Some(other) => self.handle(other)?,
                     None => return Err(self.ended("before the command was ready")),
                 }
                 match (spawned.take(), ready.take()) {
-                    (Some((pid, pidfd)), Some(terminal)) => {
-                        return Ok(Ready {
-                            pid,
-                            pidfd,
-                            terminal,
-                        });
-                    }
+                    (Some((pid, pidfd)), Some(files)) => return Ok(Ready { pid, pidfd, files }),
                     (earlier, other) => (spawned, ready) = (earlier, other),
                 }
             }

@@ -37,6 +37,7 @@ pub(super) fn run(
         ));
     }
     let init = fds.remove(0);
+    users::own_streams(spec, &fds)?;
     let own = spec.process().as_ref();
     let capabilities = process.capabilities().as_ref();
     let capabilities = capabilities.or_else(|| own.and_then(|own| own.capabilities().as_ref()));
@@ -73,7 +74,7 @@ pub(super) fn run(
     if namespaces::has_users(spec) {
         users::become_root()?;
     }
-    identity::join_keyring(container, false)?;
+    identity::join_keyring(container)?;
     let terminal = match terminal {
         None => {
             super::take_streams(fds)?;

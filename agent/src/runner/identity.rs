@@ -15,8 +15,9 @@ use super::error::{Result, RunnerError, Step};
 use super::seccomp::Filter;
 use super::syscall;
 
-/// The permission "search for the owner" of a key (KEY_USR_SEARCH).
-const SEARCHABLE: u32 = 0x8_0000;
+/// The permissions "search" of a key for its owner and for others (linux/key.h: KEY_USR_SEARCH, KEY_OTH_SEARCH).
+const OWNER_SEARCHES: u32 = 0x8_0000;
+const OTHERS_SEARCH: u32 = 0x8;
 
 /// Numbers of users and groups go up to here: beyond it they would be negative somewhere.
 const HIGHEST_ID: u32 = i32::MAX.cast_unsigned();
@@ -252,8 +253,7 @@ fn own_streams(uid: u32) -> Result<()> {
         let stream = stream.as_fd();
         let step = || "give the standard streams to the user";
         let status = rustix::fs::fstat(stream).step(step)?;
-        // /dev/null stays everybody's.
-        if status.st_rdev == rustix::fs::makedev(1, 3) || status.st_uid == uid {
+        if is_null(&status) || status.st_uid == uid {
             continue;
         }
         match rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None) {
@@ -267,18 +267,17 @@ fn own_streams(uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// A session keyring of the container's own, in place of the agent's; execs join it by its name.
-pub(super) fn join_keyring(container: &str, init: bool) -> Result<()> {
-    let name = CString::new(format!("_ses.{container}"))
-        .step(|| "name the container's session keyring")?;
-    let key = match syscall::join_session_keyring(&name) {
-        // A kernel without keys has none to leak.
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(()),
-        result => result.step(|| "join the container's session keyring")?,
-    };
-    if !init {
+/// Whether a stream is /dev/null, which stays everybody's.
+pub(super) fn is_null(status: &rustix::fs::Stat) -> bool {
+    status.st_rdev == rustix::fs::makedev(1, 3)
+}
+
+/// A session keyring of the container's own, in place of the agent's, that execs may search for. With `users` of
+/// another namespace all but its owner may, as under runc.
+pub(super) fn make_keyring(container: &str, users: bool) -> Result<()> {
+    let Some(key) = join_keyring(container)? else {
         return Ok(());
-    }
+    };
     let step = || "let the container's session keyring be found";
     let description = syscall::describe_key(key).step(step)?;
     let permissions = description
@@ -286,7 +285,21 @@ pub(super) fn join_keyring(container: &str, init: bool) -> Result<()> {
         .nth(3)
         .and_then(|permissions| u32::from_str_radix(permissions, 16).ok())
         .ok_or_else(|| RunnerError::failed(format!("{}: {description:?}", step())))?;
-    syscall::set_key_permissions(key, permissions | SEARCHABLE).step(step)
+    let searchable = if users { OTHERS_SEARCH } else { OWNER_SEARCHES };
+    syscall::set_key_permissions(key, permissions | searchable).step(step)
+}
+
+/// Joins the session keyring of the container by its name; it is made if it is not there. `None`: a kernel
+/// without keys has none to leak.
+pub(super) fn join_keyring(container: &str) -> Result<Option<libc::c_long>> {
+    let name = CString::new(format!("_ses.{container}"))
+        .step(|| "name the container's session keyring")?;
+    match syscall::join_session_keyring(&name) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(None),
+        result => result
+            .map(Some)
+            .step(|| "join the container's session keyring"),
+    }
 }
 
 /// How the kernel ranks the process when memory runs out. Set before it is born: the agent's own rank,

@@ -43,8 +43,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
-pub use client::{Start, create, exec, first_process};
+pub use client::{Start, create, exec, first_process, hold_in_users};
 pub use error::RunnerError;
+pub use namespaces::has_users;
 pub use placeholder::{PAUSE, hold, pause};
 pub use request::{ExecRequest, InitRequest, Joined, PlaceholderRequest, Stdio};
 
@@ -89,6 +90,9 @@ fn serve(channel: &Channel) -> Result<Infallible> {
         Request::Placeholder { request, joined } => {
             placeholder::run(channel, &request, &joined, &fds)
         }
+        Request::Hold { request, joined } => {
+            placeholder::hold_in_users(channel, &request, &joined, &fds)
+        }
         Request::Exec { request, terminal } => exec::run(channel, &request, terminal, fds),
     }
 }
@@ -131,76 +135,98 @@ fn init(
     let cgroup = device_filter::open_cgroup(cgroup)?;
     device_filter::attach(spec, cgroup.as_fd())?;
     identity::set_oom_score(process.oom_score_adj().unwrap_or(0))?;
-    sysctl::apply_to_network(spec)?;
-    let sysfs = match &users {
-        None => None,
-        Some(users) => {
-            users.delegate(cgroup.as_fd())?;
-            users::look_into(rootfs)?;
-            Some(users::sysfs()?)
-        }
-    };
     let streams = fds.split_off(joined.len().min(fds.len()));
-    namespaces::join(joined, &fds)?;
+    users::own_streams(spec, &streams)?;
+    namespaces::join_network(joined, &fds)?;
+    sysctl::apply_to_network(spec, &namespaces)?;
+    let shares_mounts = namespaces.is_joined(LinuxNamespaceType::Mount);
+    let (mut sysfs, mut procfs) = (None, None);
+    if let Some(users) = &users {
+        users.delegate(cgroup.as_fd())?;
+        procfs = Some(users::procfs().step(|| "open the guest's /proc")?);
+        if !shares_mounts {
+            users::look_into(rootfs)?;
+        }
+        if !namespaces.is_new(LinuxNamespaceType::Network) {
+            sysfs = Some(users::sysfs()?);
+        }
+    }
     namespaces.own_clocks(spec)?;
+    namespaces::join_others(joined, &fds)?;
     let gate = Gate::new()?;
     let cloned = namespaces.spawn(cgroup.as_fd())?;
-    born(channel, cloned, |pid| match &users {
-        None => Ok(()),
-        Some(users) => users.map(pid).and_then(|()| gate.open()),
+    born(channel, cloned, |pid| match (&users, &procfs) {
+        (Some(users), Some(procfs)) => users.map(procfs.as_fd(), pid).and_then(|()| gate.open()),
+        _ => Ok(()),
     })?;
 
     // From here on in the container's own process.
-    drop((cgroup, fds));
+    drop((cgroup, procfs, fds));
     if users.is_some() {
         gate.pass()?;
     }
-    let rootfs = Rootfs::prepare(rootfs)?;
-    let sources = mounts::open_sources(spec, [volumes, memory])?;
+    let files = match shares_mounts {
+        true => None,
+        false => {
+            let rootfs = Rootfs::prepare(rootfs)?;
+            Some((rootfs, mounts::open_sources(spec, [volumes, memory])?))
+        }
+    };
     if users.is_some() {
         users::become_root()?;
+        namespaces.own_ipc()?;
     }
     rustix::process::setsid().step(|| "make a session of the container's own")?;
     namespaces.own_cgroup()?;
-    identity::join_keyring(container, true)?;
+    namespaces.own_network()?;
+    identity::make_keyring(container, users.is_some())?;
 
-    // What is in its root. Modes are what the spec says, whatever the umask was.
+    // What is in its root, unless that is another's. Modes are what the spec says, whatever the umask was.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let pending = mounts::apply(spec, &namespaces, &rootfs, sources, sysfs)?;
-    devices::apply(spec, &rootfs)?;
-    rootfs
-        .ensure(process.cwd(), Target::Directory)
-        .step(|| format!("make the working directory {:?}", process.cwd()))?;
+    let files = match files {
+        None => None,
+        Some((rootfs, sources)) => {
+            let pending = mounts::apply(spec, &namespaces, &rootfs, sources, sysfs)?;
+            devices::apply(spec, &rootfs)?;
+            rootfs
+                .ensure(process.cwd(), Target::Directory)
+                .step(|| format!("make the working directory {:?}", process.cwd()))?;
+            Some((rootfs, pending))
+        }
+    };
     let terminal = match terminal {
         None => {
             take_streams(streams)?;
             None
         }
         Some(size) => {
-            let terminal = Terminal::of_rootfs(&rootfs)?;
-            terminal.bind_console(&rootfs)?;
+            let terminal = match &files {
+                None => Terminal::of_root()?,
+                Some((rootfs, _)) => {
+                    let terminal = Terminal::of_rootfs(rootfs)?;
+                    terminal.bind_console(rootfs)?;
+                    terminal
+                }
+            };
             terminal.take(process, size)?;
             Some(terminal.master)
         }
     };
     sysctl::set_names(spec)?;
-    sysctl::apply(spec)?;
-    pending.make_read_only()?;
-    hide::apply(spec, &rootfs)?;
-    rootfs.pivot()?;
+    sysctl::apply(spec, &namespaces)?;
+    let rootfs = match files {
+        None => None,
+        Some((rootfs, pending)) => {
+            pending.make_read_only()?;
+            hide::apply(spec, &rootfs)?;
+            rootfs.pivot()?;
+            Some(rootfs)
+        }
+    };
     hooks::create_container(container, spec, &identity)?;
-    if let Some(propagation) = propagation {
-        rootfs.propagate(propagation)?;
+    if let Some(rootfs) = rootfs {
+        rootfs.finish(spec, propagation)?;
     }
-    if spec
-        .root()
-        .as_ref()
-        .and_then(|root| root.readonly())
-        .unwrap_or(false)
-    {
-        rootfs.make_read_only()?;
-    }
-    drop(rootfs);
 
     // Its user, and its command as that user would find it.
     command.set_home(identity.uid);

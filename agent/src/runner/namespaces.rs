@@ -1,9 +1,10 @@
 //! The namespaces of a container: which are new, which are another container's, and the birth in them.
 //!
-//! Called by `mod` in the runner's own process, before any other step. The network is the guest's for
-//! every container of the pod, so a network namespace is neither made nor joined here. The cgroup
-//! namespace is made after the birth (`own_cgroup`): its root is the cgroup of whoever calls unshare. That
-//! of clocks is made before (`own_clocks`): its offsets can be set only while nobody is in it.
+//! Called by `mod` in the runner's own process, before any other step. A new network namespace is the
+//! guest's own, which is the pod's, unless a new user namespace is to own it: only in one of that user
+//! namespace's have its capabilities a meaning. The cgroup namespace is made after the birth (`own_cgroup`):
+//! its root is the cgroup of whoever calls unshare. That of clocks is made before (`own_clocks`): its offsets
+//! can be set only while nobody is in it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,6 +20,7 @@ const CLONE_NEWTIME: libc::c_int = 0x80;
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Namespaces {
     new: libc::c_int,
+    joined: libc::c_int,
     listed: libc::c_int,
 }
 
@@ -30,6 +32,7 @@ impl Namespaces {
             .as_ref()
             .and_then(|linux| linux.namespaces().as_ref());
         let mut ours = Self::default();
+        let mut own_network = false;
         let mut seen = Vec::new();
         for (index, namespace) in listed.into_iter().flatten().enumerate() {
             let field = || format!("linux.namespaces[{index}]");
@@ -43,10 +46,10 @@ impl Namespaces {
             seen.push(kind);
             let flag = flag(kind);
             match namespace.path() {
-                _ if kind == Kind::Network => {}
+                None if kind == Kind::Network => own_network = true,
                 None => ours.new |= flag,
                 Some(path) if path.as_os_str() == "pod" => {}
-                Some(_) if joined.contains(&kind) => {}
+                Some(_) if joined.contains(&kind) => ours.joined |= flag,
                 Some(path) => {
                     return Err(RunnerError::invalid(
                         field(),
@@ -56,11 +59,14 @@ impl Namespaces {
             }
             ours.listed |= flag;
         }
-        if !ours.is_new(Kind::Mount) {
+        if !ours.is_new(Kind::Mount) && !ours.is_joined(Kind::Mount) {
             return Err(RunnerError::unsupported(
                 "linux.namespaces",
-                "a container without a mount namespace of its own is not supported",
+                "a container without a mount namespace is not supported",
             ));
+        }
+        if own_network && ours.is_new(Kind::User) {
+            ours.new |= libc::CLONE_NEWNET;
         }
         let offsets = spec
             .linux()
@@ -90,16 +96,43 @@ impl Namespaces {
         self.new & flag(kind) != 0
     }
 
+    /// Does the container live in another one's namespace of this kind?
+    pub(super) fn is_joined(&self, kind: Kind) -> bool {
+        self.joined & flag(kind) != 0
+    }
+
     /// Has the spec an entry of this kind, new or not?
     pub(super) fn lists(&self, kind: Kind) -> bool {
         self.listed & flag(kind) != 0
     }
 
-    /// Makes the container's process: in all its new namespaces and in its cgroup from birth.
+    /// Makes the container's process: in its new namespaces and in its cgroup from birth.
     pub(super) fn spawn(&self, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
-        let at_birth = self.new & !(libc::CLONE_NEWCGROUP | CLONE_NEWTIME);
-        syscall::clone3(at_birth as u64, cgroup)
+        self.clone_without(0, cgroup)
             .step(|| "make the container's process in its namespaces and cgroup")
+    }
+
+    /// Makes a process that opens a placeholder's namespaces: neither mounts nor pids are among them.
+    pub(super) fn spawn_holder(&self, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
+        self.clone_without(libc::CLONE_NEWNS | libc::CLONE_NEWPID, cgroup)
+            .step(|| "make the pod's namespaces")
+    }
+
+    fn clone_without(&self, kinds: libc::c_int, cgroup: BorrowedFd<'_>) -> std::io::Result<Cloned> {
+        let mut later = kinds | libc::CLONE_NEWCGROUP | CLONE_NEWTIME;
+        if self.is_new(Kind::User) {
+            later |= libc::CLONE_NEWIPC;
+        }
+        syscall::clone3((self.new & !later) as u64, cgroup)
+    }
+
+    /// In the container's process, once it is the root of a new user namespace: the queues of an IPC
+    /// namespace belong to whoever makes it (ipc/mqueue.c, `mqueue_get_inode`).
+    pub(super) fn own_ipc(&self) -> Result<()> {
+        if !self.is_new(Kind::Ipc) || !self.is_new(Kind::User) {
+            return Ok(());
+        }
+        syscall::unshare(libc::CLONE_NEWIPC).step(|| "make the container's IPC namespace")
     }
 
     /// In the runner: whoever is born next has clocks of its own.
@@ -123,6 +156,15 @@ impl Namespaces {
         Ok(())
     }
 
+    /// In the container's process: a network of its own has its loopback interface up, as under runc.
+    pub(super) fn own_network(&self) -> Result<()> {
+        if !self.is_new(Kind::Network) {
+            return Ok(());
+        }
+        crate::init::loopback_up()
+            .step(|| "bring the loopback interface of the container's network up")
+    }
+
     /// In the container's process: its cgroup becomes the root of what it can see.
     pub(super) fn own_cgroup(&self) -> Result<()> {
         if self.new & libc::CLONE_NEWCGROUP == 0 {
@@ -132,8 +174,22 @@ impl Namespaces {
     }
 }
 
-/// Enters the namespaces of other containers; that of pids counts for the process made next.
-pub(super) fn join(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
+/// In the runner, first of all: what is done to a network from outside is done to the joined one.
+pub(super) fn join_network(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
+    join(joined, namespaces, |kind| kind == Kind::Network)
+}
+
+/// In the runner: enters the other namespaces of other containers; those of pids and clocks count for the
+/// process made next. From here on paths may be another container's.
+///
+/// The user namespace comes last: whoever is in it has no right to enter what does not belong to it.
+pub(super) fn join_others(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
+    let first = |kind| !matches!(kind, Kind::Network | Kind::User);
+    join(joined, namespaces, first)?;
+    join(joined, namespaces, |kind| kind == Kind::User)
+}
+
+fn join(joined: &[Kind], namespaces: &[OwnedFd], wanted: fn(Kind) -> bool) -> Result<()> {
     if joined.len() != namespaces.len() {
         return Err(RunnerError::failed(format!(
             "join {} namespaces: {} were handed over",
@@ -141,15 +197,9 @@ pub(super) fn join(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
             namespaces.len()
         )));
     }
-    for (&kind, namespace) in joined.iter().zip(namespaces) {
-        let flag = flag(kind);
-        if kind == Kind::Mount {
-            return Err(RunnerError::unsupported(
-                "linux.namespaces",
-                "joining another container's mount namespace is not supported",
-            ));
-        }
-        syscall::setns(namespace.as_fd(), flag)
+    let all = joined.iter().zip(namespaces);
+    for (&kind, namespace) in all.filter(|(kind, _)| wanted(**kind)) {
+        syscall::setns(namespace.as_fd(), flag(kind))
             .step(|| format!("join the {kind} namespace of another container"))?;
     }
     Ok(())
@@ -163,6 +213,7 @@ pub(super) fn enter(init: BorrowedFd<'_>, users: bool) -> Result<()> {
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
         | CLONE_NEWTIME;
     if users {
         kinds |= libc::CLONE_NEWUSER;
@@ -170,8 +221,8 @@ pub(super) fn enter(init: BorrowedFd<'_>, users: bool) -> Result<()> {
     syscall::setns(init, kinds).step(|| "join the container's namespaces")
 }
 
-/// Whether a container of this spec has a user namespace of its own.
-pub(super) fn has_users(spec: &Spec) -> bool {
+/// Whether a container of this spec has another user namespace than the guest.
+pub fn has_users(spec: &Spec) -> bool {
     let linux = spec.linux().as_ref();
     let listed = linux.and_then(|linux| linux.namespaces().as_ref());
     listed
@@ -230,7 +281,25 @@ mod tests {
         assert_eq!(namespaces.new, libc::CLONE_NEWNS | libc::CLONE_NEWPID);
         assert!(namespaces.is_new(Kind::Pid));
         assert!(!namespaces.is_new(Kind::Ipc));
+        assert!(namespaces.is_joined(Kind::Ipc));
         assert!(Namespaces::of(&spec, &[]).is_err());
+    }
+
+    #[test]
+    fn a_network_of_its_own_comes_only_with_users_of_its_own() {
+        let own = |namespaces: &str, joined: &[Kind]| {
+            let spec = spec(&format!(r#"[{{"type": "mount"}}, {namespaces}]"#));
+            Namespaces::of(&spec, joined).unwrap().is_new(Kind::Network)
+        };
+        assert!(own(r#"{"type": "network"}, {"type": "user"}"#, &[]));
+        assert!(own(r#"{"type": "user"}, {"type": "network"}"#, &[]));
+        assert!(!own(r#"{"type": "network"}"#, &[]));
+        assert!(!own(
+            r#"{"type": "user"}, {"type": "network", "path": "pod"}"#,
+            &[]
+        ));
+        let joined = r#"{"type": "user", "path": "container:a"}, {"type": "network"}"#;
+        assert!(!own(joined, &[Kind::User]));
     }
 
     #[test]

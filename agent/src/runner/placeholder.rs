@@ -1,9 +1,10 @@
 //! The namespaces of a pod's placeholder, and the first process of its PID namespace.
 //!
-//! The agent calls `hold` when it makes a placeholder, which costs no process: namespaces are open files.
-//! It calls `first_process` (`client`) when another container joins the PID namespace, which ends with its
-//! first process. That one has the user and limits of the spec, no capability and an empty root; it reaps
-//! what loses its parent, and ends as the usual pause program does.
+//! The agent calls `hold` when it makes a placeholder, which costs no process: namespaces are open files. Only a
+//! user namespace can't be made by one thread of many: then a process makes them all, and ends (`client`,
+//! `hold_in_users`). The agent calls `first_process` (`client`) when another container joins the PID namespace,
+//! which ends with its first process. That one has the user and limits of the spec, no capability and an empty
+//! root; it reaps what loses its parent, and ends as the usual pause program does.
 
 use std::convert::Infallible;
 use std::ffi::CStr;
@@ -27,6 +28,7 @@ use super::identity::{self, Identity};
 use super::namespaces::{self, Namespaces};
 use super::request::{Joined, Message, PlaceholderRequest};
 use super::rootfs::attach;
+use super::users::{self, Gate, Users};
 use super::{born, device_filter, note, prepare_exec, support, syscall, sysctl};
 
 /// What the first process is called, in `ps` and by itself.
@@ -47,18 +49,7 @@ pub fn hold(
         log::warn!("container {container}: {text}");
     }
     let kinds: Vec<_> = joined.iter().map(|joined| joined.kind).collect();
-    let namespaces = Namespaces::of(spec, &kinds)?;
-    // These would have to be there before the others, which belong to them.
-    if let Some(kind) = [Kind::User, Kind::Time]
-        .into_iter()
-        .find(|kind| namespaces.is_new(*kind))
-    {
-        return Err(RunnerError::unsupported(
-            "linux.namespaces",
-            format!("a pod's placeholder can't have a {kind} namespace of its own"),
-        ));
-    }
-    sysctl::check(spec, &namespaces)?;
+    let namespaces = check(spec, &kinds)?;
     let make = || make(spec, &namespaces, joined);
     // Namespaces are a thread's, and this one ends with the work.
     std::thread::scope(|scope| {
@@ -73,6 +64,35 @@ pub fn hold(
     })
 }
 
+fn check(spec: &Spec, joined: &[Kind]) -> Result<Namespaces> {
+    let namespaces = Namespaces::of(spec, joined)?;
+    // It would have to be there before the others, and only processes to be could be in it.
+    if namespaces.is_new(Kind::Time) {
+        return Err(RunnerError::unsupported(
+            "linux.namespaces",
+            "a pod's placeholder can't have a time namespace of its own",
+        ));
+    }
+    sysctl::check(spec, &namespaces)?;
+    Ok(namespaces)
+}
+
+/// What is kept, and the name of each in /proc/PID/ns.
+pub(super) fn kept(spec: &Spec, namespaces: &Namespaces) -> Vec<(Kind, &'static str)> {
+    let mut kept = vec![
+        (Kind::Ipc, "ipc"),
+        (Kind::Uts, "uts"),
+        (Kind::Network, "net"),
+    ];
+    if !namespaces.is_new(Kind::Pid) {
+        kept.push((Kind::Pid, "pid_for_children"));
+    }
+    if namespaces::has_users(spec) {
+        kept.push((Kind::User, "user"));
+    }
+    kept
+}
+
 fn make(spec: &Spec, namespaces: &Namespaces, joined: Vec<Joined>) -> Result<Vec<(Kind, OwnedFd)>> {
     let mut new = UnshareFlags::empty();
     for (kind, flag) in [
@@ -84,31 +104,62 @@ fn make(spec: &Spec, namespaces: &Namespaces, joined: Vec<Joined>) -> Result<Vec
     // SAFETY: the caution is about CLONE_FILES, by which file descriptors mean different files in
     // different threads. Neither flag here is that one; each changes the calling thread alone.
     unsafe { rustix::thread::unshare_unsafe(new) }.step(|| "make the pod's namespaces")?;
-    let mut held = Vec::new();
-    for Joined { kind, namespace } in joined {
-        match kind {
-            Kind::Ipc | Kind::Uts => syscall::setns(namespace.as_fd(), 0)
-                .step(|| format!("join the {kind} namespace of another container"))?,
-            kind => held.push((kind, namespace)),
-        }
-    }
+    let (kinds, joined): (Vec<_>, Vec<_>) = joined
+        .into_iter()
+        .map(|joined| (joined.kind, joined.namespace))
+        .unzip();
+    namespaces::join_network(&kinds, &joined)?;
+    namespaces::join_others(&kinds, &joined)?;
     sysctl::set_names(spec)?;
-    sysctl::apply_to_network(spec)?;
-    sysctl::apply(spec)?;
-    let mut open = |kind: Kind, name: &str| {
-        if !held.iter().any(|(other, _)| *other == kind) {
-            let file = File::open(format!("/proc/thread-self/ns/{name}"));
-            let file = file.step(|| format!("keep the pod's {kind} namespace"))?;
-            held.push((kind, file.into()));
-        }
-        Ok(())
+    sysctl::apply_to_network(spec, namespaces)?;
+    sysctl::apply(spec, namespaces)?;
+    open(&kept(spec, namespaces))
+}
+
+fn open(kept: &[(Kind, &str)]) -> Result<Vec<(Kind, OwnedFd)>> {
+    let open = |&(kind, name): &(Kind, &str)| {
+        let file = File::open(format!("/proc/thread-self/ns/{name}"));
+        let file = file.step(|| format!("keep the pod's {kind} namespace"))?;
+        Ok((kind, file.into()))
     };
-    open(Kind::Ipc, "ipc")?;
-    open(Kind::Uts, "uts")?;
-    if !namespaces.is_new(Kind::Pid) {
-        open(Kind::Pid, "pid")?;
-    }
-    Ok(held)
+    kept.iter().map(open).collect()
+}
+
+/// In a runner: makes the namespaces where a user namespace is to own them, and sends them in the order of
+/// `kept`.
+pub(super) fn hold_in_users(
+    channel: &Channel,
+    request: &PlaceholderRequest,
+    joined: &[Kind],
+    fds: &[OwnedFd],
+) -> Result<Infallible> {
+    let PlaceholderRequest { spec, cgroup, .. } = request;
+    note(channel, support::check_container(spec)?)?;
+    let namespaces = check(spec, joined)?;
+    let users = Users::of(spec, &namespaces)?;
+    let users = users.ok_or_else(|| RunnerError::failed("make the pod's users: it has none"))?;
+    let cgroup = device_filter::open_cgroup(cgroup)?;
+    namespaces::join_network(joined, fds)?;
+    sysctl::apply_to_network(spec, &namespaces)?;
+    namespaces::join_others(joined, fds)?;
+    let procfs = users::procfs().step(|| "open the guest's /proc")?;
+    let gate = Gate::new()?;
+    let cloned = namespaces.spawn_holder(cgroup.as_fd())?;
+    born(channel, cloned, |pid| {
+        users.map(procfs.as_fd(), pid).and_then(|()| gate.open())
+    })?;
+
+    // From here on in a process that is in them.
+    gate.pass()?;
+    users::become_root()?;
+    namespaces.own_ipc()?;
+    namespaces.own_network()?;
+    sysctl::set_names(spec)?;
+    sysctl::apply_through(spec, &namespaces, users::procfs)?;
+    let held = open(&kept(spec, &namespaces))?;
+    let held: Vec<_> = held.iter().map(|(_, file)| file.as_fd()).collect();
+    channel.send(&Message::Ready, &held)?;
+    std::process::exit(0)
 }
 
 /// In a runner: makes the first process; `joined` are the namespaces that `hold` has made.
@@ -133,7 +184,8 @@ pub(super) fn run(
     let program = rustix::fs::open("/proc/self/exe", OFlags::CLOEXEC, Mode::empty()).step(step)?;
     let cgroup = device_filter::open_cgroup(cgroup)?;
     identity::set_oom_score(process.oom_score_adj().unwrap_or(0))?;
-    namespaces::join(joined, namespaces)?;
+    namespaces::join_network(joined, namespaces)?;
+    namespaces::join_others(joined, namespaces)?;
     let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     let cloned = syscall::clone3(kinds as u64, cgroup.as_fd());
     born(
@@ -144,8 +196,12 @@ pub(super) fn run(
 
     // From here on in the process itself.
     drop(cgroup);
+    let users = namespaces::has_users(spec);
+    if users {
+        users::become_root()?;
+    }
     rustix::process::setsid().step(|| "make a session of its own")?;
-    identity::join_keyring(container, true)?;
+    identity::make_keyring(container, users)?;
     empty_root().step(|| "give it an empty root")?;
     rustix::stdio::dup2_stdout(rustix::stdio::stdin()).step(|| "give it no stdout")?;
     rustix::stdio::dup2_stderr(rustix::stdio::stdin()).step(|| "give it no stderr")?;

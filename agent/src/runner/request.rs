@@ -42,7 +42,7 @@ pub struct ExecRequest {
     pub cgroup: PathBuf,
 }
 
-/// Everything the runner needs for the first process of a placeholder's PID namespace.
+/// Everything the runner needs for a placeholder: for its namespaces, and for the first process of its PIDs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PlaceholderRequest {
     /// The container's name.
@@ -105,6 +105,11 @@ pub(super) enum Request {
         request: Box<PlaceholderRequest>,
         joined: Vec<LinuxNamespaceType>,
     },
+    /// Make a placeholder's namespaces, a user namespace among them, and open them.
+    Hold {
+        request: Box<PlaceholderRequest>,
+        joined: Vec<LinuxNamespaceType>,
+    },
     /// Run a further process.
     Exec {
         request: Box<ExecRequest>,
@@ -120,7 +125,8 @@ pub(super) enum Message {
     Spawned { pid: u32 },
     /// From the process: something that was left out, for the log.
     Note { text: String },
-    /// From the process: all is done but the start. The terminal's master comes along, if there is one.
+    /// From the process: all is done but the start. The terminal's master comes along, if there is one, or a
+    /// placeholder's namespaces.
     Ready,
     /// From either: it ends here.
     Failed { error: RunnerError },

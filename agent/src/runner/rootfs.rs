@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use oci_spec::runtime::Spec;
 use pathrs::Root;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -161,8 +162,20 @@ impl Rootfs {
         rustix::process::chdir("/").step(step)
     }
 
+    /// After everything is mounted and done in it: what the spec says of the root itself.
+    pub(super) fn finish(self, spec: &Spec, propagation: Option<(u64, bool)>) -> Result<()> {
+        if let Some(propagation) = propagation {
+            self.propagate(propagation)?;
+        }
+        let root = spec.root().as_ref();
+        if root.and_then(|root| root.readonly()).unwrap_or(false) {
+            self.make_read_only()?;
+        }
+        Ok(())
+    }
+
     /// Makes the root itself, and nothing mounted below it, read-only.
-    pub(super) fn make_read_only(&self) -> Result<()> {
+    fn make_read_only(&self) -> Result<()> {
         let attributes = MountAttributes {
             set: options::READ_ONLY,
             ..MountAttributes::default()
@@ -171,8 +184,8 @@ impl Rootfs {
             .step(|| "make the container's root read-only")
     }
 
-    /// Gives the root the propagation that the spec wants, after everything is mounted.
-    pub(super) fn propagate(&self, (propagation, recursive): (u64, bool)) -> Result<()> {
+    /// Gives the root the propagation that the spec wants.
+    fn propagate(&self, (propagation, recursive): (u64, bool)) -> Result<()> {
         let attributes = MountAttributes {
             propagation,
             ..MountAttributes::default()
@@ -224,7 +237,7 @@ fn errno(error: pathrs::error::Error) -> Errno {
 }
 
 /// What `linux.rootfsPropagation` asks for.
-pub(super) fn propagation(spec: &oci_spec::runtime::Spec) -> Result<Option<(u64, bool)>> {
+pub(super) fn propagation(spec: &Spec) -> Result<Option<(u64, bool)>> {
     let linux = spec.linux().as_ref();
     let name = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
     options::root_propagation(name.unwrap_or_default())

@@ -5,7 +5,7 @@
 //! neither: containerd sends them by default on hosts that have one, and runc refuses none of its own
 //! accord; that nothing enforces them is said in the log.
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use super::error::{Result, RunnerError};
 use super::namespaces;
@@ -34,6 +34,13 @@ pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
         // As under runc.
         notes.push(
             "linux.uidMappings and gidMappings have no effect without a user namespace".into(),
+        );
+    }
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+    let joins = |it: &LinuxNamespace| it.typ() == LinuxNamespaceType::Mount && it.path().is_some();
+    if namespaces.unwrap_or_default().iter().any(joins) {
+        notes.push(
+            "root, mounts, devices and hidden paths are those of the mount namespace that is joined".into(),
         );
     }
     Ok(notes)

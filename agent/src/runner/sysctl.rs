@@ -65,24 +65,42 @@ pub(super) fn check(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     Ok(())
 }
 
-/// In the runner: writes those of the network, which is the guest's whoever the container's root is.
-pub(super) fn apply_to_network(spec: &Spec) -> Result<()> {
-    write_those(spec, |path| path.starts_with("net/"))
+/// In the runner: writes those of a network that is not the container's own, whoever its root is.
+pub(super) fn apply_to_network(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+    if namespaces.is_new(Kind::Network) {
+        return Ok(());
+    }
+    write_those(spec, |path| path.starts_with("net/"), procfs)
 }
 
 /// In the container's process: writes all others.
-pub(super) fn apply(spec: &Spec) -> Result<()> {
-    write_those(spec, |path| !path.starts_with("net/"))
+pub(super) fn apply(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+    apply_through(spec, namespaces, procfs)
 }
 
-fn write_those(spec: &Spec, wanted: fn(&str) -> bool) -> Result<()> {
+/// The same through another procfs: a new one can be mounted only by those that the PID namespace belongs to.
+pub(super) fn apply_through(
+    spec: &Spec,
+    namespaces: &Namespaces,
+    procfs: fn() -> rustix::io::Result<OwnedFd>,
+) -> Result<()> {
+    let own_network = namespaces.is_new(Kind::Network);
+    let wanted = |path: &str| own_network || !path.starts_with("net/");
+    write_those(spec, wanted, procfs)
+}
+
+fn write_those(
+    spec: &Spec,
+    wanted: impl Fn(&str) -> bool,
+    procfs: fn() -> rustix::io::Result<OwnedFd>,
+) -> Result<()> {
     let mut listed = listed(spec)
         .filter(|(key, _)| wanted(&path(key)))
         .peekable();
     if listed.peek().is_none() {
         return Ok(());
     }
-    let procfs = procfs().step(|| "mount a procfs to write sysctls")?;
+    let procfs = procfs().step(|| "open a procfs to write sysctls")?;
     for (key, value) in listed {
         write(&procfs, &path(key), value).step(|| format!("write sysctl {key} = {value:?}"))?;
     }

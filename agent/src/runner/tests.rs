@@ -73,6 +73,8 @@ cases! {
     a_command_that_is_no_program_ends_the_container
     a_user_namespace_maps_the_containers_users
     an_exec_joins_the_containers_users
+    a_placeholders_users_own_all_that_a_pod_shares
+    a_container_joins_anothers_mounts_and_clocks
     clocks_are_the_containers_own
     a_create_hook_has_the_containers_rights_and_no_more
     scheduling_is_the_specs

@@ -1,17 +1,17 @@
-//! A user namespace of the container's own: its mappings, and what only the guest's own root can do for it.
+//! A user namespace: its mappings, and what only the guest's own root can do for it.
 //!
 //! Called by `mod`. The container's process is born in its namespaces, all of which belong to the new one;
-//! the runner, which is outside, then writes the mappings and lets it go on. The files keep the numbers that
-//! they have: mounts with mapped ids are not made.
+//! the runner, which is outside, then writes the mappings and lets it go on. One that is another container's
+//! has its mappings already. The files keep the numbers that they have: mounts with mapped ids are not made.
 //!
-//! The network is the guest's for all containers, so two things that belong to a network can't be done from
-//! within: sysfs is made outside and handed in, and sysctls of the network are set outside (`sysctl`).
+//! Where the network is the guest's, two things that belong to it can't be done from within: sysfs is made
+//! outside and handed in, and sysctls of the network are set outside (`sysctl`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType as Kind, Spec};
-use rustix::fs::{AtFlags, Gid, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
@@ -19,7 +19,8 @@ use rustix::mount::{
 use rustix::pipe::PipeFlags;
 
 use super::error::{Result, RunnerError, Step};
-use super::namespaces::Namespaces;
+use super::identity::is_null;
+use super::namespaces::{Namespaces, has_users};
 
 /// Lines that the kernel takes (user_namespaces(7)).
 const MOST_MAPPINGS: usize = 340;
@@ -27,9 +28,11 @@ const MOST_MAPPINGS: usize = 340;
 /// The files of a cgroup that go to whoever it is delegated to, as the kernel lists them.
 const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
 
-/// A user namespace to be made.
+/// A user namespace to be made or joined.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Users {
+    /// It is another container's.
+    joined: bool,
     uids: String,
     gids: String,
     /// The container's root, by the guest's numbers.
@@ -45,7 +48,8 @@ impl Users {
         let uids = linux.and_then(|linux| linux.uid_mappings().as_deref());
         let gids = linux.and_then(|linux| linux.gid_mappings().as_deref());
         let (uids, gids) = (uids.unwrap_or_default(), gids.unwrap_or_default());
-        if !namespaces.is_new(Kind::User) {
+        let joined = namespaces.is_joined(Kind::User);
+        if !joined && !namespaces.is_new(Kind::User) {
             return Ok(None);
         }
         let root = (
@@ -53,6 +57,7 @@ impl Users {
             check(gids, "linux.gidMappings")?,
         );
         Ok(Some(Self {
+            joined,
             uids: lines(uids),
             gids: lines(gids),
             root,
@@ -79,14 +84,48 @@ impl Users {
         Ok(())
     }
 
-    /// In the runner: maps the ids of the process that was born.
-    pub(super) fn map(&self, pid: u32) -> Result<()> {
+    /// In the runner: maps the ids of the process that was born, unless it was born into a mapping.
+    pub(super) fn map(&self, procfs: BorrowedFd<'_>, pid: u32) -> Result<()> {
+        if self.joined {
+            return Ok(());
+        }
         for (file, lines) in [("uid_map", &self.uids), ("gid_map", &self.gids)] {
-            std::fs::write(format!("/proc/{pid}/{file}"), lines)
-                .step(|| format!("write {file} of the container's process: {lines:?}"))?;
+            let step = || format!("write {file} of the container's process: {lines:?}");
+            let path = format!("{pid}/{file}");
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(procfs, path, flags, Mode::empty()).step(step)?;
+            // The kernel takes the whole map by one write.
+            rustix::io::write(&file, lines.as_bytes()).step(step)?;
         }
         Ok(())
     }
+}
+
+/// In the runner: the streams are given to the container's root, who may then give them to another user
+/// (`identity`). Whoever calls runc makes them so.
+pub(super) fn own_streams(spec: &Spec, streams: &[OwnedFd]) -> Result<()> {
+    if !has_users(spec) {
+        return Ok(());
+    }
+    let linux = spec.linux().as_ref();
+    let uids = linux.and_then(|linux| linux.uid_mappings().as_deref());
+    let gids = linux.and_then(|linux| linux.gid_mappings().as_deref());
+    let uid = check(uids.unwrap_or_default(), "linux.uidMappings")?;
+    let gid = check(gids.unwrap_or_default(), "linux.gidMappings")?;
+    for stream in streams {
+        let step = || "give the standard streams to the container's root";
+        if !is_null(&rustix::fs::fstat(stream).step(step)?) {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            rustix::fs::fchown(stream, Some(uid), Some(gid)).step(step)?;
+        }
+    }
+    Ok(())
+}
+
+/// In the runner, before it joins other mounts: the guest's own procfs, for `map`.
+pub(super) fn procfs() -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc", flags, Mode::empty())
 }
 
 /// In the container's process, once its ids are mapped: the root of its namespace.
@@ -193,7 +232,7 @@ mod tests {
                 "namespaces": [{{"type": "mount"}} {namespaces}]}}}}"#
         ))
         .unwrap();
-        let namespaces = Namespaces::of(&spec, &[])?;
+        let namespaces = Namespaces::of(&spec, &[Kind::User])?;
         Users::of(&spec, &namespaces)
     }
 
@@ -206,7 +245,14 @@ mod tests {
         assert_eq!(users(ONE, ONE, ""), Ok(None));
         let users = users(ONE, ONE, USER).unwrap().unwrap();
         assert_eq!(users.uids, "0 1000 10\n10 5000 1\n");
-        assert_eq!(users.root, (1000, 1000));
+        assert_eq!((users.root, users.joined), ((1000, 1000), false));
+    }
+
+    #[test]
+    fn a_joined_one_has_the_mappings_of_its_container() {
+        let joined = r#", {"type": "user", "path": "container:a"}"#;
+        let users = users(ONE, ONE, joined).unwrap().unwrap();
+        assert_eq!((users.root, users.joined), ((1000, 1000), true));
     }
 
     #[test]

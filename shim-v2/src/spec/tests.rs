@@ -75,7 +75,9 @@ fn a_plain_container_is_split() {
 fn a_cri_container_joins_its_sandbox() {
     let split = try_split(|spec| {
         let namespaces = &mut spec["linux"]["namespaces"];
-        for (index, kind) in [(1, "ipc"), (2, "uts"), (4, "net")] {
+        let users = serde_json::json!({"type": "user"});
+        namespaces.as_array_mut().unwrap().push(users);
+        for (index, kind) in [(1, "ipc"), (2, "uts"), (3, "mnt"), (4, "net"), (5, "user")] {
             namespaces[index]["path"] = format!("/proc/42/ns/{kind}").into();
         }
     })
@@ -83,22 +85,35 @@ fn a_cri_container_joins_its_sandbox() {
     assert_eq!(split.host.network, NetworkPart::Pod);
     let guest: serde_json::Value = serde_json::from_slice(&split.guest).unwrap();
     let namespaces = &guest["linux"]["namespaces"];
-    assert_eq!(namespaces[1]["path"], "container:sandbox");
-    assert_eq!(namespaces[2]["path"], "container:sandbox");
-    assert!(namespaces[4].get("path").is_none());
+    assert!(namespaces[0].get("path").is_none());
+    for index in 1..6 {
+        assert_eq!(namespaces[index]["path"], "container:sandbox", "{index}");
+    }
 }
 
 #[test]
 fn a_foreign_or_missing_namespace_is_refused() {
-    let line = refused(|spec| spec["linux"]["namespaces"][1]["path"] = "/proc/7/ns/ipc".into());
-    assert!(line.contains("type ipc with path /proc/7/ns/ipc"), "{line}");
+    // That of no container of this pod, and that of another kind.
+    for (index, kind, path) in [
+        (1, "ipc", "/proc/7/ns/ipc"),
+        (3, "mount", "/proc/7/ns/mnt"),
+        (3, "mount", "/proc/42/ns/ipc"),
+    ] {
+        let line = refused(|spec| spec["linux"]["namespaces"][index]["path"] = path.into());
+        let text = format!("linux.namespaces of type {kind} with path {path}");
+        assert!(line.contains(&text), "{line}");
+    }
     let line = refused(|spec| {
         spec["linux"]["namespaces"].as_array_mut().unwrap().pop();
     });
     assert!(line.contains("without an entry of type network"), "{line}");
     let path = try_split(|spec| spec["linux"]["namespaces"][4]["path"] = "/run/netns/x".into());
-    let network = path.unwrap().host.network;
+    let split = path.unwrap();
+    let network = split.host.network;
     assert_eq!(network, NetworkPart::Path("/run/netns/x".into()));
+    // In the guest that is the guest's own, and no new one.
+    let guest: serde_json::Value = serde_json::from_slice(&split.guest).unwrap();
+    assert_eq!(guest["linux"]["namespaces"][4]["path"], "pod");
 }
 
 #[test]
@@ -411,14 +426,16 @@ fn the_pod_s_sums_go_before_the_container_s_own_limit() {
 
 #[test]
 fn only_a_pid_s_namespace_is_one() {
-    assert_eq!(pid_of(Path::new("/proc/42/ns/net")), Some(42));
+    let pid_of = |path: &str| pid_of(Path::new(path), LinuxNamespaceType::Network);
+    assert_eq!(pid_of("/proc/42/ns/net"), Some(42));
     for other in [
         "/proc/self/ns/net",
         "proc/42/ns/net",
         "/proc/42/net",
         "/x/42/ns/net",
+        "/proc/42/ns/uts",
         "/proc/../42/ns",
     ] {
-        assert_eq!(pid_of(Path::new(other)), None, "{other}");
+        assert_eq!(pid_of(other), None, "{other}");
     }
 }

@@ -484,7 +484,8 @@ pub(super) fn a_placeholder_has_a_process_only_for_its_pids(case: &mut Case) {
     let mut held = super::hold("pod", &spec, Vec::new()).unwrap();
     assert_eq!(std::fs::read_link("/proc/self/ns/uts").unwrap(), ours);
     let kinds: Vec<_> = held.iter().map(|(kind, _)| *kind).collect();
-    assert_eq!(kinds, [LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts]);
+    use LinuxNamespaceType::{Ipc, Network, Uts};
+    assert_eq!(kinds, [Ipc, Uts, Network]);
     let pids = || std::fs::read_to_string(case.cgroup.join("cgroup.procs")).unwrap();
     assert_eq!(pids(), "");
     let share = |held: &[(LinuxNamespaceType, OwnedFd)]| {
