@@ -221,13 +221,16 @@ fn refuse_host_fields(spec: &Spec) -> Result<(), SandboxError> {
 }
 
 /// Which of a pod's namespaces a container must at least have of its own or share with its pod:
-/// without an entry the host's is meant, which no guest can give.
-const NEEDED: [LinuxNamespaceType; 5] = [
-    LinuxNamespaceType::Mount,
-    LinuxNamespaceType::Network,
-    LinuxNamespaceType::Pid,
-    LinuxNamespaceType::Ipc,
-    LinuxNamespaceType::Uts,
+/// without an entry the host's is meant, which no guest can give. Beside it, how users ask for that.
+const NEEDED: [(LinuxNamespaceType, &str); 5] = [
+    (LinuxNamespaceType::Mount, ""),
+    (
+        LinuxNamespaceType::Network,
+        " (hostNetwork; --net-host, where --cni gives the pod a network)",
+    ),
+    (LinuxNamespaceType::Pid, " (hostPID)"),
+    (LinuxNamespaceType::Ipc, " (hostIPC)"),
+    (LinuxNamespaceType::Uts, ""),
 ];
 
 /// The type as the spec has it.
@@ -253,14 +256,14 @@ fn split_namespaces(
         .as_mut()
         .ok_or_else(|| bad("linux is missing: the spec is not of a Linux container"))?;
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    for needed in NEEDED {
+    for (needed, asked) in NEEDED {
         if !namespaces.iter().any(|namespace| namespace.typ() == needed) {
             return Err(SandboxError::unsupported(
                 format_args!(
                     "linux.namespaces without an entry of type {}",
                     name_of(needed)
                 ),
-                "the host's own namespace can't be given to a guest",
+                format_args!("the host's own namespace can't be given to a guest{asked}"),
             ));
         }
     }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+use crate::cri;
 use crate::ctr::Call;
 use crate::events::Events;
 use crate::footprint::Footprint;
@@ -36,6 +37,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub enum Version {
     /// 2.1, on which most tests run.
     V2_1,
+    /// The same with its CRI plugin.
+    V2_1Cri,
     /// 1.7.
     V1_7,
 }
@@ -43,8 +46,24 @@ pub enum Version {
 impl Version {
     fn directory(self) -> &'static str {
         match self {
-            Self::V2_1 => "containerd-2.1",
+            Self::V2_1 | Self::V2_1Cri => "containerd-2.1",
             Self::V1_7 => "containerd-1.7",
+        }
+    }
+
+    /// containerd's namespace of what is done through it.
+    fn namespace(self) -> &'static str {
+        match self {
+            Self::V2_1 | Self::V1_7 => NAMESPACE,
+            Self::V2_1Cri => cri::NAMESPACE,
+        }
+    }
+
+    /// The archives of the images that it needs.
+    fn images(self) -> &'static [&'static str] {
+        match self {
+            Self::V2_1 | Self::V1_7 => &["busybox.tar"],
+            Self::V2_1Cri => &["busybox.tar", "pause.tar"],
         }
     }
 }
@@ -211,7 +230,7 @@ impl Host {
         self.daemon
             .directory
             .join("state/io.containerd.runtime.v2.task")
-            .join(NAMESPACE)
+            .join(self.daemon.version.namespace())
             .join(id)
     }
 
@@ -272,9 +291,10 @@ impl Daemon {
         let directory = PathBuf::from(format!("/run/tests.{}.{number}", std::process::id()));
         fs::create_dir_all(&directory)?;
         // Made by the first container and kept by all: there before anybody counts.
-        let tasks = Path::new("io.containerd.runtime.v2.task").join(NAMESPACE);
+        let namespace = version.namespace();
+        let tasks = Path::new("io.containerd.runtime.v2.task").join(namespace);
         for parent in [
-            PathBuf::from("/sys/fs/cgroup").join(NAMESPACE),
+            PathBuf::from("/sys/fs/cgroup").join(namespace),
             directory.join("state").join(&tasks),
             directory.join("root").join(&tasks),
         ] {
@@ -286,26 +306,35 @@ impl Daemon {
             wrapper: wrapper.iter().map(|word| (*word).to_owned()).collect(),
             child: Mutex::new(None),
         };
-        fs::write(daemon.directory.join("config.toml"), daemon.config(level))?;
+        fs::write(daemon.directory.join("config.toml"), daemon.config(level)?)?;
         daemon.launch()?;
-        let image = tools()?.join("busybox.tar");
-        let mut import = daemon.ctr();
-        import.args(["image", "import"]).arg(image);
-        Call::new(import).ok()?;
+        for image in version.images() {
+            let mut import = daemon.ctr();
+            import.args(["image", "import"]).arg(tools()?.join(image));
+            Call::new(import).ok()?;
+        }
         Ok(daemon)
     }
 
-    fn config(&self, level: &str) -> String {
+    fn config(&self, level: &str) -> TestResult<String> {
         let here = self.directory.display();
-        format!(
-            "version = 2\nroot = \"{here}/root\"\nstate = \"{here}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
-             \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\", \
+        let (number, disabled, plugins) = match self.version {
+            Version::V2_1 | Version::V1_7 => (
+                2,
+                "\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
+                 \"io.containerd.cri.v1.runtime\", ",
+                String::new(),
+            ),
+            Version::V2_1Cri => (3, "", cri::set_up(&self.directory, &tools()?)?),
+        };
+        Ok(format!(
+            "version = {number}\nroot = \"{here}/root\"\nstate = \"{here}/state\"\n\
+             disabled_plugins = [{disabled}\"io.containerd.nri.v1.nri\", \
              \"io.containerd.internal.v1.opt\", \"io.containerd.tracing.processor.v1.otlp\"]\n\
              [grpc]\naddress = \"{here}/containerd.sock\"\n\
              [ttrpc]\naddress = \"{here}/containerd.sock.ttrpc\"\n\
-             [debug]\nlevel = \"{level}\"\n"
-        )
+             [debug]\nlevel = \"{level}\"\n{plugins}"
+        ))
     }
 
     fn socket(&self) -> PathBuf {
@@ -321,7 +350,7 @@ impl Daemon {
         command
             .arg("--address")
             .arg(self.socket())
-            .args(["--namespace", NAMESPACE]);
+            .args(["--namespace", self.version.namespace()]);
         command
     }
 

@@ -1,6 +1,6 @@
-//! An OCI image with busybox in it, as one archive for `ctr image import`.
+//! OCI images with busybox in them, each as one archive for `ctr image import`.
 //!
-//! No registry can be counted on where tests run, so the image is made from the busybox of the
+//! No registry can be counted on where tests run, so the images are made from the busybox of the
 //! machine's own suite. Layout: OCI image-spec 1.1, "image-layout.md"; the name containerd imports
 //! it under is an annotation in the index.
 
@@ -14,8 +14,25 @@ use crate::archive::{Entry, Tar};
 use crate::error::HostError;
 use crate::packages::output;
 
-/// The name that the tests use.
-const NAME: &str = "localhost/busybox:latest";
+/// An image: its name, and the command of a container that is given none.
+pub struct Image {
+    /// The name under which it is imported.
+    pub name: &'static str,
+    /// The command, as JSON.
+    pub command: &'static str,
+}
+
+/// What the tests run.
+pub const BUSYBOX: Image = Image {
+    name: "localhost/busybox:latest",
+    command: r#"["sh"]"#,
+};
+
+/// What a pod of Kubernetes has as its first container: it only waits.
+pub const PAUSE: Image = Image {
+    name: "localhost/pause:latest",
+    command: r#"["sleep","2147483647"]"#,
+};
 
 const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n\
 daemon:x:1:1:daemon:/usr/sbin:/bin/false\n\
@@ -24,16 +41,16 @@ nobody:x:65534:65534:nobody:/:/bin/false\n";
 
 const GROUP: &[u8] = b"root:x:0:\ndaemon:x:1:\nextra:x:900:app\napp:x:1000:\nnogroup:x:65534:\n";
 
-/// Writes the image archive to `target`.
-pub fn write(busybox: &Path, target: &Path) -> Result<(), HostError> {
+/// Writes an image's archive to `target`.
+pub fn write(image: &Image, busybox: &Path, target: &Path) -> Result<(), HostError> {
     let applets = output(
         "list busybox's commands",
         Command::new(busybox).arg("--list"),
     )?;
     let program = fs::read(busybox).map_err(HostError::file("read", busybox))?;
     let archive = layer(&program, &applets)
-        .and_then(|layer| layout(&layer))
-        .map_err(HostError::system("put the busybox image together"))?;
+        .and_then(|layer| layout(image, &layer))
+        .map_err(HostError::system("put an image together"))?;
     fs::write(target, archive).map_err(HostError::file("write", target))
 }
 
@@ -55,10 +72,11 @@ fn layer(busybox: &[u8], applets: &str) -> std::io::Result<Vec<u8>> {
     tar.finish()
 }
 
-fn layout(layer: &[u8]) -> std::io::Result<Vec<u8>> {
+fn layout(image: &Image, layer: &[u8]) -> std::io::Result<Vec<u8>> {
+    let Image { name, command } = image;
     let layer_digest = digest(layer);
     let config = format!(
-        r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:{layer_digest}"]}}}}"#
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":{command}}},"rootfs":{{"type":"layers","diff_ids":["sha256:{layer_digest}"]}}}}"#
     );
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:{}","size":{}}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:{layer_digest}","size":{}}}]}}"#,
@@ -67,7 +85,7 @@ fn layout(layer: &[u8]) -> std::io::Result<Vec<u8>> {
         layer.len()
     );
     let index = format!(
-        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{}","size":{},"annotations":{{"io.containerd.image.name":"{NAME}","org.opencontainers.image.ref.name":"latest"}}}}]}}"#,
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{}","size":{},"annotations":{{"io.containerd.image.name":"{name}","org.opencontainers.image.ref.name":"latest"}}}}]}}"#,
         digest(manifest.as_bytes()),
         manifest.len()
     );

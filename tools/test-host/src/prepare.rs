@@ -10,7 +10,8 @@
 //! | `qemu/` | only where the machine's own QEMU is too old: see `emulator` |
 //! | `containerd-2.1/`, `containerd-1.7/` | `containerd`, `ctr` and runc's shim of each |
 //! | `runc/runc` | of the machine's own suite: newer ones want a newer libc |
-//! | `busybox.tar` | the image that tests run |
+//! | `cni/` | the CNI plugins of the machine's own suite |
+//! | `busybox.tar`, `pause.tar` | the image that tests run, and that of the first container of a Kubernetes pod |
 //! | `versions` | what was taken, for people |
 
 use std::fs::{self, File};
@@ -38,12 +39,17 @@ impl Prepared {
 }
 
 /// Change this when this file or `archive`, `image` make something else of the same packages.
-const RECIPE: &str = "4";
+const RECIPE: &str = "5";
 
 /// The suites that are unpacked beside the system, and what each is for.
 const KERNEL_SUITE: &str = "bookworm-backports";
 const CONTAINERD_1_7_SUITE: &str = "trixie";
 const CONTAINERD_2_1_SUITE: &str = "sid";
+
+/// What is unpacked of the machine's own suite.
+const BUSYBOX: &str = "busybox-static";
+const RUNC: &str = "runc";
+const CNI: &str = "containernetworking-plugins";
 
 /// The modules that the first root needs before this machine's root can be mounted.
 const FIRST_MODULES: [&str; 3] = ["9pnet_virtio", "9p", "overlay"];
@@ -90,6 +96,9 @@ pub fn prepare() -> Result<Prepared, HostError> {
         KERNEL_SUITE,
         CONTAINERD_1_7_SUITE,
         CONTAINERD_2_1_SUITE,
+        BUSYBOX,
+        RUNC,
+        CNI,
         INIT,
     ]
     .join("\n");
@@ -128,7 +137,7 @@ fn build(root: &Path) -> Result<(), HostError> {
     let unpacked = work.path().join("kernel");
     apt.unpack(&kernel, &unpacked)?;
     let busybox = work.path().join("busybox");
-    apt.unpack_own("busybox-static", &busybox)?;
+    apt.unpack_own(BUSYBOX, &busybox)?;
     let busybox = busybox.join("bin/busybox");
     let release = kernel
         .strip_prefix("linux-image-")
@@ -174,9 +183,20 @@ fn build(root: &Path) -> Result<(), HostError> {
         }
     }
     let runc = work.path().join("runc");
-    apt.unpack_own("runc", &runc)?;
+    apt.unpack_own(RUNC, &runc)?;
     copy(&find(&runc, "runc")?, &root.join("runc/runc"))?;
-    image::write(&busybox, &root.join("busybox.tar"))?;
+    let cni = work.path().join("cni");
+    apt.unpack_own(CNI, &cni)?;
+    output(
+        "copy the CNI plugins",
+        Command::new("cp")
+            .arg("-a")
+            .arg(cni.join("usr/lib/cni"))
+            .arg(root.join("cni")),
+    )?;
+    for (image, name) in [(image::BUSYBOX, "busybox.tar"), (image::PAUSE, "pause.tar")] {
+        image::write(&image, &busybox, &root.join(name))?;
+    }
 
     let mut versions = format!("kernel {kernel}\n");
     versions.push_str(&emulator::version(emulator::program(root))?);

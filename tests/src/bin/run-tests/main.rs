@@ -25,7 +25,7 @@ use count::{Count, counted, must};
 use hosts::{Outcome, Run};
 
 /// The parts with their time in minutes, and the test binaries of each, in the order in which they begin.
-const PARTS: [(&str, u64, &[&str]); 5] = [
+const PARTS: [(&str, u64, &[&str]); 6] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -38,6 +38,7 @@ const PARTS: [(&str, u64, &[&str]); 5] = [
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
+    ("Kubernetes", 4, &["cri"]),
     (
         "faults and hostile",
         7,

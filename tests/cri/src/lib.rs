@@ -1,0 +1,18 @@
+//! Kubernetes' Container Runtime Interface from the kubelet's side, as far as the integration tests need it.
+//!
+//! `kata-like-tests` calls it. The messages are generated from `cri.proto`; [`Client`] makes one unary gRPC call at
+//! a time on a UNIX socket, and [`Stream`] is the WebSocket to which the answers of Exec and Attach lead. A whole
+//! gRPC stack would be some fifty crates for what is one POST with a length before the message.
+
+mod client;
+mod stream;
+
+/// The messages of `cri.proto`.
+#[allow(warnings)]
+pub mod messages {
+    include!(concat!(env!("OUT_DIR"), "/messages/mod.rs"));
+    pub use cri::*;
+}
+
+pub use client::{Client, Error, Request};
+pub use stream::{Channel, Ended, Stream};

@@ -1,0 +1,368 @@
+//! Pods as a kubelet makes them: through containerd's CRI plugin, with the runtime under test as a handler.
+//!
+//! What the kubelet does itself is done here, too: the pod's cgroup, the folder of its logs, the volumes. A test
+//! writes what it wants of a pod or container in protobuf's text format; names, image and paths are filled in.
+//! Whatever was made is taken away when it goes out of scope, a failed test included.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use kata_like_cri_client::messages::*;
+use kata_like_cri_client::{Client, Request};
+use protobuf::{MessageField, text_format};
+
+use crate::ctr::{Call, DEADLINE};
+use crate::host::Host;
+use crate::{IMAGE, TestResult, failure, runtime};
+
+mod container;
+
+pub use container::{Container, text_of_log};
+
+/// The handler that a RuntimeClass names.
+pub const HANDLER: &str = "kata-like";
+
+/// containerd's namespace of CRI.
+pub const NAMESPACE: &str = "k8s.io";
+
+/// The image of a pod's first container.
+pub const PAUSE: &str = "localhost/pause:latest";
+
+/// Where the kubelet keeps the cgroups of its pods.
+const CGROUPS: &str = "/sys/fs/cgroup/kubepods";
+
+/// The bridge between its pods.
+const BRIDGE: &str = "tests0";
+
+/// How long to wait before something is asked for again.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Makes what CRI expects of a host below `here`, and gives its part of containerd's configuration.
+pub(crate) fn set_up(here: &Path, tools: &Path) -> TestResult<String> {
+    let network = here.join("net.d");
+    fs::create_dir_all(&network)?;
+    fs::write(network.join("tests.conflist"), conflist(here))?;
+    fs::create_dir_all(CGROUPS)?;
+    delegate(Path::new(CGROUPS))?;
+    // The plugin would make it with the first pod, and leave it.
+    if !Path::new("/sys/class/net").join(BRIDGE).exists() {
+        let mut add = Command::new("ip");
+        add.args(["link", "add", BRIDGE, "type", "bridge"]);
+        Call::new(add).ok()?;
+    }
+    Ok(format!(
+        r#"[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{PAUSE}"
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["{plugins}"]
+conf_dir = "{conf}"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{HANDLER}]
+runtime_type = "{runtime}"
+privileged_without_host_devices = true
+"#,
+        plugins = tools.join("cni").display(),
+        conf = network.display(),
+        runtime = runtime(),
+    ))
+}
+
+/// One bridge without a way out; CRI adds the loopback by itself.
+fn conflist(here: &Path) -> String {
+    let addresses = here.join("addresses");
+    serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "tests",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": addresses,
+                "ranges": [[{"subnet": "10.88.0.0/24"}]],
+            },
+        }],
+    })
+    .to_string()
+}
+
+/// Hands all controllers of a cgroup down, as the kubelet does it for its pods.
+fn delegate(cgroup: &Path) -> TestResult {
+    let names = fs::read_to_string(cgroup.join("cgroup.controllers"))?;
+    for name in names.split_whitespace() {
+        fs::write(cgroup.join("cgroup.subtree_control"), format!("+{name}"))?;
+    }
+    Ok(())
+}
+
+/// Who speaks to the CRI plugin.
+pub struct Kubelet<'host> {
+    host: &'host Host,
+    client: Client,
+}
+
+impl<'host> Kubelet<'host> {
+    /// Connects, and waits until the plugin has the images: it learns of them by events.
+    pub fn new(host: &'host Host) -> TestResult<Self> {
+        let kubelet = Self {
+            client: Client::connect(&host.address())?,
+            host,
+        };
+        for image in [IMAGE, PAUSE] {
+            kubelet.until(image, || {
+                let request = ImageStatusRequest {
+                    image: image_of(image),
+                    ..Default::default()
+                };
+                Ok(kubelet.call(request)?.image.is_some().then_some(()))
+            })?;
+        }
+        Ok(kubelet)
+    }
+
+    /// Makes a call.
+    pub fn call<R: Request>(&self, request: R) -> TestResult<R::Answer> {
+        Ok(self.client.call(&request, DEADLINE)?)
+    }
+
+    /// Makes a call that must be refused, and gives what is said about it.
+    pub fn refused<R: Request>(&self, request: R) -> TestResult<String> {
+        match self.client.call(&request, DEADLINE) {
+            Err(kata_like_cri_client::Error::Refused { text, .. }) => Ok(text),
+            Err(error) => Err(error.into()),
+            Ok(answer) => Err(failure(format!("{}: done: {answer}", R::METHOD))),
+        }
+    }
+
+    /// Asks again and again until there is an answer.
+    fn until<T>(
+        &self,
+        what: &str,
+        mut ask: impl FnMut() -> TestResult<Option<T>>,
+    ) -> TestResult<T> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(found) = ask()? {
+                return Ok(found);
+            }
+            if Instant::now() > end {
+                return Err(failure(format!("not within {DEADLINE:?}: {what}")));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// What a pod of this name is asked for with, the cgroup and folders made.
+    fn config(&self, name: &str, config: &str) -> TestResult<PodSandboxConfig> {
+        let mut config: PodSandboxConfig = text_format::parse_from_str(config)?;
+        let metadata = config.metadata.mut_or_insert_default();
+        metadata.name = name.to_owned();
+        metadata.uid = name.to_owned();
+        metadata.namespace = "default".to_owned();
+        let linux = config.linux.mut_or_insert_default();
+        linux.cgroup_parent = format!("/kubepods/{name}");
+        let security = linux.security_context.mut_or_insert_default();
+        own_processes(&mut security.namespace_options);
+        let directory = PathBuf::from(format!("/run/{name}"));
+        config.log_directory = directory.join("logs").display().to_string();
+        fs::create_dir_all(&config.log_directory)?;
+        let cgroup = Path::new(CGROUPS).join(name);
+        fs::create_dir(&cgroup)?;
+        delegate(&cgroup)?;
+        Ok(config)
+    }
+
+    /// Runs a pod. `config` is a `PodSandboxConfig`.
+    pub fn pod(&self, stem: &str, config: &str) -> TestResult<Pod<'_>> {
+        let name = self.host.name(stem);
+        let mut pod = Pod {
+            kubelet: self,
+            id: String::new(),
+            config: self.config(&name, config)?,
+            name,
+            attempts: Cell::new(0),
+            removed: false,
+        };
+        let request = pod.request();
+        pod.id = self.call(request)?.pod_sandbox_id;
+        Ok(pod)
+    }
+
+    /// Asks for a pod that must be refused, and gives what is said about it.
+    pub fn no_pod(&self, stem: &str, config: &str) -> TestResult<String> {
+        let name = self.host.name(stem);
+        let pod = Pod {
+            kubelet: self,
+            id: String::new(),
+            config: self.config(&name, config)?,
+            name,
+            attempts: Cell::new(0),
+            removed: false,
+        };
+        self.refused(pod.request())
+    }
+}
+
+/// A pod.
+pub struct Pod<'kubelet> {
+    kubelet: &'kubelet Kubelet<'kubelet>,
+    name: String,
+    id: String,
+    config: PodSandboxConfig,
+    attempts: Cell<u32>,
+    removed: bool,
+}
+
+impl Pod<'_> {
+    /// Its sandbox's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A folder for its volumes.
+    pub fn volume(&self, name: &str) -> TestResult<PathBuf> {
+        let path = PathBuf::from(format!("/run/{}/volumes/{name}", self.name));
+        fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+
+    fn request(&self) -> RunPodSandboxRequest {
+        RunPodSandboxRequest {
+            config: MessageField::some(self.config.clone()),
+            runtime_handler: HANDLER.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Its state.
+    pub fn status(&self) -> TestResult<PodSandboxStatus> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            ..Default::default()
+        };
+        let answer = self.kubelet.call(request)?;
+        answer.status.0.map(|status| *status).ok_or_else(no_answer)
+    }
+
+    /// Its figures.
+    pub fn stats(&self) -> TestResult<LinuxPodSandboxStats> {
+        let request = PodSandboxStatsRequest {
+            pod_sandbox_id: self.id.clone(),
+            ..Default::default()
+        };
+        let stats = self.kubelet.call(request)?.stats;
+        let linux = stats.0.and_then(|stats| stats.linux.0);
+        linux.map(|linux| *linux).ok_or_else(no_answer)
+    }
+
+    /// Creates a container. `config` is a `ContainerConfig`.
+    pub fn create(&self, name: &str, command: &[&str], config: &str) -> TestResult<Container<'_>> {
+        let attempt = self.attempts.get();
+        self.attempts.set(attempt + 1);
+        let mut config: ContainerConfig = text_format::parse_from_str(config)?;
+        let metadata = config.metadata.mut_or_insert_default();
+        metadata.name = name.to_owned();
+        metadata.attempt = attempt;
+        config.image = image_of(IMAGE);
+        config.command = command.iter().map(|word| (*word).to_owned()).collect();
+        config.log_path = format!("{name}_{attempt}.log");
+        let linux = config.linux.mut_or_insert_default();
+        let security = linux.security_context.mut_or_insert_default();
+        own_processes(&mut security.namespace_options);
+        let log = Path::new(&self.config.log_directory).join(&config.log_path);
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.id.clone(),
+            config: MessageField::some(config),
+            sandbox_config: MessageField::some(self.config.clone()),
+            ..Default::default()
+        };
+        Ok(Container {
+            kubelet: self.kubelet,
+            id: self.kubelet.call(request)?.container_id,
+            log,
+        })
+    }
+
+    /// Creates a container and starts it.
+    pub fn start(&self, name: &str, command: &[&str], config: &str) -> TestResult<Container<'_>> {
+        let container = self.create(name, command, config)?;
+        self.kubelet.call(container.start())?;
+        Ok(container)
+    }
+
+    /// Runs a shell's script to its end and gives its output, both streams; any other exit code than 0 is an
+    /// error.
+    pub fn run(&self, name: &str, script: &str, config: &str) -> TestResult<String> {
+        let script = format!("exec 2>&1\n{script}");
+        let container = self.start(name, &["sh", "-c", &script], config)?;
+        let status = container.wait_exit()?;
+        let log = container.log_text()?;
+        container.remove()?;
+        match status.exit_code {
+            0 => Ok(log),
+            code => Err(failure(format!("{name}: exit code {code}: {log}"))),
+        }
+    }
+
+    /// Stops it: its containers are killed, its network is taken away.
+    pub fn stop(&self) -> TestResult {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+            ..Default::default()
+        };
+        self.kubelet.call(request).map(drop)
+    }
+
+    /// Stops and removes it, and what the kubelet had made for it.
+    pub fn remove(mut self) -> TestResult {
+        self.removed = true;
+        self.stop()?;
+        self.kubelet.call(RemovePodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+            ..Default::default()
+        })?;
+        self.clear()
+    }
+
+    /// The cgroup goes only if nothing is in it any more.
+    fn clear(&self) -> TestResult {
+        let cgroup = Path::new(CGROUPS).join(&self.name);
+        fs::remove_dir(&cgroup)
+            .map_err(|error| failure(format!("remove {}: {error}", cgroup.display())))?;
+        Ok(fs::remove_dir_all(format!("/run/{}", self.name))?)
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        let _ = self.stop();
+        let _ = self.kubelet.call(RemovePodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+            ..Default::default()
+        });
+        let _ = self.clear();
+    }
+}
+
+/// As the kubelet asks for it where a pod says nothing; CRI's own default is to share them.
+fn own_processes(options: &mut MessageField<NamespaceOption>) {
+    if options.is_none() {
+        options.mut_or_insert_default().pid = NamespaceMode::CONTAINER.into();
+    }
+}
+
+fn image_of(name: &str) -> MessageField<ImageSpec> {
+    MessageField::some(ImageSpec {
+        image: name.to_owned(),
+        ..Default::default()
+    })
+}
+
+fn no_answer() -> Box<dyn std::error::Error + Send + Sync> {
+    failure("the answer is empty")
+}
