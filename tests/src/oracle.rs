@@ -5,6 +5,7 @@
 //! the two reports. Most cases are containers of one pod, as CRI makes them, so that the machine boots once
 //! for all; the others have a machine each.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -39,6 +40,14 @@ pub const ONLY: &str = "KATA_LIKE_ORACLE_ONLY";
 
 /// A root without it is none that the probe touches.
 const MARK: &str = ".root-of-a-probe";
+
+/// Where the host has its cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// How every host mounts them.
+const CGROUP_FLAGS: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// How often a case is tried where the emulator has broken the pod's machine.
 const TRIES: u32 = 3;
@@ -83,6 +92,8 @@ pub enum Outcome {
     Report(Value),
     /// It could not be made: the last line of the error.
     Refused(String),
+    /// It has ended in place of its command: what it has printed.
+    Failed(String),
     /// The test itself has failed, which is equal to nothing.
     Broken(String),
 }
@@ -106,6 +117,7 @@ pub struct Oracle<'host> {
     directory: tempfile::TempDir,
     probe: PathBuf,
     default: Value,
+    cgroup_options: CString,
     pods: [Mutex<Option<SharedPod>>; 2],
 }
 
@@ -139,6 +151,7 @@ impl<'host> Oracle<'host> {
             directory,
             probe,
             default: complete(serde_json::from_slice(&printed.stdout)?),
+            cgroup_options: cgroup_options()?,
             pods: [Mutex::new(None), Mutex::new(None)],
         })
     }
@@ -241,6 +254,8 @@ impl<'host> Oracle<'host> {
         };
         rustix::mount::unmount(&below, UnmountFlags::DETACH)?;
         fs::remove_dir_all(&files)?;
+        // Where a container has no cgroup namespace, runc's mount of the cgroups takes the options of the host's away.
+        rustix::mount::mount_remount(CGROUPS, CGROUP_FLAGS, &*self.cgroup_options)?;
         outcome
     }
 
@@ -253,7 +268,7 @@ impl<'host> Oracle<'host> {
         if output.status != 0 && output.stdout.is_empty() {
             return Ok(Outcome::Refused(output.error_text()));
         }
-        report(&output.text())
+        ended(output.status.try_into().unwrap_or(255), &output.text())
     }
 
     /// A container of the pod, or a further process in one.
@@ -279,7 +294,7 @@ impl<'host> Oracle<'host> {
             task.run(&task::bundle(files, &spec.json)?, terminal)
         };
         match answer? {
-            Ok(printed) => report(&printed),
+            Ok((status, printed)) => ended(status, &printed),
             Err(refusal) => Ok(Outcome::Refused(refusal.text)),
         }
     }
@@ -398,6 +413,18 @@ impl<'host> Oracle<'host> {
     }
 }
 
+/// The options of the host's cgroups that are no mount's, but the hierarchy's own.
+fn cgroup_options() -> TestResult<CString> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let options = table
+        .lines()
+        .filter_map(|line| line.split_once(" - cgroup2 "))
+        .filter(|(mount, _)| mount.split(' ').nth(4) == Some(CGROUPS))
+        .find_map(|(_, own)| own.split_once(" rw"));
+    let (_, options) = options.ok_or_else(|| failure(format!("no cgroup v2 on {CGROUPS}")))?;
+    Ok(CString::new(options.trim_start_matches(','))?)
+}
+
 /// Adds an outcome to `oracle.log`, a line each: for whoever waits for the table, or looks into a difference.
 fn tell(case: &str, runtime: usize, outcome: &Outcome) {
     let outcome = match outcome {
@@ -476,9 +503,20 @@ pub fn share(spec: &mut Value, kind: &str, path: &str) {
     }
 }
 
-fn report(printed: &str) -> TestResult<Outcome> {
+/// What came of a container that has ended. Where a start has failed runc leaves the exit status 1, and the reason
+/// on the container's stderr; the probe ends otherwise.
+fn ended(status: u32, printed: &str) -> TestResult<Outcome> {
     let line = printed.lines().find(|line| line.starts_with('{'));
-    let line = line.ok_or_else(|| failure(format!("no report in {printed:?}")))?;
+    let line = match line {
+        Some(line) => line,
+        None if status == 1 && !printed.trim().is_empty() => {
+            return Ok(Outcome::Failed(printed.trim().to_owned()));
+        }
+        None => {
+            let text = format!("no report in {printed:?}, exit status {status}");
+            return Err(failure(text));
+        }
+    };
     let report = serde_json::from_str(line)
         .map_err(|error| failure(format!("the report can't be read: {error}: {line:?}")))?;
     Ok(Outcome::Report(report))

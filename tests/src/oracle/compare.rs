@@ -34,7 +34,7 @@ pub fn differences(pair: &Pair) -> Vec<Difference> {
             descend(&mut Vec::new(), runc, ours, &mut found);
         }
         // The two don't share their words.
-        (Outcome::Refused(_), Outcome::Refused(_)) => {}
+        (Outcome::Refused(_), Outcome::Refused(_)) | (Outcome::Failed(_), Outcome::Failed(_)) => {}
         (runc, ours) => found.push(Difference {
             path: vec!["outcome".into()],
             runc: text(runc).into(),
@@ -48,6 +48,7 @@ fn text(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Report(_) => "a report".into(),
         Outcome::Refused(why) => format!("refused: {why}"),
+        Outcome::Failed(why) => format!("started, and failed: {why}"),
         Outcome::Broken(why) => format!("the test failed: {why}"),
     }
 }
@@ -112,6 +113,7 @@ pub fn table(pairs: &[Pair]) -> String {
         let equal = match (unexplained, reasons.is_empty(), &pair.runc) {
             (1.., ..) => "NO",
             (_, _, Outcome::Refused(_)) => "both refuse",
+            (_, _, Outcome::Failed(_)) => "both fail",
             (_, true, _) => "yes",
             (_, false, _) => "but",
         };
@@ -170,11 +172,14 @@ mod tests {
     #[test]
     fn two_refusals_are_equal_and_a_failed_test_is_equal_to_nothing() {
         let refused = |why: &str| Outcome::Refused(why.into());
+        let failed = |why: &str| Outcome::Failed(why.into());
         let broken = || Outcome::Broken("no report".into());
         let report = || Outcome::Report(json!({}));
         assert_eq!(differences(&pair(refused("a"), refused("b"))), []);
+        assert_eq!(differences(&pair(failed("a"), failed("b"))), []);
         for (runc, ours) in [
             (refused("a"), report()),
+            (failed("a"), refused("a")),
             (broken(), broken()),
             (report(), broken()),
         ] {

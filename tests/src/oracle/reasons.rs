@@ -38,6 +38,14 @@ impl Reports<'_> {
     }
 }
 
+/// All that is mounted on a place, the first of it first.
+fn layers(report: &Value, place: &str) -> Vec<Value> {
+    let mounts = &report["places"]["mounts"];
+    let later = (2..).map(|number| &mounts[format!("{place} ({number})")]);
+    let all = std::iter::once(&mounts[place]).chain(later);
+    all.take_while(|mount| !mount.is_null()).cloned().collect()
+}
+
 /// All of them.
 pub const REASONS: [Reason; 8] = [
     Reason {
@@ -63,8 +71,7 @@ pub const REASONS: [Reason; 8] = [
     },
     Reason {
         name: "sysfs",
-        text: "sysfs and the cgroups are made once for the machine and are writable, with options of its own; the \
-               mount in the container is read-only",
+        text: "sysfs is made once for the machine and is writable; the mount in the container is read-only",
         explains: sysfs,
     },
     Reason {
@@ -80,7 +87,7 @@ pub const REASONS: [Reason; 8] = [
     },
     Reason {
         name: "left out",
-        text: "what the spec leaves out is taken from the guest: its name, limits, OOM score and cgroups",
+        text: "what the spec leaves out is taken from the guest: its limits, OOM score and cgroups",
         explains: left_out,
     },
 ];
@@ -125,11 +132,20 @@ fn propagation(path: &[&str], difference: &Difference, reports: &Reports) -> boo
 
 fn mounts_in_volumes(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     match path {
-        ["places", "mounts", place] => {
-            difference.runc["type"] == "tmpfs"
-                && difference.runc["source"] == "below"
-                && difference.ours.is_null()
-                && reports.mount_of(place)["type"] == "virtiofs"
+        // But for what is mounted on the host, the place has the same mounts: none, or one that masks it.
+        ["places", "mounts", place, ..] => {
+            let place = place.split(" (").next().unwrap_or_default();
+            let above = place.rsplit_once('/').map_or("", |(above, _)| above);
+            let mut theirs = layers(reports.runc, place);
+            let all = theirs.len();
+            theirs.retain(|mount| mount["type"] != "tmpfs" || mount["source"] != "below");
+            for mount in &mut theirs {
+                let own = mount["file system"].as_str().unwrap_or_default();
+                mount["file system"] = own.replace("inode64,", "").into();
+            }
+            theirs.len() < all
+                && theirs == layers(reports.ours, place)
+                && reports.mount_of(above)["type"] == "virtiofs"
         }
         ["places", "files", place, "write"] => {
             let options = reports.mount_of(place)["options"]
@@ -151,12 +167,6 @@ fn nodes(path: &[&str], difference: &Difference, _: &Reports) -> bool {
 }
 
 fn sysfs(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
-    if matches!(path, ["places", "mounts", "/sys/fs/cgroup", "file system"]) {
-        let own = difference.ours.as_str().unwrap_or_default().split(',');
-        return reports.ours["places"]["mounts"]["/sys/fs/cgroup"]["type"] == "cgroup2"
-            && difference.runc == "rw"
-            && own.eq(["favordynmods", "memory_recursiveprot", "nsdelegate", "rw"]);
-    }
     let (runc, ours) = (&difference.runc, &difference.ours);
     match path {
         ["places", "mounts", "/sys", "file system"] => {
@@ -165,7 +175,9 @@ fn sysfs(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
                 && ours == "rw"
         }
         // The pod's first container has made the sysfs of its network read-only for all.
-        ["places", "files", "/sys", "write"] => runc == "EROFS" && ours == "EPERM",
+        ["places", "files", "/sys" | "/sys/firmware", "write"] => {
+            runc == "EROFS" && ours == "EPERM"
+        }
         _ => false,
     }
 }
@@ -233,9 +245,6 @@ fn first_process(path: &[&str], difference: &Difference, reports: &Reports) -> b
 fn left_out(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     let (runc, ours) = (&difference.runc, &difference.ours);
     match path {
-        ["process", "hostname"] | ["places", "sysctls", "kernel/hostname"] => {
-            runc == "test-host" && ours == "(none)"
-        }
         ["process", "limits", "nproc"] => runc.is_string() && ours == "unlimited unlimited",
         ["process", "limits", "sigpending" | "nofile"] => runc.is_string() && ours.is_string(),
         // containerd's shim has a score of its own.
@@ -311,6 +320,39 @@ mod tests {
         assert_eq!(reason(&write, json!("created"), json!("EPERM")), None);
         let elsewhere = ["places", "files", "/opt", "write"];
         assert_eq!(reason(&elsewhere, json!("created"), json!("EROFS")), None);
+    }
+
+    #[test]
+    fn a_mask_of_a_mount_in_a_volume_is_the_only_mount_there() {
+        let below = json!({"type": "tmpfs", "source": "below", "file system": "rw"});
+        let mask = json!({"type": "tmpfs", "source": "tmpfs", "file system": "ro"});
+        let reason = |theirs: &Value, ours: &Value| {
+            let pair = Pair {
+                name: "a case",
+                runc: Outcome::Report(json!({"places": {"mounts": {
+                    "/data": {"type": "tmpfs"}, "/data/below": below, "/data/below (2)": theirs,
+                }}})),
+                ours: Outcome::Report(json!({"places": {"mounts": {
+                    "/data": {"type": "virtiofs"}, "/data/below": ours,
+                }}})),
+                took: Default::default(),
+            };
+            let all = super::super::compare::differences(&pair);
+            let of_below = all.iter().find(|one| one.path[2] == "/data/below");
+            Some(REASONS[reason_of(of_below?, &pair)?].name)
+        };
+        let with_inodes = json!({"type": "tmpfs", "source": "tmpfs", "file system": "inode64,ro"});
+        for theirs in [&mask, &with_inodes] {
+            assert_eq!(reason(theirs, &mask), Some("mounts in volumes"));
+        }
+        assert_eq!(reason(&mask, &Value::Null), None);
+        assert_eq!(
+            reason(
+                &mask,
+                &json!({"type": "tmpfs", "source": "tmpfs", "file system": "rw"})
+            ),
+            None
+        );
     }
 
     #[test]

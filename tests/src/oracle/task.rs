@@ -31,6 +31,9 @@ const EXEC: &str = "probe";
 /// What a call was answered, or that it was refused and why.
 type Answer<T> = Result<T, Refusal>;
 
+/// The exit status of a process, and what it has printed.
+type Ended = (u32, String);
+
 /// A container that a shim has been told of, deleted with this.
 pub struct Task {
     api: TaskApi,
@@ -53,18 +56,18 @@ impl Task {
         })
     }
 
-    /// Runs the container's own process; gives what it has printed.
-    pub fn run(self, bundle: &Path, terminal: bool) -> TestResult<Answer<String>> {
+    /// Runs the container's own process to its end.
+    pub fn run(self, bundle: &Path, terminal: bool) -> TestResult<Answer<Ended>> {
         if let Err(refusal) = self.create(bundle, terminal, true)? {
             return Ok(Err(refusal));
         }
         let ended = self.start_and_wait("")?;
         self.delete("")?;
-        Ok(ended.map(|()| self.printed.finish()))
+        Ok(ended.map(|status| (status, self.printed.finish())))
     }
 
     /// Runs a further process in the container, whose own process does nothing.
-    pub fn exec(self, bundle: &Path, process: &Value) -> TestResult<Answer<String>> {
+    pub fn exec(self, bundle: &Path, process: &Value) -> TestResult<Answer<Ended>> {
         let refused = |refusal: Refusal| failure(format!("make the container: {}", refusal.text));
         self.create(bundle, false, false)?.map_err(refused)?;
         self.start("")?.map_err(refused)?;
@@ -82,11 +85,14 @@ impl Task {
             .into(),
             ..Default::default()
         };
-        let mut ended: Answer<()> = self.call::<api::Empty>("Exec", &request)?.map(drop);
-        if ended.is_ok() {
-            ended = self.start_and_wait(EXEC)?;
-            self.delete(EXEC)?;
-        }
+        let ended = match self.call::<api::Empty>("Exec", &request)? {
+            Ok(_) => {
+                let ended = self.start_and_wait(EXEC)?;
+                self.delete(EXEC)?;
+                ended
+            }
+            Err(refused) => Err(refused),
+        };
         let kill = api::KillRequest {
             id: self.id.clone(),
             signal: 9,
@@ -97,7 +103,7 @@ impl Task {
         killed.map_err(|refusal| failure(format!("kill: {}", refusal.text)))?;
         self.wait("")?.map_err(|refusal| failure(refusal.text))?;
         self.delete("")?;
-        Ok(ended.map(|()| self.printed.finish()))
+        Ok(ended.map(|status| (status, self.printed.finish())))
     }
 
     fn create(&self, bundle: &Path, terminal: bool, prints: bool) -> TestResult<Answer<()>> {
@@ -129,21 +135,22 @@ impl Task {
         Ok(answer.map(drop))
     }
 
-    fn start_and_wait(&self, exec: &str) -> TestResult<Answer<()>> {
+    fn start_and_wait(&self, exec: &str) -> TestResult<Answer<u32>> {
         match self.start(exec)? {
             Ok(()) => self.wait(exec),
-            refused => Ok(refused),
+            Err(refused) => Ok(Err(refused)),
         }
     }
 
-    fn wait(&self, exec: &str) -> TestResult<Answer<()>> {
+    /// The exit status.
+    fn wait(&self, exec: &str) -> TestResult<Answer<u32>> {
         let request = api::WaitRequest {
             id: self.id.clone(),
             exec_id: exec.into(),
             ..Default::default()
         };
         let answer: Answer<api::WaitResponse> = self.call("Wait", &request)?;
-        Ok(answer.map(drop))
+        Ok(answer.map(|ended| ended.exit_status))
     }
 
     fn delete(&self, exec: &str) -> TestResult {

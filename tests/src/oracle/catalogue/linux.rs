@@ -76,6 +76,13 @@ pub const CASES: &[Case] = &[
             {"allow": true, "type": "b", "major": 7, "access": "m"},
         ]));
     }),
+    case("a rule that takes one device out of many", InPod, |spec| {
+        spec.resource("devices", json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 10, "access": "rw"},
+            {"allow": false, "type": "c", "major": 10, "minor": 229, "access": "w"},
+        ]));
+    }),
     case("a device of no number", InPod, |spec| {
         spec.linux("devices", json!([{"path": "/dev/x", "type": "c", "major": -1, "minor": 0}]));
     }),
@@ -191,7 +198,10 @@ pub const CASES: &[Case] = &[
         spec.hook("startContainer");
         spec.user(1000);
     }),
-    case("hook that fails", InPod, |spec| {
+    case("hook that is missing", InPod, |spec| {
         spec.json["hooks"]["startContainer"] = json!([{"path": "/no/such/program"}]);
+    }),
+    case("hook that fails", InPod, |spec| {
+        spec.json["hooks"]["startContainer"] = json!([{"path": "/probe", "args": ["probe", "hook", "/no/such/file"]}]);
     }),
 ];
