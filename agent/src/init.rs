@@ -60,7 +60,7 @@ const INERT: MountFlags = NO_EXEC.union(MountFlags::NODEV);
 /// In the order of mounting. The options are those of an ordinary systemd host.
 #[rustfmt::skip]
 const MOUNTS: [Kernel; 7] = [
-    Kernel { kind: "devtmpfs", target: "/dev", flags: NO_EXEC, data: Some(c"mode=755") },
+    Kernel { kind: "devtmpfs", target: "/dev", flags: NO_SUID, data: Some(c"mode=755") },
     Kernel { kind: "proc", target: "/proc", flags: INERT, data: None },
     Kernel { kind: "sysfs", target: "/sys", flags: INERT, data: None },
     Kernel { kind: "devpts", target: "/dev/pts", flags: NO_EXEC, data: Some(c"gid=5,mode=620,ptmxmode=666") },

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use kata_like_tests::oracle::catalogue::{OPEN, REFUSED, cases};
+use kata_like_tests::oracle::catalogue::{REFUSED, cases};
 use kata_like_tests::oracle::compare::differences;
 use kata_like_tests::oracle::reasons::{REASONS, reason_of};
 use kata_like_tests::oracle::{ONLY, Oracle, Outcome, Pair};
@@ -33,9 +33,7 @@ fn is_part() -> bool {
 
 #[test]
 fn a_container_sees_what_it_sees_under_runc() -> TestResult {
-    let is_open = |pair: &&Pair| OPEN.iter().any(|(name, _)| *name == pair.name);
-    let settled = pairs()?.iter().filter(|pair| !is_open(pair));
-    let unexplained: Vec<_> = settled.flat_map(unexplained).collect();
+    let unexplained: Vec<_> = pairs()?.iter().flat_map(unexplained).collect();
     assert!(unexplained.is_empty(), "without a reason: {unexplained:#?}");
     Ok(())
 }
@@ -46,27 +44,6 @@ fn unexplained(pair: &Pair) -> Vec<String> {
         .filter(|difference| reason_of(difference, pair).is_none())
         .map(|difference| format!("{}: {}", pair.name, difference.place()))
         .collect()
-}
-
-/// What differs and should not is written down where users read it, and is taken off when it is mended.
-#[test]
-fn what_is_still_open_is_written_down() -> TestResult {
-    let text = std::fs::read_to_string(LIMITATIONS)?;
-    for (name, how) in OPEN {
-        assert!(text.contains(&format!("- {name}: {how}")), "{name}: {how}");
-    }
-    if is_part() {
-        return Ok(());
-    }
-    for (name, _) in OPEN {
-        let pair = pairs()?.iter().find(|pair| pair.name == name);
-        let pair = pair.ok_or_else(|| failure(format!("no case {name:?}")))?;
-        assert!(
-            !unexplained(pair).is_empty(),
-            "{name:?} is equal by now: take it off"
-        );
-    }
-    Ok(())
 }
 
 /// A reason that explains nothing any more is one that users should not read.

@@ -173,8 +173,7 @@ fn init(
         }
     };
     if users.is_some() {
-        users::become_root()?;
-        namespaces.own_ipc()?;
+        users::become_root_around(|| namespaces.own_ipc())?;
     }
     rustix::process::setsid().step(|| "make a session of the container's own")?;
     namespaces.own_cgroup()?;

@@ -142,7 +142,8 @@ pub(super) fn apply(
             "tmpfs" => place.tmpfs(&options, &mut pending)?,
             kind @ ("proc" | "sysfs" | "devpts" | "mqueue" | "ramfs") => {
                 let made = if kind == "sysfs" { sysfs.take() } else { None };
-                place.file_system(kind, made, &options, &mut pending)?;
+                let own = kind == "proc" || namespaces.is_new(LinuxNamespaceType::Network);
+                place.file_system(kind, made, own, &options, &mut pending)?;
             }
             kind => {
                 return Err(RunnerError::unsupported(
@@ -228,6 +229,7 @@ impl Place<'_> {
         &self,
         kind: &str,
         made: Option<OwnedFd>,
+        own: bool,
         options: &Options,
         pending: &mut Pending,
     ) -> Result<()> {
@@ -240,8 +242,11 @@ impl Place<'_> {
         }
         let mount = match made {
             Some(made) => made,
-            None if kind == "proc" && options.attributes.set & READ_ONLY != 0 => {
-                // As mount(2) has it: the file system itself as well.
+            // As mount(2) has it: the file system itself as well, if it is the container's own.
+            None if own
+                && matches!(kind, "proc" | "sysfs")
+                && options.attributes.set & READ_ONLY != 0 =>
+            {
                 let mut parameters = options.parameters.clone();
                 parameters.push(("ro".to_owned(), None));
                 self.make(kind, &parameters)?

@@ -126,8 +126,8 @@ impl Namespaces {
         syscall::clone3((self.new & !later) as u64, cgroup)
     }
 
-    /// In the container's process, once it is the root of a new user namespace: the queues of an IPC
-    /// namespace belong to whoever makes it (ipc/mqueue.c, `mqueue_get_inode`).
+    /// In the container's process, as it becomes the root of a new user namespace: the queues of an IPC namespace
+    /// belong to whoever makes it (ipc/mqueue.c, `mqueue_get_inode`), under runc a root whose group is none yet.
     pub(super) fn own_ipc(&self) -> Result<()> {
         if !self.is_new(Kind::Ipc) || !self.is_new(Kind::User) {
             return Ok(());

@@ -151,8 +151,7 @@ pub(super) fn hold_in_users(
 
     // From here on in a process that is in them.
     gate.pass()?;
-    users::become_root()?;
-    namespaces.own_ipc()?;
+    users::become_root_around(|| namespaces.own_ipc())?;
     namespaces.own_network()?;
     sysctl::set_names(spec)?;
     sysctl::apply_through(spec, &namespaces, users::procfs)?;

@@ -176,7 +176,7 @@ impl Case {
         Ok((self.wait(created.pid), read(output)))
     }
 
-    fn exec(&self, init: &Created, process: &Value, stdio: Stdio) -> Result<Executed> {
+    fn exec(&self, init: &OwnedFd, process: &Value, stdio: Stdio) -> Result<Executed> {
         let request = ExecRequest {
             container: "test".to_owned(),
             spec: serde_json::from_value(self.spec.clone()).unwrap(),
@@ -184,7 +184,7 @@ impl Case {
             cgroup: self.cgroup.clone(),
         };
         self.runtime
-            .block_on(super::exec(request, init.pidfd.as_fd(), stdio))
+            .block_on(super::exec(request, init.as_fd(), stdio))
     }
 
     /// The exit of a process; reaps all others meanwhile, as the agent does.

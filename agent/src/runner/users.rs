@@ -130,10 +130,16 @@ pub(super) fn procfs() -> rustix::io::Result<OwnedFd> {
 
 /// In the container's process, once its ids are mapped: the root of its namespace.
 pub(super) fn become_root() -> Result<()> {
+    become_root_around(|| Ok(()))
+}
+
+/// The same with something to be done by the user alone, whose group is not the root's yet.
+pub(super) fn become_root_around(between: impl FnOnce() -> Result<()>) -> Result<()> {
     let step = || "become the root of the user namespace";
+    rustix::thread::set_thread_uid(Uid::ROOT).step(step)?;
+    between()?;
     rustix::thread::set_thread_groups(&[]).step(step)?;
-    rustix::thread::set_thread_gid(Gid::ROOT).step(step)?;
-    rustix::thread::set_thread_uid(Uid::ROOT).step(step)
+    rustix::thread::set_thread_gid(Gid::ROOT).step(step)
 }
 
 /// In the runner: a sysfs, which can be made only by those that the network belongs to.

@@ -50,17 +50,6 @@ pub const TEN: [&str; 10] = [
     "a device outside of /dev",
 ];
 
-/// Cases that still differ without being a property of a machine of one's own, and how. `docs/limitations.md` has
-/// the same list, and `oci.rs` asks that each still differs: who mends one takes it off.
-pub const OPEN: [(&str, &str); 3] = [
-    (
-        "user namespace",
-        "sockets of the network, owners of /dev and of the streams, keyrings",
-    ),
-    ("user namespace, user and mounts", "the same"),
-    ("user namespace, all capabilities", "the same"),
-];
-
 /// What is refused, and the words of the error that name it.
 pub const REFUSED: [(&str, Case); 13] = [
     (

@@ -55,7 +55,8 @@ pub const REASONS: [Reason; 8] = [
     },
     Reason {
         name: "propagation",
-        text: "what is mounted on the host later does not reach the container: root and volumes are no slaves",
+        text: "what is mounted on the host later does not reach the container: root, volumes and devices that are bound \
+               are no slaves",
         explains: propagation,
     },
     Reason {
@@ -125,7 +126,8 @@ fn propagation(path: &[&str], difference: &Difference, reports: &Reports) -> boo
     let ["places", "mounts", place, "propagation"] = path else {
         return false;
     };
-    reports.mount_of(place)["type"] == "virtiofs"
+    let kind = &reports.mount_of(place)["type"];
+    (kind == "virtiofs" || kind == "devtmpfs")
         && difference.runc == serde_json::json!(["master"])
         && difference.ours == serde_json::json!([])
 }
@@ -190,7 +192,16 @@ const ABSENT: [&str; 4] = [
     "/dev/core",
 ];
 
-fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
+/// The options of a devtmpfs but for its size, which follows from the machine's memory.
+fn without_size(options: &Value) -> Vec<&str> {
+    let sized = |option: &&str| {
+        option.starts_with("size=") || option.starts_with("nr_inodes=") || *option == "inode64"
+    };
+    let options = options.as_str().unwrap_or_default().split(',');
+    options.filter(|option| !sized(option)).collect()
+}
+
+fn kernel(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     let (runc, ours) = (&difference.runc, &difference.ours);
     match path {
         // CONFIG_BSD_PROCESS_ACCT
@@ -207,6 +218,12 @@ fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
         ["places", "mounts", "/sys/fs/cgroup", "file system"] => {
             let text = ours.as_str().unwrap_or_default();
             text.strip_prefix("favordynmods,") == runc.as_str()
+        }
+        // Devices that are bound, since a user namespace's root can't make any.
+        ["places", "mounts", place, "file system"]
+            if reports.ours["places"]["mounts"][*place]["type"] == "devtmpfs" =>
+        {
+            without_size(runc) == without_size(ours)
         }
         // CONFIG_TMPFS_INODE64
         ["places", "mounts", _, "file system"] => {
@@ -284,6 +301,7 @@ mod tests {
                 "/": {"type": kind, "source": source, "options": "rw"},
                 "/data": {"type": kind, "source": source, "options": options},
                 "/sys": {"type": "sysfs"},
+                "/dev/null": {"type": "devtmpfs", "source": "udev"},
             }}})
         };
         let mut under_runc = mounts("tmpfs", "oracle", "ro");
@@ -353,6 +371,22 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[test]
+    fn devices_that_are_bound_are_as_large_as_the_machine() {
+        let null = ["places", "mounts", "/dev/null", "file system"];
+        let runc = json!("inode64,mode=755,nr_inodes=9,rw,size=9k");
+        let own = json!("mode=755,nr_inodes=5,rw,size=5k");
+        assert_eq!(reason(&null, runc.clone(), own), Some("kernel"));
+        let other = json!("mode=700,nr_inodes=9,rw,size=9k");
+        assert_eq!(reason(&null, runc, other), None);
+        let slave = ["places", "mounts", "/dev/null", "propagation"];
+        assert_eq!(
+            reason(&slave, json!(["master"]), json!([])),
+            Some("propagation")
+        );
+        assert_eq!(reason(&slave, json!([]), json!(["master"])), None);
     }
 
     #[test]

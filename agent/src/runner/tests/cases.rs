@@ -156,7 +156,7 @@ pub(super) fn an_exec_has_the_containers_confinement(case: &mut Case) {
     process.as_object_mut().unwrap().remove("capabilities");
     for process in [whole, process] {
         let (stdio, output) = streams();
-        let executed = case.exec(&init, &process, stdio).unwrap();
+        let executed = case.exec(&init.pidfd, &process, stdio).unwrap();
         let printed = read(output);
         assert_eq!(case.wait(executed.pid), 7, "{printed}");
         assert_eq!(status(&printed, "Seccomp"), "2");
@@ -173,7 +173,7 @@ pub(super) fn an_exec_has_the_containers_confinement(case: &mut Case) {
     let (stdio, output) = streams();
     let mut missing = case.spec["process"].clone();
     missing["args"] = json!(["no-such"]);
-    let error = case.exec(&init, &missing, stdio).unwrap_err();
+    let error = case.exec(&init.pidfd, &missing, stdio).unwrap_err();
     assert_eq!(
         error.to_string(),
         r#"exec: "no-such": executable file not found in $PATH"#
@@ -577,8 +577,8 @@ pub(super) fn execs_leave_nothing_open(case: &mut Case) {
     };
     let mut before = None;
     for _ in 0..30 {
-        assert!(case.exec(&init, &missing, streams().0).is_err());
-        let done = case.exec(&init, &good, streams().0).unwrap();
+        assert!(case.exec(&init.pidfd, &missing, streams().0).is_err());
+        let done = case.exec(&init.pidfd, &good, streams().0).unwrap();
         assert_eq!(case.wait(done.pid), 0);
         drop(done);
         // What is made once and kept is there after the first round.

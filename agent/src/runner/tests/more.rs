@@ -47,7 +47,7 @@ pub(super) fn a_user_namespace_maps_the_containers_users(case: &mut Case) {
         "/ 0:0",
         "/proc/self/ 1000:1000",
         "/dev/null 65534:65534",
-        "/dev/mqueue 0:0",
+        "/dev/mqueue 0:65534",
         "stream 1000:0",
         // The network is the container's, and only its loopback interface is there, and is up.
         "lo",
@@ -122,12 +122,12 @@ pub(super) fn a_placeholders_users_own_all_that_a_pod_shares(case: &mut Case) {
         &["ipc", "uts", "network", "user", "pid", "time"],
     );
     let script = "cat /proc/self/uid_map /proc/1/uid_map /proc/sys/kernel/shmmax /proc/sys/net/ipv4/ip_default_ttl
-        hostname; id -u; stat -c '%u' / /dev/mqueue; cat /proc/1/comm; ls /sys/class/net; cat /sys/class/net/lo/flags";
+        hostname; id -u; stat -c '%u' / /dev/mqueue; cat /proc/1/comm; ls /sys/class/net; cat /sys/class/net/lo/flags
+        exec sleep 1000 >/dev/null 2>&1";
     case.spec["process"]["args"] = json!(["sh", "-c", script]);
     let (stdio, output) = streams();
     let second = case.create(stdio, share(&held)).unwrap();
     case.start(second.start).unwrap();
-    assert_eq!(case.wait(second.pid), 0);
     let printed = read(output);
     let words: Vec<_> = printed.split_whitespace().collect();
     let map = ["0", "100000", "65536"];
@@ -138,6 +138,13 @@ pub(super) fn a_placeholders_users_own_all_that_a_pod_shares(case: &mut Case) {
     );
     let rest = ["12345", "78", "pod", "0", "0", "0", "pause", "lo", "0x9"];
     assert_eq!(words[6..], rest, "{printed}");
+
+    let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", "id -u; hostname"],
+        "env": ["PATH=/usr/bin:/bin"]});
+    let (stdio, output) = streams();
+    let executed = case.exec(&second.pidfd, &process, stdio).unwrap();
+    assert_eq!(case.wait(executed.pid), 0);
+    assert_eq!(read(output), "0\npod\n");
 }
 
 pub(super) fn a_container_joins_anothers_mounts_and_clocks(case: &mut Case) {
@@ -210,7 +217,7 @@ pub(super) fn an_exec_joins_the_containers_users(case: &mut Case) {
         stat -L -c %u /proc/self/fd/1; readlink /proc/self/ns/net";
     let process = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", script],
         "env": ["PATH=/usr/bin:/bin"]});
-    let executed = case.exec(&created, &process, stdio).unwrap();
+    let executed = case.exec(&created.pidfd, &process, stdio).unwrap();
     assert_eq!(case.wait(executed.pid), 0);
     let printed = read(output);
     let words: Vec<_> = printed.split_whitespace().collect();
