@@ -18,11 +18,13 @@ pub mod process;
 pub mod pty;
 pub mod sandbox;
 pub mod task_api;
+pub mod volume;
 
 pub use ctr::{Call, Output};
 pub use host::{Host, Version};
 pub use pod::Pod;
 pub use sandbox::Sandbox;
+pub use volume::Directory;
 
 /// What a test returns: a failed step ends it, with its reason.
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

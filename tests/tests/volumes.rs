@@ -1,54 +1,21 @@
 //! Files and directories of the host in a container: what changes on one side is seen on the other, what is
-//! read-only stays so, and nothing beside a volume is shared.
+//! read-only stays so, and nothing beside a volume is shared. What databases do there is in `databases.rs`.
 //!
 //! All but what speaks of the VM also runs against runc.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
-use kata_like_tests::probe::{TOOL, Tool};
+use kata_like_tests::probe::Tool;
 use kata_like_tests::process::until;
-use kata_like_tests::{Call, Host, Pod, Sandbox, TestResult, failure, is_oracle};
+use kata_like_tests::volume::bind;
+use kata_like_tests::{Call, Directory, Host, Pod, Sandbox, TestResult, failure, is_oracle};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// A directory of the host, gone with the value.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(host: &Host) -> TestResult<Self> {
-        let path = PathBuf::from(format!("/run/{}", host.name("volume")));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-
-    fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// As `--mount` has it.
-    fn at(&self, target: &str, options: &str) -> String {
-        bind(&self.0, target, options)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn bind(source: &Path, target: &str, options: &str) -> String {
-    format!(
-        "type=bind,src={},dst={target},options={options}",
-        source.display()
-    )
-}
 
 /// Waits until a command in the container prints this.
 fn sees(pod: &Pod, command: &[&str], wanted: &str) -> TestResult {
@@ -271,25 +238,33 @@ fn mounts_of_the_host_arrive_where_they_should() -> TestResult {
     pod.remove()
 }
 
-/// A socket on a volume works between the containers of a pod. One of the host's is there to be seen, and a
-/// connection to it fails at once.
+/// A lock on a volume excludes the containers of a pod. Under runc a FIFO joins them; here each container has
+/// a look at the volume of its own, by which a FIFO or socket is another one. A socket of the host's is there to be
+/// seen.
 #[test]
-fn a_socket_on_a_volume_joins_containers_of_a_pod() -> TestResult {
+fn containers_of_a_pod_have_a_volume_each() -> TestResult {
     let host = Host::shared()?;
     let volume = Directory::new(&host)?;
     let of_host = std::os::unix::net::UnixListener::bind(volume.join("host.sock"))?;
-    let mount = volume.at("/sockets", "rbind:rw");
+    let (mount, tool) = (volume.at("/sockets", "rbind:rw"), Tool::new(&host)?);
+    let options = ["--mount", &mount, "--mount", &tool.mount()];
     let sandbox = Sandbox::start(&host, &[])?;
-    let server = sandbox.container(
-        "server",
-        &["--mount", &mount],
-        &[
-            "sh",
-            "-c",
-            "echo served | nc -l -s /sockets/pod.sock -p 1 2>/dev/null || sleep 1000",
-        ],
-    )?;
-    let client = sandbox.container("client", &["--mount", &mount], &["sleep", "1000"])?;
+    let server = sandbox.container("server", &options, &["sleep", "1000"])?;
+    let client = sandbox.container("client", &options, &["sleep", "1000"])?;
+    let script = "mkfifo /sockets/fifo; (echo through >/sockets/fifo) >/dev/null 2>&1 & cd /sockets; >lock; \
+        for kind in flock fcntl; do /tool lock $kind lock hold >$kind 2>&1 & done; \
+        until grep -q locked flock && grep -q locked fcntl; do sleep 0.1; done";
+    server.exec_call(&[], &["sh", "-c", script]).ok()?;
+    let script = "for kind in flock fcntl; do /tool lock $kind /sockets/lock try; done; \
+        timeout 5 cat /sockets/fifo 2>/dev/null || echo nothing";
+    let found = client.exec(&["sh", "-c", script])?;
+    let through = if is_oracle() { "through" } else { "nothing" };
+    assert_eq!(
+        found.text(),
+        format!("EAGAIN\nEAGAIN\n{through}"),
+        "{}",
+        found.both()
+    );
     let kind = client
         .exec(&["stat", "-c", "%F", "/sockets/host.sock"])?
         .text();
@@ -368,65 +343,111 @@ fn a_root_file_system_behaves() -> TestResult {
     pod.remove()
 }
 
-/// Locks of two pods on one volume exclude each other. On a root file system, which is one pod's alone, they
-/// work, too.
+/// What Kubernetes makes of volumes: a directory or a file below one (subPath), files for a group that the
+/// process is in beside its own, and directories that give new files their group (fsGroup).
 #[test]
-fn locks_of_two_pods_never_both_succeed() -> TestResult {
+fn groups_and_parts_of_a_volume_count() -> TestResult {
     let host = Host::shared()?;
-    let (volume, tool) = (Directory::new(&host)?, Tool::new(&host)?);
-    fs::write(volume.join("lock"), "")?;
-    let (data, tool) = (volume.at("/data", "rbind:rw"), tool.mount());
-    let options = ["--mount", data.as_str(), "--mount", tool.as_str()];
-    let one = host.start("one", &options, &["sleep", "1000"])?;
-    let two = host.start("two", &options, &["sleep", "1000"])?;
-    for kind in ["flock", "fcntl"] {
-        let lock = |pod: &Pod, path: &str, seconds: &str| -> TestResult<String> {
-            Ok(pod.exec(&[TOOL, "lock", kind, path, seconds])?.text())
-        };
-        let held = |first: &Pod, second: &Pod, path: &str| -> TestResult<(String, String)> {
-            thread::scope(|scope| {
-                let holder = scope.spawn(|| lock(first, path, "15"));
-                thread::sleep(8 * SECOND); // an exec takes some under emulation
-                let tried = lock(second, path, "0")?;
-                let held = holder
-                    .join()
-                    .map_err(|_| failure("the holder panicked"))??;
-                Ok((held, tried))
-            })
-        };
-        let (first, second) = held(&one, &two, "/data/lock")?;
-        assert_eq!(
-            (first.as_str(), second.as_str()),
-            ("locked", "EAGAIN"),
-            "{kind}"
-        );
-        one.exec_call(&[], &["touch", "/tmp/lock"]).ok()?;
-        let (first, second) = held(&one, &one, "/tmp/lock")?;
-        assert_eq!(
-            (first.as_str(), second.as_str()),
-            ("locked", "EAGAIN"),
-            "{kind} on the rootfs"
-        );
+    let volume = Directory::new(&host)?;
+    fs::create_dir_all(volume.join("part/deeper"))?;
+    fs::write(volume.join("part/deeper/file"), "of the part\n")?;
+    fs::write(volume.join("secret"), "beside\n")?;
+    for (name, mode) in [("theirs", 0o640), ("nobodys", 0o600)] {
+        fs::write(volume.join(name), "read\n")?;
+        chown(volume.join(name), Some(0), Some(7777))?;
+        fs::set_permissions(volume.join(name), fs::Permissions::from_mode(mode))?;
     }
-    two.remove()?;
-    one.remove()
-}
+    fs::create_dir(volume.join("given"))?;
+    chown(volume.join("given"), Some(0), Some(7777))?;
+    let mode = fs::Permissions::from_mode(0o2770);
+    fs::set_permissions(volume.join("given"), mode)?;
+    let tool = Tool::new(&host)?;
+    let mounts = [
+        tool.mount(),
+        volume.at("/data", "rbind:rw"),
+        bind(&volume.join("part"), "/part", "rbind:rw"),
+        bind(
+            &volume.join("part/deeper/file"),
+            "/etc/part.conf",
+            "rbind:ro",
+        ),
+    ];
+    let mut options = Vec::new();
+    for mount in &mounts {
+        options.extend(["--mount", mount.as_str()]);
+    }
+    options.extend(["--cap-add", "CAP_SYS_ADMIN"]); // to mount an overlay
+    let pod = host.start("parts", &options, &["sleep", "1000"])?;
+    pod.exec_call(
+        &[],
+        &[
+            "sh",
+            "-c",
+            "echo u:x:1000:1000::/:/bin/sh >>/etc/passwd; echo g:x:7777:u >>/etc/group",
+        ],
+    )
+    .ok()?;
+    for (what, script, wanted) in [
+        (
+            "a directory below a volume",
+            "cd /part; cat deeper/file; ls; ls .. | grep -c secret",
+            "of the part\ndeeper\n0",
+        ),
+        (
+            "a file below a volume",
+            "cat /etc/part.conf; (echo x >/etc/part.conf) 2>/dev/null || echo kept",
+            "of the part\nkept",
+        ),
+        (
+            "a part is of the whole",
+            "echo more >>/part/deeper/file; tail -n 1 /data/part/deeper/file; tail -n 1 /etc/part.conf",
+            "more\nmore",
+        ),
+        (
+            "a group beside the own",
+            "su u -c 'id -G; cat /data/theirs; cat /data/nobodys 2>/dev/null || echo refused'",
+            "1000 7777\nread\nrefused",
+        ),
+        (
+            "a group's directory",
+            "su u -c 'cd /data/given; mkdir d; echo >d/file; echo >file; stat -c %u:%g d d/file file'",
+            "1000:7777\n1000:7777\n1000:7777",
+        ),
+        (
+            "an overlay on the root",
+            OVERLAY,
+            "refused\nall:\ndir\n\nall/dir:\nnew\ncharacter special file\nkept\nold",
+        ),
+    ] {
+        let output = pod.exec(&["sh", "-c", script])?;
+        assert_eq!(output.text(), wanted, "{what}: {}", output.both());
+    }
+    let made = fs::metadata(volume.join("given/d/file"))?;
+    assert_eq!((made.uid(), made.gid()), (1000, 7777));
+    assert_eq!(
+        fs::read_to_string(volume.join("part/deeper/file"))?,
+        "of the part\nmore\n"
+    );
 
-/// Memory that is a file, shared and written: databases live on it.
-#[test]
-fn files_can_be_mapped_and_written() -> TestResult {
-    let host = Host::shared()?;
-    let (volume, tool) = (Directory::new(&host)?, Tool::new(&host)?);
-    let (data, tool) = (volume.at("/data", "rbind:rw"), tool.mount());
-    let options = ["--mount", data.as_str(), "--mount", tool.as_str()];
-    let pod = host.start("mapped", &options, &["sleep", "1000"])?;
-    for path in ["/data/mapped", "/tmp/mapped"] {
-        let output = pod.exec(&[TOOL, "map", path])?;
-        assert_eq!(output.text(), "mapped", "{path}: {}", output.both());
-    }
-    assert!(fs::read(volume.join("mapped"))?.starts_with(b"through the mapping"));
+    // inotify tells what the container does. What the host does it tells under runc alone.
+    let script = "/tool watch /data >/tmp/events 2>&1 & until grep -q watching /tmp/events; do sleep 0.1; done";
+    pod.exec_call(&[], &["sh", "-c", script]).ok()?;
+    fs::write(volume.join("of-the-host"), "")?;
+    sees(&pod, &["sh", "-c", "ls /data | grep of-the"], "of-the-host")?;
+    let script = "echo >/data/of-the-guest; until grep -q of-the-guest /tmp/events; do sleep 0.1; done; \
+        grep -c of-the-host /tmp/events";
+    let told = pod.exec(&["sh", "-c", script])?.text();
+    assert_eq!(told == "1", is_oracle(), "{told}");
     pod.remove()
 }
+
+/// The kernel takes no file system like the root's for an overlay's upper one, here as under runc. In memory it
+/// does: there a node hides a file of the root's that was removed, an attribute what was in a directory.
+const OVERLAY: &str = "mkdir -p /tmp/o; cd /tmp/o; mkdir -p low/dir up work memory all; echo kept >low/gone; \
+    echo old >low/dir/old; over() { mount -t overlay -o lowerdir=low,upperdir=$1/up,workdir=$1/work overlay all; }; \
+    over . 2>/dev/null || echo refused; mount -t tmpfs none memory; mkdir memory/up memory/work; over memory; \
+    rm all/gone; rm -r all/dir; mkdir all/dir; echo >all/dir/new; ls all all/dir; stat -c %F memory/up/gone; \
+    umount all; cat low/gone; ls low/dir";
 
 /// A block device of the host, given as a device, is a disk of the guest.
 #[test]

@@ -1,20 +1,32 @@
-//! What busybox has no command for: locks, shared mappings, the clock to the nanosecond.
+//! What busybox has no command for: locks, shared mappings, unnamed files, inotify, a database's log, the clock
+//! to the nanosecond.
 //!
-//! Each prints one line: what it found, or the error's name. Nothing here changes anything but the file that
-//! is named.
+//! Each prints one line: what it found, or the error's name. Nothing here changes anything but the files that
+//! are named.
 
-use std::fs::OpenOptions;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+mod locks;
+mod log;
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::ptr::NonNull;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs a tool with its arguments; `None`: there is no such tool, or too few arguments.
 pub fn run(arguments: &[String]) -> Option<String> {
     let text = |index: usize| arguments.get(index).map(String::as_str);
     let result = match text(0)? {
         "time" => now(),
-        "lock" => lock(text(1)?, text(2)?, text(3).unwrap_or("0")),
+        "lock" => locks::lock(text(1)?, text(2)?, text(3)?),
+        "count" => locks::count(text(1)?, text(2)?),
         "map" => map(text(1)?),
+        "unnamed" => unnamed(text(1)?),
+        "watch" => watch(text(1)?),
+        "log-write" => log::write(text(1)?, text(2)?),
+        "log-check" => log::check(text(1)?),
         _ => return None,
     };
     Some(match result {
@@ -29,47 +41,40 @@ fn now() -> io::Result<String> {
     Ok(format!("{}.{:09}", now.as_secs(), now.subsec_nanos()))
 }
 
-/// Tries for an exclusive lock of this kind, keeps it for so many seconds, and says then that it had it.
-fn lock(kind: &str, path: &str, seconds: &str) -> io::Result<String> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let result = match kind {
-        // SAFETY: flock takes a descriptor that `file` keeps open, and a number.
-        "flock" => unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) },
-        _ => {
-            let whole = libc::flock {
-                l_type: libc::F_WRLCK as libc::c_short,
-                l_whence: libc::SEEK_SET as libc::c_short,
-                l_start: 0,
-                l_len: 0,
-                l_pid: 0,
-            };
-            // SAFETY: the descriptor is open, and the kernel only reads the struct, which lives.
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &whole) }
-        }
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let seconds = seconds.parse().map_err(io::Error::other)?;
-    std::thread::sleep(Duration::from_secs(seconds));
-    Ok("locked".into())
-}
-
 /// Writes through a shared mapping of a file of one page, and reads it back through the file.
 fn map(path: &str) -> io::Result<String> {
-    const LENGTH: usize = 4096;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(true)
         .open(path)?;
-    file.set_len(LENGTH as u64)?;
+    file.set_len(PAGE as u64)?;
+    let page = map_page(&file)?;
+    let words = b"through the mapping";
+    // SAFETY: the page is mapped, writable and longer than the words; nobody else has a reference to it.
+    unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), page.as_ptr(), words.len()) };
+    // SAFETY: the page that was mapped, whole.
+    if unsafe { libc::msync(page.as_ptr().cast(), PAGE, libc::MS_SYNC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let read = std::fs::read(path)?;
+    match read.len() == PAGE && read.starts_with(words) {
+        true => Ok("mapped".into()),
+        false => Ok(format!("another content, of {} bytes", read.len())),
+    }
+}
+
+/// What a database's page, and the machine's, has.
+const PAGE: usize = 4096;
+
+/// The first page of a file that has one, shared and writable, to the end of the process.
+fn map_page(file: &File) -> io::Result<NonNull<u8>> {
     // SAFETY: a new mapping where the kernel likes, of a file as long as it.
     let page = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
-            LENGTH,
+            PAGE,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_SHARED,
             file.as_raw_fd(),
@@ -79,16 +84,45 @@ fn map(path: &str) -> io::Result<String> {
     if page == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let words = b"through the mapping";
-    // SAFETY: the page is mapped, writable and longer than the words; nobody else has a reference to it.
-    unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), page.cast::<u8>(), words.len()) };
-    // SAFETY: the page that was mapped, whole.
-    if unsafe { libc::msync(page, LENGTH, libc::MS_SYNC) } != 0 {
+    NonNull::new(page.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))
+}
+
+/// A file without a name in a directory.
+fn unnamed(directory: &str) -> io::Result<String> {
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(libc::O_TMPFILE);
+    options.open(directory).map(|_| "made".into())
+}
+
+/// Tells by inotify of each name that is made in a directory, until somebody kills it; `watching` comes first.
+fn watch(directory: &str) -> io::Result<String> {
+    const HEAD: usize = 16; // struct inotify_event, up to the name
+    let path = CString::new(directory)?;
+    // SAFETY: takes a number alone; what it returns is checked.
+    let number = unsafe { libc::inotify_init1(libc::IN_CLOEXEC) };
+    if number < 0 {
         return Err(io::Error::last_os_error());
     }
-    let read = std::fs::read(path)?;
-    match read.len() == LENGTH && read.starts_with(words) {
-        true => Ok("mapped".into()),
-        false => Ok(format!("another content, of {} bytes", read.len())),
+    // SAFETY: a new descriptor, which nobody else has.
+    let mut events = unsafe { File::from_raw_fd(number) };
+    // SAFETY: `path` is a C string that lives, and the kernel only reads it.
+    if unsafe { libc::inotify_add_watch(number, path.as_ptr(), libc::IN_CREATE) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    writeln!(io::stdout(), "watching")?;
+    let mut buffer = [0; 4096];
+    loop {
+        let read = events.read(&mut buffer)?;
+        let mut rest = buffer.get(..read).unwrap_or_default();
+        while let Some((head, after)) = rest.split_at_checked(HEAD) {
+            let length = head[12..].try_into().map_or(0, u32::from_ne_bytes);
+            let (name, after) = after
+                .split_at_checked(length as usize)
+                .ok_or_else(|| io::Error::other("half an event"))?;
+            let end = name.iter().position(|byte| *byte == 0);
+            let name = String::from_utf8_lossy(&name[..end.unwrap_or(name.len())]);
+            writeln!(io::stdout(), "{name}")?;
+            rest = after;
+        }
     }
 }

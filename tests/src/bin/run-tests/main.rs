@@ -31,7 +31,14 @@ const PARTS: [(&str, u64, &[&str]); 6] = [
     (
         "OCI",
         10,
-        &["oci", "oci_1_7", "volumes", "pods", "task_states"],
+        &[
+            "oci",
+            "oci_1_7",
+            "volumes",
+            "databases",
+            "pods",
+            "task_states",
+        ],
     ),
     (
         "lifecycle",

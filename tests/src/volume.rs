@@ -1,0 +1,43 @@
+//! A directory of the host's that containers have as a volume.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::TestResult;
+use crate::host::Host;
+
+/// A directory on the host's tmpfs, gone with the value.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// An empty one.
+    pub fn new(host: &Host) -> TestResult<Self> {
+        let path = PathBuf::from(format!("/run/{}", host.name("volume")));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// The path on the host of what is called so in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// As `ctr --mount` has it.
+    pub fn at(&self, target: &str, options: &str) -> String {
+        bind(&self.0, target, options)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// As `ctr --mount` has a file or directory of the host's.
+pub fn bind(source: &Path, target: &str, options: &str) -> String {
+    format!(
+        "type=bind,src={},dst={target},options={options}",
+        source.display()
+    )
+}
