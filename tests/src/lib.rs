@@ -6,7 +6,9 @@
 //! be run against runc, which is the oracle: `KATA_LIKE_TEST_RUNTIME=io.containerd.runc.v2`.
 
 pub mod ctr;
+pub mod direct;
 pub mod events;
+pub mod fifo;
 pub mod figures;
 pub mod footprint;
 pub mod host;
@@ -15,7 +17,9 @@ pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod pty;
+pub mod rootfs;
 pub mod sandbox;
+pub mod task;
 pub mod task_api;
 
 pub use ctr::{Call, Output};
