@@ -128,10 +128,10 @@ impl Host {
         })
     }
 
-    /// A host alone, and on it a further containerd that logs in detail, as do its shims.
-    pub fn detailed() -> TestResult<Self> {
+    /// A host alone, and on it a further containerd that logs at this level, as do its shims.
+    pub fn logging(level: &str) -> TestResult<Self> {
         let guard = Guard::Alone(USE.write().unwrap_or_else(PoisonError::into_inner));
-        let daemon = Arc::new(Daemon::start_with(Version::V2_1, &[], "debug")?);
+        let daemon = Arc::new(Daemon::start_with(Version::V2_1, &[], level)?);
         Ok(Self {
             daemon,
             _guard: guard,

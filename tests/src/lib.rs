@@ -7,7 +7,9 @@
 
 pub mod cri;
 pub mod ctr;
+pub mod direct;
 pub mod events;
+pub mod fifo;
 pub mod figures;
 pub mod footprint;
 pub mod host;
@@ -16,7 +18,9 @@ pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod pty;
+pub mod rootfs;
 pub mod sandbox;
+pub mod task;
 pub mod task_api;
 pub mod volume;
 

@@ -98,6 +98,17 @@ impl Process {
             .map_err(|error| failure(format!("read {}: {error}", path.display())))
     }
 
+    /// The memory that it holds by itself, in KiB: neither files nor what it shares.
+    pub fn anonymous_kib(&self) -> TestResult<u64> {
+        let status = self.read("status")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        let number = number.ok_or_else(|| failure(format!("no RssAnon in: {status}")))?;
+        Ok(number.parse()?)
+    }
+
     /// How many file descriptors it has open.
     pub fn open_files(&self) -> TestResult<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))?.count())

@@ -36,6 +36,22 @@ pub struct Refusal {
     pub text: String,
 }
 
+/// What a call was answered, or that it was refused and why.
+pub type Answer<T> = Result<T, Refusal>;
+
+/// The answer; a refusal is a failure of the test.
+pub fn done<T>(answer: Answer<T>) -> TestResult<T> {
+    answer.map_err(|refusal| failure(format!("refused: {refusal:?}")))
+}
+
+/// The refusal; an answer is a failure of the test.
+pub fn refused<T: std::fmt::Debug>(answer: Answer<T>) -> TestResult<Refusal> {
+    match answer {
+        Ok(answer) => Err(failure(format!("it was done: {answer:?}"))),
+        Err(refusal) => Ok(refusal),
+    }
+}
+
 impl TaskApi {
     /// Connects to the shim that the bundle names, and speaks one version of the API.
     pub fn connect(bundle: &Path, service: &'static str) -> TestResult<Self> {
@@ -45,13 +61,20 @@ impl TaskApi {
         Ok(Self { client, service })
     }
 
+    /// The same in the version that the host's containerd speaks with this shim.
+    pub fn connect_as_containerd(bundle: &Path) -> TestResult<Self> {
+        // containerd 2 keeps which version that is; 1.7 knows only the older one.
+        let service = SERVICES[usize::from(bundle.join("bootstrap.json").exists())];
+        Self::connect(bundle, service)
+    }
+
     /// Calls a method. The outer error is of the transport or the deadline, the inner the shim's.
-    pub fn call<Answer: Message>(
+    pub fn call<T: Message>(
         &self,
         method: &str,
         request: &impl Message,
         deadline: Duration,
-    ) -> TestResult<(Result<Answer, Refusal>, Duration)> {
+    ) -> TestResult<(Answer<T>, Duration)> {
         let mut wire = ttrpc::Request::new();
         wire.service = self.service.into();
         wire.method = method.into();
@@ -62,7 +85,7 @@ impl TaskApi {
         wire.payload = request.write_to_bytes()?;
         let started = Instant::now();
         let answer = match self.client.request(wire) {
-            Ok(response) => Ok(Answer::parse_from_bytes(&response.payload)?),
+            Ok(response) => Ok(T::parse_from_bytes(&response.payload)?),
             Err(ttrpc::Error::RpcStatus(status)) => Err(Refusal {
                 code: status.code(),
                 text: status.message().into(),

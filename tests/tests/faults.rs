@@ -3,13 +3,18 @@
 //! Each test has the host alone, breaks one thing, and compares the host before and after. Where
 //! runc has the same part (shim, containerd, a process killed for memory) it is the oracle.
 
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api;
 use kata_like_tests::process::{Process, until};
-use kata_like_tests::task_api::{SERVICES, TaskApi};
-use kata_like_tests::{Host, Pod, TestResult, failure, figures, is_oracle, kata_like_only};
+use kata_like_tests::rootfs::Rootfs;
+use kata_like_tests::task::{KILL, Streams, Task};
+use kata_like_tests::task_api::{SERVICES, TaskApi, done};
+use kata_like_tests::{
+    Host, Pod, Sandbox, TestResult, failure, figures, is_oracle, kata_like_only,
+};
 use rustix::process::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,13 +36,8 @@ fn kill_and_expect_end(role: &str) -> TestResult {
         "{role} killed: exit event after {} ms",
         took.as_millis()
     ));
-    if role == "shim" {
-        // containerd has cleaned up; only the container's record is left.
-        pod.remove_container()?;
-    } else {
-        pod.wait_status("STOPPED", 2 * SECOND)?;
-        assert_eq!(pod.delete()?, 137);
-    }
+    pod.wait_status("STOPPED", 2 * SECOND)?;
+    assert_eq!(pod.delete()?, 137);
     drop(events);
     host.leaves_nothing(&before)
 }
@@ -54,9 +54,66 @@ fn killing_the_fs_server_ends_the_pod() -> TestResult {
     kill_and_expect_end("fsd")
 }
 
+/// containerd runs `delete` for each container of a shim that is gone: within five seconds all of the pod is
+/// away, its exits are told, and the hooks that undo what others have done for it have run, once each.
 #[test]
-fn killing_the_shim_ends_the_pod() -> TestResult {
-    kill_and_expect_end("shim")
+fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let rootfs = Rootfs::mount(&host)?;
+    let place = PathBuf::from(format!("/run/{}", host.name("hooks")));
+    std::fs::create_dir(&place)?;
+    let mut spec = rootfs.spec(&["sleep", "1000"])?;
+    let (sandbox, container) = (host.name("sandbox"), host.name("container"));
+    let mut start = |id: &str, kind: &str, network: Option<String>| {
+        let script = format!("echo undone >>{}/{id}", place.display());
+        spec["hooks"]["poststop"] =
+            serde_json::json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+        spec["annotations"] = serde_json::json!({
+            "io.kubernetes.cri.container-type": kind,
+            "io.kubernetes.cri.sandbox-id": sandbox,
+        });
+        for namespace in spec["linux"]["namespaces"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
+            if let (Some(network), true) = (&network, namespace["type"] == "network") {
+                namespace["path"] = network.clone().into();
+            }
+        }
+        rootfs.start(id, &spec)
+    };
+    let first = start(&sandbox, "sandbox", None)?;
+    let network = format!("/proc/{}/ns/net", first.status()?.1);
+    let second = start(&container, "container", Some(network))?;
+    let events = host.events()?;
+    let shim = first.process("shim")?;
+    let vmm = (!is_oracle()).then(|| first.process("vmm")).transpose()?;
+    let killed = Instant::now();
+    shim.signal(Signal::KILL)?;
+    if let Some(vmm) = vmm {
+        until("the VMM is gone", SECOND, || !vmm.is_alive())?;
+    }
+    for id in [&sandbox, &container] {
+        let exit = events.exit(id, id, 10 * SECOND)?;
+        let took = exit.at.duration_since(killed);
+        assert_eq!(exit.status(), 137, "{exit:?}");
+        assert!(took < 5 * SECOND, "exit after {took:?}");
+        figures::note(&format!(
+            "shim killed: exit event of one of two after {} ms",
+            took.as_millis()
+        ));
+        let undone = std::fs::read_to_string(place.join(id))
+            .map_err(|error| failure(format!("hook of {id}: {error}")))?;
+        assert_eq!(undone, "undone\n", "{id}");
+    }
+    // containerd has cleaned up; only the containers' records are left.
+    second.remove_container()?;
+    first.remove_container()?;
+    std::fs::remove_dir_all(place)?;
+    drop((events, rootfs));
+    host.leaves_nothing(&before)
 }
 
 /// The host pid that stands for a task is the task: who kills it, kills the task.
@@ -109,25 +166,8 @@ fn a_guest_that_panics_ends_the_pod() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// Who takes too much memory is killed, and only that process: the agent and the next exec live.
-#[test]
-fn a_process_killed_for_memory_takes_nobody_along() -> TestResult {
-    let host = Host::alone()?;
-    let before = host.footprint();
-    let pod = host.start(
-        "hungry",
-        &["--memory-limit", "67108864"],
-        &["sleep", "1000"],
-    )?;
-    let hog = pod.exec(&["tail", "/dev/zero"])?;
-    assert_eq!(hog.status, 137, "{}", hog.both());
-    assert_eq!(pod.exec(&["echo", "lives"])?.text(), "lives");
-    assert_eq!(pod.status()?.0, "RUNNING");
-    pod.remove()?;
-    host.leaves_nothing(&before)
-}
-
-/// The same without a limit of the container's own: the whole guest is out of memory.
+/// The whole guest is out of memory, and the container has no limit of its own: only who takes it is killed, and
+/// the log says what sized the guest.
 #[test]
 fn a_guest_out_of_memory_keeps_its_agent() -> TestResult {
     kata_like_only!();
@@ -140,32 +180,101 @@ fn a_guest_out_of_memory_keeps_its_agent() -> TestResult {
     let hog = pod.exec(&["tail", "/dev/zero"])?;
     assert_eq!(hog.status, 137, "{}", hog.both());
     assert_eq!(pod.exec(&["echo", "lives"])?.text(), "lives");
+    let words =
+        "it has no limit of its own; the pod's virtual machine has 160 MiB, sized by `memory_mib`";
+    assert!(
+        host.log().contains(words),
+        "no {words:?} in: {}",
+        host.log()
+    );
     pod.remove()?;
     host.leaves_nothing(&before)
 }
 
-/// containerd comes and goes; the container does not notice, and its exit code is not lost.
+/// containerd is killed and comes back while containers run, stand still and have stopped: they don't notice.
+/// Their shim answers all the while, and what ends meanwhile is told once.
 #[test]
-fn containerd_restarts_under_a_running_container() -> TestResult {
-    let host = Host::alone()?;
+fn containerd_restarts_under_containers_in_every_state() -> TestResult {
+    // runc's shim names no process of a stopped task, which containerd then takes for lost and deletes.
+    kata_like_only!();
+    // So it logs each event that it takes.
+    let host = Host::logging("trace")?;
     let before = host.footprint();
-    let script = "trap 'exit 23' TERM; while :; do sleep 0.1; done";
-    let pod = host.start("outlives", &[], &["sh", "-c", script])?;
-    let (_, pid) = pod.status()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let trapping = [
+        "sh",
+        "-c",
+        "trap 'exit 23' TERM; while :; do sleep 0.1; done",
+    ];
+    let running = sandbox.container("runs", &[], &trapping)?;
+    let ending = sandbox.container("ends", &[], &trapping)?;
+    let paused = sandbox.container("paused", &[], &["sleep", "1000"])?;
+    let stopped = sandbox.container("stopped", &[], &["sh", "-c", "exit 5"])?;
+    host.ctr(["task", "pause", paused.id()]).ok()?;
+    let all = [&running, &ending, &paused, &stopped];
+    let tasks: Vec<Task> = all
+        .iter()
+        .map(|pod| Task::of(&host, pod))
+        .collect::<TestResult<_>>()?;
+    let [runs, ends, _, stops] = &tasks[..] else {
+        return Err(failure("not four tasks"));
+    };
+    assert_eq!(done(stops.wait("")?)?, 5);
+    let pids: Vec<u32> = tasks
+        .iter()
+        .map(|task| Ok(done(task.state("")?)?.pid))
+        .collect::<TestResult<_>>()?;
+
     host.kill_containerd()?;
-    host.start_containerd()?;
-    assert_eq!(pod.status()?, ("RUNNING".to_owned(), pid));
-    assert_eq!(pod.exec(&["echo", "after"])?.text(), "after");
-    // An exit while containerd is away is found when it is back.
-    host.kill_containerd()?;
-    Process::all()
-        .into_iter()
-        .find(|process| process.pid == pid)
-        .ok_or_else(|| failure("the task's process went with containerd"))?;
-    host.start_containerd()?;
-    assert_eq!(pod.kill("TERM")?.status, 0);
-    pod.wait_status("STOPPED", 10 * SECOND)?;
-    assert_eq!(pod.delete()?, 23);
+    let before_the_gap = host.log().len();
+    let exits = || {
+        let log = host.log();
+        let lines = log.get(before_the_gap..).unwrap_or_default().lines();
+        lines
+            .filter(|line| line.contains("topic=/tasks/exit") && !line.contains("level=error"))
+            .count()
+    };
+    assert_eq!(runs.run(&["sh", "-c", "exit 6"])?, 6);
+    let long = serde_json::json!({"args": ["sleep", "1000"]});
+    done(runs.exec("long", &long, &Streams::default())?)?;
+    done(runs.start("long")?)?;
+    done(ends.kill("", 15, false)?)?;
+    assert_eq!(done(ends.wait("")?)?, 23);
+    thread::scope(|scope| -> TestResult {
+        let start = scope.spawn(|| host.start_containerd());
+        // While it comes up, too.
+        assert_eq!(runs.run(&["true"])?, 0);
+        done(runs.kill("long", KILL, false)?)?;
+        assert_eq!(done(runs.wait("long")?)?, 137);
+        start.join().map_err(|_| failure("the start panicked"))?
+    })?;
+    let states = ["RUNNING", "STOPPED", "PAUSED", "STOPPED"];
+    let list = host.ctr(["task", "ls"]).ok()?.text();
+    let list: Vec<Vec<&str>> = list
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    for ((pod, pid), state) in all.iter().zip(&pids).zip(states) {
+        let wanted = vec![pod.id().to_owned(), pid.to_string(), state.to_owned()];
+        assert!(
+            list.contains(&wanted.iter().map(String::as_str).collect()),
+            "{wanted:?}: {list:?}"
+        );
+    }
+    // Three execs' and an init's.
+    until("the exits are told", 30 * SECOND, || exits() >= 4)?;
+    host.ctr(["task", "resume", paused.id()]).ok()?;
+    assert_eq!(paused.exec(&["echo", "after"])?.text(), "after");
+    assert_eq!(ending.delete()?, 23);
+    assert_eq!(stopped.delete()?, 5);
+    // That of ctr's exec is the fifth.
+    assert_eq!(exits(), 5, "exits that were told");
+    assert_eq!(running.kill("TERM")?.status, 0);
+    assert_eq!(done(runs.wait("")?)?, 23);
+    assert_eq!(running.delete()?, 23);
+    drop(tasks);
+    paused.remove()?;
+    sandbox.remove()?;
     host.leaves_nothing_but_containerd(&before)
 }
 

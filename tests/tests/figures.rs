@@ -33,7 +33,7 @@ impl Drop for HugePages {
 #[test]
 fn one_start_in_figures() -> TestResult {
     kata_like_only!();
-    let host = Host::detailed()?;
+    let host = Host::logging("debug")?;
     let config = "/run/figures.toml";
     fs::write(config, "max_vcpus = 1\n")?;
     let mut exits = Vec::new();

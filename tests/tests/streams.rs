@@ -3,13 +3,16 @@
 //! Behaviours that have cost users of other VM runtimes hangs and lost output. All of it also runs
 //! against runc.
 
-use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use kata_like_tests::direct::{self, DirectPod};
+use kata_like_tests::events::Events;
 use kata_like_tests::pty::OnTerminal;
-use kata_like_tests::{Host, TestResult, failure, figures};
+use kata_like_tests::{Host, Pod, TestResult, failure, figures};
 use sha2::{Digest, Sha256};
+
+mod stream_ends;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MEBIBYTE: usize = 1 << 20;
@@ -49,11 +52,42 @@ fn sixty_four_mebibytes_come_back_on_both_streams() -> TestResult {
     Ok(())
 }
 
-/// The input's end reaches the process, after all that was written before it.
+/// A container that lives for milliseconds loses nothing of what it wrote.
 #[test]
-fn an_exec_in_a_pipe_returns() -> TestResult {
+fn a_short_life_loses_no_output() -> TestResult {
     let host = Host::shared()?;
-    let pod = host.start("piped", &[], &["sleep", "1000"])?;
+    let script = "i=0; while [ $i -lt 1024 ]; do echo 0123456789012345678901234567890123456789012345678901234567890ab; i=$((i+1)); done >&2; exit 3";
+    let output = host
+        .run(&host.name("short"), &[], &["sh", "-c", script])
+        .output()?;
+    assert_eq!((output.status, output.stderr.len()), (3, 64 * 1024));
+    Ok(())
+}
+
+/// Every kind of end that a stream can have: see `stream_ends`.
+#[test]
+fn streams_end_everywhere() -> TestResult {
+    let host = Host::shared()?;
+    let pod = DirectPod::start(&host)?;
+    direct::run(&pod, &stream_ends::CASES)?;
+    pod.remove()
+}
+
+/// Execs of `ctr`: in a pipe, on a terminal, and with a child that outlives them.
+#[test]
+fn an_exec_has_streams_of_its_own() -> TestResult {
+    let host = Host::shared()?;
+    let events = host.events()?;
+    let pod = host.start("execs", &[], &["sleep", "1000"])?;
+    in_a_pipe(&pod)?;
+    on_a_terminal(&host, &pod)?;
+    // Last: it ends the container.
+    a_child_that_keeps_the_output_delays_no_exit(&host, &events, &pod)?;
+    pod.remove()
+}
+
+/// The input's end reaches the process, after all that was written before it.
+fn in_a_pipe(pod: &Pod) -> TestResult {
     let output = pod.exec_call(&[], &["cat"]).input("x\n").ok()?;
     assert_eq!(output.text(), "x");
     let output = pod
@@ -67,29 +101,27 @@ fn an_exec_in_a_pipe_returns() -> TestResult {
         .input(noise(MEBIBYTE))
         .ok()?;
     assert_eq!(output.text(), "unread");
-    pod.remove()
+    Ok(())
 }
 
-/// A container that lives for milliseconds loses nothing of what it wrote.
-#[test]
-fn a_short_life_loses_no_output() -> TestResult {
-    let host = Host::shared()?;
-    let script = "i=0; while [ $i -lt 1024 ]; do echo 0123456789012345678901234567890123456789012345678901234567890ab; i=$((i+1)); done >&2; exit 3";
-    for _ in 0..3 {
-        let output = host
-            .run(&host.name("short"), &[], &["sh", "-c", script])
-            .output()?;
-        assert_eq!((output.status, output.stderr.len()), (3, 64 * 1024));
-    }
+/// Typed text is echoed, its end of file ends the shell.
+fn on_a_terminal(host: &Host, pod: &Pod) -> TestResult {
+    let exec = host.name("exec");
+    let mut command = host.ctr_command();
+    command.args(["task", "exec", "--tty", "--exec-id", &exec, pod.id(), "sh"]);
+    let mut terminal = OnTerminal::start(command, 80, 24)?;
+    terminal.write("echo $((6*7)); tty; exit 12\n")?;
+    terminal.expect("42", 60 * SECOND)?;
+    assert_eq!(terminal.finish(30 * SECOND)?, 12);
     Ok(())
 }
 
 /// An exit is told when the process is gone, even if a child of it keeps its output open.
-#[test]
-fn a_child_that_keeps_the_output_delays_no_exit() -> TestResult {
-    let host = Host::shared()?;
-    let events = host.events()?;
-    let pod = host.start("keeps", &[], &["sleep", "1000"])?;
+fn a_child_that_keeps_the_output_delays_no_exit(
+    host: &Host,
+    events: &Events,
+    pod: &Pod,
+) -> TestResult {
     let exec = host.name("exec");
     let script = "sleep 1000 & echo done; exit 3";
     let call = host.ctr([
@@ -112,62 +144,5 @@ fn a_child_that_keeps_the_output_delays_no_exit() -> TestResult {
         .join()
         .map_err(|_| failure("the exec's thread panicked"))??;
     assert_eq!(output.text(), "done");
-    pod.remove()
-}
-
-/// Output that nobody reads holds up its writer and nothing else.
-#[test]
-fn a_stalled_reader_holds_up_only_its_writer() -> TestResult {
-    let host = Host::shared()?;
-    let events = host.events()?;
-    let script = "dd if=/dev/zero bs=65536 count=256 2>/dev/null; exit 6";
-    let pod = host.start("stalled", &[], &["sh", "-c", script])?; // 16 MiB into a FIFO without a reader
-    assert_eq!(pod.exec(&["echo", "lives"])?.text(), "lives");
-    assert_eq!(pod.status()?.0, "RUNNING");
-    assert_eq!(pod.kill("KILL")?.status, 0);
-    assert_eq!(events.exit(pod.id(), pod.id(), 10 * SECOND)?.status(), 137);
-    pod.remove()
-}
-
-#[test]
-fn output_goes_to_a_file_or_nowhere() -> TestResult {
-    let host = Host::shared()?;
-    let events = host.events()?;
-    let log = format!("/run/{}.log", host.name("log"));
-    let uri = format!("file://{log}");
-    let script = "echo out; echo err >&2";
-    let pod = host.start("logged", &["--log-uri", &uri], &["sh", "-c", script])?;
-    events.exit(pod.id(), pod.id(), 60 * SECOND)?;
-    assert_eq!(pod.delete()?, 0);
-    let mut lines: Vec<String> = fs::read_to_string(&log)?
-        .lines()
-        .map(str::to_owned)
-        .collect();
-    lines.sort();
-    assert_eq!(lines, ["err", "out"]);
-    fs::remove_file(log)?;
-
-    let pod = host.start(
-        "silent",
-        &["--null-io"],
-        &["sh", "-c", "cat; echo out; exit 8"],
-    )?;
-    assert_eq!(events.exit(pod.id(), pod.id(), 60 * SECOND)?.status(), 8);
-    assert_eq!(pod.delete()?, 8);
     Ok(())
-}
-
-/// An exec with a terminal: typed text is echoed, its end of file ends the shell.
-#[test]
-fn an_exec_has_a_terminal_of_its_own() -> TestResult {
-    let host = Host::shared()?;
-    let pod = host.start("typed", &[], &["sleep", "1000"])?;
-    let exec = host.name("exec");
-    let mut command = host.ctr_command();
-    command.args(["task", "exec", "--tty", "--exec-id", &exec, pod.id(), "sh"]);
-    let mut terminal = OnTerminal::start(command, 80, 24)?;
-    terminal.write("echo $((6*7)); tty; exit 12\n")?;
-    terminal.expect("42", 60 * SECOND)?;
-    assert_eq!(terminal.finish(30 * SECOND)?, 12);
-    pod.remove()
 }

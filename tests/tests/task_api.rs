@@ -1,7 +1,7 @@
 //! The shim as containerd calls it: the binary's verbs and the task API, in both versions, directly.
 //!
-//! What `ctr` can't ask: methods that are not there yet, unknown ids, containerd 2.3's bootstrap,
-//! `-info`, a `delete` that meets a living pod.
+//! What `ctr` can't ask: both versions, containerd 2.3's bootstrap, `-info`, a `delete` that meets a living pod,
+//! and execs in such numbers that a leak shows. `odd_states` has each call in each state.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
-use containerd_shim_protos::ttrpc::Code;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
+use kata_like_tests::direct::DirectPod;
 use kata_like_tests::host::NAMESPACE;
 use kata_like_tests::process::{Process, until};
-use kata_like_tests::task_api::{Refusal, SERVICES, TaskApi};
-use kata_like_tests::{Call, Host, TestResult, failure, kata_like_only};
+use kata_like_tests::task::{Streams, Task};
+use kata_like_tests::task_api::{SERVICES, TaskApi, done};
+use kata_like_tests::{Call, Host, Pod, TestResult, failure, figures, kata_like_only};
 
-const SECOND: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn shim() -> PathBuf {
@@ -56,7 +56,7 @@ fn both_versions_answer_alike() -> TestResult {
             id: id.clone(),
             ..Default::default()
         };
-        let state: api::StateResponse = answered(api.call("State", &request, DEADLINE)?.0)?;
+        let state: api::StateResponse = done(api.call("State", &request, DEADLINE)?.0)?;
         assert_eq!(
             (state.pid, state.status),
             (pid, api::Status::RUNNING.into())
@@ -65,14 +65,14 @@ fn both_versions_answer_alike() -> TestResult {
             id: id.clone(),
             ..Default::default()
         };
-        let connected: api::ConnectResponse = answered(api.call("Connect", &request, DEADLINE)?.0)?;
+        let connected: api::ConnectResponse = done(api.call("Connect", &request, DEADLINE)?.0)?;
         assert_eq!(connected.task_pid, pid);
         assert!(Process::find(i32::try_from(connected.shim_pid)?).is_some());
         let request = api::PidsRequest {
             id: id.clone(),
             ..Default::default()
         };
-        let pids: api::PidsResponse = answered(api.call("Pids", &request, DEADLINE)?.0)?;
+        let pids: api::PidsResponse = done(api.call("Pids", &request, DEADLINE)?.0)?;
         assert!(
             pids.processes.iter().any(|process| process.pid == pid),
             "{pids:?}"
@@ -81,129 +81,26 @@ fn both_versions_answer_alike() -> TestResult {
             id: id.clone(),
             ..Default::default()
         };
-        let stats: api::StatsResponse = answered(api.call("Stats", &request, DEADLINE)?.0)?;
+        let stats: api::StatsResponse = done(api.call("Stats", &request, DEADLINE)?.0)?;
         assert_eq!(stats.stats.type_url, "io.containerd.cgroups.v2.Metrics");
     }
+    delete_of_another_id_leaves_it_alone(&host, &pod)?;
     pod.remove()
-}
-
-/// What can't be done says so in words, with the code that containerd understands.
-#[test]
-fn what_cannot_be_done_is_said() -> TestResult {
-    kata_like_only!();
-    let host = Host::shared()?;
-    let pod = host.start("methods", &[], &["sleep", "1000"])?;
-    let id = pod.id().to_owned();
-    let api = TaskApi::connect(&host.bundle(&id), SERVICES[1])?;
-    let checkpoint = api::CheckpointTaskRequest {
-        id: id.clone(),
-        ..Default::default()
-    };
-    let refusal = refused(
-        api.call::<api::Empty>("Checkpoint", &checkpoint, DEADLINE)?
-            .0,
-    )?;
-    assert_eq!(refusal.code, Code::UNIMPLEMENTED, "{refusal:?}");
-    assert!(refusal.text.contains("not supported"), "{refusal:?}");
-    // Nobody is there by that id: a code of its own, which callers take for success.
-    let request = api::StateRequest {
-        id: "nobody".into(),
-        ..Default::default()
-    };
-    let refusal = refused(
-        api.call::<api::StateResponse>("State", &request, DEADLINE)?
-            .0,
-    )?;
-    assert_eq!(refusal.code, Code::NOT_FOUND, "{refusal:?}");
-    let request = api::KillRequest {
-        id: id.clone(),
-        exec_id: "none".into(),
-        signal: 9,
-        ..Default::default()
-    };
-    let refusal = refused(api.call::<api::Empty>("Kill", &request, DEADLINE)?.0)?;
-    assert_eq!(refusal.code, Code::NOT_FOUND, "{refusal:?}");
-    // A running task is neither started nor deleted again, and ends no shim.
-    let request = api::StartRequest {
-        id: id.clone(),
-        ..Default::default()
-    };
-    refused(
-        api.call::<api::StartResponse>("Start", &request, DEADLINE)?
-            .0,
-    )?;
-    let request = api::DeleteRequest {
-        id: id.clone(),
-        ..Default::default()
-    };
-    refused(
-        api.call::<api::DeleteResponse>("Delete", &request, DEADLINE)?
-            .0,
-    )?;
-    let request = api::ShutdownRequest {
-        id: id.clone(),
-        ..Default::default()
-    };
-    let _: api::Empty = answered(api.call("Shutdown", &request, DEADLINE)?.0)?;
-    assert_eq!(pod.status()?.0, "RUNNING");
-    pod.remove()
-}
-
-/// Wait may come before the end, from many, and after it.
-#[test]
-fn wait_answers_all_who_wait() -> TestResult {
-    kata_like_only!();
-    let host = Host::shared()?;
-    let pod = host.start("waited", &[], &["sleep", "1000"])?;
-    let api = TaskApi::connect(&host.bundle(pod.id()), SERVICES[1])?;
-    let request = api::WaitRequest {
-        id: pod.id().into(),
-        ..Default::default()
-    };
-    std::thread::scope(|scope| -> TestResult {
-        let waits: Vec<_> = (0..3)
-            .map(|_| {
-                let bundle = host.bundle(pod.id());
-                let request = &request;
-                scope.spawn(move || -> TestResult<u32> {
-                    let api = TaskApi::connect(&bundle, SERVICES[1])?;
-                    let wait: api::WaitResponse =
-                        answered(api.call("Wait", request, 60 * SECOND)?.0)?;
-                    Ok(wait.exit_status)
-                })
-            })
-            .collect();
-        std::thread::sleep(SECOND);
-        pod.kill("KILL")?;
-        for wait in waits {
-            assert_eq!(wait.join().map_err(|_| failure("a wait panicked"))??, 137);
-        }
-        Ok(())
-    })?;
-    let wait: api::WaitResponse = answered(api.call("Wait", &request, SECOND)?.0)?;
-    assert_eq!(wait.exit_status, 137);
-    assert!(wait.exited_at.seconds > 1_600_000_000, "{wait:?}");
-    pod.delete().map(drop)
 }
 
 /// containerd calls `delete` after each container of a pod: the VM of a living pod is not touched.
-#[test]
-fn delete_of_another_id_leaves_the_pod_alone() -> TestResult {
-    kata_like_only!();
-    let host = Host::shared()?;
-    let pod = host.start("alive", &[], &["sleep", "1000"])?;
+fn delete_of_another_id_leaves_it_alone(host: &Host, pod: &Pod) -> TestResult {
     let other = PathBuf::from(format!("/run/{}", host.name("bundle")));
     fs::create_dir(&other)?;
     let id = host.name("other");
-    let output = Call::new(verb(&host, &id, &other, "delete"))
+    let output = Call::new(verb(host, &id, &other, "delete"))
         .deadline(DEADLINE)
         .ok()?;
     let answer = api::DeleteResponse::parse_from_bytes(&output.stdout)?;
     assert_eq!(answer.exit_status, 137, "{answer:?}");
     assert_eq!(pod.status()?.0, "RUNNING");
     assert_eq!(pod.exec(&["echo", "alive"])?.text(), "alive");
-    fs::remove_dir(&other)?;
-    pod.remove()
+    Ok(fs::remove_dir(&other)?)
 }
 
 /// `-info` needs no KVM, no configuration, and makes nothing.
@@ -270,12 +167,12 @@ fn start_speaks_each_containerds_dialect() -> TestResult {
             id: id.clone(),
             ..Default::default()
         };
-        let connected: api::ConnectResponse = answered(api.call("Connect", &request, DEADLINE)?.0)?;
+        let connected: api::ConnectResponse = done(api.call("Connect", &request, DEADLINE)?.0)?;
         let request = api::ShutdownRequest {
             id: id.clone(),
             ..Default::default()
         };
-        let _: api::Empty = answered(api.call("Shutdown", &request, DEADLINE)?.0)?;
+        let _: api::Empty = done(api.call("Shutdown", &request, DEADLINE)?.0)?;
         let pid = i32::try_from(connected.shim_pid)?;
         until("the shim ends after Shutdown", DEADLINE, || {
             Process::find(pid).is_none()
@@ -288,13 +185,130 @@ fn start_speaks_each_containerds_dialect() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-fn answered<T>(answer: Result<T, Refusal>) -> TestResult<T> {
-    answer.map_err(|refusal| failure(format!("{refusal:?}")))
+/// How much of a pod is in use, on the host and in the guest.
+#[derive(Debug)]
+struct InUse {
+    /// Open files of shim, fsd and VMM.
+    open_files: Vec<usize>,
+    /// Their own memory in KiB.
+    memory_kib: Vec<u64>,
+    /// In the guest: open files, and tasks.
+    guest: [u64; 2],
+    /// The agent's own memory, and what the guest's kernel holds for it, in KiB.
+    agent_kib: [u64; 2],
 }
 
-fn refused<T: std::fmt::Debug>(answer: Result<T, Refusal>) -> TestResult<Refusal> {
-    match answer {
-        Ok(answer) => Err(failure(format!("it was done: {answer:?}"))),
-        Err(refusal) => Ok(refusal),
+impl InUse {
+    fn of(pod: &DirectPod, task: &Task) -> TestResult<Self> {
+        let processes = ["shim", "fsd", "vmm"].map(|role| pod.sandbox().pod().process(role));
+        let processes: Vec<Process> = processes.into_iter().collect::<TestResult<_>>()?;
+        // Without a cgroup namespace of its own a container sees the guest's cgroups.
+        let script = "cut -f 1 /proc/sys/fs/file-nr; cut -d / -f 2 /proc/loadavg | cut -d ' ' -f 1; \
+            sed -n 's/^anon //p; s/^kernel //p' /sys/fs/cgroup/agent/memory.stat";
+        let text = task.output(script)?;
+        let numbers: Vec<u64> = text
+            .lines()
+            .map(|line| Ok(line.trim().parse()?))
+            .collect::<TestResult<_>>()?;
+        let [files, tasks, anon, kernel] = numbers[..] else {
+            return Err(failure(text));
+        };
+        Ok(Self {
+            open_files: processes
+                .iter()
+                .map(Process::open_files)
+                .collect::<TestResult<_>>()?,
+            memory_kib: processes
+                .iter()
+                .map(Process::anonymous_kib)
+                .collect::<TestResult<_>>()?,
+            guest: [files, tasks],
+            agent_kib: [anon >> 10, kernel >> 10],
+        })
     }
+}
+
+/// A sample of ten thousand: what an exec takes, it gives back, wherever that is.
+#[test]
+fn execs_give_back_what_they_take() -> TestResult {
+    kata_like_only!();
+    const FIRST: usize = 24;
+    const MANY: usize = 100;
+    const MOST_KIB: u64 = 2 * MANY as u64;
+    let host = Host::alone()?;
+    let pod = DirectPod::start(&host)?;
+    let mut spec = pod.spec(&["sleep", "1000"]);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    namespaces
+        .ok_or_else(|| failure("no namespaces"))?
+        .retain(|namespace| namespace["type"] != "cgroup");
+    let mounts = spec["mounts"].as_array_mut();
+    mounts
+        .ok_or_else(|| failure("no mounts"))?
+        .push(serde_json::json!({
+        "type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": ["ro"]}));
+    let task = pod.task("churn");
+    done(task.create(&spec, &Streams::default())?)?;
+    done(task.start("")?)?;
+    let output = pod.files().join("all");
+    fs::write(&output, "")?;
+    let streams = Streams {
+        stdout: output.display().to_string(),
+        ..Streams::default()
+    };
+    let many = |times: usize| -> TestResult {
+        std::thread::scope(|scope| {
+            let work = || -> TestResult {
+                for number in 0..times / 2 {
+                    let code = number % 7;
+                    let script = format!("echo {code}; exit {code}");
+                    let status = task.run_with(&["sh", "-c", &script], &streams)?;
+                    assert_eq!(status as usize, code);
+                }
+                Ok(())
+            };
+            let workers = [scope.spawn(work), scope.spawn(work)];
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().map_err(|_| failure("a worker panicked"))?)
+        })
+    };
+    many(FIRST)?; // what is kept from the first time on is not a leak
+    let bundle = || -> TestResult<Vec<_>> {
+        let entries = fs::read_dir(pod.files().join(task.id()))?;
+        let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        Ok(names)
+    };
+    let (before, footprint, files) = (InUse::of(&pod, &task)?, host.footprint(), bundle()?);
+    let begun = std::time::Instant::now();
+    many(MANY)?;
+    figures::note(&format!(
+        "{MANY} execs, two at a time: {:.1} s",
+        begun.elapsed().as_secs_f32()
+    ));
+    host.leaves_nothing(&footprint)?;
+    assert_eq!(bundle()?, files);
+    let after = InUse::of(&pod, &task)?;
+    let what = format!("{before:?} before {MANY} execs, {after:?} after them");
+    assert!(after.open_files <= before.open_files, "{what}");
+    let grown = |after: &[u64], before: &[u64], most: u64| {
+        after
+            .iter()
+            .zip(before)
+            .any(|(after, before)| *after > before + most)
+    };
+    assert!(!grown(&after.guest, &before.guest, 2), "{what}");
+    assert!(
+        !grown(&after.memory_kib, &before.memory_kib, MOST_KIB),
+        "{what}"
+    );
+    assert!(
+        !grown(&after.agent_kib, &before.agent_kib, MOST_KIB),
+        "{what}"
+    );
+    let text = fs::read_to_string(&output)?;
+    assert_eq!(text.lines().count(), FIRST + MANY);
+    task.end()?;
+    pod.remove()
 }

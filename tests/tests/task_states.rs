@@ -5,35 +5,19 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::MessageField;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use kata_like_tests::direct::{self, DirectPod};
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
-use kata_like_tests::task_api::{Refusal, SERVICES, TaskApi};
-use kata_like_tests::{Call, Host, Pod, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::rootfs::Rootfs;
+use kata_like_tests::{Host, Pod, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
 
+mod odd_states;
+
 const SECOND: Duration = Duration::from_secs(1);
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// The version of the API that the host's containerd speaks with the shim under test.
-fn api_of(host: &Host, pod: &Pod) -> TestResult<TaskApi> {
-    TaskApi::connect(&host.bundle(pod.id()), SERVICES[usize::from(is_oracle())])
-}
-
-fn done<T>(answer: Result<T, Refusal>) -> TestResult<T> {
-    answer.map_err(|refusal| failure(format!("refused: {refusal:?}")))
-}
-
-fn refused<T>(answer: Result<T, Refusal>) -> TestResult<Refusal> {
-    let refusal = answer.err();
-    refusal.ok_or_else(|| failure("it was done, and should have been refused"))
-}
 
 /// Nothing runs in a paused container, nothing new is let in, and it can be killed.
 #[test]
@@ -93,143 +77,12 @@ fn a_paused_container_stands_still() -> TestResult {
     Ok(())
 }
 
-/// Limits are changed while the container runs; what can't be is refused, and changes nothing.
+/// Every call in every state: see `odd_states`.
 #[test]
-fn limits_are_changed_while_it_runs() -> TestResult {
+fn every_call_in_every_state() -> TestResult {
     let host = Host::shared()?;
-    let cgroup = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro";
-    let options = ["--memory-limit", "134217728", "--mount", cgroup];
-    let pod = host.start("updated", &options, &["sleep", "1000"])?;
-    let api = api_of(&host, &pod)?;
-    let update = |resources: serde_json::Value| -> TestResult<Result<api::Empty, Refusal>> {
-        let request = api::UpdateTaskRequest {
-            id: pod.id().to_owned(),
-            resources: MessageField::some(Any {
-                type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
-                value: serde_json::to_vec(&resources)?,
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        Ok(api.call("Update", &request, DEADLINE)?.0)
-    };
-    let limits = || -> TestResult<Vec<String>> {
-        let script =
-            "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max cpu.max pids.max";
-        let text = pod.exec_call(&[], &["sh", "-c", script]).ok()?.text();
-        Ok(text.lines().map(str::to_owned).collect())
-    };
-    assert_eq!(limits()?[0], "134217728");
-    done(update(serde_json::json!({
-        "memory": {"limit": 67_108_864},
-        "cpu": {"quota": 50_000, "period": 100_000},
-        "pids": {"limit": 64},
-    }))?)?;
-    let changed = ["67108864", "50000 100000", "64"];
-    assert_eq!(limits()?, changed);
-    // One field alone leaves the others.
-    done(update(serde_json::json!({"pids": {"limit": 32}}))?)?;
-    assert_eq!(limits()?, ["67108864", "50000 100000", "32"]);
-    if !is_oracle() {
-        let bad = serde_json::json!({"pids": {"limit": 16}, "rdma": {"a": {"hcaHandles": 1}}});
-        let refusal = refused(update(bad)?)?;
-        assert!(refusal.text.contains("linux.resources.rdma"), "{refusal:?}");
-        assert_eq!(limits()?[2], "32");
-    }
-    // The new limit counts.
-    let hog = pod.exec(&["tail", "/dev/zero"])?;
-    assert_eq!(hog.status, 137, "{}", hog.both());
-    let metrics = host
-        .ctr(["task", "metrics", "--format", "json", pod.id()])
-        .ok()?
-        .text();
-    let metrics: serde_json::Value = serde_json::from_str(&metrics)?;
-    let number = |path: &str| metrics.pointer(path).and_then(serde_json::Value::as_u64);
-    assert_eq!(number("/memory/usage_limit"), Some(67_108_864), "{metrics}");
-    assert_eq!(number("/pids/limit"), Some(32), "{metrics}");
-    for path in [
-        "/cpu/usage_usec",
-        "/memory/usage",
-        "/pids/current",
-        "/memory_events/oom_kill",
-        "/memory/pgfault",
-    ] {
-        assert!(
-            number(path).is_some_and(|number| number > 0),
-            "{path}: {metrics}"
-        );
-    }
-    assert_eq!(pod.kill("KILL")?.status, 0);
-    pod.wait_status("STOPPED", 5 * SECOND)?;
-    refused(update(serde_json::json!({"pids": {"limit": 8}}))?)?;
-    assert_eq!(pod.delete()?, 137);
-    Ok(())
-}
-
-/// An exec whose command is missing stays as it was registered: no exit is told, it waits for nothing, and
-/// can be deleted. Started a second time it is refused, and the shim lives.
-#[test]
-fn a_failed_exec_stays_created() -> TestResult {
-    let host = Host::shared()?;
-    let pod = host.start("failed", &[], &["sleep", "1000"])?;
-    let api = api_of(&host, &pod)?;
-    let (id, exec_id) = (pod.id().to_owned(), "broken".to_owned());
-    let process = serde_json::json!({
-        "cwd": "/", "args": ["/no/such"], "env": [], "user": {"uid": 0, "gid": 0},
-    });
-    let request = api::ExecProcessRequest {
-        id: id.clone(),
-        exec_id: exec_id.clone(),
-        spec: MessageField::some(Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
-            value: serde_json::to_vec(&process)?,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    let _: api::Empty = done(api.call("Exec", &request, DEADLINE)?.0)?;
-    let again = refused(api.call::<api::Empty>("Exec", &request, DEADLINE)?.0)?;
-    assert_eq!(
-        again.code,
-        containerd_shim_protos::ttrpc::Code::ALREADY_EXISTS,
-        "{again:?}"
-    );
-    let start = api::StartRequest {
-        id: id.clone(),
-        exec_id: exec_id.clone(),
-        ..Default::default()
-    };
-    let refusal = refused(api.call::<api::StartResponse>("Start", &start, DEADLINE)?.0)?;
-    assert!(
-        refusal
-            .text
-            .contains("exec: \"/no/such\": stat /no/such: no such file or directory"),
-        "{refusal:?}"
-    );
-    let state = api::StateRequest {
-        id: id.clone(),
-        exec_id: exec_id.clone(),
-        ..Default::default()
-    };
-    let state: api::StateResponse = done(api.call("State", &state, DEADLINE)?.0)?;
-    assert_eq!((state.status, state.pid), (api::Status::CREATED.into(), 0));
-    // A second start is a panic of runc's shim: not tried.
-    if !is_oracle() {
-        refused(api.call::<api::StartResponse>("Start", &start, DEADLINE)?.0)?;
-    }
-    let wait = api::WaitRequest {
-        id: id.clone(),
-        exec_id: exec_id.clone(),
-        ..Default::default()
-    };
-    let _: api::WaitResponse = done(api.call("Wait", &wait, SECOND)?.0)?;
-    let delete = api::DeleteRequest {
-        id,
-        exec_id,
-        ..Default::default()
-    };
-    let _: api::DeleteResponse = done(api.call("Delete", &delete, DEADLINE)?.0)?;
-    assert_eq!(pod.exec(&["echo", "lives"])?.text(), "lives");
+    let pod = DirectPod::start(&host)?;
+    direct::run(&pod, &odd_states::CASES)?;
     pod.remove()
 }
 
@@ -351,12 +204,12 @@ fn hooks_of_the_host_get_the_state() -> TestResult {
         );
         serde_json::json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
     };
-    let mut spec = rootfs.spec(&host, &["true"])?;
+    let mut spec = rootfs.spec(&["true"])?;
     for kind in ["prestart", "createRuntime", "poststart", "poststop"] {
         spec["hooks"][kind] = hook(kind);
     }
     let id = host.name("hooked");
-    rootfs.run(&host, &id, &spec)?.ok()?;
+    rootfs.run(&["--rm"], &id, &spec)?.ok()?;
     let own = fs::read_link("/proc/self/ns/net")?;
     for (kind, status) in [
         ("prestart", "creating"),
@@ -383,7 +236,9 @@ fn hooks_of_the_host_get_the_state() -> TestResult {
     spec["hooks"] = serde_json::json!({
         "createRuntime": [{"path": "/bin/true"}, {"path": "/bin/sh", "args": ["sh", "-c", "echo sorry >&2; exit 5"]}],
     });
-    let output = rootfs.run(&host, &host.name("hooked"), &spec)?.output()?;
+    let output = rootfs
+        .run(&["--rm"], &host.name("hooked"), &spec)?
+        .output()?;
     assert_ne!(output.status, 0);
     let line = output.error_text();
     for words in ["hook #1", "exit status 5", "sorry"] {
@@ -392,54 +247,4 @@ fn hooks_of_the_host_get_the_state() -> TestResult {
     fs::remove_dir_all(place)?;
     drop(rootfs);
     host.leaves_nothing(&before)
-}
-
-/// The test image as a directory, for a spec of one's own.
-struct Rootfs<'host> {
-    host: &'host Host,
-    path: PathBuf,
-}
-
-impl<'host> Rootfs<'host> {
-    fn mount(host: &'host Host) -> TestResult<Self> {
-        let path = PathBuf::from(format!("/run/{}", host.name("rootfs")));
-        fs::create_dir(&path)?;
-        let target = path.display().to_string();
-        host.ctr(["images", "mount", "--rw", kata_like_tests::IMAGE, &target])
-            .ok()?;
-        Ok(Self { host, path })
-    }
-
-    /// containerd's default spec for this command.
-    fn spec(&self, host: &Host, command: &[&str]) -> TestResult<serde_json::Value> {
-        let mut spec: serde_json::Value =
-            serde_json::from_str(&host.ctr(["oci", "spec"]).ok()?.text())?;
-        spec["process"]["args"] = command.into();
-        spec["process"]["env"] = serde_json::json!(["PATH=/bin"]);
-        spec["process"]["cwd"] = "/".into();
-        spec["root"] = serde_json::json!({"path": self.path});
-        Ok(spec)
-    }
-
-    fn run(&self, host: &Host, id: &str, spec: &serde_json::Value) -> TestResult<Call> {
-        let path = self.path.with_extension("json");
-        let mut spec = spec.clone();
-        spec["linux"]["cgroupsPath"] = format!("/{}/{id}", kata_like_tests::host::NAMESPACE).into();
-        fs::write(&path, spec.to_string())?;
-        let (path, runtime) = (path.display().to_string(), kata_like_tests::runtime());
-        Ok(host.ctr(["run", "--rm", "--runtime", &runtime, "--config", &path, id]))
-    }
-}
-
-impl Drop for Rootfs<'_> {
-    fn drop(&mut self) {
-        let target = self.path.display().to_string();
-        let _ = self
-            .host
-            .ctr(["images", "unmount", "--rm", &target])
-            .output();
-        let _ = Command::new("umount").arg("-l").arg(&self.path).output();
-        let _ = fs::remove_dir(&self.path);
-        let _ = fs::remove_file(self.path.with_extension("json"));
-    }
 }

@@ -1,0 +1,148 @@
+//! Containers of one pod that are made by the task API alone, as containerd would, but without it.
+//!
+//! For the states that `ctr` doesn't show and for what has to be done often: a call takes milliseconds
+//! here, and no container needs a machine of its own. Works on runc, too, whose shim also serves all
+//! containers of a pod.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use containerd_shim_protos::protobuf::Message;
+use serde_json::{Value, json};
+
+use crate::host::Host;
+use crate::rootfs::Rootfs;
+use crate::sandbox::Sandbox;
+use crate::task::{self, Streams, Task};
+use crate::task_api::{Answer, TaskApi, done};
+use crate::{TestResult, failure};
+
+/// A pod whose further containers are made by the task API.
+pub struct DirectPod<'host> {
+    host: &'host Host,
+    sandbox: Sandbox<'host>,
+    api: Arc<TaskApi>,
+    rootfs: Rootfs<'host>,
+    spec: Value,
+    files: PathBuf,
+}
+
+/// A case of a pod: what it is about, and the test.
+pub type Case = (&'static str, fn(&DirectPod) -> TestResult);
+
+/// Runs cases one after the other in one pod; a failure does not keep the others from running.
+pub fn run(pod: &DirectPod, cases: &[Case]) -> TestResult {
+    let mut failures = Vec::new();
+    for (name, case) in cases {
+        let begun = Instant::now();
+        // An assertion's own text is on stderr.
+        let result = catch_unwind(AssertUnwindSafe(|| case(pod)));
+        println!("{name}: {:.1} s", begun.elapsed().as_secs_f32());
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failures.push(format!("{name}: {error}")),
+            Err(_) => failures.push(format!("{name}: an assertion failed")),
+        }
+    }
+    match failures.len() {
+        0 => Ok(()),
+        some => Err(failure(format!(
+            "{some} of {} cases: {}",
+            cases.len(),
+            failures.join("; ")
+        ))),
+    }
+}
+
+impl<'host> DirectPod<'host> {
+    /// Starts the pod, by `ctr`.
+    pub fn start(host: &'host Host) -> TestResult<Self> {
+        let files = PathBuf::from(format!("/run/{}", host.name("direct")));
+        fs::create_dir(&files)?;
+        let rootfs = Rootfs::mount(host)?;
+        let mut spec = rootfs.spec(&["sleep", "1000"])?;
+        let sandbox = Sandbox::start(host, &[])?;
+        let api = TaskApi::connect_as_containerd(&host.bundle(sandbox.pod().id()))?;
+        spec["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": sandbox.pod().id(),
+        });
+        let network = format!("/proc/{}/ns/net", sandbox.pid());
+        for namespace in spec["linux"]["namespaces"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
+            if namespace["type"] == "network" {
+                namespace["path"] = network.clone().into();
+            }
+        }
+        Ok(Self {
+            host,
+            sandbox,
+            api: Arc::new(api),
+            rootfs,
+            spec,
+            files,
+        })
+    }
+
+    /// The host.
+    pub fn host(&self) -> &'host Host {
+        self.host
+    }
+
+    /// The pod's first container.
+    pub fn sandbox(&self) -> &Sandbox<'host> {
+        &self.sandbox
+    }
+
+    /// A folder of the test's own, gone with the pod.
+    pub fn files(&self) -> &Path {
+        &self.files
+    }
+
+    /// The directory that is the containers' root.
+    pub fn root(&self) -> &Path {
+        self.rootfs.path()
+    }
+
+    /// A further connection, for a call that waits.
+    pub fn connect(&self) -> TestResult<TaskApi> {
+        TaskApi::connect_as_containerd(&self.host.bundle(self.sandbox.pod().id()))
+    }
+
+    /// The spec of a container with this command.
+    pub fn spec(&self, command: &[&str]) -> Value {
+        let mut spec = self.spec.clone();
+        spec["process"]["args"] = command.into();
+        spec
+    }
+
+    /// The name of a container, and the task that it will be.
+    pub fn task(&self, stem: &str) -> Task {
+        Task::new(Arc::clone(&self.api), self.host.name(stem), &self.files)
+    }
+
+    /// A container that is made and started, without streams.
+    pub fn run(&self, stem: &str, command: &[&str]) -> TestResult<Task> {
+        let task = self.task(stem);
+        done(task.create(&self.spec(command), &Streams::default())?)?;
+        done(task.start("")?)?;
+        Ok(task)
+    }
+
+    /// Calls any method.
+    pub fn call<T: Message>(&self, method: &str, request: &impl Message) -> TestResult<Answer<T>> {
+        Ok(self.api.call(method, request, task::DEADLINE)?.0)
+    }
+
+    /// Takes the pod away.
+    pub fn remove(self) -> TestResult {
+        let _ = fs::remove_dir_all(&self.files);
+        self.sandbox.remove()
+    }
+}

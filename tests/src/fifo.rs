@@ -1,0 +1,117 @@
+//! A FIFO as containerd's clients make them for a process's streams; this side plays the client.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::{TestResult, failure};
+
+/// A FIFO in a folder of the test's.
+pub struct Fifo(PathBuf);
+
+impl Fifo {
+    /// Makes it.
+    pub fn new(folder: &Path, name: &str) -> TestResult<Self> {
+        let path = folder.join(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0)?;
+        Ok(Self(path))
+    }
+
+    /// As a request names it.
+    pub fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    /// Opens it to read, whether there is a writer or not.
+    pub fn reader(&self) -> TestResult<Reader> {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        Ok(Reader {
+            file: options.open(&self.0)?,
+            seen: Vec::new(),
+        })
+    }
+
+    /// Opens it to write, which takes a reader, and writes.
+    pub fn write(&self, text: &str) -> TestResult<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open(&self.0)?;
+        file.write_all(text.as_bytes())?;
+        Ok(file)
+    }
+}
+
+/// The reading end, and what has come out of it.
+pub struct Reader {
+    file: File,
+    /// All that was read.
+    pub seen: Vec<u8>,
+}
+
+impl Reader {
+    /// Reads until this holds, or until the end. Whether it holds.
+    fn until(&mut self, deadline: Duration, holds: impl Fn(&[u8]) -> bool) -> TestResult<bool> {
+        let end = Instant::now() + deadline;
+        let mut chunk = vec![0; 4096];
+        while !holds(&self.seen) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let text = String::from_utf8_lossy(&self.seen);
+                let tail: String = text.chars().rev().take(200).collect();
+                let tail: String = tail.chars().rev().collect();
+                return Err(failure(format!(
+                    "not within {deadline:?}; the last bytes: {tail:?}"
+                )));
+            }
+            let mut waiting = [PollFd::new(&self.file, PollFlags::IN)];
+            poll(&mut waiting, Some(&Timespec::try_from(left)?))?;
+            let happened = waiting[0].revents();
+            if happened.contains(PollFlags::IN) {
+                let count = self.file.read(&mut chunk)?;
+                self.seen.extend_from_slice(&chunk[..count]);
+            } else if happened.contains(PollFlags::HUP) {
+                // Only told where there was a writer.
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads until a text has come.
+    pub fn expect(&mut self, text: &str, deadline: Duration) -> TestResult {
+        let wanted = text.as_bytes();
+        let found = self.until(deadline, |seen| {
+            seen.windows(wanted.len()).any(|part| part == wanted)
+        })?;
+        match found {
+            true => Ok(()),
+            false => Err(failure(format!("the stream has ended without {text:?}"))),
+        }
+    }
+
+    /// Reads at least so many bytes in all.
+    pub fn at_least(&mut self, count: usize, deadline: Duration) -> TestResult {
+        match self.until(deadline, |seen| seen.len() >= count)? {
+            true => Ok(()),
+            false => Err(failure(format!(
+                "the stream has ended before {count} bytes"
+            ))),
+        }
+    }
+
+    /// Reads to the end.
+    pub fn to_end(&mut self, deadline: Duration) -> TestResult {
+        self.until(deadline, |_| false).map(drop)
+    }
+
+    /// What was read, as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.seen).replace('\r', "")
+    }
+}
