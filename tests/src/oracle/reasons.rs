@@ -181,27 +181,16 @@ const ABSENT: [&str; 4] = [
 fn kernel(path: &[&str], difference: &Difference, _: &Reports) -> bool {
     let (runc, ours) = (&difference.runc, &difference.ours);
     match path {
-        // CONFIG_BSD_PROCESS_ACCT
-        ["attempts", "keep accounts"] => ours == "ENOSYS" && (runc == "EPERM" || runc == "ENOENT"),
         // Memory and ports as devices: there is no driver that could refuse to open them.
         ["attempts", "device c 1:1" | "device c 1:4"] => {
             runc == "refused when opened" && ours == "allowed"
         }
-        // CONFIG_CORE_DUMP_DEFAULT_ELF_HEADERS
-        ["process", "coredump_filter"] => runc == "00000033" && ours == "00000023",
         // CONFIG_ZSWAP
         ["places", "cgroup", "memory.zswap.max"] => runc == "max" && ours == "ENOENT",
         // CONFIG_CGROUP_FAVOR_DYNMODS
         ["places", "mounts", "/sys/fs/cgroup", "file system"] => {
             let text = ours.as_str().unwrap_or_default();
             text.strip_prefix("favordynmods,") == runc.as_str()
-        }
-        // CONFIG_TMPFS_INODE64
-        ["places", "mounts", _, "file system"] => {
-            let own = ours.as_str().unwrap_or_default().split(',');
-            let mut other: Vec<_> = runc.as_str().unwrap_or_default().split(',').collect();
-            other.retain(|option| *option != "inode64");
-            own.eq(other)
         }
         ["places", "files", place] => ABSENT.contains(place) && ours == "ENOENT",
         ["places", "mounts", place] | ["places", "devices", place] => {
@@ -311,22 +300,5 @@ mod tests {
         assert_eq!(reason(&write, json!("created"), json!("EPERM")), None);
         let elsewhere = ["places", "files", "/opt", "write"];
         assert_eq!(reason(&elsewhere, json!("created"), json!("EROFS")), None);
-    }
-
-    #[test]
-    fn only_one_option_of_tmpfs_may_be_absent() {
-        let shm = ["places", "mounts", "/dev/shm", "file system"];
-        assert_eq!(
-            reason(&shm, json!("inode64,rw,size=1k"), json!("rw,size=1k")),
-            Some("kernel")
-        );
-        assert_eq!(
-            reason(&shm, json!("inode64,rw,size=1k"), json!("rw,size=2k")),
-            None
-        );
-        assert_eq!(
-            reason(&shm, json!("rw,size=1k"), json!("inode64,rw,size=1k")),
-            None
-        );
     }
 }
