@@ -11,6 +11,7 @@
 //! | `containerd-2.1/`, `containerd-1.7/` | `containerd`, `ctr` and runc's shim of each |
 //! | `runc/runc` | of the machine's own suite: newer ones want a newer libc |
 //! | `busybox.tar` | the image that tests run |
+//! | `userland/` | a `/usr` with systemd and others: see `userland` |
 //! | `versions` | what was taken, for people |
 
 use std::fs::{self, File};
@@ -23,6 +24,7 @@ use crate::emulator;
 use crate::error::HostError;
 use crate::image;
 use crate::packages::{self, Beside, output};
+use crate::userland;
 
 /// The directory that holds everything.
 pub struct Prepared {
@@ -38,7 +40,7 @@ impl Prepared {
 }
 
 /// Change this when this file or `archive`, `image` make something else of the same packages.
-const RECIPE: &str = "4";
+const RECIPE: &str = "5";
 
 /// The suites that are unpacked beside the system, and what each is for.
 const KERNEL_SUITE: &str = "bookworm-backports";
@@ -91,6 +93,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         CONTAINERD_1_7_SUITE,
         CONTAINERD_2_1_SUITE,
         INIT,
+        &userland::PACKAGES.join(" "),
     ]
     .join("\n");
     let key = image::digest(recipe.as_bytes())[..16].to_owned();
@@ -177,6 +180,8 @@ fn build(root: &Path) -> Result<(), HostError> {
     apt.unpack_own("runc", &runc)?;
     copy(&find(&runc, "runc")?, &root.join("runc/runc"))?;
     image::write(&busybox, &root.join("busybox.tar"))?;
+    let unpacked = work.path().join("userland");
+    userland::build(&apt, &unpacked, &root.join("userland"))?;
 
     let mut versions = format!("kernel {kernel}\n");
     versions.push_str(&emulator::version(emulator::program(root))?);
