@@ -19,6 +19,7 @@ mod machine;
 mod packages;
 mod prepare;
 mod setup;
+mod userland;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

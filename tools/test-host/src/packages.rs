@@ -134,38 +134,68 @@ impl Beside {
         self.fetch(Command::new("apt-get"), package, target)
     }
 
+    /// Downloads packages of the machine's own suite and all that they depend on, as if nothing were
+    /// installed, and unpacks them to `target`.
+    pub fn unpack_all(&self, packages: &[&str], target: &Path) -> Result<(), HostError> {
+        let debs = self.empty_directory()?;
+        let mut archives = std::ffi::OsString::from("Dir::Cache::archives=");
+        archives.push(&debs);
+        let mut apt = Command::new("apt-get");
+        apt.args(["-o", "APT::Sandbox::User=root"])
+            .args(["-o", "Dir::State::status=/dev/null", "-o"])
+            .arg(archives)
+            .args(["install", "--download-only", "--no-install-recommends"])
+            .arg("--yes")
+            .args(packages);
+        output(&format!("download {}", packages.join(", ")), &mut apt)?;
+        unpack_debs(&debs, target)
+    }
+
     fn fetch(&self, mut apt: Command, package: &str, target: &Path) -> Result<(), HostError> {
-        let debs = self.directory.join("debs");
-        fs::remove_dir_all(&debs).map_err(HostError::file("empty", &debs))?;
-        fs::create_dir_all(&debs).map_err(HostError::file("create", &debs))?;
+        let debs = self.empty_directory()?;
         output(
             &format!("download {package}"),
             apt.args(["-o", "APT::Sandbox::User=root", "download", package])
                 .current_dir(&debs),
         )?;
-        let entry = fs::read_dir(&debs)
-            .map_err(HostError::file("read", &debs))?
-            .filter_map(Result::ok)
-            .next()
-            .ok_or_else(|| HostError::Missing {
-                step: "unpack a package",
-                why: format!("apt downloaded nothing for {package}"),
-            })?;
-        fs::create_dir_all(target).map_err(HostError::file("create", target))?;
-        output(
-            &format!("unpack {package}"),
-            Command::new("dpkg-deb")
-                .arg("-x")
-                .arg(entry.path())
-                .arg(target),
-        )?;
-        Ok(())
+        unpack_debs(&debs, target)
+    }
+
+    /// Where downloads go, with nothing of an earlier one in it.
+    fn empty_directory(&self) -> Result<PathBuf, HostError> {
+        let debs = self.directory.join("debs");
+        fs::remove_dir_all(&debs).map_err(HostError::file("empty", &debs))?;
+        let partial = debs.join("partial"); // apt expects it of an archive
+        fs::create_dir_all(&partial).map_err(HostError::file("create", &partial))?;
+        Ok(debs)
     }
 
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.arg("-c").arg(&self.config);
         command
+    }
+}
+
+/// Unpacks each package that was downloaded to `debs`; none is a failure.
+fn unpack_debs(debs: &Path, target: &Path) -> Result<(), HostError> {
+    fs::create_dir_all(target).map_err(HostError::file("create", target))?;
+    let found = fs::read_dir(debs).map_err(HostError::file("read", debs))?;
+    let found = found.flatten().map(|entry| entry.path());
+    let mut unpacked = 0;
+    for path in found.filter(|path| path.extension().is_some_and(|it| it == "deb")) {
+        output(
+            &format!("unpack {}", path.display()),
+            Command::new("dpkg-deb").arg("-x").arg(&path).arg(target),
+        )?;
+        unpacked += 1;
+    }
+    match unpacked {
+        0 => Err(HostError::Missing {
+            step: "unpack a package",
+            why: format!("apt downloaded nothing for {}", target.display()),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `runc/runc` | of the machine's own suite: newer ones want a newer libc |
 //! | `cni/` | the CNI plugins of the machine's own suite |
 //! | `busybox.tar`, `pause.tar` | the image that tests run, and that of the first container of a Kubernetes pod |
+//! | `userland/` | a `/usr` with systemd and others: see `userland` |
 //! | `versions` | what was taken, for people |
 
 use std::fs::{self, File};
@@ -24,6 +25,7 @@ use crate::emulator;
 use crate::error::HostError;
 use crate::image;
 use crate::packages::{self, Beside, output};
+use crate::userland;
 
 /// The directory that holds everything.
 pub struct Prepared {
@@ -100,6 +102,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         RUNC,
         CNI,
         INIT,
+        &userland::PACKAGES.join(" "),
     ]
     .join("\n");
     let key = image::digest(recipe.as_bytes())[..16].to_owned();
@@ -197,6 +200,8 @@ fn build(root: &Path) -> Result<(), HostError> {
     for (image, name) in [(image::BUSYBOX, "busybox.tar"), (image::PAUSE, "pause.tar")] {
         image::write(&image, &busybox, &root.join(name))?;
     }
+    let unpacked = work.path().join("userland");
+    userland::build(&apt, &unpacked, &root.join("userland"))?;
 
     let mut versions = format!("kernel {kernel}\n");
     versions.push_str(&emulator::version(emulator::program(root))?);

@@ -16,9 +16,10 @@ use crate::keeper;
 use crate::packages::output;
 
 /// Modules that udev or a service would load on a real host; none of vhost, which nothing here may need.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "kvm_amd",
     "tun",
+    "fuse",
     "overlay",
     "veth",
     "bridge",

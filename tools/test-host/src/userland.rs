@@ -1,0 +1,58 @@
+//! What images bring along and busybox has not: systemd, iptables and other programs of the machine's own
+//! suite, with the libraries that they need.
+//!
+//! `prepare` calls this, and tests mount the result into containers as `/usr`, read-only, with its `lib`
+//! and `lib64` once more as those of the root. No script of a package is run: what that would have set up,
+//! users and configuration, is the container's.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::HostError;
+use crate::packages::{Beside, output};
+
+/// What the tests run; apt adds what these depend on.
+pub const PACKAGES: [&str; 9] = [
+    "acl",
+    "attr",
+    "catatonit",
+    "fuse-overlayfs",
+    "iproute2",
+    "iptables",
+    "keyutils",
+    "nftables",
+    "systemd",
+];
+
+/// Directories of a root that are links into `usr`, but not yet in each package.
+const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
+
+/// For people.
+const LEFT_OUT: [&str; 4] = ["share/doc", "share/i18n", "share/locale", "share/man"];
+
+/// Makes the content of `/usr` in `target`, with `root` for what is not to be kept.
+pub fn build(apt: &Beside, root: &Path, target: &Path) -> Result<(), HostError> {
+    apt.unpack_all(&PACKAGES, root)?;
+    let usr = root.join("usr");
+    for name in MERGED {
+        let unmerged = root.join(name);
+        if unmerged.is_dir() {
+            copy(&unmerged.join("."), &usr.join(name))?;
+        }
+    }
+    for name in LEFT_OUT.map(|name| usr.join(name)) {
+        if name.exists() {
+            fs::remove_dir_all(&name).map_err(HostError::file("remove", &name))?;
+        }
+    }
+    copy(&usr, target)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), HostError> {
+    output(
+        "copy what was unpacked",
+        Command::new("cp").arg("-aT").arg(from).arg(to),
+    )
+    .map(drop)
+}
