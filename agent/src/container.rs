@@ -36,7 +36,7 @@ use crate::runner::{self, InitRequest, Joined, Start};
 use crate::spec::GuestSpec;
 use crate::stdio::port::Tokens;
 use crate::stdio::{self, Wanted};
-use crate::storage::{self, MEMORY, ROOTFS, VOLUMES};
+use crate::storage::{self, MEMORY, ROOTFS, VOLUMES, VolumeHolders};
 
 const SIGKILL: u32 = 9;
 
@@ -49,6 +49,8 @@ pub struct Surroundings {
     pub events: Events,
     /// Where streams are expected.
     pub tokens: Arc<Tokens>,
+    /// Who has which volume.
+    pub volumes: VolumeHolders,
 }
 
 /// One container.
@@ -73,6 +75,8 @@ struct State {
     /// Those that other containers may join, kept from the init's birth on.
     namespaces: Vec<(LinuxNamespaceType, OwnedFd)>,
     memory_watch: Option<AbortHandle>,
+    /// It is among the holders of its volumes.
+    has_volumes: bool,
     /// Its `linux.resources` as they hold now; `None`: being updated.
     resources: Option<Value>,
 }
@@ -132,6 +136,7 @@ impl Container {
             lingering: Vec::new(),
             namespaces: Vec::new(),
             memory_watch: None,
+            has_volumes: false,
             resources: Some(spec.resources.clone()),
         };
         Self {
@@ -193,6 +198,13 @@ impl Container {
             return Ok(0);
         }
 
+        self.state().has_volumes = true;
+        let volumes = self.spec.volumes.clone();
+        self.around.volumes.add(&volumes);
+        blocking("look into its volumes", move || {
+            storage::look_into(&volumes)
+        })
+        .await?;
         let request = InitRequest {
             container: self.name.clone(),
             spec: self.spec.spec.clone(),
@@ -398,7 +410,12 @@ impl Container {
             state.execs.clear();
             state.lingering.clear();
         }
-        let (name, volumes) = (self.name.clone(), self.spec.volumes.clone());
+        let had = std::mem::take(&mut self.state().has_volumes);
+        let volumes = match had {
+            true => self.around.volumes.remove(&self.spec.volumes),
+            false => Vec::new(),
+        };
+        let name = self.name.clone();
         blocking("free the rootfs", move || storage::forget(&name, &volumes)).await
     }
 

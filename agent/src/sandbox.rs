@@ -22,7 +22,7 @@ use crate::runner::Joined;
 use crate::spec::GuestSpec;
 use crate::stdio::Wanted;
 use crate::stdio::port::StreamPort;
-use crate::storage::{self, MemoryVolume};
+use crate::storage::{self, MemoryVolume, VolumeHolders};
 
 /// How far ahead of the host's clock ours may be before it is set back, in nanoseconds: the request has
 /// travelled. At the start that is any way; later the host has just been stepped, and says so at once.
@@ -69,6 +69,7 @@ impl Pod {
         let around = Surroundings {
             events: Events::default(),
             tokens: streams.serve(),
+            volumes: VolumeHolders::default(),
         };
         Self {
             containers: Mutex::new(HashMap::new()),

@@ -8,15 +8,17 @@
 //! server keeps an inode open for as long as this kernel remembers it, and the host can't free a
 //! container's rootfs before that: so forgetting is part of deleting.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kata_like_agent_protocol::{ROOTFS_TAG, VOLUMES_TAG};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
@@ -136,7 +138,61 @@ pub fn mount_shares() -> Result<Vec<&'static str>, StorageError> {
     Ok(missing)
 }
 
-/// Frees what the guest holds of a container's rootfs and volumes.
+/// How many containers have each volume.
+#[derive(Default)]
+pub struct VolumeHolders(Mutex<HashMap<String, usize>>);
+
+impl VolumeHolders {
+    /// A container has these from now on.
+    pub fn add(&self, volumes: &[String]) {
+        let mut holders = self.lock();
+        for name in volumes {
+            *holders.entry(name.clone()).or_default() += 1;
+        }
+    }
+
+    /// A container, for which they were added, has them no more. Gives those that nobody has now.
+    pub fn remove(&self, volumes: &[String]) -> Vec<String> {
+        let mut holders = self.lock();
+        let mut free = Vec::new();
+        for name in volumes {
+            let left = holders.get_mut(name).map(|count| {
+                *count = count.saturating_sub(1);
+                *count
+            });
+            if left == Some(0) {
+                holders.remove(name);
+                free.push(name.clone());
+            }
+        }
+        free
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        // Held for single operations only.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks into volumes, so that the kernel mounts them here, before a container has a mount namespace of its own: what
+/// is mounted here is the one file system that all containers with such a volume see. Blocks.
+pub fn look_into(volumes: &[String]) -> Result<(), StorageError> {
+    volumes.iter().try_for_each(|name| {
+        let path = Path::new(VOLUMES.target).join(name);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            // A file is not mounted.
+            Ok(_) | Err(Errno::NOTDIR) => Ok(()),
+            Err(errno) => Err(StorageError {
+                step: "look into the volume".into(),
+                path,
+                source: errno.into(),
+            }),
+        }
+    })
+}
+
+/// Frees what the guest holds of a container's rootfs, and of volumes that no other container has.
 pub fn forget(container: &str, volumes: &[String]) -> Result<(), StorageError> {
     let rootfs = [Path::new(ROOTFS.target).join(container)];
     let volumes: Vec<_> = volumes
@@ -288,6 +344,17 @@ mod tests {
             left
         });
         assert_eq!(left, [place("ab")]);
+    }
+
+    #[test]
+    fn a_volume_is_free_when_the_last_container_has_left_it() {
+        let holders = VolumeHolders::default();
+        let names = |names: &[&str]| names.iter().map(|&name| name.into()).collect::<Vec<_>>();
+        holders.add(&names(&["a", "b"]));
+        holders.add(&names(&["b", "b"]));
+        assert_eq!(holders.remove(&names(&["a", "b"])), ["a"]);
+        assert_eq!(holders.remove(&names(&["b", "never"])), [""; 0]);
+        assert_eq!(holders.remove(&names(&["b"])), ["b"]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use crate::request::{
     ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
     Stats, StreamTokens,
 };
-use crate::share::{Mounted, Share};
+use crate::share::{Mounted, Share, SharedVolume};
 use crate::spec::{MemorySize, Split};
 use crate::stand_in::StandIn;
 
@@ -95,7 +95,6 @@ struct Inner {
     first: Option<(Cgroup, StandIn)>,
     /// The first container's spec, which the VM was made by, until that container is made.
     first_split: Option<Split>,
-    volumes: u64,
     memory: MemoryNames,
     disks: HashMap<Number, Disk>,
     record: Record,
@@ -106,8 +105,9 @@ struct Inner {
 struct Container {
     stand_in: Option<StandIn>,
     cgroup: Option<Arc<Cgroup>>,
-    /// To be dropped from the last to the first.
-    mounts: Vec<Mounted>,
+    /// Its root file system's, to be dropped from the last to the first.
+    root: Vec<Mounted>,
+    volumes: Vec<SharedVolume>,
     /// Its disks, a number each time that it holds one.
     disks: Vec<Number>,
     /// Its hooks on the host, once the first of them has been begun.
@@ -128,7 +128,7 @@ struct Exec {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        while self.mounts.pop().is_some() {}
+        while self.root.pop().is_some() {}
     }
 }
 

@@ -14,6 +14,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kata_like_config::state::{StateFolder, name};
@@ -29,6 +30,9 @@ use crate::request::RootfsMount;
 use crate::spec::Volume;
 
 mod filesystem;
+pub mod volumes;
+
+pub use volumes::SharedVolume;
 
 /// Leaves the host's mount namespace for one of the shim's own that follows it. To be called before
 /// the process has a second thread: a namespace is a thread's. Answers the one that was left, for
@@ -130,6 +134,7 @@ pub struct Share {
     /// The directories as they are below the bind, where names can be made.
     rootfs: OwnedFd,
     volumes: OwnedFd,
+    shared: Arc<volumes::Table>,
     gone: AtomicBool,
 }
 
@@ -176,6 +181,7 @@ impl Share {
             path: path.clone(),
             rootfs,
             volumes,
+            shared: Arc::default(),
             gone: AtomicBool::new(false),
         };
         let here = open_directory(CWD, &path).map_err(|errno| failed("open", errno.into()))?;
@@ -252,8 +258,13 @@ impl Share {
         Ok(made)
     }
 
-    /// Binds a file or directory of the host into the share. Blocks.
-    pub fn add_volume(&self, volume: &Volume) -> Result<Mounted, SandboxError> {
+    /// Binds a file or directory of the host into the share, unless another container has it there already.
+    /// Blocks.
+    pub fn add_volume(&self, volume: &Volume) -> Result<SharedVolume, SandboxError> {
+        SharedVolume::hold(&self.shared, &volume.name, || self.bind_volume(volume))
+    }
+
+    fn bind_volume(&self, volume: &Volume) -> Result<Mounted, SandboxError> {
         let source = &volume.source;
         let tree = clone_tree(source, volume.recursive).map_err(|cause| {
             let step = format!("{}: open source {}", volume.field, source.display());

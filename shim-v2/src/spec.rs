@@ -86,8 +86,8 @@ pub struct Split {
 pub struct Pod<'a> {
     /// The container whose stand-in has this pid, if it is of this pod.
     pub task_of: &'a dyn Fn(u32) -> Option<String>,
-    /// A name that no volume of the pod has yet.
-    pub volume_name: &'a mut dyn FnMut() -> String,
+    /// The name of a volume: the same for all of the pod that show the same files in the same way.
+    pub volume_name: &'a dyn Fn(&Volume) -> Result<String, SandboxError>,
     /// The pod's memory in the place of a tmpfs of the host, if this path leads to one.
     pub memory_of: &'a mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, SandboxError>,
 }

@@ -48,6 +48,7 @@ async fn placeholder(name: &str) -> Arc<Container> {
     let around = Arc::new(Surroundings {
         events: Events::default(),
         tokens: Arc::default(),
+        volumes: Default::default(),
     });
     let name = format!("{name}-{}", std::process::id());
     let container = Arc::new(Container::new(name, spec, true, around));

@@ -18,7 +18,6 @@ use rustix::fs::{CWD, Mode, OFlags};
 use tokio::net::UnixStream;
 
 use super::clock::Clock;
-use super::container::volume_name;
 use super::machine::{Machine, Steps};
 use super::memory::{self, MemoryNames};
 use super::{Inner, Sandbox, limits};
@@ -28,7 +27,7 @@ use crate::cleanup;
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
-use crate::share::{PARTS, Share};
+use crate::share::{PARTS, Share, volumes};
 use crate::spawn::Network;
 use crate::spec::{self, MemorySize, NetworkPart, Split};
 use crate::stand_in::StandIn;
@@ -146,7 +145,6 @@ async fn bring_up(
             containers: std::collections::HashMap::new(),
             first: machine.stand_in.take().map(|stand_in| (cgroup, stand_in)),
             first_split: Some(wanted.split),
-            volumes: wanted.volumes,
             memory: wanted.names,
             disks: std::collections::HashMap::new(),
             record,
@@ -167,8 +165,6 @@ async fn bring_up(
 struct Wanted {
     cgroup: PathBuf,
     split: Split,
-    /// How many volumes it has.
-    volumes: u64,
     /// The names of its memory.
     names: MemoryNames,
     /// The VM's memory.
@@ -182,10 +178,10 @@ fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
     };
     let config = config.map_err(|cause| SandboxError::failed("read the configuration", cause))?;
     let spec = spec::read(&request.bundle)?;
-    let (mut volumes, mut names) = (0, MemoryNames::default());
+    let mut names = MemoryNames::default();
     let pod = spec::Pod {
         task_of: &|_| None,
-        volume_name: &mut || volume_name(&mut volumes),
+        volume_name: &volumes::name,
         memory_of: &mut |source| Ok(memory::look(source)?.map(|found| names.volume(found))),
     };
     let split = spec::split(spec, &request.bundle, pod)?;
@@ -197,7 +193,6 @@ fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
     let wanted = Wanted {
         cgroup,
         split,
-        volumes,
         names,
         memory,
     };

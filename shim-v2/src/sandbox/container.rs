@@ -17,7 +17,7 @@ use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
-use crate::share::Mounted;
+use crate::share::{SharedVolume, volumes};
 use crate::spawn::Network;
 use crate::spec::{self, DiskPart, NetworkPart, Split, Volume};
 use crate::stand_in::StandIn;
@@ -85,12 +85,12 @@ async fn make(
         );
         let (volumes, root) = (host.volumes, host.root);
         blocking(move || {
-            let mut mounts = sandbox
+            let mut root = sandbox
                 .share
                 .add_rootfs(&id, &bundle, &rootfs, root.as_deref())?;
-            add_volumes(&sandbox, &volumes, &mut mounts)
-                .inspect_err(|_| while mounts.pop().is_some() {})?;
-            Ok(mounts)
+            let volumes =
+                add_volumes(&sandbox, &volumes).inspect_err(|_| while root.pop().is_some() {})?;
+            Ok((root, volumes))
         })
     };
     let (stand_in, mounts) = tokio::join!(stand_in, mounts);
@@ -101,7 +101,7 @@ async fn make(
         let entry = inner.containers.get_mut(id);
         let entry = entry.ok_or_else(|| deleted(id))?;
         match mounts {
-            Ok(mounts) => entry.mounts = mounts,
+            Ok((root, volumes)) => (entry.root, entry.volumes) = (root, volumes),
             Err(error) => failure = Some(error.during(format!("mount for container {id}"))),
         }
         match stand_in {
@@ -144,21 +144,17 @@ async fn make(
 }
 
 /// Puts the sources of a container's bind mounts into the share.
-fn add_volumes(
-    sandbox: &Sandbox,
-    volumes: &[Volume],
-    mounts: &mut Vec<Mounted>,
-) -> Result<(), SandboxError> {
+fn add_volumes(sandbox: &Sandbox, volumes: &[Volume]) -> Result<Vec<SharedVolume>, SandboxError> {
     let on_memory = |volume: &Volume| {
         !volume.read_only && memory::look(&volume.source).is_ok_and(|found| found.is_some())
     };
     if volumes.iter().any(on_memory) {
         cgroup::limits::lift(&sandbox.limited);
     }
-    for volume in volumes {
-        mounts.push(sandbox.share.add_volume(volume)?);
-    }
-    Ok(())
+    volumes
+        .iter()
+        .map(|volume| sandbox.share.add_volume(volume))
+        .collect()
 }
 
 /// The container's disks, each held by its entry.
@@ -194,12 +190,6 @@ fn deleted(id: &str) -> SandboxError {
     )
 }
 
-/// A name that no volume of the pod has yet; `made` counts those that were given.
-pub(super) fn volume_name(made: &mut u64) -> String {
-    *made += 1;
-    format!("volume-{made}")
-}
-
 fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, SandboxError> {
     if request.id == sandbox.id
         && let Some(first) = sandbox.inner().first_split.take()
@@ -229,7 +219,7 @@ fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, Sandbox
     };
     let pod = spec::Pod {
         task_of: &task_of,
-        volume_name: &mut || volume_name(&mut sandbox.inner().volumes),
+        volume_name: &volumes::name,
         memory_of: &mut |source| {
             let found = memory::look(source)?;
             Ok(found.map(|found| sandbox.inner().memory.volume(found)))

@@ -48,7 +48,7 @@ const OF_THE_GUEST: [&str; 8] = [
 pub(super) fn split_mounts(
     spec: &mut Spec,
     bundle: &Path,
-    name: &mut dyn FnMut() -> String,
+    name: &dyn Fn(&Volume) -> Result<String, SandboxError>,
     memory_of: &mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, SandboxError>,
 ) -> Result<(Vec<Volume>, Vec<MemoryVolume>), SandboxError> {
     let (mut volumes, mut memory) = (Vec::new(), Vec::<MemoryVolume>::new());
@@ -83,7 +83,8 @@ pub(super) fn split_mounts(
             }
             continue;
         }
-        let volume = volume_of(mount, field, bundle, name)?;
+        let mut volume = volume_of(mount, field, bundle)?;
+        volume.name = name(&volume)?;
         if volumes.len() >= MAX_VOLUMES {
             return Err(bad(&format!(
                 "mounts holds more than {MAX_VOLUMES} bind mounts"
@@ -105,12 +106,7 @@ fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || options(mount).any(|o| o == "bind" || o == "rbind")
 }
 
-fn volume_of(
-    mount: &Mount,
-    field: String,
-    bundle: &Path,
-    name: &mut dyn FnMut() -> String,
-) -> Result<Volume, SandboxError> {
+fn volume_of(mount: &Mount, field: String, bundle: &Path) -> Result<Volume, SandboxError> {
     let source = mount
         .source()
         .as_ref()
@@ -130,7 +126,7 @@ fn volume_of(
         .last()
         .is_some_and(|option| option != "rw");
     Ok(Volume {
-        name: name(),
+        name: String::new(),
         source: absolute(bundle, source),
         field,
         read_only,

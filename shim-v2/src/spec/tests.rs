@@ -20,12 +20,12 @@ fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Spec {
 }
 
 fn try_split(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Split, SandboxError> {
-    let mut number = 0;
+    let number = std::cell::Cell::new(0);
     let pod = Pod {
         task_of: &|pid| (pid == 42).then(|| "sandbox".to_owned()),
-        volume_name: &mut || {
-            number += 1;
-            format!("volume-{number}")
+        volume_name: &|_| {
+            number.set(number.get() + 1);
+            Ok(format!("volume-{}", number.get()))
         },
         memory_of: &mut |source| {
             Ok(source.starts_with("/run").then(|| MemoryVolume {

@@ -1,0 +1,87 @@
+//! What containers of a pod share on the host they share in the guest: a volume is in the share once.
+//!
+//! Called by `share`, and by `sandbox` for the names. A file server's mount that each container had for itself would be
+//! a file system for itself in the guest: with a cache of its own, and with sockets and pipes that lead nowhere.
+//! So a volume's name tells what it shows and how, and who asks for a name that is there gets what is there.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+
+use super::Mounted;
+use crate::error::SandboxError;
+use crate::spec::Volume;
+
+/// The name of a volume: that of the file or directory that its source leads to now, and of how it is shown.
+pub fn name(volume: &Volume) -> Result<String, SandboxError> {
+    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+    let found = rustix::fs::statx(CWD, &volume.source, AtFlags::empty(), wanted);
+    let found = found.map_err(|errno| {
+        let step = format!("{}: open source {}", volume.field, volume.source.display());
+        SandboxError::failed(step, std::io::Error::from(errno))
+    })?;
+    let how: String = [
+        (volume.read_only, 'r'),
+        (volume.recursive, 'b'),
+        (volume.follows, 's'),
+    ]
+    .into_iter()
+    .filter_map(|(is_so, letter)| is_so.then_some(letter))
+    .collect();
+    Ok(format!(
+        "volume-{}-{}-{}-{}-{how}",
+        found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor, found.stx_ino
+    ))
+}
+
+/// The mounts of volumes by their names, and how many hold each.
+#[derive(Debug, Default)]
+pub struct Table(Mutex<HashMap<String, (usize, Mounted)>>);
+
+impl Table {
+    /// Held while something is mounted or unmounted, so that no name is taken while it goes.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (usize, Mounted)>> {
+        // What panics between two changes leaves the table whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A container's part in a volume. With the last one dropped the volume is taken away.
+#[derive(Debug)]
+pub struct SharedVolume {
+    table: Arc<Table>,
+    name: String,
+}
+
+impl SharedVolume {
+    pub(super) fn hold(
+        table: &Arc<Table>,
+        name: &str,
+        mount: impl FnOnce() -> Result<Mounted, SandboxError>,
+    ) -> Result<Self, SandboxError> {
+        let mut mounts = table.lock();
+        match mounts.get_mut(name) {
+            Some((holders, _)) => *holders += 1,
+            None => {
+                mounts.insert(name.to_owned(), (1, mount()?));
+            }
+        }
+        Ok(Self {
+            table: Arc::clone(table),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl Drop for SharedVolume {
+    fn drop(&mut self) {
+        let mut mounts = self.table.lock();
+        if let Some((holders, _)) = mounts.get_mut(&self.name) {
+            *holders -= 1; // this is one of them
+            if *holders == 0 {
+                mounts.remove(&self.name);
+            }
+        }
+    }
+}
