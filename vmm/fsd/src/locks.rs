@@ -12,7 +12,7 @@
 //!
 //! Whoever gets a lock wants to see what its last holder has written: while a handle is open by which a
 //! node was locked, the guest may not remember the node's attributes ([`Locks::are_on`]), by which it tells
-//! whether the pages that it has are still the file's.
+//! whether the pages that it has are still the file's; nor any name ([`Locks::are_used`]).
 //!
 //! What must hold: nothing of a request is believed. A handle is looked up by the library, with its node;
 //! a lock needs the access that the handle has; an owner is a mere number, by which a guest can
@@ -227,6 +227,11 @@ impl Locks {
     /// Whether a node has, or has had, locks by a handle that is open still.
     pub fn are_on(&self, node: u64) -> bool {
         self.table().nodes.contains_key(&node)
+    }
+
+    /// Whether there are, or have been, locks by any handle that is open still.
+    pub fn are_used(&self) -> bool {
+        !self.table().handles.is_empty()
     }
 
     /// Forgets all: the guest has unmounted.

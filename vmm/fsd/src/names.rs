@@ -23,33 +23,16 @@ use virtiofsd::filesystem::{
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
 
-use crate::locks::Locks;
-
 mod checks;
+mod others;
 
 pub use checks::check_name;
+pub use others::Others;
+
 use checks::{check, check_node, check_open, check_xattr_name, own_groups};
 
 /// The largest value or list of extended attributes (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const MAX_XATTR_SIZE: u32 = 65_536;
-
-/// Who changes the files beside the guest.
-#[derive(Clone, Debug)]
-pub enum Others {
-    /// Nobody. For so long the guest may remember that a name does not exist; its kernel's own file
-    /// locks are all there are.
-    Nobody {
-        /// How long.
-        missing_names: Duration,
-    },
-    /// The host, or other pods. A symbolic link is looked up each time, for the host switches a
-    /// whole volume by one (`..data`). Locks are asked for, since one that held in this guest alone
-    /// would let two pods write at once.
-    Somebody {
-        /// Those that the guest has.
-        locks: Arc<Locks>,
-    },
-}
 
 /// A file system whose requests have been checked.
 pub struct Checked<F> {
@@ -61,21 +44,6 @@ impl<F> Checked<F> {
     /// Puts the check in front of `inner`.
     pub fn new(inner: Arc<F>, others: Others) -> Self {
         Self { inner, others }
-    }
-
-    fn locks(&self) -> Option<&Locks> {
-        match &self.others {
-            Others::Nobody { .. } => None,
-            Others::Somebody { locks } => Some(locks),
-        }
-    }
-
-    /// For how long the guest may remember a node's attributes.
-    fn keep(&self, node: u64, usually: Duration) -> Duration {
-        match self.locks() {
-            Some(locks) if locks.are_on(node) => Duration::ZERO,
-            _ => usually,
-        }
     }
 }
 
@@ -108,15 +76,8 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
                     entry_timeout: missing_names,
                 })
             }
-            (Ok(entry), Others::Somebody { .. }) => Ok(Entry {
-                entry_timeout: match entry.attr.mode & libc::S_IFMT {
-                    libc::S_IFLNK => Duration::ZERO,
-                    _ => entry.entry_timeout,
-                },
-                attr_timeout: self.keep(entry.inode, entry.attr_timeout),
-                ..entry
-            }),
-            (found, _) => found,
+            (Ok(entry), _) => Ok(self.others.named(entry)),
+            (Err(error), _) => Err(error),
         }
     }
 
@@ -192,10 +153,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
     fn link(&self, ctx: Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
         check(newname)?;
         let entry = self.inner.link(ctx, inode, newparent, newname)?;
-        Ok(Entry {
-            attr_timeout: self.keep(entry.inode, entry.attr_timeout),
-            ..entry
-        })
+        Ok(self.others.named(entry))
     }
 
     fn open(
@@ -233,8 +191,10 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         check(name)?;
         check_open(flags)?;
         let extensions = own_groups(&ctx, extensions);
-        self.inner
-            .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)
+        let (entry, handle, options) = self
+            .inner
+            .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)?;
+        Ok((self.others.named(entry), handle, options))
     }
 
     fn setxattr(
@@ -275,7 +235,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         let wanted = self.inner.init(capable)?;
         // Whoever says so is asked for locks, `backend` in this case.
-        Ok(match self.locks() {
+        Ok(match self.others.locks() {
             None => wanted,
             Some(_) => wanted | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS,
         })
@@ -285,7 +245,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
 
     fn destroy(&self) {
         self.inner.destroy();
-        if let Some(locks) = self.locks() {
+        if let Some(locks) = self.others.locks() {
             locks.clear();
         }
     }
@@ -305,7 +265,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         handle: Option<Self::Handle>,
     ) -> io::Result<(Attr, Duration)> {
         let (attr, usually) = self.inner.getattr(ctx, inode, handle)?;
-        Ok((attr, self.keep(inode, usually)))
+        Ok((attr, self.others.keep(inode, usually)))
     }
 
     fn setattr(
@@ -317,7 +277,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
         let (attr, usually) = self.inner.setattr(ctx, inode, attr, handle, valid)?;
-        Ok((attr, self.keep(inode, usually)))
+        Ok((attr, self.others.keep(inode, usually)))
     }
 
     fn readlink(&self, ctx: Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -373,7 +333,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         handle: Self::Handle,
         lock_owner: u64,
     ) -> io::Result<()> {
-        if let Some(locks) = self.locks() {
+        if let Some(locks) = self.others.locks() {
             locks.closed(&*self.inner, inode, handle, lock_owner)?;
         }
         self.inner.flush(ctx, inode, handle, lock_owner)
@@ -414,7 +374,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
     ) -> io::Result<()> {
         self.inner
             .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)?;
-        if let Some(locks) = self.locks() {
+        if let Some(locks) = self.others.locks() {
             locks.released(handle);
         }
         Ok(())

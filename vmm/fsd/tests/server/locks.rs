@@ -233,9 +233,9 @@ fn a_lock_that_is_waited_for_is_granted_later() {
 }
 
 /// The guest tells by attributes whether its pages are still the file's. Who gets a lock must not be told an
-/// old story, so where there are locks attributes are asked for each time.
+/// old story, so where there are locks attributes and names are asked for each time.
 #[test]
-fn attributes_of_a_locked_file_are_not_kept() {
+fn where_there_are_locks_nothing_is_remembered() {
     let mut pod = Pod::start(None);
     let node = pod.node;
     let kept = |pod: &mut Pod| -> u32 {
@@ -244,6 +244,7 @@ fn attributes_of_a_locked_file_are_not_kept() {
         let looked = lookup(&mut pod.guest, looked, "file").unwrap();
         let attributes: AttrOut = parse(&reply);
         assert_eq!(looked.attr_valid_nsec, attributes.attr_valid_nsec);
+        assert_eq!(looked.entry_valid_nsec, attributes.attr_valid_nsec);
         attributes.attr_valid_nsec
     };
     assert_eq!(kept(&mut pod), 500_000_000);
