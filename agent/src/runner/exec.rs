@@ -69,8 +69,9 @@ pub(super) fn run(
     // From here on in the container's own process.
     drop((cgroup, init));
     rustix::process::setsid().step(|| "make a session of the process's own")?;
-    namespaces::enter_cgroup(cgroup_namespace.as_fd())?;
-    drop(cgroup_namespace);
+    if let Some(namespace) = cgroup_namespace {
+        namespaces::enter_cgroup(namespace.as_fd())?;
+    }
     if namespaces::has_users(spec) {
         users::become_root()?;
     }

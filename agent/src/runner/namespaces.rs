@@ -232,8 +232,13 @@ pub fn has_users(spec: &Spec) -> bool {
 }
 
 /// In the runner, before `enter`, which may take the right to ask for it: the container's cgroup namespace.
-pub(super) fn cgroup_of(init: BorrowedFd<'_>) -> Result<OwnedFd> {
-    syscall::cgroup_namespace(init).step(|| "open the container's cgroup namespace")
+/// `None`: it is the guest's own, which a user namespace's root could not enter again.
+pub(super) fn cgroup_of(init: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let step = || "open the container's cgroup namespace";
+    let theirs = syscall::cgroup_namespace(init).step(step)?;
+    let own = rustix::fs::stat("/proc/self/ns/cgroup").step(step)?;
+    let same = rustix::fs::fstat(&theirs).step(step)?.st_ino == own.st_ino;
+    Ok((!same).then_some(theirs))
 }
 
 /// In the process of an exec: the rest of `enter`.

@@ -117,6 +117,11 @@ pub(super) fn a_placeholders_users_own_all_that_a_pod_shares(case: &mut Case) {
     held.push((Time, namespace.into()));
     let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.push(json!({"type": "time"}));
+    // Without a cgroup namespace it is the guest's own, too.
+    let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| mount["type"] != "cgroup");
     join(
         &mut case.spec,
         &["ipc", "uts", "network", "user", "pid", "time"],
