@@ -1,4 +1,4 @@
-//! The same binary under containerd 1.7: ten cases.
+//! The same binary under containerd 1.7: a container's life, and ten cases of the task API.
 //!
 //! What differs there: task API 2, a plain address as the answer of `start`, the file `address` in
 //! the bundle for a restart, Shutdown and `delete` after each container.
@@ -6,8 +6,11 @@
 use std::thread;
 use std::time::Duration;
 
+use kata_like_tests::direct::{self, DirectPod};
 use kata_like_tests::pty::OnTerminal;
 use kata_like_tests::{Host, TestResult, Version, failure, is_oracle};
+
+mod odd_states;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -19,35 +22,51 @@ fn alone() -> TestResult<Host> {
     Host::on(Version::V1_7, true)
 }
 
+/// The guest's kernel answers; input, output and the exit code come through.
 #[test]
-fn hello() -> TestResult {
+fn input_output_and_exit_code() -> TestResult {
     let host = shared()?;
-    let output = host.run(&host.name("hello"), &[], &["uname", "-r"]).ok()?;
+    let sent: Vec<u8> = (0..4_u32 << 20)
+        .map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let script = "uname -r >&2; cat; exit 7";
+    let output = host
+        .run(&host.name("through"), &[], &["sh", "-c", script])
+        .input(sent.clone())
+        .output()?;
+    assert_eq!(output.status, 7);
     let hosts = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    assert_eq!(
-        output.text() == hosts.trim(),
-        is_oracle(),
-        "{}",
-        output.text()
+    let same = output.error_text() == hosts.trim();
+    assert_eq!(same, is_oracle(), "{}", output.error_text());
+    assert!(
+        output.stdout == sent,
+        "{} of {} bytes",
+        output.stdout.len(),
+        sent.len()
     );
     Ok(())
 }
 
+/// The calls of the task API in the states of a task: see `odd_states`.
 #[test]
-fn exit_code() -> TestResult {
+fn ten_cases_of_the_task_api() -> TestResult {
     let host = shared()?;
-    let output = host
-        .run(&host.name("code"), &[], &["sh", "-c", "exit 7"])
-        .output()?;
-    assert_eq!(output.status, 7);
-    Ok(())
+    let pod = DirectPod::start(&host)?;
+    direct::run(&pod, &odd_states::CASES[..10])?;
+    pod.remove()
 }
 
 #[test]
-fn kill_and_events() -> TestResult {
+fn execs_kill_and_events() -> TestResult {
     let host = shared()?;
     let events = host.events()?;
     let pod = host.start("killed", &[], &["sleep", "1000"])?;
+    let output = pod.exec(&["sh", "-c", "echo out; echo err >&2; exit 9"])?;
+    assert_eq!(
+        (output.status, output.text(), output.error_text()),
+        (9, "out".into(), "err".into())
+    );
+    assert_eq!(pod.exec_call(&[], &["cat"]).input("x\n").ok()?.text(), "x");
     assert_eq!(pod.kill("KILL")?.status, 0);
     assert_eq!(events.exit(pod.id(), pod.id(), 10 * SECOND)?.status(), 137);
     let id = pod.id().to_owned();
@@ -55,45 +74,6 @@ fn kill_and_events() -> TestResult {
     events.wait("deletion", 5 * SECOND, |event| {
         event.topic == "/tasks/delete" && event.container() == id
     })?;
-    Ok(())
-}
-
-#[test]
-fn exec() -> TestResult {
-    let host = shared()?;
-    let pod = host.start("exec", &[], &["sleep", "1000"])?;
-    let output = pod.exec(&["sh", "-c", "echo out; echo err >&2; exit 9"])?;
-    assert_eq!(
-        (output.status, output.text(), output.error_text()),
-        (9, "out".into(), "err".into())
-    );
-    pod.remove()
-}
-
-#[test]
-fn exec_in_a_pipe() -> TestResult {
-    let host = shared()?;
-    let pod = host.start("pipe", &[], &["sleep", "1000"])?;
-    assert_eq!(pod.exec_call(&[], &["cat"]).input("x\n").ok()?.text(), "x");
-    pod.remove()
-}
-
-#[test]
-fn input_and_output() -> TestResult {
-    let host = shared()?;
-    let sent: Vec<u8> = (0..4_u32 << 20)
-        .map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
-    let output = host
-        .run(&host.name("through"), &[], &["cat"])
-        .input(sent.clone())
-        .ok()?;
-    assert!(
-        output.stdout == sent,
-        "{} of {} bytes",
-        output.stdout.len(),
-        sent.len()
-    );
     Ok(())
 }
 
@@ -142,7 +122,7 @@ fn nothing_stays() -> TestResult {
     let host = alone()?;
     let before = host.footprint();
     thread::scope(|scope| {
-        let runs: Vec<_> = (0..3)
+        let runs: Vec<_> = (0..2)
             .map(|_| scope.spawn(|| host.run(&host.name("gone"), &[], &["true"]).ok().map(drop)))
             .collect();
         runs.into_iter()

@@ -188,6 +188,74 @@ fn process_namespaces_are_shared_on_demand() -> TestResult {
     sandbox.remove()
 }
 
+/// A pod with users of its own, as Kubernetes makes one for `hostUsers: false`: its containers join the sandbox's
+/// user namespace, to which all else that they share belongs. Mounts can be joined, too. What is no container's
+/// of the pod is refused by its field.
+#[test]
+fn users_and_mounts_are_shared_on_demand() -> TestResult {
+    let host = Host::shared()?;
+    let map = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"];
+    let sandbox = Sandbox::start(&host, &[&map[..], &["--hostname", "mapped"]].concat())?;
+    let users = |pid: i32| format!("user:/proc/{pid}/ns/user");
+    let mounts = |pid: i32| format!("mount:/proc/{pid}/ns/mnt");
+    let shared = users(sandbox.pid());
+    let mapped = [&map[..], &["--with-ns", &shared]].concat();
+    let one = sandbox.container("one", &mapped, &["sleep", "1111"])?;
+    // Its root may do with the network what a root may: it belongs to its users.
+    let script = "cat /proc/self/uid_map; id -u; hostname; stat -c %u /dev/mqueue
+        ping -c 1 -W 20 127.0.0.1 >/dev/null && echo pinged; httpd -p 127.0.0.1:80 && echo bound
+        echo of one >/tmp/file; readlink /proc/self/ns/user /proc/self/ns/net";
+    let said = one.exec_call(&[], &["sh", "-c", script]).ok()?.text();
+    let (first, links) = said
+        .split_once("bound\n")
+        .ok_or_else(|| failure(said.clone()))?;
+    let words: Vec<_> = first.split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["0", "100000", "65536", "0", "mapped", "0", "pinged"]
+    );
+
+    let (_, pid) = one.status()?;
+    let of_one = mounts(pid);
+    let options = [&mapped[..], &["--with-ns", &of_one]].concat();
+    let script =
+        "readlink /proc/self/ns/user /proc/self/ns/net; cat /tmp/file; echo left >/tmp/left";
+    let said = sandbox.run("debug", &options, &["sh", "-c", script]);
+    assert_eq!(said.ok()?.text(), format!("{}\nof one", links.trim()));
+    assert_eq!(one.exec(&["cat", "/tmp/left"])?.text(), "left");
+
+    // Who doesn't join them is one of the machine's own users, in the same network.
+    let plain = sandbox.container("plain", &[], &["sleep", "2222"])?;
+    let script = "readlink /proc/self/ns/user /proc/self/ns/net";
+    let said = plain.exec(&["sh", "-c", script])?.text();
+    let (user, network) = said.split_once('\n').unwrap_or_default();
+    assert!(
+        !links.contains(user) && links.contains(network),
+        "{said}, {links}"
+    );
+
+    let (_, pid) = plain.status()?;
+    let (foreign, none) = (mounts(1), users(pid));
+    for (namespace, text) in [
+        (
+            &foreign,
+            "linux.namespaces of type mount with path /proc/1/ns/mnt",
+        ),
+        (&none, "linux.namespaces[user].path"),
+    ] {
+        let output = sandbox.run("refused", &["--with-ns", namespace], &["true"]);
+        let output = output.output()?;
+        assert_ne!(output.status, 0, "{namespace}");
+        if !is_oracle() {
+            assert!(output.error_text().contains(text), "{}", output.both());
+        }
+    }
+    for pod in [plain, one] {
+        pod.remove()?;
+    }
+    sandbox.remove()
+}
+
 /// One container runs out of its memory: it is told so before its exit, and the others live.
 #[test]
 fn one_container_out_of_memory_spares_the_others() -> TestResult {

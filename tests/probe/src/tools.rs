@@ -1,5 +1,5 @@
-//! What busybox has no command for: locks, shared mappings, unnamed files, inotify, a database's log, the clock
-//! to the nanosecond.
+//! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a database's log,
+//! the clock to the nanosecond.
 //!
 //! Each prints one line: what it found, or the error's name. Nothing here changes anything but the files that
 //! are named.
@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::ptr::NonNull;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,6 +24,8 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "lock" => locks::lock(text(1)?, text(2)?, text(3)?),
         "count" => locks::count(text(1)?, text(2)?),
         "map" => map(text(1)?),
+        "serve" => serve(text(1)?),
+        "ask" => ask(text(1)?),
         "unnamed" => unnamed(text(1)?),
         "watch" => watch(text(1)?),
         "log-write" => log::write(text(1)?, text(2)?),
@@ -85,6 +88,20 @@ fn map_page(file: &File) -> io::Result<NonNull<u8>> {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(page.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))
+}
+
+/// Answers one who connects to a socket that is made here.
+fn serve(path: &str) -> io::Result<String> {
+    let (mut stream, _) = UnixListener::bind(path)?.accept()?;
+    stream.write_all(b"served")?;
+    Ok("asked".into())
+}
+
+/// Connects to a socket and gives what is said there.
+fn ask(path: &str) -> io::Result<String> {
+    let mut answer = String::new();
+    UnixStream::connect(path)?.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// A file without a name in a directory.

@@ -1,11 +1,16 @@
 //! Limits that are changed, and figures: what the API says is what the container reads itself.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
 use kata_like_tests::direct::DirectPod;
 use kata_like_tests::task::{Streams, Task};
 use kata_like_tests::task_api::{done, refused};
-use kata_like_tests::{TestResult, failure, is_oracle};
+use kata_like_tests::{Call, TestResult, failure, is_oracle};
 use serde_json::{Value, json};
 
 /// Where a container finds its own cgroup, whether it has a namespace for it or not.
@@ -167,4 +172,76 @@ pub fn stats(pod: &DirectPod) -> TestResult {
         "{memory:?}"
     );
     task.end()
+}
+
+/// Where a device of the host's is attached to a file; detached with the value.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn attach(image: &Path) -> TestResult<Self> {
+        let mut attach = Command::new("losetup");
+        attach.args(["--find", "--show"]).arg(image);
+        Ok(Self(Call::new(attach).ok()?.text().trim().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let mut detach = Command::new("losetup");
+        detach.arg("-d").arg(&self.0);
+        let _ = Call::new(detach).output();
+    }
+}
+
+/// What goes to a disk is counted by device, as the container's own `io.stat` has it.
+pub fn stats_of_a_disk(pod: &DirectPod) -> TestResult {
+    if is_oracle() {
+        return Ok(()); // There it is the host's device, whose writes others make.
+    }
+    let image = pod.files().join("image");
+    fs::File::create(&image)?.set_len(4 << 20)?;
+    let device = Loop::attach(&image)?;
+    let number = fs::metadata(&device.0)?.rdev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let mut spec = with_cgroup(pod)?;
+    spec["linux"]["devices"] = json!([{"path": device.0, "type": "b", "major": major,
+        "minor": minor, "fileMode": 0o600, "uid": 0, "gid": 0}]);
+    let rules = spec["linux"]["resources"]["devices"].as_array_mut();
+    rules
+        .ok_or_else(|| failure("no rules"))?
+        .push(json!({"allow": true, "type": "b",
+        "major": major, "minor": minor, "access": "rwm"}));
+    let path = device.0.display();
+    let task = started(pod, &spec)?;
+    let text = task.output(&format!(
+        "dd if=/dev/zero of={path} bs=65536 count=16 conv=fsync 2>/dev/null; \
+         dd if={path} of=/dev/null bs=65536 skip=32 count=8 2>/dev/null; {OWN}; cat io.stat"
+    ))?;
+    let packed = done(task.stats()?)?;
+    let metrics = Metrics::parse_from_bytes(&packed.value)?;
+    let figures: Vec<String> = metrics
+        .io
+        .usage
+        .iter()
+        .map(|io| {
+            let (major, minor) = (io.major, io.minor);
+            let (read, written, reads, writes) = (io.rbytes, io.wbytes, io.rios, io.wios);
+            format!("{major}:{minor} rbytes={read} wbytes={written} rios={reads} wios={writes}")
+        })
+        .collect();
+    let own: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split(" dbytes=").next())
+        .collect();
+    assert_eq!(figures, own, "{text}");
+    let [io] = &metrics.io.usage[..] else {
+        return Err(failure(text));
+    };
+    assert!(
+        io.wbytes == 1 << 20 && io.rbytes >= 8 << 16 && io.wios > 0 && io.rios > 0,
+        "{text}"
+    );
+    task.end()?;
+    drop(device);
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! Each call of the task API in each state of a task, as cases of one pod.
 //!
-//! `task_states.rs` runs them. What callers rely on is what runc's shim answers, so all of it also runs against
-//! that; where a code is asserted for kata-like alone, runc's shim has a poorer one.
+//! `task_states.rs` runs them under containerd 2.1 and `containerd_1_7.rs` under 1.7. What callers rely on is
+//! what runc's shim answers, so all of it also runs against that; where a code is asserted for kata-like
+//! alone, runc's shim has a poorer one.
 
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use serde_json::json;
 
 mod limits;
 
-/// All of them.
-pub const CASES: [Case; 12] = [
+/// All of them; containerd 1.7 gets the first ten.
+pub const CASES: [Case; 13] = [
     ("a create that fails leaves nothing", failed_create),
     ("created", created),
     ("created and killed", killed_before_its_start),
@@ -31,6 +32,7 @@ pub const CASES: [Case; 12] = [
     ("an exec's life", execs),
     ("update", limits::update),
     ("stats", limits::stats),
+    ("stats of a disk", limits::stats_of_a_disk),
     ("an exec that can't start", failed_exec),
     ("kill of one and of all", kill_of_one_and_of_all),
 ];
