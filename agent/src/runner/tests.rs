@@ -178,6 +178,7 @@ impl Case {
             spec: serde_json::from_value(self.spec.clone()).unwrap(),
             process: serde_json::from_value(process.clone()).unwrap(),
             cgroup: self.cgroup.clone(),
+            cgroup_of_init: self.cgroup.clone(),
         };
         self.runtime
             .block_on(super::exec(request, init.pidfd.as_fd(), stdio))
