@@ -17,6 +17,7 @@ pub mod process;
 pub mod pty;
 pub mod sandbox;
 pub mod task_api;
+pub mod userland;
 
 pub use ctr::{Call, Output};
 pub use host::{Host, Version};
