@@ -84,6 +84,13 @@ fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
     ))
 }
 
+/// The cgroup that a process is in.
+fn cgroup_of(pid: u32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(ROOT).join(path))
+}
+
 /// A container's cgroup. Dropping it changes nothing: see [`Cgroup::remove`].
 #[derive(Debug)]
 pub struct Cgroup {
@@ -147,15 +154,16 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Whether a process is in it.
+    /// Whether a process is in it or below.
     pub fn holds(&self, pid: u32) -> bool {
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
-            return false;
-        };
-        let below = self.directory.strip_prefix(ROOT).unwrap_or(&self.directory);
-        text.lines()
-            .filter_map(|line| line.strip_prefix("0::/"))
-            .any(|path| Path::new(path).starts_with(below))
+        cgroup_of(pid).is_some_and(|path| path.starts_with(&self.directory))
+    }
+
+    /// The cgroup of one of its processes, which the container may have made below.
+    pub fn of(&self, pid: u32) -> PathBuf {
+        cgroup_of(pid)
+            .filter(|path| path.starts_with(&self.directory))
+            .unwrap_or_else(|| self.directory.clone())
     }
 
     /// Its figures.

@@ -412,7 +412,7 @@ impl Daemon {
 }
 
 /// Where the test host keeps containerd, runc and the image.
-fn tools() -> TestResult<PathBuf> {
+pub(crate) fn tools() -> TestResult<PathBuf> {
     std::env::var_os("TEST_HOST_TOOLS")
         .map(PathBuf::from)
         .ok_or_else(|| failure("these tests run in a test host: see tools/test-host"))

@@ -22,6 +22,7 @@ pub mod rootfs;
 pub mod sandbox;
 pub mod task;
 pub mod task_api;
+pub mod userland;
 pub mod volume;
 
 pub use ctr::{Call, Output};

@@ -204,7 +204,7 @@ fn users_and_mounts_are_shared_on_demand() -> TestResult {
     // Its root may do with the network what a root may: it belongs to its users.
     let script = "cat /proc/self/uid_map; id -u; hostname; stat -c %u /dev/mqueue
         ping -c 1 -W 20 127.0.0.1 >/dev/null && echo pinged; httpd -p 127.0.0.1:80 && echo bound
-        echo of one >/tmp/file; readlink /proc/self/ns/user /proc/self/ns/net";
+        echo of one >/tmp/file; readlink /proc/self/ns/user; readlink /proc/self/ns/net";
     let said = one.exec_call(&[], &["sh", "-c", script]).ok()?.text();
     let (first, links) = said
         .split_once("bound\n")
@@ -218,15 +218,14 @@ fn users_and_mounts_are_shared_on_demand() -> TestResult {
     let (_, pid) = one.status()?;
     let of_one = mounts(pid);
     let options = [&mapped[..], &["--with-ns", &of_one]].concat();
-    let script =
-        "readlink /proc/self/ns/user /proc/self/ns/net; cat /tmp/file; echo left >/tmp/left";
+    let script = "readlink /proc/self/ns/user; readlink /proc/self/ns/net; cat /tmp/file; echo left >/tmp/left";
     let said = sandbox.run("debug", &options, &["sh", "-c", script]);
     assert_eq!(said.ok()?.text(), format!("{}\nof one", links.trim()));
     assert_eq!(one.exec(&["cat", "/tmp/left"])?.text(), "left");
 
     // Who doesn't join them is one of the machine's own users, in the same network.
     let plain = sandbox.container("plain", &[], &["sleep", "2222"])?;
-    let script = "readlink /proc/self/ns/user /proc/self/ns/net";
+    let script = "readlink /proc/self/ns/user; readlink /proc/self/ns/net";
     let said = plain.exec(&["sh", "-c", script])?.text();
     let (user, network) = said.split_once('\n').unwrap_or_default();
     assert!(

@@ -68,6 +68,7 @@ impl Container {
             spec: self.spec.spec.clone(),
             process,
             cgroup: cgroup.directory().into(),
+            cgroup_of_init: cgroup.of(init.pid()),
         };
         let executed = runner::exec(request, init.pidfd(), stdio).await?;
         let exit = reaper::exited(executed.pid);

@@ -29,6 +29,7 @@ pub(super) fn run(
         spec,
         process,
         cgroup,
+        cgroup_of_init,
     } = request;
     super::note(channel, support::check_process("process", process)?)?;
     if fds.is_empty() {
@@ -59,15 +60,16 @@ pub(super) fn run(
         .or_else(|| own.and_then(|own| own.oom_score_adj()));
 
     let cgroup = device_filter::open_cgroup(cgroup)?;
+    // Only where it is needed does it matter that it was there.
+    let leaf = device_filter::open_cgroup(cgroup_of_init).ok();
     identity::set_oom_score(score.unwrap_or(0))?;
     let cgroup_namespace = namespaces::cgroup_of(init.as_fd())?;
     namespaces::enter(init.as_fd(), namespaces::has_users(spec))?;
-    born(channel, namespaces::spawn_inside(cgroup.as_fd())?, |_| {
-        Ok(())
-    })?;
+    let cloned = namespaces::spawn_inside(cgroup.as_fd(), leaf.as_ref().map(AsFd::as_fd))?;
+    born(channel, cloned, |_| Ok(()))?;
 
     // From here on in the container's own process.
-    drop((cgroup, init));
+    drop((cgroup, leaf, init));
     rustix::process::setsid().step(|| "make a session of the process's own")?;
     if let Some(namespace) = cgroup_namespace {
         namespaces::enter_cgroup(namespace.as_fd())?;

@@ -248,8 +248,17 @@ pub(super) fn enter_cgroup(namespace: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Makes a sibling in the caller's own namespaces, for an exec.
-pub(super) fn spawn_inside(cgroup: BorrowedFd<'_>) -> Result<Cloned> {
-    syscall::clone3(0, cgroup).step(|| "make the process in the container's cgroup")
+///
+/// Once the container has handed controllers down, as systemd does, its cgroup takes no process any more
+/// (cgroup-v2.rst, "No Internal Process Constraint"): then it is born beside the init, as under runc.
+pub(super) fn spawn_inside(cgroup: BorrowedFd<'_>, leaf: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    let cloned = match (syscall::clone3(0, cgroup), leaf) {
+        (Err(error), Some(leaf)) if error.raw_os_error() == Some(libc::EBUSY) => {
+            syscall::clone3(0, leaf)
+        }
+        (cloned, _) => cloned,
+    };
+    cloned.step(|| "make the process in the container's cgroup")
 }
 
 fn flag(kind: Kind) -> libc::c_int {

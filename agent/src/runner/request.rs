@@ -40,6 +40,8 @@ pub struct ExecRequest {
     pub process: Process,
     /// The container's cgroup.
     pub cgroup: PathBuf,
+    /// That of its init, which differs where the container has made cgroups of its own.
+    pub cgroup_of_init: PathBuf,
 }
 
 /// Everything the runner needs for a placeholder: for its namespaces, and for the first process of its PIDs.

@@ -182,6 +182,7 @@ impl Case {
             spec: serde_json::from_value(self.spec.clone()).unwrap(),
             process: serde_json::from_value(process.clone()).unwrap(),
             cgroup: self.cgroup.clone(),
+            cgroup_of_init: self.cgroup.clone(),
         };
         self.runtime
             .block_on(super::exec(request, init.as_fd(), stdio))

@@ -25,7 +25,7 @@ use count::{Count, counted, must};
 use hosts::{Outcome, Run};
 
 /// The parts with their time in minutes, and the test binaries of each, in the order in which they begin.
-const PARTS: [(&str, u64, &[&str]); 6] = [
+const PARTS: [(&str, u64, &[&str]); 7] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -45,6 +45,7 @@ const PARTS: [(&str, u64, &[&str]); 6] = [
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
+    ("workloads", 3, &["workloads", "host_devices"]),
     ("Kubernetes", 4, &["cri"]),
     (
         "faults and hostile",

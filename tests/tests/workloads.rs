@@ -1,0 +1,137 @@
+//! What users run under runc without a thought: a small init as the first process, many processors; and a
+//! pod that takes all its memory.
+//!
+//! All but what speaks of the VM also runs against runc.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kata_like_tests::process::until;
+use kata_like_tests::{Host, Pod, Sandbox, TestResult, failure, figures, kata_like_only, userland};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MIB: u64 = 1 << 20;
+
+/// A process that ends before its parent, which does not care: the first process is to reap it.
+const ORPHAN: &str = "true & exec sleep 0.3";
+
+fn keeps_zombies(pod: &Pod) -> TestResult<bool> {
+    let list = pod.exec(&["ps", "-o", "stat,comm"])?.text();
+    Ok(list.lines().any(|line| line.starts_with('Z')))
+}
+
+/// `docker run --init`: a static init of the host is mounted as a file of its own and is the first process.
+/// It reaps what nobody waits for, hands signals on, and ends as its child does. A command that is the
+/// first process itself does neither: SIGTERM is nothing to it, as the kernel has it.
+///
+/// Profiles of AppArmor are the host's: what one names has no effect, and the container starts.
+#[test]
+fn a_small_init_reaps_and_hands_signals_on() -> TestResult {
+    let host = Host::shared()?;
+    let events = host.events()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let mount = format!(
+        "type=bind,src={},dst=/sbin/docker-init,options=bind:ro",
+        userland::path("bin/catatonit")?.display()
+    );
+    let mut options = vec!["--mount", &mount];
+    if !kata_like_tests::is_oracle() {
+        options.extend(["--apparmor-profile", "a-profile-of-the-host"]);
+    }
+    let script = "trap 'exit 21' TERM; while :; do sleep 0.1; done";
+    let command = ["/sbin/docker-init", "--", "sh", "-c", script];
+    let with = sandbox.container("init", &options, &command)?;
+    let without = sandbox.container("no-init", &[], &["sleep", "1000"])?;
+    for pod in [&without, &with] {
+        pod.exec_call(&[], &["sh", "-c", ORPHAN]).ok()?;
+    }
+    until("no zombie is left", 20 * SECOND, || {
+        keeps_zombies(&with).is_ok_and(|keeps| !keeps)
+    })?;
+    assert!(keeps_zombies(&without)?, "who has reaped it?");
+    assert_eq!(with.exec(&["cat", "/proc/1/comm"])?.text(), "docker-init");
+
+    for pod in [&without, &with] {
+        assert_eq!(pod.kill("TERM")?.status, 0);
+    }
+    assert_eq!(events.exit(with.id(), with.id(), 30 * SECOND)?.status(), 21);
+    assert_eq!(without.status()?.0, "RUNNING");
+    assert_eq!(with.delete()?, 21);
+    without.remove()?;
+    sandbox.remove()
+}
+
+/// An MP table and APICs for more than fit into eight bits of a mask; all of them are there from the first
+/// instruction on.
+#[test]
+fn more_than_eight_processors() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let config = format!("/run/{}.toml", host.name("processors"));
+    fs::write(&config, "max_vcpus = 10\n")?;
+    let options = ["--runtime-config-path", config.as_str()];
+    let script = "nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online";
+    let output = host
+        .run(&host.name("processors"), &options, &["sh", "-c", script])
+        .ok()?;
+    assert_eq!(output.text(), "10\n10\n0-9");
+    figures::note(&format!(
+        "a container with ten processors: {:.1} s",
+        output.took.as_secs_f32()
+    ));
+    fs::remove_file(config)?;
+    Ok(())
+}
+
+/// What `docs/architecture.md` tells administrators to declare for a RuntimeClass.
+const OVERHEAD: u64 = 256 * MIB;
+
+/// A pod with a limit of 128 MiB in which one container takes all of it: on the host the pod stays below its
+/// limit and the overhead, and nothing of it is killed there. Who is killed in the guest is the one who
+/// took it.
+#[test]
+fn a_pod_that_takes_all_its_memory_stays_within_its_limit() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let events = host.events()?;
+    let limit = 128 * MIB;
+    let annotation = format!("io.kubernetes.cri.sandbox-memory={limit}");
+    let sandbox = Sandbox::start(&host, &["--annotation", &annotation])?;
+    let neighbour = sandbox.container("neighbour", &[], &["sleep", "1000"])?;
+    let bytes = limit.to_string();
+    let greedy = sandbox.container(
+        "greedy",
+        &["--memory-limit", &bytes],
+        &["tail", "/dev/zero"],
+    )?;
+    assert_eq!(
+        events.exit(greedy.id(), greedy.id(), 90 * SECOND)?.status(),
+        137
+    );
+    assert_eq!(neighbour.exec(&["echo", "lives"])?.text(), "lives");
+
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", sandbox.pid()))?;
+    let cgroup = cgroup.trim().strip_prefix("0::").unwrap_or_default();
+    let cgroup = PathBuf::from(format!("/sys/fs/cgroup{cgroup}"));
+    let read = |file: &str| -> TestResult<String> {
+        fs::read_to_string(cgroup.join(file))
+            .map_err(|error| failure(format!("{}/{file}: {error}", cgroup.display())))
+    };
+    let peak: u64 = read("memory.peak")?.trim().parse()?;
+    figures::note(&format!(
+        "a pod of {} MiB that takes all its memory: at most {:.1} MiB on the host",
+        limit / MIB,
+        peak as f64 / MIB as f64
+    ));
+    assert!(peak > limit, "only {peak}: it was not all taken");
+    assert!(peak < limit + OVERHEAD, "{peak}");
+    let bound: u64 = read("memory.max")?.trim().parse()?;
+    assert!(bound <= limit + OVERHEAD, "the host allows {bound}");
+    let kills = read("memory.events")?;
+    assert!(kills.contains("\noom_kill 0\n"), "{kills}");
+    for pod in [greedy, neighbour] {
+        pod.remove()?;
+    }
+    sandbox.remove()
+}
