@@ -34,7 +34,7 @@ const PARTS: [(&str, u64, &[&str]); 6] = [
         10,
         &["oci", "oci_1_7", "volumes", "pods", "task_states"],
     ),
-    ("Kubernetes", 4, &["cri"]),
+    ("Kubernetes", 5, &["cri"]),
     (
         "faults and hostile",
         7,
