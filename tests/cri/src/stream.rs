@@ -136,6 +136,10 @@ impl Stream {
             let (first, mut payload) = match self.receive_frame() {
                 // The server may close without a word.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let what = format!("nothing more within the deadline: {:?}", self.ended);
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
                 other => other?,
             };
             match first & 0x0f {

@@ -46,7 +46,7 @@ const PARTS: [(&str, u64, &[&str]); 7] = [
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
     ("workloads", 3, &["workloads", "host_devices"]),
-    ("Kubernetes", 4, &["cri"]),
+    ("Kubernetes", 5, &["cri"]),
     (
         "faults and hostile",
         7,
