@@ -18,6 +18,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use crate::cgroup;
 use crate::error::SandboxError;
 use crate::hooks;
+use crate::network;
 use crate::spec;
 
 /// How long a shim that ends by itself is waited for.
@@ -89,6 +90,7 @@ fn delete_under(
         return Ok(deleted);
     }
     kill_all(&record);
+    leave_network(&record);
     let mut cgroups = record.cgroups;
     for path in cgroups_by_spec(namespace, id, bundle) {
         if !cgroups.contains(&path) {
@@ -162,6 +164,7 @@ fn remove_dead_under(root: &Path, namespace: &str, id: &str) -> Result<bool, Sta
         return Ok(false);
     };
     kill_all(&record);
+    leave_network(&record);
     state.remove()?;
     Ok(true)
 }
@@ -198,6 +201,15 @@ fn kill_all(record: &Record) {
     }
     if !gone(&living, KILLED) {
         eprint!("a process of the pod does not end; ");
+    }
+}
+
+/// Leaves the network namespace that the pod was given as it was before.
+fn leave_network(record: &Record) {
+    if let Some(network) = &record.network
+        && let Err(error) = network::undo(&network.path, &network.qdiscs)
+    {
+        eprint!("{}; ", error.one_line());
     }
 }
 

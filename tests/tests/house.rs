@@ -11,13 +11,14 @@ use kata_like_tests::{TestResult, failure};
 const MOST_LINES: usize = 700;
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-const CRATES: [(&str, &[&str]); 13] = [
+const CRATES: [(&str, &[&str]); 14] = [
     (
         "shim-v2",
         &[
             "kata-like-config",
             "kata-like-boot",
             "kata-like-agent-protocol",
+            "kata-like-netlink",
         ],
     ),
     ("shim-v2/config", &[]),
@@ -25,7 +26,8 @@ const CRATES: [(&str, &[&str]); 13] = [
     ("vmm/boot", &[]),
     ("vmm/jail", &[]),
     ("vmm/fsd", &["kata-like-boot", "kata-like-jail"]),
-    ("agent", &["kata-like-agent-protocol"]),
+    ("agent", &["kata-like-agent-protocol", "kata-like-netlink"]),
+    ("agent/netlink", &[]),
     ("agent/protocol", &[]),
     ("guest-image", &[]),
     (

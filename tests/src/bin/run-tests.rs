@@ -21,7 +21,7 @@ use kata_like_tests::{TestResult, failure, figures, oracle};
 use rustix::process::Signal;
 
 /// The parts with their time in minutes, and the test binaries of each.
-const PARTS: [(&str, u64, &[&str]); 5] = [
+const PARTS: [(&str, u64, &[&str]); 6] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -34,6 +34,7 @@ const PARTS: [(&str, u64, &[&str]); 5] = [
         10,
         &["oci", "oci_1_7", "volumes", "pods", "task_states"],
     ),
+    ("network", 4, &["network"]),
     (
         "faults and hostile",
         7,
