@@ -27,6 +27,9 @@ const MAX_INTERFACES: usize = 8;
 /// What a driver can be told of an MTU (virtio 1.2, 5.1.4.2).
 const MTUS: std::ops::RangeInclusive<u32> = 68..=65_535;
 
+/// The priorities of the rules that every namespace begins with: local, main, default.
+const OWN_RULES: [u32; 3] = [0, 32_766, 32_767];
+
 /// What a namespace holds, and the guest gets.
 #[derive(Debug, Default)]
 pub struct Network {
@@ -170,6 +173,15 @@ fn read(socket: &mut Socket) -> Result<Network, SandboxError> {
         return Err(SandboxError::unsupported(
             format_args!("a network of {} interfaces", network.interfaces.len()),
             format_args!("a virtual machine has at most {MAX_INTERFACES}"),
+        ));
+    }
+    let rules = socket
+        .rules()
+        .map_err(failed("list the rules of routing"))?;
+    if let Some(priority) = rules.iter().find(|rule| !OWN_RULES.contains(rule)) {
+        return Err(SandboxError::unsupported(
+            format_args!("policy routing in the pod's network (rule {priority})"),
+            "the guest has the rules that every network begins with",
         ));
     }
     for route in socket.routes().map_err(failed("list the routes"))? {

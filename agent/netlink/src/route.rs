@@ -18,6 +18,8 @@ const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
 const RTA_ENCAP_TYPE: u16 = 21;
 
+const FRA_PRIORITY: u16 = 6;
+
 /// A way to a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
@@ -161,6 +163,17 @@ impl Socket {
     pub fn routes(&mut self) -> io::Result<Vec<Route>> {
         let ask = Message::new(libc::RTM_GETROUTE, 0, &[0; FIXED]);
         self.list(&ask, libc::RTM_NEWROUTE, Route::parse)
+    }
+
+    /// The priorities of the rules that choose a table (`ip rule`), of IPv4 and IPv6.
+    pub fn rules(&mut self) -> io::Result<Vec<u32>> {
+        // struct fib_rule_hdr is as long as struct rtmsg.
+        let ask = Message::new(libc::RTM_GETRULE, 0, &[0; FIXED]);
+        self.list(&ask, libc::RTM_NEWRULE, |bytes| {
+            let attributes = Attributes(bytes.get(FIXED..)?);
+            let priority = attributes.get(FRA_PRIORITY);
+            Some(priority.map_or(0, |priority| number(priority, 0)))
+        })
     }
 
     /// Adds a route, or puts it in the place of the same one.

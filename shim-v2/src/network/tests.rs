@@ -99,7 +99,7 @@ fn what_a_plugin_has_made_is_read() {
 }
 
 #[test]
-fn what_is_not_ethernet_is_refused_by_its_name_once_it_is_used() {
+fn what_the_guest_can_t_have_is_refused_by_its_name_once_it_is_used() {
     in_new_namespace(|socket| {
         ip("tuntap add dev wg7 mode tun");
         assert!(read(socket).unwrap().interfaces.is_empty());
@@ -109,6 +109,11 @@ fn what_is_not_ethernet_is_refused_by_its_name_once_it_is_used() {
             line.starts_with("interface wg7 of the pod's network (of kind tun)"),
             "{line}"
         );
+    });
+    in_new_namespace(|socket| {
+        ip("rule add from 10.1.0.2 table 7 priority 100");
+        let line = read(socket).unwrap_err().one_line();
+        assert!(line.contains("(rule 100) is not supported"), "{line}");
     });
     in_new_namespace(|socket| {
         ip("tuntap add dev kltap0 mode tap");
