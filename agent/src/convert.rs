@@ -24,6 +24,10 @@ use crate::sandbox::Creation;
 use crate::stdio::{Token, Wanted};
 use crate::storage::MemoryVolume;
 
+mod network;
+
+pub use network::network;
+
 /// The mode bits of a directory.
 const MODE_BITS: u32 = 0o7777;
 

@@ -1,6 +1,6 @@
 //! Devices that the VMM adds after boot: bound to their driver by name, and taken from it.
 //!
-//! Called by `service.rs`, and by `disks.rs` for a device's numbers. Each virtio-mmio slot is there from the start, and empty ones fail their
+//! Called by `service.rs`, by `disks.rs` for a device's numbers and by `network.rs`. Each virtio-mmio slot is there from the start, and empty ones fail their
 //! first probe; writing a slot's name to the driver's `bind` makes it probe again and returns when
 //! that is done. `bind` says success even if the virtio driver on top failed, so its link is looked
 //! for, and a slot that does not work is unbound again.
@@ -29,6 +29,9 @@ pub enum DeviceError {
     /// The transport is there, but nothing drives the device.
     #[error("bind device virtio-mmio.{slot}: no driver of this kernel takes it")]
     NoDriver { slot: u32 },
+    /// What is there is no interface, or nothing is there.
+    #[error("find the interface in device virtio-mmio.{slot}: there is none")]
+    NoInterface { slot: u32 },
     /// What is there is no disk, or nothing is there.
     #[error("find the disk in device virtio-mmio.{slot}: there is none")]
     NoDisk { slot: u32 },
@@ -50,6 +53,11 @@ pub fn disk(slot: u32) -> Result<(u32, u32), DeviceError> {
     disk_on(Path::new(BUS), slot)
 }
 
+/// The number of the network interface in `slot`.
+pub fn interface(slot: u32) -> Result<u32, DeviceError> {
+    interface_on(Path::new(BUS), slot)
+}
+
 fn name(slot: u32) -> String {
     format!("virtio-mmio.{slot}")
 }
@@ -69,18 +77,29 @@ fn unbind_on(bus: &Path, slot: u32) -> Result<(), DeviceError> {
 }
 
 fn disk_on(bus: &Path, slot: u32) -> Result<(u32, u32), DeviceError> {
-    let none = || DeviceError::NoDisk { slot };
-    let devices = fs::read_dir(bus.join("devices").join(name(slot))).map_err(|_| none())?;
-    let disks = devices
-        .flatten()
-        .filter_map(|device| fs::read_dir(device.path().join("block")).ok())
-        .flat_map(Iterator::flatten);
-    let numbers = |disk: fs::DirEntry| {
-        let text = fs::read_to_string(disk.path().join("dev")).ok()?;
-        let (major, minor) = text.trim().split_once(':')?;
+    let numbers = |text: &str| {
+        let (major, minor) = text.split_once(':')?;
         Some((major.parse().ok()?, minor.parse().ok()?))
     };
-    disks.filter_map(numbers).next().ok_or_else(none)
+    let found = attributes(bus, slot, "block", "dev");
+    let found = found.iter().find_map(|text| numbers(text));
+    found.ok_or(DeviceError::NoDisk { slot })
+}
+
+fn interface_on(bus: &Path, slot: u32) -> Result<u32, DeviceError> {
+    let found = attributes(bus, slot, "net", "ifindex");
+    let found = found.iter().find_map(|text| text.parse().ok());
+    found.ok_or(DeviceError::NoInterface { slot })
+}
+
+/// The content of a file of everything of one class that the device in `slot` gives.
+fn attributes(bus: &Path, slot: u32, class: &str, file: &str) -> Vec<String> {
+    let entries = |path| fs::read_dir(path).into_iter().flatten().flatten();
+    entries(bus.join("devices").join(name(slot)))
+        .flat_map(|device| entries(device.path().join(class)))
+        .filter_map(|it| fs::read_to_string(it.path().join(file)).ok())
+        .map(|text| text.trim().to_owned())
+        .collect()
 }
 
 fn bind_on(bus: &Path, slot: u32) -> Result<(), DeviceError> {
@@ -151,6 +170,16 @@ mod tests {
         );
         let error = unbind_on(bus.path(), 5).unwrap_err();
         assert!(error.to_string().starts_with("unbind device virtio-mmio.5"));
+    }
+
+    #[test]
+    fn an_interface_has_a_number_and_other_devices_have_none() {
+        let bus = bus("virtio3/net/eth0");
+        let file = "devices/virtio-mmio.4/virtio3/net/eth0/ifindex";
+        fs::write(bus.path().join(file), "7\n").unwrap();
+        assert_eq!(interface_on(bus.path(), 4).unwrap(), 7);
+        let error = interface_on(bus.path(), 5).unwrap_err();
+        assert!(error.to_string().contains("virtio-mmio.5"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod init;
 mod kmsg;
+mod network;
 mod process;
 mod readiness;
 mod reaper;

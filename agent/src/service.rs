@@ -12,10 +12,11 @@ use futures::StreamExt;
 use futures::stream;
 use kata_like_agent_protocol::PROTOCOL_VERSION;
 use kata_like_agent_protocol::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, DeviceRequest, Empty,
-    Event as EventMessage, EventsRequest, ExecRequest, ExecResponse, ListProcessesResponse,
-    Process as ProcessMessage, ResizeTerminalRequest, SetTimeRequest, SignalRequest,
-    StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse, UpdateRequest,
+    ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse,
+    DeviceRequest, Empty, Event as EventMessage, EventsRequest, ExecRequest, ExecResponse,
+    ListProcessesResponse, Process as ProcessMessage, ResizeTerminalRequest, SetTimeRequest,
+    SignalRequest, StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse,
+    UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
@@ -27,6 +28,7 @@ use crate::device;
 use crate::dial::Connection;
 use crate::error::{PodError, blocking};
 use crate::init;
+use crate::network;
 use crate::sandbox::Pod;
 use crate::spec;
 
@@ -242,6 +244,17 @@ impl Agent for Service {
     ) -> ttrpc::Result<Empty> {
         let slot = convert::slot(request.slot)?;
         detached(blocking("remove a device", move || device::unbind(slot))).await?;
+        Ok(Empty::new())
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: ConfigureNetworkRequest,
+    ) -> ttrpc::Result<Empty> {
+        let network = convert::network(request)?;
+        let configure = move || network::configure(&network);
+        detached(blocking("set the network up", configure)).await?;
         Ok(Empty::new())
     }
 

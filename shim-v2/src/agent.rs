@@ -31,8 +31,10 @@ use crate::spec::MemoryVolume;
 mod control;
 mod event;
 mod figures;
+mod network;
 
 pub use event::GuestEvent;
+pub use network::GuestInterface;
 
 /// How long a guest may show no progress while it owes an answer.
 const PATIENCE: Duration = Duration::from_secs(20);

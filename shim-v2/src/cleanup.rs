@@ -19,6 +19,7 @@ use crate::bundle::Membership;
 use crate::cgroup;
 use crate::error::SandboxError;
 use crate::hooks;
+use crate::network;
 use crate::spec;
 
 /// How long a shim that ends by itself is waited for.
@@ -93,6 +94,7 @@ fn delete_under(
         return Ok(deleted);
     }
     kill_all(&record);
+    leave_network(&record);
     let mut cgroups = record.cgroups;
     for path in cgroups_by_spec(namespace, id, bundle) {
         if !cgroups.contains(&path) {
@@ -188,6 +190,7 @@ fn remove_dead_under(root: &Path, namespace: &str, id: &str) -> Result<bool, Sta
         return Ok(false);
     };
     kill_all(&record);
+    leave_network(&record);
     state.remove()?;
     Ok(true)
 }
@@ -224,6 +227,15 @@ fn kill_all(record: &Record) {
     }
     if !gone(&living, KILLED) {
         eprint!("a process of the pod does not end; ");
+    }
+}
+
+/// Leaves the network namespace that the pod was given as it was before.
+fn leave_network(record: &Record) {
+    if let Some(network) = &record.network
+        && let Err(error) = network::undo(&network.path, &network.qdiscs)
+    {
+        eprint!("{}; ", error.one_line());
     }
 }
 

@@ -19,6 +19,7 @@ mod info;
 mod launch;
 mod log;
 mod logger;
+mod network;
 mod pod;
 mod process;
 mod request;

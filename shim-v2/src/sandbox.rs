@@ -40,12 +40,14 @@ mod hooks;
 mod limits;
 mod machine;
 mod memory;
+mod network;
 
 use disks::{Disk, Number};
 use hooks::ContainerHooks;
 use limits::Limits;
 use machine::Machine;
 use memory::MemoryNames;
+use network::PodNetwork;
 
 /// How long the agent has for an announced end of the guest.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -71,6 +73,10 @@ pub struct Sandbox {
     share: Arc<Share>,
     /// The pod's network namespace, which each stand-in joins.
     network: OwnedFd,
+    /// Where it is, if the pod was given one.
+    network_path: Option<PathBuf>,
+    /// What the VM has of it.
+    pod_network: tokio::sync::Mutex<PodNetwork>,
     /// containerd's mount namespace, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
     /// The sandbox container's cgroup, which has the pod's limits on the host.
@@ -159,8 +165,9 @@ impl Sandbox {
     }
 
     /// Lets a created container run, and runs its hooks for that moment: if one fails, the container
-    /// is killed.
+    /// is killed. The first one to start finds the pod's network as it is then.
     pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
+        network::join(&self.me()?).await?;
         self.agent.start_container(id).await?;
         if let Err(error) = hooks::after_start(self, id).await {
             if let Err(error) = self.agent.signal(id, "", KILL, true).await {
@@ -289,6 +296,7 @@ impl Sandbox {
             tracing::warn!("{}; the VM is stopped", error.one_line());
         }
         machine.stop_processes().await;
+        network::leave(self).await;
         let (containers, first) = {
             let mut inner = self.inner();
             let containers: Vec<_> = inner.containers.drain().collect();

@@ -18,6 +18,7 @@ const CRATES: [(&str, &[&str]); 14] = [
             "kata-like-config",
             "kata-like-boot",
             "kata-like-agent-protocol",
+            "kata-like-netlink",
         ],
     ),
     ("shim-v2/config", &[]),
@@ -25,7 +26,8 @@ const CRATES: [(&str, &[&str]); 14] = [
     ("vmm/boot", &[]),
     ("vmm/jail", &[]),
     ("vmm/fsd", &["kata-like-boot", "kata-like-jail"]),
-    ("agent", &["kata-like-agent-protocol"]),
+    ("agent", &["kata-like-agent-protocol", "kata-like-netlink"]),
+    ("agent/netlink", &[]),
     ("agent/protocol", &[]),
     ("guest-image", &[]),
     (

@@ -33,7 +33,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
-    // disks: at an offset, never opened here; their size is asked when they come
+    // interfaces: by readv and writev, as streams; disks: at an offset, never opened here; their size is asked when they come
     libc::SYS_preadv,
     libc::SYS_pwritev,
     libc::SYS_fdatasync,
@@ -65,7 +65,8 @@ const ALLOWED: &[libc::c_long] = &[
 ];
 
 /// KVM_RUN, KVM_GET_REGS (to say where a vCPU failed), KVM_IRQFD and KVM_IOEVENTFD (a slot that is
-/// filled late), FIONBIO (a stream that was accepted), BLKSSZGET (a disk's blocks).
+/// filled late), FIONBIO (a stream that was accepted, a tap), BLKSSZGET (a disk's blocks), TUNGETIFF,
+/// TUNSETVNETHDRSZ and TUNSETOFFLOAD (a tap's kind, headers and offloads).
 const IOCTLS: &[u32] = &[
     0xae80,
     0x8090_ae81,
@@ -73,6 +74,9 @@ const IOCTLS: &[u32] = &[
     0x4040_ae79,
     0x5421,
     0x1268,
+    0x8004_54d2,
+    0x4004_54d8,
+    0x4004_54d0,
 ];
 
 /// Closes the jail's last door.

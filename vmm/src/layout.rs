@@ -86,6 +86,11 @@ pub const VSOCK_SLOT: usize = 2;
 /// The entropy slot.
 pub const ENTROPY_SLOT: usize = 3;
 
+/// The first of the interfaces' slots.
+pub const NET_SLOT: usize = 4;
+/// The number of interfaces' slots.
+pub const NET_SLOTS: usize = 8;
+
 /// The first of the disks' slots.
 pub const DISK_SLOT: usize = 12;
 /// The number of disks' slots.

@@ -245,12 +245,16 @@ impl Machine {
                 },
             },
             VmCommand::RemoveDisk { slot } => {
-                match self.slots.remove_disk(&self.vm, slot as usize) {
-                    Ok(()) => VmReport::SlotEmptied,
-                    Err(error) => VmReport::Refused {
-                        why: one_line(&error),
-                    },
-                }
+                emptied(self.slots.remove_disk(&self.vm, slot as usize))
+            }
+            VmCommand::AddInterface { mac, mtu } => match <[OwnedFd; 1]>::try_from(fds) {
+                Ok([tap]) => filled(self.slots.add_interface(&self.vm, tap, mac, mtu)),
+                Err(fds) => VmReport::Refused {
+                    why: format!("add an interface: {} descriptors instead of 1", fds.len()),
+                },
+            },
+            VmCommand::RemoveInterface { slot } => {
+                emptied(self.slots.remove_interface(&self.vm, slot as usize))
             }
         })
     }
@@ -289,6 +293,15 @@ fn vcpu_ended(end: VcpuEnd) -> (EndReason, String) {
 fn filled(slot: Result<usize, SlotsError>) -> VmReport {
     match slot {
         Ok(slot) => VmReport::SlotFilled { slot: slot as u32 }, // one of a few
+        Err(error) => VmReport::Refused {
+            why: one_line(&error),
+        },
+    }
+}
+
+fn emptied(result: Result<(), SlotsError>) -> VmReport {
+    match result {
+        Ok(()) => VmReport::SlotEmptied,
         Err(error) => VmReport::Refused {
             why: one_line(&error),
         },

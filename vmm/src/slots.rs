@@ -3,45 +3,62 @@
 //! Called by `machine`. Which slot is for what is in `layout`. The slots' number never changes; the
 //! guest's driver binds and unbinds what is in them when the agent asks it to.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kvm::{KvmError, Vm};
-use crate::layout::{DISK_SLOT, DISK_SLOTS, SLOT_IRQS, slot_address};
+use crate::layout::{DISK_SLOT, DISK_SLOTS, NET_SLOT, NET_SLOTS, SLOT_IRQS, slot_address};
 use crate::reactor::Reactor;
-use crate::virtio::block::{BadDisk, Block, Disk, Worker};
+use crate::virtio::block::{BadDisk, Block, Disk};
 use crate::virtio::mmio::{QUEUE_NOTIFY, Slot, SlotError};
+use crate::virtio::net::{BadTap, Net, Tap};
+use crate::virtio::worker::Worker;
 use crate::virtio::{Device, DeviceError, GuestRam, Interrupt};
 
 /// Why a device was not put in or taken out.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "most variants are their source's step")]
 pub enum SlotsError {
-    /// No such slot, or none of a disk's.
+    /// No such slot, or none of this kind.
     #[error("slot {slot}: there is no such slot{what}")]
     Unknown { slot: usize, what: &'static str },
     /// All that there are.
-    #[error("add a disk: all {DISK_SLOTS} slots for disks are in use")]
-    Full,
+    #[error("add {what}: all {slots} slots for that are in use")]
+    Full { what: &'static str, slots: usize },
+    /// Not what the standard allows (virtio 1.2, 5.1.4.2).
+    #[error("add an interface: an MTU of {0} is below 68")]
+    Mtu(u16),
     #[error(transparent)]
     Slot(#[from] SlotError),
     #[error(transparent)]
     Disk(#[from] BadDisk),
     #[error(transparent)]
+    Tap(#[from] BadTap),
+    #[error(transparent)]
     Kvm(#[from] KvmError),
     #[error("make an eventfd for a device's interrupt")]
     EventFd(#[source] std::io::Error),
-    #[error("start the threads of disks")]
+    #[error("start the threads of devices")]
     Thread(#[source] std::io::Error),
+}
+
+/// The least MTU that a driver can be told.
+const MIN_MTU: u16 = 68;
+
+#[derive(Default)]
+struct Workers {
+    nets: Vec<Worker>,
+    disks: Vec<Worker>,
 }
 
 /// All slots.
 pub struct Slots {
     slots: Arc<[Arc<Slot>]>,
-    /// A thread for each slot of a disk, started before the jail closes.
-    workers: Vec<Worker>,
+    /// A thread for each slot of an interface and of a disk, started before the jail closes.
+    workers: Workers,
 }
 
 impl Slots {
@@ -57,7 +74,7 @@ impl Slots {
             slots: (0..SLOT_IRQS.len())
                 .map(slot)
                 .collect::<Result<_, SlotsError>>()?,
-            workers: Vec::new(),
+            workers: Workers::default(),
         })
     }
 
@@ -66,12 +83,18 @@ impl Slots {
         self.slots.clone()
     }
 
-    /// Starts the threads that disks need; once, before the jail closes.
+    /// Starts the threads that interfaces and disks need; once, before the jail closes.
     pub fn start_workers(&mut self) -> Result<(), SlotsError> {
-        self.workers = (0..DISK_SLOTS)
-            .map(|number| Worker::start(format!("disk{number}")))
-            .collect::<Result<_, _>>()
-            .map_err(SlotsError::Thread)?;
+        let start = |name, count| {
+            (0..count)
+                .map(|number| Worker::start(format!("{name}{number}")))
+                .collect::<Result<_, _>>()
+                .map_err(SlotsError::Thread)
+        };
+        self.workers = Workers {
+            nets: start("net", NET_SLOTS)?,
+            disks: start("disk", DISK_SLOTS)?,
+        };
         Ok(())
     }
 
@@ -117,22 +140,63 @@ impl Slots {
 
     /// Puts a disk into the first free slot for disks, and returns its number.
     pub fn add_disk(&self, vm: &Vm, file: OwnedFd, read_only: bool) -> Result<usize, SlotsError> {
-        let free = |(number, _): &(usize, &Worker)| {
-            let slot = self.slots.get(DISK_SLOT + number);
-            slot.is_some_and(|slot| slot.is_empty())
-        };
-        let found = self.workers.iter().enumerate().find(free);
-        let (number, worker) = found.ok_or(SlotsError::Full)?;
+        let (slot, worker) = self.free("a disk", DISK_SLOT, &self.workers.disks)?;
         let disk = Disk::new(file, read_only)?;
-        let device = Block::new(disk, worker.clone());
-        self.fill(vm, DISK_SLOT + number, Box::new(device))?;
-        Ok(DISK_SLOT + number)
+        self.fill(vm, slot, Box::new(Block::new(disk, worker)))?;
+        Ok(slot)
     }
 
     /// Takes a disk out again and closes its descriptor.
     pub fn remove_disk(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
-        if !(DISK_SLOT..DISK_SLOT + DISK_SLOTS).contains(&index) {
-            let what = " for disks";
+        self.remove(vm, index, DISK_SLOT..DISK_SLOT + DISK_SLOTS, " for disks")
+    }
+
+    /// Puts an interface over a tap into the first free slot for interfaces, and returns its number.
+    pub fn add_interface(
+        &self,
+        vm: &Vm,
+        tap: OwnedFd,
+        mac: [u8; 6],
+        mtu: u16,
+    ) -> Result<usize, SlotsError> {
+        if mtu < MIN_MTU {
+            return Err(SlotsError::Mtu(mtu));
+        }
+        let (slot, worker) = self.free("an interface", NET_SLOT, &self.workers.nets)?;
+        let tap = Tap::new(tap)?;
+        self.fill(vm, slot, Box::new(Net::new(tap, mac, mtu, worker)))?;
+        Ok(slot)
+    }
+
+    /// Takes an interface out again and closes its tap.
+    pub fn remove_interface(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
+        self.remove(vm, index, NET_SLOT..NET_SLOT + NET_SLOTS, " for interfaces")
+    }
+
+    /// The first empty slot from `first` on, and its thread.
+    fn free(
+        &self,
+        what: &'static str,
+        first: usize,
+        workers: &[Worker],
+    ) -> Result<(usize, Worker), SlotsError> {
+        let is_free = |slot: usize| self.slots.get(slot).is_some_and(|slot| slot.is_empty());
+        let slots = workers.len();
+        (first..)
+            .zip(workers)
+            .find(|(slot, _)| is_free(*slot))
+            .map(|(slot, worker)| (slot, worker.clone()))
+            .ok_or(SlotsError::Full { what, slots })
+    }
+
+    fn remove(
+        &self,
+        vm: &Vm,
+        index: usize,
+        slots: Range<usize>,
+        what: &'static str,
+    ) -> Result<(), SlotsError> {
+        if !slots.contains(&index) {
             return Err(SlotsError::Unknown { slot: index, what });
         }
         self.empty(vm, index)

@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 pub use process::Process;
-pub use record::{RECORD_VERSION, Record, StandIn};
+pub use record::{Network, RECORD_VERSION, Record, StandIn};
 
 /// The parent of all state folders.
 pub const ROOT: &str = "/run/kata-like";

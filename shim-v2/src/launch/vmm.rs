@@ -232,6 +232,20 @@ impl Vmm {
         }
     }
 
+    /// Puts an interface over a tap into a free slot; answers N of the guest's `virtio-mmio.N`.
+    pub async fn add_interface(
+        &self,
+        tap: &OwnedFd,
+        mac: [u8; 6],
+        mtu: u16,
+    ) -> Result<u32, SandboxError> {
+        let command = VmCommand::AddInterface { mac, mtu };
+        match self.command_with(command, &[tap.as_fd()]).await? {
+            VmReport::SlotFilled { slot } => Ok(slot),
+            other => Err(refused("add an interface to the virtual machine", &other)),
+        }
+    }
+
     async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
         self.command_with(command, &[]).await
     }

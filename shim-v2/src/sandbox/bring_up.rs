@@ -136,6 +136,11 @@ async fn bring_up(
         state,
         share,
         network,
+        network_path: match &wanted.split.host.network {
+            NetworkPart::Path(path) => Some(path.clone()),
+            NetworkPart::New | NetworkPart::Pod => None,
+        },
+        pod_network: tokio::sync::Mutex::default(),
         host_mounts: request.host_mounts,
         limited: Path::new(cgroup::ROOT).join(&wanted.cgroup),
         memory: wanted.memory,

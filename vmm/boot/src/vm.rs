@@ -146,6 +146,20 @@ pub enum VmCommand {
         /// The number that [`VmReport::SlotFilled`] gave.
         slot: u32,
     },
+    /// Fill a free slot with a network interface over the tap beside the command, which is attached with
+    /// `IFF_NO_PI` and `IFF_VNET_HDR`: answered by [`VmReport::SlotFilled`] or [`VmReport::Refused`].
+    AddInterface {
+        /// Its Ethernet address.
+        mac: [u8; 6],
+        /// Its MTU in bytes, at least 68.
+        mtu: u16,
+    },
+    /// Empty an interface's slot, which its driver has let go: answered by [`VmReport::SlotEmptied`] or
+    /// [`VmReport::Refused`].
+    RemoveInterface {
+        /// The number that [`VmReport::SlotFilled`] gave.
+        slot: u32,
+    },
     /// End the VM: answered by [`VmReport::Ended`].
     Stop,
 }
@@ -162,13 +176,13 @@ pub enum VmReport {
     Figures(Figures),
     /// Answer to [`VmCommand::WriteLog`].
     LogWritten,
-    /// Answer to [`VmCommand::AddEntropy`] and [`VmCommand::AddDisk`]: the device can be bound in the
-    /// guest as `virtio-mmio.<slot>`, counted from 0.
+    /// Answer to [`VmCommand::AddEntropy`], [`VmCommand::AddDisk`] and [`VmCommand::AddInterface`]: the device can
+    /// be bound in the guest as `virtio-mmio.<slot>`, counted from 0.
     SlotFilled {
         /// The number in the guest's `virtio-mmio.N`.
         slot: u32,
     },
-    /// Answer to [`VmCommand::RemoveDisk`]: nothing of the VMM's holds the descriptor any more.
+    /// Answer to [`VmCommand::RemoveDisk`] and [`VmCommand::RemoveInterface`]: nothing of the VMM's holds the descriptor any more.
     SlotEmptied,
     /// The command could not be carried out; the VM goes on.
     Refused {

@@ -22,6 +22,10 @@ use super::GuestRam;
 /// The most buffers that one system call reads or writes (the kernel's own limit is 1,024).
 const MAX_VECTORS: usize = 64;
 
+/// The most buffers that make up one packet: it must pass in a single system call. UIO_MAXIOV, less one for
+/// the packet's header.
+pub const MAX_PACKET_VECTORS: usize = 1023;
+
 const DESCRIPTOR_SIZE: u32 = 16;
 
 /// What is wrong with a chain.
@@ -221,6 +225,11 @@ impl Chain {
         self.writable.left
     }
 
+    /// Buffers left to write.
+    pub fn writable_buffers(&self) -> usize {
+        self.writable.rest().len()
+    }
+
     /// Bytes written so far; the driver is told them when the chain is given back.
     pub fn written(&self) -> u32 {
         self.written
@@ -327,6 +336,37 @@ impl Chain {
         })
     }
 
+    /// One `writev(2)` of a packet: `head`, and behind it all readable bytes. They are used up if all of it was
+    /// written, and must be at most [`MAX_PACKET_VECTORS`] buffers.
+    pub fn send_packet(&mut self, target: impl AsFd, head: &[u8]) -> io::Result<()> {
+        let slices = self.pieces(&self.readable, usize::MAX, MAX_PACKET_VECTORS)?;
+        let length = head.len() + slices.iter().map(VolatileSlice::len).sum::<usize>();
+        if length != head.len() + self.readable.left {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
+        let mut vectors = vec![libc::iovec {
+            iov_base: head.as_ptr().cast_mut().cast(),
+            iov_len: head.len(),
+        }];
+        vectors.extend(guards.iter().map(|guard| libc::iovec {
+            iov_base: guard.as_ptr().cast_mut().cast(),
+            iov_len: guard.len(),
+        }));
+        let (vectors, count) = (vectors.as_ptr(), vectors.len() as libc::c_int); // at most 1,024
+        // SAFETY: the first vector is `head`, the others are mapped as `drain` has it; all of them and the
+        // descriptor live to the end of the call, which only reads them.
+        let sent = unsafe { libc::writev(target.as_fd().as_raw_fd(), vectors, count) };
+        match usize::try_from(sent) {
+            Err(_) => Err(io::Error::last_os_error()),
+            Ok(sent) if sent != length => Err(io::ErrorKind::WriteZero.into()),
+            Ok(_) => {
+                self.readable.advance(self.readable.left);
+                Ok(())
+            }
+        }
+    }
+
     /// Leaves `count` writable bytes as they are, at most those that are left. They count as written.
     pub fn skip_writable(&mut self, count: usize) {
         let count = count.min(self.writable.left);
@@ -383,9 +423,13 @@ impl Chain {
 
     /// The first bytes of one side as host memory: at most `limit` bytes in MAX_VECTORS pieces.
     fn slices(&self, side: &Side, limit: usize) -> io::Result<Vec<VolatileSlice<'_>>> {
+        self.pieces(side, limit, MAX_VECTORS)
+    }
+
+    fn pieces(&self, side: &Side, limit: usize, most: usize) -> io::Result<Vec<VolatileSlice<'_>>> {
         let mut left = limit;
         let mut slices = Vec::new();
-        for buffer in side.rest().iter().take(MAX_VECTORS) {
+        for buffer in side.rest().iter().take(most) {
             let count = buffer.length.min(left);
             if count == 0 {
                 continue;
@@ -404,6 +448,36 @@ impl Chain {
             .written
             .saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
     }
+}
+
+/// One `readv(2)` of a packet: into `head`, which stands for the first bytes of the first chain, and behind it
+/// into the writable buffers of `chains`, one after the other, as far as [`MAX_PACKET_VECTORS`] of them
+/// reach. Nothing counts as written yet; the caller does that for what the packet takes.
+pub fn receive_packet(source: impl AsFd, head: &mut [u8], chains: &[Chain]) -> io::Result<usize> {
+    let mut slices = Vec::new();
+    let mut skip = head.len();
+    for chain in chains {
+        let most = MAX_PACKET_VECTORS.saturating_sub(slices.len());
+        for slice in chain.pieces(&chain.writable, usize::MAX, most)? {
+            let behind = slice.offset(skip.min(slice.len()));
+            skip -= skip.min(slice.len());
+            slices.push(behind.map_err(io::Error::other)?);
+        }
+    }
+    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let mut vectors = vec![libc::iovec {
+        iov_base: head.as_mut_ptr().cast(),
+        iov_len: head.len(),
+    }];
+    vectors.extend(guards.iter().map(|guard| libc::iovec {
+        iov_base: guard.as_ptr().cast(),
+        iov_len: guard.len(),
+    }));
+    let (vectors, count) = (vectors.as_ptr(), vectors.len() as libc::c_int); // at most 1,024
+    // SAFETY: the first vector is `head`, borrowed for writing; the others are mapped and writable as
+    // `Chain::fill` has it. All of them and the descriptor live to the end of the call.
+    let got = unsafe { libc::readv(source.as_fd().as_raw_fd(), vectors, count) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
 /// What a file's position can be, at the most.

@@ -27,9 +27,11 @@ pub mod block;
 pub mod chain;
 pub mod fs;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod vsock;
+pub mod worker;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -60,6 +62,8 @@ pub const FEATURE_VERSION_1: u64 = 1 << 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
+    /// Network interface.
+    Net = 1,
     /// Disk.
     Block = 2,
     /// Entropy.

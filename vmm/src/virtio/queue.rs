@@ -1,17 +1,20 @@
 //! A split virtqueue whose every index is checked (virtio 1.2, 2.7).
 //!
-//! Ring arithmetic and event suppression are those of the `virtio-queue` crate; the walk over a
-//! chain is ours (`chain`), since there a malformed chain must be an error, not a short chain.
+//! Ring arithmetic and the driver's notifications are those of the `virtio-queue` crate. The walk over a
+//! chain is ours (`chain`), since there a malformed chain must be an error, not a short chain; and so is
+//! the used ring, since there several chains can't be given back at once.
 //!
 //! Invariants: the rings lie wholly in guest memory (checked once, by [`Virtqueue::new`]; memory is
 //! never removed while a device is active); size is a power of two not above the device's maximum;
 //! no more than `size` chains are taken at a time. After an error the queue is not used again: the
 //! device goes to DEVICE_NEEDS_RESET.
 
+use std::num::Wrapping;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, Malformed};
@@ -72,6 +75,8 @@ pub struct Virtqueue {
     memory: GuestRam,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
+    /// Chains given back since the driver was asked whether it wants an interrupt.
+    given_back: Wrapping<u16>,
 }
 
 impl Virtqueue {
@@ -114,6 +119,7 @@ impl Virtqueue {
             memory,
             interrupt,
             kick,
+            given_back: Wrapping(0),
         })
     }
 
@@ -138,9 +144,29 @@ impl Virtqueue {
 
     /// Gives a chain back to the driver, with as many bytes as were written into it.
     pub fn give_back(&mut self, chain: Chain) -> Result<(), QueueError> {
-        self.ring
-            .add_used(&*self.memory, chain.head(), chain.written())
-            .map_err(QueueError::Ring)
+        self.give_back_all([chain])
+    }
+
+    /// The same for several in their order. The driver finds all of them or none.
+    pub fn give_back_all(
+        &mut self,
+        chains: impl IntoIterator<Item = Chain>,
+    ) -> Result<(), QueueError> {
+        let used = |offset| GuestAddress(self.layout.used + offset); // in guest memory, see `new`
+        let failed = |error| QueueError::Ring(virtio_queue::Error::GuestMemory(error));
+        let mut next = Wrapping(self.ring.next_used());
+        for chain in chains {
+            // `struct virtq_used_elem`: id and length, 32 bits each.
+            let element = u64::from(chain.head()) | u64::from(chain.written()) << 32;
+            let at = used(4 + 8 * u64::from(next.0 % self.ring.size()));
+            self.memory.write_obj(element.to_le(), at).map_err(failed)?;
+            next += 1;
+            self.given_back += 1;
+        }
+        self.ring.set_next_used(next.0);
+        self.memory
+            .store(next.0.to_le(), used(2), Ordering::Release)
+            .map_err(failed)
     }
 
     /// Leaves the chain taken last in the ring; it comes again from [`Virtqueue::next_chain`].
@@ -149,15 +175,25 @@ impl Virtqueue {
         self.ring.go_to_previous_position();
     }
 
-    /// Interrupts the driver if it wants that after what was given back since the last call.
+    /// Interrupts the driver if it wants that after what was given back since the last call (virtio 1.2,
+    /// 2.7.7.2).
     pub fn signal(&mut self) -> Result<(), QueueError> {
-        if self
-            .ring
-            .needs_notification(&*self.memory)
-            .map_err(QueueError::Ring)?
-        {
-            self.interrupt.raise(Interrupt::USED);
+        let count = std::mem::take(&mut self.given_back);
+        if self.ring.event_idx_enabled() {
+            // The driver writes the index that it waits for, and then looks at ours once more.
+            fence(Ordering::SeqCst);
+            let at = self.layout.available + 4 + 2 * u64::from(self.ring.size());
+            let waits_for = self
+                .memory
+                .load(GuestAddress(at), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
+            let passed = Wrapping(self.ring.next_used()) - Wrapping(waits_for) - Wrapping(1);
+            if passed >= count {
+                return Ok(());
+            }
         }
+        self.interrupt.raise(Interrupt::USED);
         Ok(())
     }
 

@@ -158,6 +158,34 @@ fn a_chain_put_back_comes_again() {
     assert_eq!(queue.next_chain().unwrap().unwrap().head(), 3);
 }
 
+/// Chains that are given back at once raise one interrupt, if the driver waits for any of them.
+#[test]
+fn several_chains_are_given_back_at_once() {
+    let (mut driver, _) = Driver::new();
+    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let interrupt = Arc::new(Interrupt::new(event()));
+    let (memory, kick) = (driver.memory.clone(), Arc::new(event()));
+    let made = Virtqueue::new(layout(), SIZE, true, memory, interrupt.clone(), kick);
+    let mut queue = made.unwrap();
+    // The driver waits for the used element of this index, the one in the middle of the second three.
+    let waits_for = GuestAddress(AVAILABLE + 4 + 2 * u64::from(SIZE));
+    driver.memory.write_obj(4u16, waits_for).unwrap();
+    for round in 1..=4u16 {
+        let mut chains = Vec::new();
+        for head in 0..3 {
+            driver.descriptor(head, BUFFERS, 10, WRITE, 0);
+            driver.offer(head);
+            let mut chain = queue.next_chain().unwrap().unwrap();
+            chain.write_all(&[7; 4]).unwrap();
+            chains.push(chain);
+        }
+        queue.give_back_all(chains).unwrap();
+        assert_eq!(driver.used(), (3 * round, 2, 4));
+        queue.signal().unwrap();
+        assert_eq!(interrupt.irq().read().is_ok(), round == 2, "{round}");
+    }
+}
+
 #[test]
 fn an_indirect_table_is_followed() {
     let (mut driver, mut queue) = Driver::new();

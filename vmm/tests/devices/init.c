@@ -1,5 +1,6 @@
 // PID 1 of the guests in main.rs: dials the host once, then does what its streams ask for.
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +16,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <sys/ioctl.h>
 #include <linux/vm_sockets.h>
+#include <net/if.h>
 #include <unistd.h>
 
 #define AGENT 1024
@@ -103,6 +106,62 @@ static int as_member(const char *path)
 	return status ? -1 : 0;
 }
 
+static int put(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY);
+	int result = file < 0 ? -1 : write(file, text, strlen(text));
+	int why = errno;
+	close(file);
+	errno = why;
+	return result;
+}
+
+static const char *get(const char *path)
+{
+	static char text[64];
+	int file = open(path, O_RDONLY);
+	ssize_t length = file < 0 ? 0 : read(file, text, sizeof(text) - 1);
+	text[length > 0 ? length - 1 : 0] = 0;
+	close(file);
+	return text;
+}
+
+// Binds a slot, gives its interface this address, and echoes TCP on port 7 there. Tells what the driver was told.
+static int interface(const char *slot, const char *address, char *answer)
+{
+	struct ifreq request = {.ifr_name = "eth0"};
+	struct sockaddr_in *own = (struct sockaddr_in *)&request.ifr_addr;
+	struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(7)};
+	mkdir("/sys", 0755);
+	mount("none", "/sys", "sysfs", 0, 0);
+	if (put("/sys/bus/platform/drivers/virtio-mmio/bind", slot) < 0)
+		return -1;
+	strcat(answer, " ");
+	strcat(answer, get("/sys/class/net/eth0/address"));
+	strcat(answer, " ");
+	strcat(answer, get("/sys/class/net/eth0/mtu"));
+	int socket_fd = socket(AF_INET, SOCK_STREAM, 0);
+	own->sin_family = AF_INET;
+	inet_aton(address, &own->sin_addr);
+	if (ioctl(socket_fd, SIOCSIFADDR, &request))
+		return -2;
+	request.ifr_flags = IFF_UP | IFF_RUNNING;
+	if (ioctl(socket_fd, SIOCSIFFLAGS, &request))
+		return -3;
+	int listens = bind(socket_fd, (struct sockaddr *)&here, sizeof(here)) == 0 && listen(socket_fd, 8) == 0;
+	if (!listens && errno != EADDRINUSE) // by the interface before
+		return -4;
+	if (listens && fork() == 0)
+		for (;;) {
+			int stream = accept(socket_fd, 0, 0);
+			if (stream >= 0)
+				echo(stream);
+			close(stream);
+		}
+	close(socket_fd);
+	return 0;
+}
+
 // One word after the other: a file operation, its path, its argument. Answers "ok …" or "error N".
 static void files(int stream)
 {
@@ -141,6 +200,10 @@ static void files(int stream)
 			result = as_member(path);
 		} else if (!strcmp(verb, "tmpfile")) {
 			result = open(path, O_TMPFILE | O_RDWR, 0600);
+		} else if (!strcmp(verb, "interface")) {
+			result = interface(path, argument, answer);
+		} else if (!strcmp(verb, "unbind")) {
+			result = put("/sys/bus/platform/drivers/virtio-mmio/unbind", path);
 		} else if (!strcmp(verb, "mkfifo")) {
 			result = mkfifo(path, 0600);
 		} else if (!strcmp(verb, "rename")) {

@@ -1,10 +1,11 @@
-//! A real guest's vsock and file systems, end to end: driver, VMM, fs server, host.
+//! A real guest's vsock, file systems and network, end to end: driver, VMM, fs server, host.
 //!
 //! Needs what the tests in `boot` need, the fs server as `KATA_LIKE_FSD` included. Every mount is
 //! made in a mount namespace of the test's own thread, which ends with it.
 
 #![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
 
+mod network;
 #[path = "../parts/mod.rs"]
 mod parts;
 

@@ -134,6 +134,12 @@ impl Guest {
         self.report()
     }
 
+    pub fn add_interface(&mut self, tap: &OwnedFd, mac: [u8; 6], mtu: u16) -> VmReport {
+        let command = VmCommand::AddInterface { mac, mtu };
+        self.control.send(&command, &[tap.as_fd()]).unwrap();
+        self.report()
+    }
+
     /// Empties a disk's slot as soon as the guest has let go of it.
     pub fn remove_disk(&mut self, slot: u32) {
         let end = Instant::now() + PATIENCE;

@@ -32,8 +32,21 @@ pub struct Record {
     pub fsd: Option<Process>,
     /// A stand-in for each task.
     pub stand_ins: Vec<StandIn>,
+    /// What was changed in a network namespace that outlives the pod.
+    #[serde(default)]
+    pub network: Option<Network>,
     /// The cgroups that were made for the pod, a child before its parent: the order in which they can be removed.
     pub cgroups: Vec<PathBuf>,
+}
+
+/// A network namespace that is joined to the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Where it is on the host.
+    pub path: PathBuf,
+    /// The numbers of its interfaces that have got a queueing discipline for it.
+    pub qdiscs: Vec<u32>,
 }
 
 /// The host process that stands in for a task.
@@ -58,6 +71,7 @@ impl Record {
             uid: None,
             fsd: None,
             stand_ins: Vec::new(),
+            network: None,
             cgroups: Vec::new(),
         }
     }

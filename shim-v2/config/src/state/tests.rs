@@ -54,6 +54,7 @@ fn the_record_comes_back_as_it_was_written() {
             task: "web".into(),
             process: us,
         }],
+        network: None,
         cgroups: vec!["/sys/fs/cgroup/pod/web".into(), "/sys/fs/cgroup/pod".into()],
         ..Record::new("default", "pod")
     };

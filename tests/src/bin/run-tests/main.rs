@@ -25,7 +25,7 @@ use count::{Count, counted, must};
 use hosts::{Outcome, Run};
 
 /// The parts with their time in minutes, and the test binaries of each, in the order in which they begin.
-const PARTS: [(&str, u64, &[&str]); 7] = [
+const PARTS: [(&str, u64, &[&str]); 8] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -46,6 +46,7 @@ const PARTS: [(&str, u64, &[&str]); 7] = [
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
     ("workloads", 3, &["workloads", "host_devices"]),
+    ("network", 4, &["network"]),
     ("Kubernetes", 5, &["cri"]),
     (
         "faults and hostile",

@@ -1,27 +1,17 @@
 //! The block device (virtio 1.2, 5.2): one queue, served by a thread of its own.
 //!
 //! `slots` puts it into one of the slots kept for disks, long after boot, and takes it out again.
-//! `disk` is the host's descriptor, `request` what the driver asks of it, `worker` the thread: reads
+//! `disk` is the host's descriptor, `request` what the driver asks of it, `job` what the thread does: reads
 //! and writes wait for the host's storage, and must hold up neither a vCPU nor the event loop.
-//!
-//! What must hold: after a reset nothing touches the guest's rings or buffers any more. The reset
-//! therefore waits, at most [`STOP_LIMIT`], for the one request that is under way.
 
 mod disk;
+mod job;
 mod request;
-mod worker;
-
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::Duration;
-
-use rustix::event::epoll::EventFlags;
 
 pub use self::disk::{BadDisk, Disk};
-use self::worker::{Job, Over};
-pub use self::worker::{Signal, Worker};
-use super::{
-    Activation, Active, Device, DeviceError, HostEvents, Kind, RING_FEATURES, Token, descriptor,
-};
+use self::job::Requests;
+use super::worker::{Serving, Worker};
+use super::{Activation, Active, Device, DeviceError, Kind, RING_FEATURES, Token};
 
 /// Requests a driver may have under way.
 const QUEUE_SIZES: [u16; 1] = [256];
@@ -36,9 +26,6 @@ const FEATURE_READ_ONLY: u64 = 1 << 5;
 
 /// `struct virtio_blk_config` up to `blk_size`; what follows belongs to features never offered.
 const CONFIG_SIZE: usize = 24;
-
-/// How long a request may keep a reset waiting, before the VM is given up.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The thread says here that it has ended.
 const ENDED: Token = Token(0);
@@ -97,42 +84,19 @@ impl Device for Block {
 
     fn activate(self: Box<Self>, mut guest: Activation) -> Result<Box<dyn Active>, DeviceError> {
         let queue = guest.take_queue(0)?;
-        let failed = |source| DeviceError::host("take an eventfd for a disk", source);
-        let stop = Signal::new().map_err(failed)?;
-        let ended = Signal::new().map_err(failed)?;
-        guest
-            .host
-            .watch(descriptor(ended.event()), ENDED, EventFlags::IN)?;
         // Without FLUSH a driver takes a write that is done for one that lasts (5.2.6.2).
-        let flushes = guest.features & FEATURE_FLUSH != 0;
-        let over = self.worker.begin(Job {
+        let requests = Requests {
             disk: self.disk,
-            flush_each_write: !flushes,
+            flush_each_write: guest.features & FEATURE_FLUSH == 0,
             queue,
-            stop: stop.clone(),
-            ended: ended.clone(),
-        })?;
-        Ok(Box::new(Running {
-            worker: self.worker,
-            stop,
-            ended,
-            over,
-            stopped: None,
-            host: guest.host,
-        }))
+        };
+        let serving = Serving::begin(self.worker, requests, guest.host, ENDED)?;
+        Ok(Box::new(Running(serving)))
     }
 }
 
 /// The running device: the disk is with the thread.
-struct Running {
-    worker: Worker,
-    stop: Signal,
-    ended: Signal,
-    over: Receiver<Over>,
-    /// The disk, if the thread has ended by itself: the guest broke its rings.
-    stopped: Option<Disk>,
-    host: HostEvents,
-}
+struct Running(Serving<Disk>);
 
 impl Active for Running {
     fn notified(&mut self, _queue: u16) -> Result<(), DeviceError> {
@@ -140,43 +104,13 @@ impl Active for Running {
     }
 
     fn ready(&mut self, _token: Token) -> Result<(), DeviceError> {
-        match self.over.try_recv() {
-            Ok((disk, result)) => {
-                self.stopped = Some(disk);
-                result
-            }
-            Err(TryRecvError::Empty) => Ok(()), // an event of an earlier life
-            Err(TryRecvError::Disconnected) => match self.stopped {
-                Some(_) => Ok(()),
-                None => Err(panicked()),
-            },
-        }
+        self.0.ready()
     }
 
-    fn reset(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceError> {
-        self.host.unwatch(descriptor(self.ended.event()))?;
-        let disk = match self.stopped.take() {
-            Some(disk) => disk,
-            None => {
-                self.stop.raise();
-                let over = self.over.recv_timeout(STOP_LIMIT);
-                // Whatever the thread has to complain of, the driver has given up by itself.
-                let (disk, _) = over.map_err(|error| match error {
-                    RecvTimeoutError::Disconnected => panicked(),
-                    RecvTimeoutError::Timeout => DeviceError::host(
-                        "stop a disk",
-                        format!("a request has not come back from the host for {STOP_LIMIT:?}"),
-                    ),
-                })?;
-                disk
-            }
-        };
-        Ok(Box::new(Block::new(disk, self.worker)))
+    fn reset(self: Box<Self>) -> Result<Box<dyn Device>, DeviceError> {
+        let (disk, worker) = self.0.end()?;
+        Ok(Box::new(Block::new(disk, worker)))
     }
-}
-
-fn panicked() -> DeviceError {
-    DeviceError::host("serve a disk", "its thread panicked")
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::sleep;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::event::epoll;
@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::virtio::queue::QueueLayout;
-use crate::virtio::{GuestRam, Interrupt, Virtqueue};
+use crate::virtio::{GuestRam, HostEvents, Interrupt, Virtqueue};
 
 const SIZE: u16 = 16;
 const MEMORY: usize = 1 << 20;

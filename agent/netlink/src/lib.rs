@@ -1,0 +1,23 @@
+//! A network namespace's interfaces, addresses, routes and neighbours, read and set over rtnetlink.
+//!
+//! The shim reads what the pod's namespace on the host holds, and the agent makes the same in the guest:
+//! both need the same few messages of the kernel's, so this is all there is of them. One blocking socket,
+//! one request at a time, each with a deadline. Deliberately absent: async, events, and every attribute
+//! that nobody here carries. Facts: rtnetlink(7), Linux Documentation/userspace-api/netlink, include/uapi.
+
+mod address;
+mod link;
+mod message;
+mod neighbour;
+mod route;
+mod socket;
+
+pub use address::Address;
+pub use link::{Change, Link};
+pub use message::{Attributes, Message, address_bytes, number, text};
+pub use neighbour::Neighbour;
+pub use route::{Hop, Route};
+pub use socket::Socket;
+
+#[cfg(test)]
+mod tests;

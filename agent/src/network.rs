@@ -1,0 +1,252 @@
+//! The guest's network: what the pod's namespace on the host holds, made again in the guest's.
+//!
+//! Called by `service.rs`, once, before the first container starts. The VMM has put a device for each
+//! interface into a slot. Everything here is the copy of something that works on the host: addresses are
+//! not tried for duplicates again, and no route is made but those that the host has.
+
+use std::io;
+
+use kata_like_netlink::{Address, Change, Link, Neighbour, Route, Socket};
+
+use crate::device::{self, DeviceError};
+
+/// The network.
+#[derive(Debug)]
+pub struct Network {
+    pub interfaces: Vec<Interface>,
+    pub routes: Vec<Named<Route>>,
+    pub neighbours: Vec<Named<Neighbour>>,
+}
+
+/// An interface that is to be.
+#[derive(Debug)]
+pub struct Interface {
+    /// N of `virtio-mmio.N`.
+    pub slot: u32,
+    pub name: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    pub up: bool,
+    /// Their numbers of the interface are still 0.
+    pub addresses: Vec<Address>,
+}
+
+/// Something with the names of the interfaces in it, whose numbers there are still 0.
+#[derive(Debug)]
+pub struct Named<T> {
+    pub interfaces: Vec<String>,
+    pub it: T,
+}
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The kernel refused.
+    #[error("{step}")]
+    Netlink {
+        step: String,
+        #[source]
+        source: io::Error,
+    },
+    /// Something names an interface that there is not.
+    #[error("find interface {0:?}: there is none")]
+    NoInterface(String),
+    /// The slots are mixed up.
+    #[error("the device in slot {slot} has not the address of interface {name}")]
+    OtherAddress { slot: u32, name: String },
+}
+
+fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
+    let step = step.into();
+    move |source| NetworkError::Netlink { step, source }
+}
+
+/// Makes it.
+pub fn configure(network: &Network) -> Result<(), NetworkError> {
+    let mut socket = Socket::open().map_err(step("open a netlink socket"))?;
+    let indices = bind(&mut socket, &network.interfaces)?;
+    for (interface, index) in network.interfaces.iter().zip(indices) {
+        set_up(&mut socket, interface, index)?;
+    }
+    let links = socket.links().map_err(step("list the interfaces"))?;
+    for route in in_order(&network.routes) {
+        add_route(&mut socket, route, &links)?;
+    }
+    for Named { interfaces, it } in &network.neighbours {
+        let mut neighbour = it.clone();
+        for name in interfaces {
+            neighbour.link = find(&links, name)?;
+        }
+        let added = socket.add_neighbour(&neighbour);
+        added.map_err(step(format!("add neighbour {}", neighbour.address)))?;
+    }
+    Ok(())
+}
+
+/// Binds every device and gives its interface its name. Answers the interfaces' numbers.
+fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, NetworkError> {
+    let mut indices = Vec::new();
+    for Interface {
+        slot, name, mac, ..
+    } in interfaces
+    {
+        device::bind(*slot)?;
+        let index = device::interface(*slot)?;
+        let links = socket.links().map_err(step("list the interfaces"))?;
+        if !links
+            .iter()
+            .any(|link| link.index == index && link.mac == mac)
+        {
+            let (slot, name) = (*slot, name.clone());
+            return Err(NetworkError::OtherAddress { slot, name });
+        }
+        // The kernel's own choice may be the name of one that is still to come.
+        rename(socket, index, &format!("slot{slot}"))?;
+        indices.push(index);
+    }
+    for (interface, index) in interfaces.iter().zip(&indices) {
+        rename(socket, *index, &interface.name)?;
+    }
+    Ok(indices)
+}
+
+fn rename(socket: &mut Socket, index: u32, name: &str) -> Result<(), NetworkError> {
+    let renamed = socket.set_link(index, &Change::Name(name));
+    renamed.map_err(step(format!("name interface {name}")))
+}
+
+fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), NetworkError> {
+    let Interface { name, mtu, up, .. } = interface;
+    let mut set = |what: &str, change| {
+        let set = socket.set_link(index, &change);
+        set.map_err(step(format!("{what} of interface {name}")))
+    };
+    set("set the MTU", Change::Mtu(*mtu))?;
+    set("turn off own addresses", Change::NoOwnAddress)?;
+    if *up {
+        set("change the state", Change::Up)?;
+    }
+    for address in &interface.addresses {
+        let address = Address {
+            link: index,
+            flags: flags(address),
+            ..address.clone()
+        };
+        let added = socket.add_address(&address);
+        added.map_err(step(format!(
+            "add address {}/{} to interface {name}",
+            address.local, address.prefix
+        )))?;
+    }
+    Ok(())
+}
+
+/// The routes come by themselves, and the host has looked for duplicates.
+fn flags(address: &Address) -> u32 {
+    match address.local.is_ipv6() {
+        true => libc::IFA_F_NOPREFIXROUTE | libc::IFA_F_NODAD,
+        false => libc::IFA_F_NOPREFIXROUTE,
+    }
+}
+
+/// Routes to neighbours first: the gateways of others are among them.
+fn in_order(routes: &[Named<Route>]) -> impl Iterator<Item = &Named<Route>> {
+    let has_gateway = |route: &Named<Route>| {
+        let mut hops = route.it.hops.iter();
+        hops.any(|hop| hop.gateway.is_some())
+    };
+    let (behind, near): (Vec<_>, Vec<_>) = routes.iter().partition(|route| has_gateway(route));
+    near.into_iter().chain(behind)
+}
+
+fn add_route(
+    socket: &mut Socket,
+    Named { interfaces, it }: &Named<Route>,
+    links: &[Link],
+) -> Result<(), NetworkError> {
+    let mut route = it.clone();
+    for (hop, name) in route.hops.iter_mut().zip(interfaces) {
+        hop.link = find(links, name)?;
+    }
+    let added = socket.add_route(&route);
+    added.map_err(step(format!(
+        "add route {}/{} of table {}",
+        route.destination, route.prefix, route.table
+    )))
+}
+
+fn find(links: &[Link], name: &str) -> Result<u32, NetworkError> {
+    let found = links.iter().find(|link| link.name == name);
+    let none = || NetworkError::NoInterface(name.to_owned());
+    found.map(|link| link.index).ok_or_else(none)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    use kata_like_netlink::Hop;
+
+    fn route(destination: &str, gateway: Option<&str>) -> Named<Route> {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        Named {
+            interfaces: vec!["lo".into()],
+            it: Route {
+                destination: ip(destination),
+                prefix: 24,
+                table: 254,
+                protocol: 3,
+                scope: if gateway.is_some() { 0 } else { 253 },
+                kind: 1,
+                service: 0,
+                metric: 0,
+                source: None,
+                preference: 0,
+                settings: Vec::new(),
+                hops: vec![Hop {
+                    link: 0,
+                    gateway: gateway.map(ip),
+                    on_link: false,
+                    weight: 0,
+                }],
+                wraps: false,
+                flags: 0,
+            },
+        }
+    }
+
+    /// In a namespace of the test's own, with the one interface that there is: routes come in the order in
+    /// which the kernel takes them, and what it does not take is named.
+    #[test]
+    fn routes_are_made_whatever_their_order() {
+        let test = || {
+            // SAFETY: the flag concerns the calling thread alone, and what sockets it opens later.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+                .unwrap();
+            let mut socket = Socket::open().unwrap();
+            socket.set_link(1, &Change::Up).unwrap();
+            let routes = vec![route("10.2.0.0", Some("10.1.0.1")), route("10.1.0.0", None)];
+            let mut network = Network {
+                interfaces: Vec::new(),
+                routes,
+                neighbours: Vec::new(),
+            };
+            configure(&network).unwrap();
+            let made = socket.routes().unwrap();
+            let made = |wanted: &str| made.iter().any(|it| it.destination.to_string() == wanted);
+            assert!(made("10.1.0.0") && made("10.2.0.0"));
+
+            network.routes = vec![route("10.3.0.0", Some("10.9.0.1"))];
+            let error = configure(&network).unwrap_err();
+            assert_eq!(error.to_string(), "add route 10.3.0.0/24 of table 254");
+            network.routes = vec![route("10.3.0.0", None)];
+            network.routes[0].interfaces = vec!["eth7".into()];
+            let error = configure(&network).unwrap_err();
+            assert_eq!(error.to_string(), "find interface \"eth7\": there is none");
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+}

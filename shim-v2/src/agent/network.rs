@@ -1,0 +1,107 @@
+//! The pod's network as the wire has it.
+
+use std::net::IpAddr;
+
+use kata_like_agent_protocol::agent;
+use kata_like_netlink::{Address, Hop, Neighbour, Route, address_bytes};
+use ttrpc::context::with_duration;
+
+use super::{Agent, MAKE};
+use crate::error::SandboxError;
+use crate::network::{Interface, Named};
+
+/// An interface, and where the VM has it.
+#[derive(Debug)]
+pub struct GuestInterface {
+    /// N of `virtio-mmio.N`.
+    pub slot: u32,
+    /// The interface on the host.
+    pub interface: Interface,
+}
+
+impl Agent {
+    /// Gives the guest its network.
+    pub async fn configure_network(
+        &self,
+        interfaces: Vec<GuestInterface>,
+        routes: Vec<Named<Route>>,
+        neighbours: Vec<Named<Neighbour>>,
+    ) -> Result<(), SandboxError> {
+        let request = agent::ConfigureNetworkRequest {
+            interfaces: interfaces.into_iter().map(interface).collect(),
+            routes: routes.into_iter().map(route).collect(),
+            neighbours: neighbours.into_iter().map(neighbour).collect(),
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move {
+            let context = with_duration(MAKE);
+            client.configure_network(context, &request).await
+        };
+        let what = "set the network up in the guest";
+        self.call(what, MAKE, work).await.map(drop)
+    }
+}
+
+fn optional(address: Option<IpAddr>) -> Vec<u8> {
+    address.map(address_bytes).unwrap_or_default()
+}
+
+fn interface(GuestInterface { slot, interface }: GuestInterface) -> agent::Interface {
+    let address = |address: Address| agent::Address {
+        local: address_bytes(address.local),
+        peer: optional(address.peer),
+        prefix: address.prefix.into(),
+        scope: address.scope.into(),
+        broadcast: optional(address.broadcast),
+        ..Default::default()
+    };
+    agent::Interface {
+        slot,
+        name: interface.name,
+        mac: interface.mac.into(),
+        mtu: interface.mtu.into(),
+        up: interface.up,
+        addresses: interface.addresses.into_iter().map(address).collect(),
+        ..Default::default()
+    }
+}
+
+fn route(Named { interfaces, it }: Named<Route>) -> agent::Route {
+    let hop = |(interface, hop): (String, Hop)| agent::Hop {
+        interface,
+        gateway: optional(hop.gateway),
+        on_link: hop.on_link,
+        weight: hop.weight.into(),
+        ..Default::default()
+    };
+    let setting = |(kind, value): (u16, u32)| agent::RouteSetting {
+        kind: kind.into(),
+        value,
+        ..Default::default()
+    };
+    agent::Route {
+        destination: address_bytes(it.destination),
+        prefix: it.prefix.into(),
+        table: it.table,
+        protocol: it.protocol.into(),
+        scope: it.scope.into(),
+        kind: it.kind.into(),
+        service: it.service.into(),
+        metric: it.metric,
+        source: optional(it.source),
+        preference: it.preference.into(),
+        settings: it.settings.into_iter().map(setting).collect(),
+        hops: interfaces.into_iter().zip(it.hops).map(hop).collect(),
+        ..Default::default()
+    }
+}
+
+fn neighbour(Named { interfaces, it }: Named<Neighbour>) -> agent::Neighbour {
+    agent::Neighbour {
+        interface: interfaces.into_iter().next().unwrap_or_default(),
+        address: address_bytes(it.address),
+        mac: it.mac,
+        ..Default::default()
+    }
+}

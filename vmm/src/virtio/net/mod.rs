@@ -1,0 +1,159 @@
+//! The network device (virtio 1.2, 5.1): a receive and a transmit queue over a tap of the host's.
+//!
+//! `slots` puts it into one of the slots kept for interfaces, when the pod's network is known, and takes it
+//! out again. `tap` is the host's descriptor, `header` what comes before each frame, `receive` and `send`
+//! the two ways, `job` the thread that serves both.
+//!
+//! Checksums and the cutting of long TCP segments pass through: a frame of up to 64 KiB, its checksum not
+//! computed yet, crosses the tap as it is where both sides can take it. What the driver has not
+//! negotiated the host's kernel does in its place. There is no control queue: the device's address is
+//! the one address it has, and filters are the driver's own business.
+
+mod header;
+mod job;
+mod receive;
+mod send;
+mod tap;
+
+use self::job::Frames;
+use self::receive::Receive;
+use self::send::Send;
+pub use self::tap::{BadTap, Tap};
+use super::worker::{Serving, Worker};
+use super::{Activation, Active, Device, DeviceError, Kind, RING_FEATURES, Token};
+
+/// Receive, transmit.
+const QUEUE_SIZES: [u16; 2] = [256; 2];
+
+/// VIRTIO_NET_F_CSUM: the driver may leave a frame's checksum to the device.
+const FEATURE_CSUM: u64 = 1 << 0;
+/// VIRTIO_NET_F_GUEST_CSUM: the device may leave it to the driver.
+const FEATURE_GUEST_CSUM: u64 = 1 << 1;
+/// VIRTIO_NET_F_MTU: the MTU is in the configuration.
+const FEATURE_MTU: u64 = 1 << 3;
+/// VIRTIO_NET_F_MAC: the address is in the configuration.
+const FEATURE_MAC: u64 = 1 << 5;
+/// VIRTIO_NET_F_GUEST_TSO4, _TSO6: the driver takes TCP segments longer than the MTU.
+const FEATURE_GUEST_TSO4: u64 = 1 << 7;
+const FEATURE_GUEST_TSO6: u64 = 1 << 8;
+/// VIRTIO_NET_F_HOST_TSO4, _TSO6: the device takes them.
+const FEATURE_HOST_TSO4: u64 = 1 << 11;
+const FEATURE_HOST_TSO6: u64 = 1 << 12;
+/// VIRTIO_NET_F_MRG_RXBUF: a frame may fill several receive buffers.
+const FEATURE_MERGEABLE: u64 = 1 << 15;
+
+const FEATURES: u64 = FEATURE_CSUM
+    | FEATURE_GUEST_CSUM
+    | FEATURE_MTU
+    | FEATURE_MAC
+    | FEATURE_GUEST_TSO4
+    | FEATURE_GUEST_TSO6
+    | FEATURE_HOST_TSO4
+    | FEATURE_HOST_TSO6
+    | FEATURE_MERGEABLE;
+
+/// `struct virtio_net_config` up to `mtu`; what follows belongs to features never offered.
+const CONFIG_SIZE: usize = 12;
+
+/// The thread says here that it has ended.
+const ENDED: Token = Token(0);
+
+/// The idle device.
+pub struct Net {
+    tap: Tap,
+    worker: Worker,
+    config: [u8; CONFIG_SIZE],
+    mtu: u16,
+}
+
+impl Net {
+    /// A device over `tap` with this address and MTU (at least 68). `worker` serves no other device at the
+    /// same time.
+    pub fn new(tap: Tap, mac: [u8; 6], mtu: u16, worker: Worker) -> Self {
+        let mut config = [0; CONFIG_SIZE];
+        let (address, rest) = config.split_at_mut(mac.len());
+        address.copy_from_slice(&mac);
+        let (_status_and_pairs, bytes) = rest.split_at_mut(4);
+        bytes.copy_from_slice(&mtu.to_le_bytes());
+        Self {
+            tap,
+            worker,
+            config,
+            mtu,
+        }
+    }
+}
+
+impl Device for Net {
+    fn kind(&self) -> Kind {
+        Kind::Net
+    }
+
+    fn features(&self) -> u64 {
+        RING_FEATURES | FEATURES
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    /// The thread waits for the driver's notifications itself.
+    fn serves_queues(&self) -> bool {
+        false
+    }
+
+    fn activate(self: Box<Self>, mut guest: Activation) -> Result<Box<dyn Active>, DeviceError> {
+        let Self {
+            tap,
+            worker,
+            config,
+            mtu,
+        } = *self;
+        tap.set_offloads(guest.features)
+            .map_err(|source| DeviceError::host("set what a tap leaves to the guest", source))?;
+        let frames = Frames {
+            tap,
+            receive: Receive::new(guest.take_queue(0)?, guest.features, mtu),
+            send: Send::new(guest.take_queue(1)?, guest.features),
+        };
+        Ok(Box::new(Running {
+            serving: Serving::begin(worker, frames, guest.host, ENDED)?,
+            config,
+            mtu,
+        }))
+    }
+}
+
+/// The running device: the tap is with the thread.
+struct Running {
+    serving: Serving<Tap>,
+    config: [u8; CONFIG_SIZE],
+    mtu: u16,
+}
+
+impl Active for Running {
+    fn notified(&mut self, _queue: u16) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn ready(&mut self, _token: Token) -> Result<(), DeviceError> {
+        self.serving.ready()
+    }
+
+    fn reset(self: Box<Self>) -> Result<Box<dyn Device>, DeviceError> {
+        let (tap, worker) = self.serving.end()?;
+        Ok(Box::new(Net {
+            tap,
+            worker,
+            config: self.config,
+            mtu: self.mtu,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

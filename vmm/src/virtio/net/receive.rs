@@ -1,0 +1,162 @@
+//! From the tap to the driver: a frame is read straight into the driver's buffers.
+//!
+//! The kernel cuts off what a read has no room for, and does not say so. So a frame is only read when the
+//! buffers at hand hold the longest one there may be; until then it stays in the tap's own queue, which
+//! is bounded, and nobody polls. Buffers that a frame has not filled wait for the next one.
+
+use rustix::io::Errno;
+
+use super::header::{ETHERNET, MAX_FRAME, SIZE, VLAN_TAG};
+use super::{FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6, FEATURE_MERGEABLE, Tap};
+use crate::virtio::chain::{MAX_PACKET_VECTORS, receive_packet};
+use crate::virtio::{Chain, DeviceError, Virtqueue};
+
+/// The shortest receive buffer of a driver that takes whole frames only (virtio 1.2, 5.1.6.3.1).
+const SHORT: usize = 1526;
+/// The same for one that takes long segments, too.
+const LONG: usize = 65_562;
+
+/// What the way in waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing: there may be more frames.
+    Frames,
+    /// The tap has no frame.
+    Tap,
+    /// The driver has given no more buffers, and will notify us of new ones.
+    Buffers,
+    /// The tap's interface was deleted.
+    Nothing,
+}
+
+/// The way in.
+pub struct Receive {
+    queue: Virtqueue,
+    mergeable: bool,
+    /// The room that there must be before a frame is read, header included.
+    need: usize,
+    /// Taken from the ring and not filled yet; `room` bytes in `buffers` pieces.
+    chains: Vec<Chain>,
+    room: usize,
+    buffers: usize,
+}
+
+impl Receive {
+    /// Over the receive queue of a driver that has negotiated these features.
+    pub fn new(queue: Virtqueue, features: u64, mtu: u16) -> Self {
+        let mergeable = features & FEATURE_MERGEABLE != 0;
+        let long = features & (FEATURE_GUEST_TSO4 | FEATURE_GUEST_TSO6) != 0;
+        // One byte more than the longest frame tells a frame that fits from one that was cut.
+        let need = match (mergeable, long) {
+            (true, true) => SIZE + MAX_FRAME + 1,
+            (false, true) => LONG,
+            (_, false) => SHORT.max(SIZE + ETHERNET + VLAN_TAG + usize::from(mtu) + 1),
+        };
+        Self {
+            queue,
+            mergeable,
+            need,
+            chains: Vec::new(),
+            room: 0,
+            buffers: 0,
+        }
+    }
+
+    /// Where the driver's notification arrives.
+    pub fn queue(&self) -> &Virtqueue {
+        &self.queue
+    }
+
+    /// Delivers at most `limit` frames, and says what to wait for.
+    pub fn serve(&mut self, tap: &Tap, limit: usize) -> Result<Next, DeviceError> {
+        let (mut delivered, mut next) = (false, Next::Frames);
+        for _ in 0..limit {
+            if !self.gather()? {
+                next = Next::Buffers;
+                break;
+            }
+            let mut header = [0; SIZE];
+            match receive_packet(tap, &mut header, &self.chains) {
+                // Cut, or no frame at all: lost. The buffers are as good as before.
+                Ok(got) if got >= self.room || got < SIZE + ETHERNET => {}
+                Ok(got) => {
+                    self.deliver(header, got)?;
+                    delivered = true;
+                }
+                Err(error) => match Errno::from_io_error(&error) {
+                    // INVAL: a frame of a kind that virtio's header can't express. It is gone.
+                    Some(Errno::INTR | Errno::INVAL) => {}
+                    Some(Errno::AGAIN) => {
+                        next = Next::Tap;
+                        break;
+                    }
+                    Some(Errno::BADFD) => {
+                        next = Next::Nothing;
+                        break;
+                    }
+                    _ => return Err(DeviceError::host("read from a tap", error)),
+                },
+            }
+        }
+        if delivered {
+            self.queue.signal()?;
+        }
+        Ok(next)
+    }
+
+    /// Takes chains from the ring until the longest frame fits; false if the driver must give more first.
+    fn gather(&mut self) -> Result<bool, DeviceError> {
+        while self.room < self.need {
+            let Some(chain) = self.queue.next_chain()? else {
+                if self.queue.rearm()? {
+                    continue;
+                }
+                return Ok(false);
+            };
+            let least = if self.mergeable { SIZE } else { self.need };
+            if chain.writable() < least {
+                return Err(DeviceError::Guest {
+                    rule: "gives a receive buffer that is too short",
+                });
+            }
+            self.buffers += chain.writable_buffers();
+            if self.buffers > MAX_PACKET_VECTORS {
+                return Err(DeviceError::Guest {
+                    rule: "gives receive buffers in so many pieces that a frame does not fit them",
+                });
+            }
+            self.room += chain.writable();
+            self.chains.push(chain);
+        }
+        Ok(true)
+    }
+
+    /// Gives the driver the chains that the `got` bytes fill.
+    fn deliver(&mut self, mut header: [u8; SIZE], got: usize) -> Result<(), DeviceError> {
+        let (mut count, mut held) = (0, 0);
+        for chain in &self.chains {
+            if held >= got {
+                break;
+            }
+            held += chain.writable();
+            count += 1;
+        }
+        let (_, chains_in_frame) = header.split_at_mut(SIZE - 2);
+        chains_in_frame.copy_from_slice(&(count as u16).to_le_bytes()); // at most the ring's size
+        let (mut first, mut left) = (true, got);
+        let mut filled: Vec<Chain> = self.chains.drain(..count).collect();
+        for chain in &mut filled {
+            self.room -= chain.writable();
+            self.buffers -= chain.writable_buffers();
+            let part = left.min(chain.writable());
+            left -= part;
+            if std::mem::take(&mut first) {
+                chain.write_all(&header)?;
+                chain.skip_writable(part - SIZE);
+            } else {
+                chain.skip_writable(part);
+            }
+        }
+        Ok(self.queue.give_back_all(filled)?)
+    }
+}

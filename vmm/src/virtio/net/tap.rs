@@ -1,0 +1,118 @@
+//! A tap of the host's: one read or write is one frame, with a header before it.
+//!
+//! The descriptor is the shim's, and so are the interface's name and place; what is checked here is that
+//! it can serve as a device at all (Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::header::SIZE;
+use super::{FEATURE_GUEST_CSUM, FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6};
+
+/// Why a descriptor is no tap of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum BadTap {
+    /// The kernel says that it is none.
+    #[error("add an interface: the descriptor is not an attached tap")]
+    NoTap(#[source] io::Error),
+    /// Attached otherwise than is needed.
+    #[error("add an interface: the descriptor's flags are {0:#x}, not a tap's with vnet headers")]
+    Flags(u16),
+    /// A setting was refused.
+    #[error("add an interface: {step}")]
+    Set {
+        /// What was being set.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An attached tap. Dropped, its descriptor is closed, and with the last one the interface goes.
+#[derive(Debug)]
+pub struct Tap {
+    file: OwnedFd,
+    /// Whether a tap's own calls work; in tests a socket stands in for it.
+    is_tap: bool,
+}
+
+impl Tap {
+    /// Takes the descriptor, if it is a tap whose frames have virtio's header.
+    pub fn new(file: OwnedFd) -> Result<Self, BadTap> {
+        // SAFETY: `ifreq` is plain data, of which all zeros is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: TUNGETIFF writes one `struct ifreq`, whose live and exclusive address it gets; on a
+        // descriptor of another kind the call fails and writes nothing.
+        let got = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+        if got != 0 {
+            return Err(BadTap::NoTap(io::Error::last_os_error()));
+        }
+        // SAFETY: TUNGETIFF has set this member of the union; any bytes are a `c_short`.
+        let flags = unsafe { request.ifr_ifru.ifru_flags } as u16;
+        // IFF_NO_PI can't be asked for: in the answer its bit is that of IFF_NOFILTER.
+        let wanted = (libc::IFF_TAP | libc::IFF_VNET_HDR) as u16;
+        let refused = libc::IFF_MULTI_QUEUE as u16;
+        if flags & wanted != wanted || flags & refused != 0 {
+            return Err(BadTap::Flags(flags));
+        }
+        let size = SIZE as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, whose live address it gets.
+        let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) };
+        if set != 0 {
+            return Err(BadTap::Set {
+                step: "set the size of its headers",
+                source: io::Error::last_os_error(),
+            });
+        }
+        rustix::io::ioctl_fionbio(&file, true).map_err(|errno| BadTap::Set {
+            step: "make it non-blocking",
+            source: errno.into(),
+        })?;
+        Ok(Self { file, is_tap: true })
+    }
+
+    /// From now on only what the driver takes is left to it: these are the negotiated features.
+    pub fn set_offloads(&self, features: u64) -> io::Result<()> {
+        let mut offloads = 0;
+        // The others build on this one (virtio 1.2, 5.1.3.1), and the tap refuses them without it.
+        if features & FEATURE_GUEST_CSUM != 0 {
+            offloads |= libc::TUN_F_CSUM;
+            if features & FEATURE_GUEST_TSO4 != 0 {
+                offloads |= libc::TUN_F_TSO4;
+            }
+            if features & FEATURE_GUEST_TSO6 != 0 {
+                offloads |= libc::TUN_F_TSO6;
+            }
+        }
+        if !self.is_tap {
+            return Ok(());
+        }
+        // SAFETY: TUNSETOFFLOAD takes its argument as a number.
+        match unsafe {
+            libc::ioctl(
+                self.file.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(offloads),
+            )
+        } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// A stand-in whose frames are a socket's messages.
+    #[cfg(test)]
+    pub fn of_socket(file: OwnedFd) -> Self {
+        Self {
+            file,
+            is_tap: false,
+        }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
