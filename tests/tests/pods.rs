@@ -216,8 +216,9 @@ fn users_and_mounts_are_shared_on_demand() -> TestResult {
     );
 
     let (_, pid) = one.status()?;
-    let of_one = mounts(pid);
-    let options = [&mapped[..], &["--with-ns", &of_one]].concat();
+    // Its /proc tells of its own processes alone.
+    let (of_one, beside) = (mounts(pid), format!("pid:/proc/{pid}/ns/pid"));
+    let options = [&mapped[..], &["--with-ns", &of_one, "--with-ns", &beside]].concat();
     let script = "readlink /proc/self/ns/user; readlink /proc/self/ns/net; cat /tmp/file; echo left >/tmp/left";
     let said = sandbox.run("debug", &options, &["sh", "-c", script]);
     assert_eq!(said.ok()?.text(), format!("{}\nof one", links.trim()));

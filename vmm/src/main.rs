@@ -11,6 +11,10 @@ use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport, one_
 use kata_like_vmm::machine::Machine;
 
 fn main() -> ExitCode {
+    // One arena for all threads: where many threads have many, the C library looks at how many CPUs there are, and at
+    // how memory may be overcommitted, in files that the jail forbids.
+    // SAFETY: takes two numbers, and no other thread is there that could allocate meanwhile.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     // The standard hook reads files for a backtrace, which the jail forbids.
     set_hook(Box::new(|panic| eprintln!("kata-like-vmm: {panic}")));
     // SAFETY: descriptor 3 is this process's by contract and nothing in it has touched it; where it
