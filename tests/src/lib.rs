@@ -13,6 +13,7 @@ pub mod fifo;
 pub mod figures;
 pub mod footprint;
 pub mod host;
+pub mod kernel_options;
 pub mod oracle;
 pub mod pod;
 pub mod probe;

@@ -1,5 +1,5 @@
-//! What users run under runc without a thought: a small init as the first process, many processors; and a
-//! pod that takes all its memory.
+//! What users run under runc without a thought: a small init as the first process, programs that want a great
+//! deal of the kernel, many processors; and a pod that takes all its memory.
 //!
 //! All but what speaks of the VM also runs against runc.
 
@@ -7,6 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kata_like_tests::kernel_options::{FILES, OPTIONS};
 use kata_like_tests::process::until;
 use kata_like_tests::{Host, Pod, Sandbox, TestResult, failure, figures, kata_like_only, userland};
 
@@ -60,6 +61,52 @@ fn a_small_init_reaps_and_hands_signals_on() -> TestResult {
     assert_eq!(with.delete()?, 21);
     without.remove()?;
     sandbox.remove()
+}
+
+/// Runs pairs of a name and a script; a line for each.
+const RUN_EACH: &str = "export ip=/usr/bin/ip # busybox has one of its own, and its shell prefers that
+while [ $# -gt 0 ]; do
+    if sh -ec \"$2\" >/tmp/said 2>&1; then echo \"$1: works\"; else echo \"$1: $(tail -n 3 /tmp/said | tr '\\n' ' ')\"; fi
+    shift 2
+done";
+
+/// TUN, FUSE, overlayfs, bridges, both back ends of iptables and the rest that programs ask a kernel for.
+#[test]
+fn the_kernel_has_what_programs_ask_for() -> TestResult {
+    let host = Host::shared()?;
+    let mut options = userland::options()?;
+    for option in [
+        "--mount=type=tmpfs,src=tmpfs,dst=/scratch,options=mode=755",
+        "--cap-add=CAP_SYS_ADMIN",
+        "--cap-add=CAP_NET_ADMIN",
+        "--device=/dev/net/tun",
+        "--device=/dev/fuse",
+    ] {
+        options.push(option.to_owned());
+    }
+    let (files, volume) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    options.push(format!(
+        "--mount=type=bind,src={},dst=/volume,options=rbind:rw",
+        volume.path().display()
+    ));
+    for (name, text) in FILES {
+        let path = files.path().join(name);
+        fs::write(&path, text)?;
+        options.push(format!(
+            "--mount=type=bind,src={},dst=/{name},options=bind:ro",
+            path.display()
+        ));
+    }
+    let mut command = vec!["sh", "-c", RUN_EACH, "sh"];
+    command.extend(OPTIONS.iter().flat_map(|(name, script)| [*name, *script]));
+    let options: Vec<_> = options.iter().map(String::as_str).collect();
+    let output = host.run(&host.name("kernel"), &options, &command).ok()?;
+    let wanted: Vec<_> = OPTIONS
+        .iter()
+        .map(|(name, _)| format!("{name}: works"))
+        .collect();
+    assert_eq!(output.text().lines().collect::<Vec<_>>(), wanted);
+    Ok(())
 }
 
 /// An MP table and APICs for more than fit into eight bits of a mask; all of them are there from the first
