@@ -123,7 +123,7 @@ impl Plan {
         let mut streams = Streams::none();
         if let Some(master) = terminal {
             ioctl_fionbio(&master, true)?;
-            let terminal = Arc::new(Terminal::new(watch(master, BOTH)?));
+            let terminal = Arc::new(Terminal::new(watch(master, BOTH)?)?);
             streams.terminal = Some(terminal.clone());
             if let Some(stdin) = stdin {
                 streams.spawn(pump::into_terminal(stdin, terminal.clone()));
@@ -171,6 +171,7 @@ impl Streams {
     pub fn exited(&self) -> [u64; 2] {
         self.exited.send_replace(true);
         if let Some(terminal) = &self.terminal {
+            terminal.release();
             return [terminal.carried(), 0];
         }
         self.outputs

@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
@@ -74,6 +75,9 @@ impl PipeOutput {
 /// Our end of a process's terminal.
 pub struct Terminal {
     master: AsyncFd<OwnedFd>,
+    /// The other end, until the process has gone: some close all that they have of it and open it anew later, and
+    /// in between it is not at its end.
+    slave: Mutex<Option<OwnedFd>>,
     output: Mutex<Buffer>,
     hung_up: Notify,
 }
@@ -114,12 +118,21 @@ impl Buffer {
 }
 
 impl Terminal {
-    pub fn new(master: AsyncFd<OwnedFd>) -> Self {
-        Self {
+    /// Takes the master's end of a terminal, which does not block.
+    pub fn new(master: AsyncFd<OwnedFd>) -> rustix::io::Result<Self> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = ioctl_tiocgptpeer(&master, flags)?;
+        Ok(Self {
             master,
+            slave: Mutex::new(Some(slave)),
             output: Mutex::default(),
             hung_up: Notify::new(),
-        }
+        })
+    }
+
+    /// The process has gone: the terminal ends with the last of those who still have it open.
+    pub fn release(&self) {
+        *lock(&self.slave) = None;
     }
 
     /// The master's end.

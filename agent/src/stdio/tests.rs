@@ -186,6 +186,46 @@ async fn a_token_for_two_streams_is_refused() {
 }
 
 #[tokio::test]
+async fn a_terminal_that_nobody_has_open_for_a_while_has_not_ended() {
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
+
+    let tokens = Arc::new(Tokens::default());
+    let wanted = Wanted {
+        tokens: [None, Some(token(1)), None],
+        terminal: Some((80, 24)),
+    };
+    let (_, plan) = prepare(&tokens, &wanted).unwrap();
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let master = pty.master.try_clone().unwrap();
+    let streams = plan.connect(Some(pty.master)).unwrap();
+    let mut screen = dial(&tokens, token(1));
+    let screen = blocking(move || {
+        std::fs::File::from(pty.slave)
+            .write_all(b"first, ")
+            .unwrap();
+        let mut shown = [0; 7];
+        screen.read_exact(&mut shown).unwrap();
+        assert_eq!(&shown, b"first, ");
+        screen
+    })
+    .await;
+    // What reads for us has seen by now that nobody else has it open.
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let again = ioctl_tiocgptpeer(&master, flags).unwrap();
+    std::fs::File::from(again).write_all(b"then more").unwrap();
+    let mut screen = screen;
+    assert_eq!(streams.exited(), [16, 0]);
+    let shown = blocking(move || {
+        let mut shown = String::new();
+        screen.read_to_string(&mut shown).unwrap();
+        shown
+    })
+    .await;
+    assert_eq!(shown, "then more");
+}
+
+#[tokio::test]
 async fn a_terminal_goes_both_ways_and_is_counted_with_what_it_still_holds() {
     let tokens = Arc::new(Tokens::default());
     let wanted = Wanted {
