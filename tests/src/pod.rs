@@ -21,7 +21,8 @@ pub struct Pod<'host> {
 }
 
 impl<'host> Pod<'host> {
-    pub(crate) fn new(host: &'host Host, id: String) -> Self {
+    /// One with this id, to be made by the caller: whatever comes of it is cleaned up.
+    pub fn new(host: &'host Host, id: String) -> Self {
         Self {
             host,
             id,

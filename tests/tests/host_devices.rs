@@ -1,11 +1,91 @@
-//! Devices of the host: block devices become disks of the guest, and what can't be given is refused.
+//! Devices of the host: privileged containers start whatever the host has, block devices become disks of
+//! the guest within their rules, and what can't be given is refused by its name.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kata_like_tests::rootfs::Rootfs;
 use kata_like_tests::{Call, Host, Sandbox, TestResult, kata_like_only};
+use rustix::fs::{major, minor};
+use serde_json::{Value, json};
+
+/// What a privileged container is for: its own mounts, cgroups, sysctls, nodes and loop devices.
+const PRIVILEGED: &str = "
+    ls /dev
+    grep -c '^CapEff:.000001ffffffffff$' /proc/self/status
+    mkdir -p /mnt; mount -t tmpfs none /mnt; umount /mnt
+    mkdir /sys/fs/cgroup/own; rmdir /sys/fs/cgroup/own
+    echo 1 >/proc/sys/net/ipv4/ip_forward
+    echo full >/dev/full || echo 'full is full'";
+
+/// Where every device is allowed.
+const LOOP: &str = "
+    [ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237
+    dd if=/dev/zero of=/tmp/image bs=1024 count=1024
+    mke2fs -F /tmp/image >/dev/null
+    loop=$(losetup -f)
+    mknod $loop b 7 ${loop#/dev/loop}
+    losetup $loop /tmp/image
+    mount -t ext2 $loop /mnt
+    echo works >/mnt/file; cat /mnt/file
+    umount /mnt; losetup -d $loop";
+
+/// With all the devices of the host in the spec and without, more than once: each starts, has the guest's
+/// devices and none of the host's, and may do as it likes there. The log has what was left out.
+#[test]
+fn privileged_containers_start_whatever_the_host_has() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let cgroup = "--mount=type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=rw:nosuid:noexec:nodev";
+    let all: &[&str] = &["--privileged", cgroup];
+    let none: &[&str] = &["--privileged", "--privileged-without-host-devices", cgroup];
+    let with_loop = format!("{PRIVILEGED}{LOOP}");
+    let said: &[&str] = &["1", "full is full", "works"];
+    for (options, script, said) in [
+        (all, with_loop.as_str(), said),
+        (none, PRIVILEGED, &said[..2]),
+        (all, with_loop.as_str(), said),
+    ] {
+        let output = sandbox
+            .run("privileged", options, &["sh", "-ec", script])
+            .ok()?;
+        let text = output.text();
+        let lines: Vec<_> = text.lines().collect();
+        let (devices, rest) = lines.split_at(lines.len().saturating_sub(said.len()));
+        assert_eq!(rest, said, "{text}");
+        for usual in ["full", "null", "ptmx", "random", "tty", "zero"] {
+            assert!(devices.contains(&usual), "no {usual}: {text}");
+        }
+        for of_host in ["kvm", "loop0", "port", "ttyS0"] {
+            assert!(!devices.contains(&of_host), "{of_host}: {text}");
+        }
+    }
+    let log = host.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("privileged: these devices of the host are left out"))
+        .unwrap_or_default();
+    for path in ["/dev/kvm", "/dev/ttyS0"] {
+        assert!(line.contains(path), "no {path} in: {line:?}");
+    }
+
+    for (path, why) in [
+        ("/dev/kvm", "the guest can't run virtual machines itself"),
+        ("/dev/ttyS0", "only block devices of the host can be given"),
+    ] {
+        let refused = sandbox
+            .run("refused", &["--device", path], &["true"])
+            .output()?;
+        let line = refused.error_text();
+        assert_ne!(refused.status, 0, "{path} was given");
+        let field = format!("linux.devices[0] ({path}) is not supported");
+        assert!(line.contains(&field) && line.contains(why), "{line}");
+    }
+    sandbox.remove()
+}
 
 /// A loop device on a file of a mebibyte, detached with the value.
 struct Disk(PathBuf);
@@ -26,6 +106,11 @@ impl Disk {
     fn alone(&self) -> std::io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_EXCL).open(&self.0)
+    }
+
+    fn number(&self) -> TestResult<(u32, u32)> {
+        let device = fs::metadata(&self.0)?.rdev();
+        Ok((major(device), minor(device)))
     }
 }
 
@@ -86,4 +171,79 @@ fn disks_are_shared_in_the_pod_and_with_nobody_else() -> TestResult {
     one.remove()?;
     disks[0].alone()?;
     sandbox.remove()
+}
+
+/// Where the rules for devices don't say that it may be written, the machine itself has a disk that can't be:
+/// whoever is root in the guest and may use every disk there changes nothing. Labels of SELinux are the
+/// host's and have no effect.
+#[test]
+fn a_read_only_disk_is_the_hosts_word() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let files = tempfile::tempdir()?;
+    let image = files.path().join("image");
+    let disk = Disk::new(&image)?;
+    let root = Rootfs::mount(&host)?;
+    let sandbox = Sandbox::start(&host, &[])?;
+    let spec = reading(&root, &sandbox, &disk)?;
+    let pod = root.start(&host.name("reads"), &spec)?;
+    let path = disk.path();
+    let script = format!(
+        "head -c 1 {path}; echo; blockdev --getro {path}; \
+         blockdev --setrw {path}; mknod /dev/own b $((0x$(stat -c %t {path}))) $((0x$(stat -c %T {path}))); \
+         for to in {path} /dev/own; do dd if=/dev/zero of=$to count=8 conv=fsync 2>/dev/null && echo written; done"
+    );
+    let tried = pod.exec(&["sh", "-c", &script])?;
+    assert_eq!(tried.text(), "x\n1", "{}", tried.both());
+    let writer = sandbox
+        .run("writes", &["--device", path], &["true"])
+        .output()?;
+    let line = writer.error_text();
+    assert!(
+        line.contains("another container of the pod has it read-only"),
+        "{line}"
+    );
+    pod.remove()?;
+    sandbox.remove()?;
+    assert!(fs::read(image)?.iter().all(|byte| *byte == b'x'));
+    Ok(())
+}
+
+/// The spec of a container of a pod that may read a disk of the host's, and in the guest use all that are
+/// called disks there.
+fn reading(root: &Rootfs, sandbox: &Sandbox, disk: &Disk) -> TestResult<Value> {
+    let mut spec = root.spec(&["sleep", "1000"])?;
+    let (major, minor) = disk.number()?;
+    spec["annotations"] = json!({
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-id": sandbox.pod().id(),
+    });
+    spec["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+    let capabilities = json!(["CAP_MKNOD", "CAP_SYS_ADMIN"]);
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = capabilities.clone();
+    }
+    let linux = &mut spec["linux"];
+    linux["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
+    for namespace in linux["namespaces"].as_array_mut().into_iter().flatten() {
+        let file = match namespace["type"].as_str() {
+            Some("network") => "net",
+            Some(kind @ ("ipc" | "uts")) => kind,
+            _ => continue,
+        };
+        namespace["path"] = json!(format!("/proc/{}/ns/{file}", sandbox.pid()));
+    }
+    linux["devices"] = json!([{"path": disk.path(), "type": "b", "major": major, "minor": minor, "fileMode": 0o666}]);
+    let mut rules = vec![
+        json!({"allow": false, "access": "rwm"}),
+        json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": "r"}),
+    ];
+    // Where the kernel puts a driver that asks for any number (devices.txt).
+    rules.extend(
+        (234..=254).map(
+            |of_guest| json!({"allow": true, "type": "b", "major": of_guest, "access": "rwm"}),
+        ),
+    );
+    linux["resources"]["devices"] = json!(rules);
+    Ok(spec)
 }

@@ -1,5 +1,5 @@
-//! What users run under runc without a thought: a small init as the first process, programs that want a great
-//! deal of the kernel, many processors; and a pod that takes all its memory.
+//! What users run under runc without a thought: systemd as the first process, a small init, programs that want a
+//! great deal of the kernel, many processors; and a pod that takes all its memory.
 //!
 //! All but what speaks of the VM also runs against runc.
 
@@ -9,10 +9,84 @@ use std::time::Duration;
 
 use kata_like_tests::kernel_options::{FILES, OPTIONS};
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, Pod, Sandbox, TestResult, failure, figures, kata_like_only, userland};
+use kata_like_tests::pty::OnTerminal;
+use kata_like_tests::{
+    Host, IMAGE, Pod, Sandbox, TestResult, failure, figures, kata_like_only, runtime, userland,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
+
+/// The units that a container image masks: there is no bus, and nobody logs in. `limited` has limits.
+const PREPARE: &str = "
+    mkdir -p /etc/systemd/system
+    for unit in systemd-logind.service getty.target; do ln -s /dev/null /etc/systemd/system/$unit; done
+    echo 0123456789abcdef0123456789abcdef >/etc/machine-id
+    printf '[Service]\\nExecStart=/bin/sleep 1000\\nTasksMax=9\\nMemoryMax=64M\\n' >/etc/systemd/system/limited.service
+    exec /usr/lib/systemd/systemd";
+
+/// systemd boots to its default target, has cgroups of its own with limits in them, starts and ends
+/// services while further processes come into the container, and ends in order when it is asked to.
+#[test]
+fn systemd_is_the_first_process() -> TestResult {
+    let host = Host::shared()?;
+    let id = host.name("systemd");
+    let mut command = host.ctr_command();
+    command
+        .args(["run", "--rm", "--tty", "--runtime", &runtime()])
+        .args(userland::options()?)
+        .args(["--env", "container=oci"])
+        .arg("--mount=type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=rw:nosuid:noexec:nodev")
+        .arg("--mount=type=tmpfs,src=tmpfs,dst=/run/lock,options=nosuid:nodev:mode=755")
+        .arg("--mount=type=tmpfs,src=tmpfs,dst=/tmp,options=mode=1777")
+        .args([IMAGE, &id, "sh", "-c", PREPARE]);
+    let pod = Pod::new(&host, id);
+    // What it says as it boots is the reason of a failure.
+    let console = OnTerminal::start(command, 200, 50)?;
+    console.expect("multi-user.target", 150 * SECOND)?;
+    let says = |command: &str| -> TestResult<String> {
+        let output = pod.exec(&["sh", "-c", command])?;
+        match output.status {
+            0 => Ok(output.text()),
+            _ => Err(failure(format!(
+                "{command}: {}; {}",
+                output.both(),
+                console.screen()
+            ))),
+        }
+    };
+    let failed = "systemctl --failed --no-legend --plain";
+    let state = says(&format!("systemctl is-system-running --wait || {failed}"))?;
+    assert_eq!(state, "running", "{}", console.screen());
+    assert_eq!(says("cat /proc/1/comm")?, "systemd");
+
+    says("systemctl start limited")?;
+    // Without a cgroup namespace, as ctr makes it, systemd is below the container's cgroup.
+    let own = says("cat /proc/1/cgroup")?;
+    let own = own
+        .strip_prefix("0::")
+        .and_then(|own| own.strip_suffix("/init.scope"))
+        .ok_or_else(|| failure(own.clone()))?;
+    let cgroup = format!("/sys/fs/cgroup{own}/system.slice/limited.service");
+    let limits = says(&format!("cat {cgroup}/pids.max {cgroup}/memory.max"))?;
+    assert_eq!(limits, "9\n67108864");
+    let pid = says("systemctl show --property MainPID --value limited")?;
+    assert_eq!(
+        says(&format!("cat /proc/{pid}/cgroup"))?,
+        format!("0::{own}/system.slice/limited.service")
+    );
+    says("systemctl stop limited")?;
+    says(&format!("! ls {cgroup}"))?;
+    // What systemd has done to the cgroups does not keep another process out.
+    assert_eq!(
+        says("cat /proc/self/cgroup")?,
+        format!("0::{own}/init.scope")
+    );
+
+    assert_eq!(pod.kill("SIGRTMIN+3")?.status, 0);
+    assert_eq!(console.finish(60 * SECOND)?, 0, "not ended in order");
+    Ok(())
+}
 
 /// A process that ends before its parent, which does not care: the first process is to reap it.
 const ORPHAN: &str = "true & exec sleep 0.3";
