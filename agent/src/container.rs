@@ -478,8 +478,9 @@ fn too_late(step: String, deadline: Duration) -> PodError {
 
 /// Opens the namespaces that others may join.
 fn shareable_namespaces(init: &Process, spec: &Spec) -> Vec<(LinuxNamespaceType, OwnedFd)> {
-    use LinuxNamespaceType::{Ipc, Network, Pid, Time, User, Uts};
+    use LinuxNamespaceType::{Cgroup, Ipc, Network, Pid, Time, User, Uts};
     let mut kinds = vec![
+        (Cgroup, "cgroup"),
         (Ipc, "ipc"),
         (Uts, "uts"),
         (Pid, "pid"),

@@ -141,10 +141,6 @@ fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, Stri
         };
         let path = path.to_str().unwrap_or_default();
         let field = format!("{field}.path");
-        if kind == LinuxNamespaceType::Cgroup {
-            let why = "a namespace of this kind can't be shared".into();
-            return Err(PodError::Unsupported { field, why });
-        }
         match path.strip_prefix(CONTAINER) {
             Some(name) if is_name(name) => joins.push((kind, name.into())),
             None if path == POD && matches!(kind, Ipc | Network | Pid | Uts) => {}
@@ -260,8 +256,8 @@ mod tests {
                 "linux.namespaces[user].path: \"pod\"",
             ),
             (
-                json!([{"type": "cgroup", "path": "container:a"}]),
-                "linux.namespaces[cgroup].path is not",
+                json!([{"type": "cgroup", "path": "pod"}]),
+                "linux.namespaces[cgroup].path: \"pod\"",
             ),
         ] {
             let error = namespaces(namespace).unwrap_err().to_string();

@@ -161,7 +161,7 @@ fn init(
     })?;
 
     // From here on in the container's own process.
-    drop((cgroup, procfs, fds));
+    drop((cgroup, procfs));
     if users.is_some() {
         gate.pass()?;
     }
@@ -176,7 +176,8 @@ fn init(
         users::become_root_around(|| namespaces.own_ipc())?;
     }
     rustix::process::setsid().step(|| "make a session of the container's own")?;
-    namespaces.own_cgroup()?;
+    namespaces.own_cgroup(joined, &fds)?;
+    drop(fds);
     namespaces.own_network()?;
     identity::make_keyring(container, users.is_some())?;
 

@@ -165,8 +165,9 @@ impl Namespaces {
             .step(|| "bring the loopback interface of the container's network up")
     }
 
-    /// In the container's process: its cgroup becomes the root of what it can see.
-    pub(super) fn own_cgroup(&self) -> Result<()> {
+    /// In the container's process: its cgroup becomes the root of what it can see, or another container's.
+    pub(super) fn own_cgroup(&self, joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
+        join(joined, namespaces, |kind| kind == Kind::Cgroup)?;
         if self.new & libc::CLONE_NEWCGROUP == 0 {
             return Ok(());
         }
@@ -180,11 +181,11 @@ pub(super) fn join_network(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()
 }
 
 /// In the runner: enters the other namespaces of other containers; those of pids and clocks count for the
-/// process made next. From here on paths may be another container's.
+/// process made next. From here on paths may be another container's. That of cgroups is left to `own_cgroup`.
 ///
 /// The user namespace comes last: whoever is in it has no right to enter what does not belong to it.
 pub(super) fn join_others(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
-    let first = |kind| !matches!(kind, Kind::Network | Kind::User);
+    let first = |kind| !matches!(kind, Kind::Network | Kind::User | Kind::Cgroup);
     join(joined, namespaces, first)?;
     join(joined, namespaces, |kind| kind == Kind::User)
 }

@@ -66,6 +66,12 @@ pub fn hold(
 
 fn check(spec: &Spec, joined: &[Kind]) -> Result<Namespaces> {
     let namespaces = Namespaces::of(spec, joined)?;
+    if joined.contains(&Kind::Cgroup) {
+        return Err(RunnerError::unsupported(
+            "linux.namespaces[cgroup].path",
+            "a container that runs nothing sees no cgroups",
+        ));
+    }
     // It would have to be there before the others, and only processes to be could be in it.
     if namespaces.is_new(Kind::Time) {
         return Err(RunnerError::unsupported(

@@ -153,7 +153,7 @@ pub(super) fn a_placeholders_users_own_all_that_a_pod_shares(case: &mut Case) {
 }
 
 pub(super) fn a_container_joins_anothers_mounts_and_clocks(case: &mut Case) {
-    use LinuxNamespaceType::{Mount, Pid, Time};
+    use LinuxNamespaceType::{Cgroup, Mount, Pid, Time};
     let mut other = case.spec.clone();
     other["linux"]["namespaces"]
         .as_array_mut()
@@ -177,24 +177,37 @@ pub(super) fn a_container_joins_anothers_mounts_and_clocks(case: &mut Case) {
     case.spec = other;
     let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.push(json!({"type": "time"}));
-    join(&mut case.spec, &["mount", "time", "pid"]);
+    join(&mut case.spec, &["mount", "time", "pid", "cgroup"]);
     // What is said of files is the other container's to say.
     case.spec["root"]["readonly"] = json!(true);
-    let script = "cat /run/file; cut -d. -f1 /proc/uptime; cat /proc/1/comm; echo second >/run/file; ls /dev";
+    let script = "cat /run/file; cut -d. -f1 /proc/uptime; cat /proc/1/comm; echo second >/run/file
+        readlink /proc/1/ns/cgroup; readlink /proc/self/ns/cgroup; ls /dev";
     case.spec["process"]["args"] = json!(["sh", "-c", script]);
     let (stdio, output) = streams();
-    let second = case.create(stdio, share(&held)).unwrap();
+    let mut joined = share(&held);
+    joined.extend(share(&[open((Cgroup, "cgroup"))]));
+    let second = case.create(stdio, joined).unwrap();
     case.start(second.start).unwrap();
     assert_eq!(case.wait(second.pid), 0);
     let printed = read(output);
     let words: Vec<_> = printed.split_whitespace().collect();
     assert_eq!((words[0], words[2]), ("first", "sleep"), "{printed}");
     assert!(
+        words[3].starts_with("cgroup:[") && words[3] == words[4],
+        "{printed}"
+    );
+    assert!(
         words[1].parse::<u64>().unwrap() >= 1_000_000_000,
         "{printed}"
     );
     let left = std::fs::read_to_string(format!("/proc/{}/root/run/file", first.pid));
     assert_eq!(left.unwrap(), "second\n");
+
+    for namespace in case.spec["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "cgroup" {
+            namespace.as_object_mut().unwrap().remove("path");
+        }
+    }
 
     // A user namespace of its own in mounts that belong to the guest.
     in_user_namespace(case);
