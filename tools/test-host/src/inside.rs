@@ -5,7 +5,7 @@
 //! (NUL after each entry), `cwd` and `tools`. Standard streams are virtio serial ports, copied by
 //! threads so that the command has ordinary pipes.
 //!
-//! Said on the port `control`, a line each: `up`, `failed WHY`, `exit CODE`.
+//! Said on the port `control`, a line each: `up`, `alive` every [`SIGN_OF_LIFE`], `failed WHY`, `exit CODE`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +26,9 @@ pub const ROLE: &str = "inside";
 
 /// How long output may take to arrive after the command has ended; a daemon it left may hold the pipe.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// How often this host says that it is alive.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// Runs as PID 1 and never returns: the host's end is QEMU's end.
 pub fn main(run: Option<OsString>) -> ExitCode {
@@ -81,6 +84,14 @@ fn host(run: &Path, control: &mut Option<File>) -> Result<i32, HostError> {
     if let Some(port) = control {
         port.write_all(b"up\n")
             .map_err(HostError::system("say that the host is up"))?;
+        let mut port = port
+            .try_clone()
+            .map_err(HostError::system("say that the host is alive"))?;
+        std::thread::spawn(move || {
+            while port.write_all(b"alive\n").is_ok() {
+                std::thread::sleep(SIGN_OF_LIFE);
+            }
+        });
     }
     command(run, &tools, stdout, stderr)
 }

@@ -30,6 +30,10 @@ use crate::prepare::Prepared;
 /// The host is up in 4 to 8 s on an idle machine; builds may run beside it.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 
+/// How long a host that is up may be silent: it says every few seconds that it is alive. A CPU that QEMU emulates was
+/// seen to halt for good, with nothing said.
+const SILENCE: Duration = Duration::from_secs(120);
+
 /// What the host's kernel is told. `oops=panic panic=-1` ends QEMU at once when the kernel is broken,
 /// so that nobody waits for a host that can't go on.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 oops=panic panic=-1 mitigations=off \
@@ -43,6 +47,7 @@ const CONSOLE_TAIL: usize = 60;
 
 enum Event {
     Up,
+    Alive,
     Failed(String),
     Exit(u8),
     /// The control port was closed: QEMU is gone.
@@ -118,11 +123,17 @@ fn follow(
     let end = started + args.deadline;
     let boot_end = started + BOOT_DEADLINE.min(args.deadline);
     let mut up = false;
+    let mut heard = started;
     loop {
-        let until = if up { end } else { boot_end };
+        let until = if up {
+            end.min(heard + SILENCE)
+        } else {
+            boot_end
+        };
         match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Event::Alive) => heard = Instant::now(),
             Ok(Event::Up) => {
-                up = true;
+                (up, heard) = (true, Instant::now());
                 eprintln!(
                     "test-host: up after {:.1} s",
                     started.elapsed().as_secs_f32()
@@ -143,6 +154,12 @@ fn follow(
                 };
                 return Err(HostError::Died {
                     status,
+                    console: String::new(),
+                });
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) if up && Instant::now() < end => {
+                return Err(HostError::Died {
+                    status: format!("it has said nothing for {SILENCE:?}"),
                     console: String::new(),
                 });
             }
@@ -226,6 +243,7 @@ fn answers(stream: std::os::unix::net::UnixStream, events: Sender<Event>) {
         let event = match line.split_once(' ') {
             Some(("exit", code)) => Event::Exit(code.parse().unwrap_or(u8::MAX)),
             Some(("failed", why)) => Event::Failed(why.to_owned()),
+            _ if line == "alive" => Event::Alive,
             _ => Event::Up,
         };
         if events.send(event).is_err() {

@@ -45,7 +45,7 @@ const PARTS: [(&str, u64, &[&str]); 8] = [
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
-    ("workloads", 3, &["workloads", "host_devices"]),
+    ("workloads", 6, &["workloads", "host_devices"]),
     ("network", 4, &["network"]),
     ("Kubernetes", 5, &["cri"]),
     (
