@@ -152,7 +152,7 @@ fn disks_are_shared_in_the_pod_and_with_nobody_else() -> TestResult {
     let read = one.exec(&["head", "-c", "7", path(0)])?;
     assert_eq!(read.text(), "sharedx", "{}", read.both());
     assert!(fs::read(files.path().join("0"))?.starts_with(b"sharedx"));
-    refused(4, "all 4 slots for disks are in use")?;
+    refused(4, "all 4 slots for that are in use")?;
     for disk in &disks[..4] {
         let busy = disk.alone().err().and_then(|error| error.raw_os_error());
         assert_eq!(busy, Some(libc::EBUSY), "{}", disk.path());
