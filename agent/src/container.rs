@@ -75,8 +75,8 @@ struct State {
     /// Those that other containers may join, kept from the init's birth on.
     namespaces: Vec<(LinuxNamespaceType, OwnedFd)>,
     memory_watch: Option<AbortHandle>,
-    /// It is among the holders of its volumes.
-    has_volumes: bool,
+    /// The volumes that it is a holder of.
+    volumes: Vec<String>,
     /// Its `linux.resources` as they hold now; `None`: being updated.
     resources: Option<Value>,
 }
@@ -136,7 +136,7 @@ impl Container {
             lingering: Vec::new(),
             namespaces: Vec::new(),
             memory_watch: None,
-            has_volumes: false,
+            volumes: Vec::new(),
             resources: Some(spec.resources.clone()),
         };
         Self {
@@ -198,9 +198,9 @@ impl Container {
             return Ok(0);
         }
 
-        self.state().has_volumes = true;
         let volumes = self.spec.volumes.clone();
         self.around.volumes.add(&volumes);
+        self.state().volumes = volumes.clone();
         blocking("look into its volumes", move || {
             storage::look_into(&volumes)
         })
@@ -410,13 +410,16 @@ impl Container {
             state.execs.clear();
             state.lingering.clear();
         }
-        let had = std::mem::take(&mut self.state().has_volumes);
-        let volumes = match had {
-            true => self.around.volumes.remove(&self.spec.volumes),
-            false => Vec::new(),
-        };
-        let name = self.name.clone();
-        blocking("free the rootfs", move || storage::forget(&name, &volumes)).await
+        let held = std::mem::take(&mut self.state().volumes);
+        let free = self.around.volumes.remove(&held);
+        let (name, volumes) = (self.name.clone(), free.clone());
+        let freed = blocking("free the rootfs", move || storage::forget(&name, &volumes)).await;
+        if freed.is_err() {
+            // They are still to be freed when it is tried again.
+            self.around.volumes.add(&free);
+            self.state().volumes = free;
+        }
+        freed
     }
 
     /// Kills all its processes, as far as it has any.

@@ -45,12 +45,14 @@ pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
             )),
             PodNetwork::Untouched => match make(&me).await {
                 Ok(joined) => {
-                    keep(&me, joined.qdiscs());
                     *state = PodNetwork::Joined(joined);
                     Ok(())
                 }
                 Err(error) => {
                     let error = error.during("set up the pod's network");
+                    // What was joined is undone by now: nobody is to look for it.
+                    me.inner().record.network = None;
+                    me.record();
                     *state = PodNetwork::Failed(error.one_line());
                     Err(error)
                 }
@@ -64,6 +66,7 @@ pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
 async fn make(sandbox: &Sandbox) -> Result<Joined, SandboxError> {
     let namespace = copy(&sandbox.network)?;
     let (network, taps, joined) = blocking(move || network::join(namespace.as_fd())).await?;
+    keep(sandbox, joined.qdiscs());
     let mut interfaces = Vec::new();
     for (interface, tap) in network.interfaces.into_iter().zip(&taps) {
         let (mac, mtu) = (interface.mac, interface.mtu);
