@@ -14,6 +14,7 @@ pub mod figures;
 pub mod footprint;
 pub mod host;
 pub mod kernel_options;
+pub mod manifest;
 pub mod oracle;
 pub mod pod;
 pub mod probe;
