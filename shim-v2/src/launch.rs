@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kata_like_boot::{Channel, ChannelError, KVM, PrintkLayout, open_kvm};
 use kata_like_config::Config;
@@ -27,7 +27,7 @@ mod vmm;
 pub use fsd::{Fsd, FsdEnd};
 pub use vmm::{Resources, Vmm, log_figures};
 
-/// How long a child may take for what is no work of the guest's: its own start and jail.
+/// How long a child may get nowhere with what is no work of the guest's: its own start and jail.
 const OWN_START: Duration = Duration::from_secs(30);
 /// How long a child may live on after it has closed its socket.
 const LAST_ACT: Duration = Duration::from_secs(1);
@@ -208,11 +208,38 @@ fn clean(line: &str) -> String {
     crate::error::clean(line, MAX_LINE)
 }
 
-fn silent(what: &str, wanted: &str) -> SandboxError {
-    SandboxError::new(
-        SandboxErrorKind::DeadlineExceeded,
-        format!("wait until {wanted}: no word from the {what} within {OWN_START:?}"),
-    )
+/// Waits for what a new child has to say first, for as long as it gets on: `patience` is how long it may neither run nor
+/// wait for a processor, ten times that the end in any case. On a busy host many wait for one.
+async fn first_word<T>(
+    what: &str,
+    wanted: &str,
+    child: &Child,
+    patience: Duration,
+    word: impl Future<Output = T>,
+) -> Result<T, SandboxError> {
+    tokio::pin!(word);
+    let (begin, mut worked) = (Instant::now(), None);
+    let mut changed = begin;
+    loop {
+        if let Ok(said) = tokio::time::timeout(patience / 10, &mut word).await {
+            return Ok(said);
+        }
+        let now = child.scheduled();
+        if now != worked {
+            (worked, changed) = (now, Instant::now());
+        }
+        let why = if changed.elapsed() >= patience {
+            format!("no word from the {what}, which stands still, within {patience:?}")
+        } else if begin.elapsed() >= patience * 10 {
+            format!("no word from the {what} after {:?}", begin.elapsed())
+        } else {
+            continue;
+        };
+        return Err(SandboxError::new(
+            SandboxErrorKind::DeadlineExceeded,
+            format!("wait until {wanted}: {why}"),
+        ));
+    }
 }
 
 async fn wait_for(mut over: watch::Receiver<Option<String>>) -> String {

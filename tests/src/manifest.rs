@@ -2,7 +2,10 @@
 //!
 //! Only what those files have is known; a field beside it, or a misspelt one, is an error.
 
-#![allow(missing_docs, reason = "the fields are those of Kubernetes, whose documentation has them")]
+#![allow(
+    missing_docs,
+    reason = "the fields are those of Kubernetes, whose documentation has them"
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::CString;

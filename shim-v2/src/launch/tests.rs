@@ -138,6 +138,31 @@ async fn a_guest_that_gets_on_is_waited_for_and_a_stuck_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_child_that_works_is_waited_for_and_one_that_sleeps_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let patience = Duration::from_millis(300);
+    for (script, words, shortest) in [
+        ("sleep 60;", "which stands still, within 300ms", patience),
+        (
+            "while (1) {}",
+            "no word from the VMM after 3",
+            patience * 10,
+        ),
+    ] {
+        let (child, _control) = start("VMM", &program(place.path(), script), None).unwrap();
+        let begin = Instant::now();
+        let never = std::future::pending::<()>();
+        let line = first_word("VMM", "it serves", &child, patience, never)
+            .await
+            .unwrap_err()
+            .one_line();
+        child.kill();
+        assert!(line.contains(words), "{script} {line}");
+        assert!(begin.elapsed() >= shortest, "{script} {line}");
+    }
+}
+
+#[tokio::test]
 async fn a_fs_server_that_refuses_is_heard() {
     let place = tempfile::tempdir().unwrap();
     let script =

@@ -14,7 +14,7 @@ use kata_like_boot::{ChannelError, End, EndReason, Figures, VmBoot, VmCommand, V
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use super::{Control, OWN_START, Parts, clean, last_act, next, silent, start, wait_for};
+use super::{Control, OWN_START, Parts, clean, first_word, last_act, next, start, wait_for};
 use crate::error::{SandboxError, SandboxErrorKind, one_line};
 use crate::spawn::Child;
 
@@ -108,10 +108,8 @@ impl Vmm {
             lock(&pending).clear();
             tell_over.send_replace(Some(why));
         });
-        vmm.reached("the VM is made", OWN_START, |phase| {
-            *phase != Phase::Starting
-        })
-        .await?;
+        let made = vmm.reached(|phase| *phase != Phase::Starting);
+        first_word("VMM", "the VM is made", vmm.child(), OWN_START, made).await??;
         Ok(vmm)
     }
 
@@ -130,12 +128,7 @@ impl Vmm {
         self.0.over.borrow().is_some() || self.0.child.exit().is_some()
     }
 
-    async fn reached(
-        &self,
-        wanted: &str,
-        deadline: Duration,
-        is_it: impl Fn(&Phase) -> bool + Send,
-    ) -> Result<Phase, SandboxError> {
+    async fn reached(&self, is_it: impl Fn(&Phase) -> bool + Send) -> Result<Phase, SandboxError> {
         let mut phase = self.0.phase.clone();
         tokio::select! {
             biased;
@@ -145,7 +138,6 @@ impl Vmm {
                 None => Err(ended(&self.over().await)),
             },
             why = self.over() => Err(ended(&why)),
-            () = tokio::time::sleep(deadline) => Err(silent("VMM", wanted)),
         }
     }
 
@@ -156,15 +148,11 @@ impl Vmm {
         let mut changed = begin;
         loop {
             let step = (patience / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
-            match self
-                .reached("", step, |phase| matches!(phase, Phase::Connected(_)))
-                .await
+            let dialled = self.reached(|phase| matches!(phase, Phase::Connected(_)));
+            if let Ok(phase) = tokio::time::timeout(step, dialled).await
+                && let Phase::Connected(figures) = phase?
             {
-                Ok(Phase::Connected(figures)) => return Ok(figures),
-                Err(error) if error.kind() != SandboxErrorKind::DeadlineExceeded => {
-                    return Err(error);
-                }
-                _ => {}
+                return Ok(figures);
             }
             let now = self.progress().await.of_boot();
             if now != progress {
