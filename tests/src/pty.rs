@@ -112,14 +112,22 @@ impl OnTerminal {
         String::from_utf8_lossy(&seen).into_owned()
     }
 
-    /// Waits until a text is on the screen.
+    /// Waits until a text is on the screen: `deadline` is how long nothing at all may come, three times that the end.
     pub fn expect(&self, text: &str, deadline: Duration) -> TestResult {
-        let end = Instant::now() + deadline;
-        while !self.screen().contains(text) {
-            if Instant::now() > end {
+        let begin = Instant::now();
+        let (mut length, mut changed) = (0, begin);
+        loop {
+            let screen = self.screen();
+            if screen.contains(text) {
+                break;
+            }
+            if screen.len() != length {
+                (length, changed) = (screen.len(), Instant::now());
+            }
+            if changed.elapsed() > deadline || begin.elapsed() > deadline * 3 {
                 return Err(failure(format!(
-                    "{text:?} not on the terminal within {deadline:?}: {:?}",
-                    self.screen()
+                    "{text:?} not on the terminal after {:?}: {screen:?}",
+                    begin.elapsed()
                 )));
             }
             thread::sleep(Duration::from_millis(10));
