@@ -127,6 +127,22 @@ async fn who_answers_and_leaves_is_heard_although_the_other_still_sends() {
 }
 
 #[tokio::test]
+async fn who_reads_no_more_is_heard_to_the_end() {
+    let ((mut client, near), (far, mut server)) =
+        (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+    tokio::spawn(relay(near, far));
+    shutdown(&server, Shutdown::Read).unwrap();
+    client.write_all(b"nobody reads this").await.unwrap();
+    sleep(Duration::from_millis(50)).await; // the relay has tried
+    server.write_all(b"answer").await.unwrap();
+    server.shutdown().await.unwrap();
+    let mut answer = String::new();
+    let read = timeout(PATIENCE, client.read_to_string(&mut answer));
+    read.await.unwrap().unwrap();
+    assert_eq!(answer, "answer");
+}
+
+#[tokio::test]
 async fn a_receiver_that_stalls_stops_the_sender() {
     let (client, server) = joined().await;
     let mut sent = 0;
