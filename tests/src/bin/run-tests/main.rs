@@ -47,7 +47,7 @@ const PARTS: [(&str, u64, &[&str]); 8] = [
     ),
     ("workloads", 6, &["workloads", "host_devices"]),
     ("network", 4, &["network"]),
-    ("Kubernetes", 5, &["cri"]),
+    ("Kubernetes", 8, &["cri", "cri_1_7"]),
     (
         "faults and hostile",
         7,
