@@ -11,7 +11,7 @@ use kata_like_tests::{Call, TestResult, failure};
 
 use super::host;
 
-const BULK: usize = 1 << 20;
+const BULK: usize = 1 << 18;
 
 /// Sends back what it gets.
 const ECHO: [&str; 6] = ["nc", "-ll", "-p", "6000", "-e", "cat"];
