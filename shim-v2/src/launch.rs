@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kata_like_boot::{Channel, ChannelError, KVM, PrintkLayout, open_kvm};
 use kata_like_config::Config;
@@ -27,8 +27,10 @@ mod vmm;
 pub use fsd::{Fsd, FsdEnd};
 pub use vmm::{Resources, Vmm, log_figures};
 
-/// How long a child may take for what is no work of the guest's: its own start and jail.
+/// How long a child may get no further with what is no work of the guest's: its own start and jail.
 const OWN_START: Duration = Duration::from_secs(30);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a child may live on after it has closed its socket.
 const LAST_ACT: Duration = Duration::from_secs(1);
 /// As much of what a child says is taken for one line.
@@ -208,11 +210,45 @@ fn clean(line: &str) -> String {
     crate::error::clean(line, MAX_LINE)
 }
 
-fn silent(what: &str, wanted: &str) -> SandboxError {
-    SandboxError::new(
-        SandboxErrorKind::DeadlineExceeded,
-        format!("wait until {wanted}: no word from the {what} within {OWN_START:?}"),
-    )
+/// Waits for what a child does by itself, for as long as it gets on: `patience` is how long it may use no CPU time, which
+/// many that start at once share; ten times that is the end in any case.
+async fn getting_on<T>(
+    what: &str,
+    wanted: &str,
+    child: &Child,
+    patience: Duration,
+    work: impl Future<Output = T>,
+) -> Result<T, SandboxError> {
+    tokio::pin!(work);
+    let begin = Instant::now();
+    let (mut used, mut changed) = (cpu_time(child.pid), begin);
+    loop {
+        if let Ok(done) = tokio::time::timeout(LOOK.min(patience), &mut work).await {
+            return Ok(done);
+        }
+        let now = cpu_time(child.pid);
+        if now != used {
+            (used, changed) = (now, Instant::now());
+        }
+        if changed.elapsed() >= patience || begin.elapsed() >= patience * 10 {
+            return Err(SandboxError::new(
+                SandboxErrorKind::DeadlineExceeded,
+                format!(
+                    "wait until {wanted}: no word from the {what} within {:.1?}, and no work for {:.1?}",
+                    begin.elapsed(),
+                    changed.elapsed()
+                ),
+            ));
+        }
+    }
+}
+
+/// The CPU time that a process has used, in ticks: for its programs, for the kernel (proc_pid_stat(5)).
+fn cpu_time(pid: u32) -> Option<[u64; 2]> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    let mut times = after_name.split(' ').skip(11).map(str::parse);
+    Some([times.next()?.ok()?, times.next()?.ok()?])
 }
 
 async fn wait_for(mut over: watch::Receiver<Option<String>>) -> String {

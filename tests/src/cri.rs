@@ -146,7 +146,9 @@ impl<'host> Kubelet<'host> {
     /// The same with another handler.
     pub fn pod_of(&self, handler: &'static str, stem: &str, config: &str) -> TestResult<Pod<'_>> {
         let mut pod = self.planned(handler, stem, config)?;
-        pod.id = self.call(pod.request())?.pod_sandbox_id;
+        // Twenty at once may be a lot for one emulated CPU.
+        let answer = self.client.call(&pod.request(), 2 * DEADLINE)?;
+        pod.id = answer.pod_sandbox_id;
         Ok(pod)
     }
 

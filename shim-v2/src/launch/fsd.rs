@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use kata_like_boot::{FsdBoot, FsdFds, FsdReport};
 use tokio::sync::watch;
 
-use super::{OWN_START, Parts, clean, last_act, next, silent, start};
+use super::{OWN_START, Parts, clean, getting_on, last_act, next, start};
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spawn::{Child, Exit};
 
@@ -43,21 +43,20 @@ impl Fsd {
             SandboxError::failed("send the boot request to the fs server", cause)
         })?;
         drop(fds);
-        let first = tokio::time::timeout(OWN_START, next::<FsdReport>(&control)).await;
-        match first {
-            Ok(Ok(FsdReport::Serving)) => {}
-            Ok(Ok(FsdReport::Failed { why })) => {
+        let (first, wanted) = (next::<FsdReport>(&control), "it serves the pod's share");
+        match getting_on("fs server", wanted, &fsd.child, OWN_START, first).await? {
+            Ok(FsdReport::Serving) => {}
+            Ok(FsdReport::Failed { why }) => {
                 return Err(SandboxError::new(
                     SandboxErrorKind::Failed,
                     format!("start the fs server: {}", clean(&why)),
                 ));
             }
-            Ok(Err(cause)) => {
+            Err(cause) => {
                 let exit = last_act(&fsd.child).await;
                 let step = format!("wait for the fs server, which {exit}");
                 return Err(SandboxError::failed(step, cause));
             }
-            Err(_) => return Err(silent("fs server", "it serves the pod's share")),
         }
         let child = fsd.child.clone();
         tokio::spawn(async move {

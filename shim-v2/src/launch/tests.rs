@@ -184,3 +184,27 @@ async fn the_cause_is_told_and_not_its_consequence() {
         "fs server"
     );
 }
+
+/// Many that start at once have little of the CPU each.
+#[tokio::test]
+async fn a_child_is_waited_for_as_long_as_it_works() {
+    let place = tempfile::tempdir().unwrap();
+    let patience = Duration::from_millis(300);
+    let never = std::future::pending::<()>;
+    let path = program(place.path(), "sleep 60;");
+    let (child, _control) = start("program", &path, None).unwrap();
+    let error = getting_on("program", "x", &child, patience, never()).await;
+    let line = error.unwrap_err().one_line();
+    assert!(line.contains("no word from the program"), "{line}");
+    child.kill();
+
+    let path = program(place.path(), "1 while 1;");
+    let (child, _control) = start("program", &path, None).unwrap();
+    let later = tokio::time::sleep(patience * 5);
+    let done = getting_on("program", "x", &child, patience, later).await;
+    assert!(done.is_ok(), "{done:?}");
+    let begin = Instant::now();
+    let done = getting_on("program", "x", &child, patience, never()).await;
+    assert!(done.is_err() && begin.elapsed() >= patience * 10);
+    child.kill();
+}

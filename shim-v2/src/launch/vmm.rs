@@ -14,12 +14,14 @@ use kata_like_boot::{ChannelError, End, EndReason, Figures, VmBoot, VmCommand, V
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use super::{Control, OWN_START, Parts, clean, last_act, next, silent, start, wait_for};
+use super::{Control, OWN_START, Parts, clean, getting_on, last_act, next, start, wait_for};
 use crate::error::{SandboxError, SandboxErrorKind, one_line};
 use crate::spawn::Child;
 
-/// How long a VMM may take to answer a command.
+/// How long a VMM may take to tell something.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long it may take to fill or empty a slot.
+const SLOT: Duration = Duration::from_secs(30);
 /// As many lines of the guest's log go into an error.
 const TAIL_IN_ERROR: usize = 3;
 
@@ -108,10 +110,8 @@ impl Vmm {
             lock(&pending).clear();
             tell_over.send_replace(Some(why));
         });
-        vmm.reached("the VM is made", OWN_START, |phase| {
-            *phase != Phase::Starting
-        })
-        .await?;
+        let made = vmm.reached(|phase| *phase != Phase::Starting);
+        getting_on("VMM", "the VM is made", vmm.child(), OWN_START, made).await??;
         Ok(vmm)
     }
 
@@ -130,12 +130,7 @@ impl Vmm {
         self.0.over.borrow().is_some() || self.0.child.exit().is_some()
     }
 
-    async fn reached(
-        &self,
-        wanted: &str,
-        deadline: Duration,
-        is_it: impl Fn(&Phase) -> bool + Send,
-    ) -> Result<Phase, SandboxError> {
+    async fn reached(&self, is_it: impl Fn(&Phase) -> bool + Send) -> Result<Phase, SandboxError> {
         let mut phase = self.0.phase.clone();
         tokio::select! {
             biased;
@@ -145,7 +140,6 @@ impl Vmm {
                 None => Err(ended(&self.over().await)),
             },
             why = self.over() => Err(ended(&why)),
-            () = tokio::time::sleep(deadline) => Err(silent("VMM", wanted)),
         }
     }
 
@@ -156,15 +150,11 @@ impl Vmm {
         let mut changed = begin;
         loop {
             let step = (patience / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
-            match self
-                .reached("", step, |phase| matches!(phase, Phase::Connected(_)))
-                .await
+            let dialled = self.reached(|phase| matches!(phase, Phase::Connected(_)));
+            if let Ok(reached) = tokio::time::timeout(step, dialled).await
+                && let Phase::Connected(figures) = reached?
             {
-                Ok(Phase::Connected(figures)) => return Ok(figures),
-                Err(error) if error.kind() != SandboxErrorKind::DeadlineExceeded => {
-                    return Err(error);
-                }
-                _ => {}
+                return Ok(figures);
             }
             let now = self.progress().await.of_boot();
             if now != progress {
@@ -218,7 +208,7 @@ impl Vmm {
     /// Puts a disk into a free slot; answers N of the guest's `virtio-mmio.N`.
     pub async fn add_disk(&self, disk: &OwnedFd, read_only: bool) -> Result<u32, SandboxError> {
         let command = VmCommand::AddDisk { read_only };
-        match self.command_with(command, &[disk.as_fd()]).await? {
+        match self.command_within(SLOT, command, &[disk.as_fd()]).await? {
             VmReport::SlotFilled { slot } => Ok(slot),
             other => Err(refused("add a disk to the virtual machine", &other)),
         }
@@ -226,7 +216,8 @@ impl Vmm {
 
     /// Empties a disk's slot, which the guest's driver has let go.
     pub async fn remove_disk(&self, slot: u32) -> Result<(), SandboxError> {
-        match self.command(VmCommand::RemoveDisk { slot }).await? {
+        let command = VmCommand::RemoveDisk { slot };
+        match self.command_within(SLOT, command, &[]).await? {
             VmReport::SlotEmptied => Ok(()),
             other => Err(refused("take a disk from the virtual machine", &other)),
         }
@@ -240,18 +231,19 @@ impl Vmm {
         mtu: u16,
     ) -> Result<u32, SandboxError> {
         let command = VmCommand::AddInterface { mac, mtu };
-        match self.command_with(command, &[tap.as_fd()]).await? {
+        match self.command_within(SLOT, command, &[tap.as_fd()]).await? {
             VmReport::SlotFilled { slot } => Ok(slot),
             other => Err(refused("add an interface to the virtual machine", &other)),
         }
     }
 
     async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
-        self.command_with(command, &[]).await
+        self.command_within(ANSWER, command, &[]).await
     }
 
-    async fn command_with(
+    async fn command_within(
         &self,
+        deadline: Duration,
         command: VmCommand,
         fds: &[BorrowedFd<'_>],
     ) -> Result<VmReport, SandboxError> {
@@ -263,7 +255,7 @@ impl Vmm {
             sent.map_err(|cause| SandboxError::failed("send a command to the VMM", cause))?;
             pending.push_back(tell);
         }
-        match tokio::time::timeout(ANSWER, answer).await {
+        match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(report)) => Ok(report),
             Ok(Err(_)) => Err(SandboxError::new(
                 SandboxErrorKind::Failed,
@@ -271,7 +263,7 @@ impl Vmm {
             )),
             Err(_) => Err(SandboxError::new(
                 SandboxErrorKind::DeadlineExceeded,
-                format!("ask the VMM: no answer within {ANSWER:?}"),
+                format!("ask the VMM: no answer within {deadline:?}"),
             )),
         }
     }

@@ -59,7 +59,8 @@ pub(crate) fn set_up(version: Version, here: &Path, tools: &Path) -> TestResult<
         Version::V1_7 | Version::V1_7Cri => {
             let cri = r#"plugins."io.containerd.grpc.v1.cri""#;
             let config = format!(
-                "[{cri}]\nsandbox_image = \"{PAUSE}\"\n[{cri}.cni]\nbin_dir = \"{}\"\nconf_dir = \"{}\"\n",
+                "[{cri}]\nsandbox_image = \"{PAUSE}\"\n[{cri}.cni]\nbin_dir = \"{}\"\nconf_dir = \"{}\"\n\
+                 [{cri}.containerd]\ndefault_runtime_name = \"{HANDLER}\"\n",
                 plugins.display(),
                 conf(here, HANDLER).display(),
             );
