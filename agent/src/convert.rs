@@ -6,7 +6,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::agent::{
-    CreateContainerRequest, DeviceIo as DeviceIoMessage, Event as EventMessage,
+    ConnectRequest, CreateContainerRequest, DeviceIo as DeviceIoMessage, Event as EventMessage,
     HugePages as HugePagesMessage, OutOfMemory, ProcessExited, StatsResponse,
     Streams as StreamsMessage,
 };
@@ -117,6 +117,14 @@ pub fn wanted(streams: Option<StreamsMessage>) -> ttrpc::Result<Wanted> {
         })
     };
     convert().map_err(|error| status(&error))
+}
+
+/// A port, and the token of the stream to join it to.
+pub fn connection(request: &ConnectRequest) -> Result<(u16, Token), PodError> {
+    let port = u16::try_from(request.port)
+        .map_err(|_| PodError::bad("port", format!("{} is not 0 to 65535", request.port)))?;
+    let token = token(&request.token)?.ok_or_else(|| PodError::bad("token", "is empty"))?;
+    Ok((port, token))
 }
 
 fn token(bytes: &[u8]) -> Result<Option<Token>, PodError> {

@@ -11,6 +11,7 @@ mod dial;
 mod disks;
 mod error;
 mod events;
+mod forward;
 mod init;
 mod kmsg;
 mod network;

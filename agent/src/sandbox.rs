@@ -18,10 +18,11 @@ use crate::device;
 use crate::disks::{self, Disk};
 use crate::error::{PodError, blocking, one_line};
 use crate::events::{Event, Events};
+use crate::forward;
 use crate::runner::Joined;
 use crate::spec::GuestSpec;
-use crate::stdio::Wanted;
 use crate::stdio::port::StreamPort;
+use crate::stdio::{Token, Wanted};
 use crate::storage::{self, MemoryVolume, VolumeHolders};
 
 /// How far ahead of the host's clock ours may be before it is set back, in nanoseconds: the request has
@@ -116,6 +117,11 @@ impl Pod {
     /// Follows a step of the host's clock, in either direction.
     pub fn set_time(&self, host_time_ns: i64) -> Result<(), PodError> {
         set_clock(host_time_ns, AHEAD)
+    }
+
+    /// Joins a port of the guest's loopback to the stream with this token.
+    pub async fn connect(&self, port: u16, token: Token) -> Result<(), PodError> {
+        forward::connect(&self.around.tokens, port, token).await
     }
 
     /// Makes a container up to its first instruction; gives its init's pid.

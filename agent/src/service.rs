@@ -12,11 +12,11 @@ use futures::StreamExt;
 use futures::stream;
 use kata_like_agent_protocol::PROTOCOL_VERSION;
 use kata_like_agent_protocol::agent::{
-    ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse,
-    DeviceRequest, Empty, Event as EventMessage, EventsRequest, ExecRequest, ExecResponse,
-    ListProcessesResponse, Process as ProcessMessage, ResizeTerminalRequest, SetTimeRequest,
-    SignalRequest, StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse,
-    UpdateRequest,
+    ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateContainerRequest,
+    CreateContainerResponse, DeviceRequest, Empty, Event as EventMessage, EventsRequest,
+    ExecRequest, ExecResponse, ListProcessesResponse, Process as ProcessMessage,
+    ResizeTerminalRequest, SetTimeRequest, SignalRequest, StartContainerRequest, StartPodRequest,
+    StartPodResponse, StatsResponse, UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
@@ -255,6 +255,13 @@ impl Agent for Service {
         let network = convert::network(request)?;
         let configure = move || network::configure(&network);
         detached(blocking("set the network up", configure)).await?;
+        Ok(Empty::new())
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<Empty> {
+        let (port, token) = convert::connection(&request).map_err(|error| status(&error))?;
+        let pod = self.pod.clone();
+        detached(async move { pod.connect(port, token).await }).await?;
         Ok(Empty::new())
     }
 

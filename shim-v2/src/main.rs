@@ -14,6 +14,7 @@ mod convert;
 mod error;
 mod events;
 mod flags;
+mod forward;
 mod hooks;
 mod info;
 mod launch;

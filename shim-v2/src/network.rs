@@ -137,7 +137,7 @@ pub fn undo(path: &Path, qdiscs: &[u32]) -> Result<(), SandboxError> {
 }
 
 /// Does something in a thread of the namespace's: what is opened there belongs to it.
-fn inside<T: Send>(
+pub fn inside<T: Send>(
     namespace: BorrowedFd,
     work: impl FnOnce() -> Result<T, SandboxError> + Send,
 ) -> Result<T, SandboxError> {

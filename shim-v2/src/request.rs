@@ -4,11 +4,14 @@
 //! re-exports them for those above.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use kata_like_agent_protocol::TOKEN_LENGTH;
 use tokio::sync::mpsc;
 
 /// What a sandbox is made from.
@@ -71,6 +74,13 @@ pub struct StreamTokens {
     pub width: u32,
     /// The terminal's first height in rows; 0: the spec's, if it has one.
     pub height: u32,
+}
+
+/// What opens a stream: random bytes.
+pub fn new_token() -> io::Result<[u8; TOKEN_LENGTH]> {
+    let mut token = [0; TOKEN_LENGTH];
+    File::open("/dev/urandom")?.read_exact(&mut token)?;
+    Ok(token)
 }
 
 /// A further process for a running container.

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::agent::{Agent, GuestEvent};
 use crate::cgroup::Cgroup;
 pub use crate::error::{SandboxError, SandboxErrorKind};
+use crate::forward::Forward;
 use crate::launch::Vmm;
 pub use crate::request::{
     ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
@@ -36,6 +37,7 @@ mod bring_up;
 mod clock;
 mod container;
 mod disks;
+mod forward;
 mod hooks;
 mod limits;
 mod machine;
@@ -77,6 +79,8 @@ pub struct Sandbox {
     network_path: Option<PathBuf>,
     /// What the VM has of it.
     pod_network: tokio::sync::Mutex<PodNetwork>,
+    /// What its loopback on the host leads to; none: not yet, not any more, or it can't be had.
+    forward: Mutex<Option<Forward>>,
     /// containerd's mount namespace, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
     /// The sandbox container's cgroup, which has the pod's limits on the host.

@@ -45,6 +45,7 @@ impl Footprint {
                 ),
             ),
             ("network namespaces", names(Path::new("/run/netns"))),
+            ("BPF links", bpf_links()),
         ]))
     }
 
@@ -103,6 +104,38 @@ fn names(directory: &Path) -> BTreeSet<String> {
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
+}
+
+/// The numbers of BPF links, by which programs hang on something.
+fn bpf_links() -> BTreeSet<String> {
+    const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
+    /// `union bpf_attr` of that command.
+    #[repr(C)]
+    struct Next {
+        after: u32,
+        next: u32,
+        flags: u32,
+    }
+    let mut all = BTreeSet::new();
+    let mut ask = Next {
+        after: 0,
+        next: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads and writes `ask`, of the size that it is told; it lives.
+    while unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_GET_NEXT_ID,
+            std::ptr::from_mut(&mut ask),
+            size_of::<Next>(),
+        )
+    } == 0
+    {
+        all.insert(ask.next.to_string());
+        ask.after = ask.next;
+    }
+    all
 }
 
 /// Everything below a directory, links not followed.

@@ -1,7 +1,7 @@
 //! The static program of `tests/probe` as a tool in a container of the busybox image.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host::Host;
 use crate::oracle::PROBE;
@@ -21,6 +21,11 @@ impl Tool {
         let path = PathBuf::from(format!("/run/{}", host.name("tool")));
         fs::copy(built, &path)?;
         Ok(Self(path))
+    }
+
+    /// Where it is on the host.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// What `ctr --mount` takes to have it as [`TOOL`].

@@ -11,7 +11,7 @@ use kata_like_tests::{TestResult, failure};
 const MOST_LINES: usize = 700;
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-const CRATES: [(&str, &[&str]); 15] = [
+const CRATES: [(&str, &[&str]); 16] = [
     (
         "shim-v2",
         &[
@@ -19,6 +19,7 @@ const CRATES: [(&str, &[&str]); 15] = [
             "kata-like-boot",
             "kata-like-agent-protocol",
             "kata-like-netlink",
+            "kata-like-relay",
         ],
     ),
     ("shim-v2/config", &[]),
@@ -26,9 +27,17 @@ const CRATES: [(&str, &[&str]); 15] = [
     ("vmm/boot", &[]),
     ("vmm/jail", &[]),
     ("vmm/fsd", &["kata-like-boot", "kata-like-jail"]),
-    ("agent", &["kata-like-agent-protocol", "kata-like-netlink"]),
+    (
+        "agent",
+        &[
+            "kata-like-agent-protocol",
+            "kata-like-netlink",
+            "kata-like-relay",
+        ],
+    ),
     ("agent/netlink", &[]),
     ("agent/protocol", &[]),
+    ("agent/relay", &[]),
     ("guest-image", &[]),
     (
         "tools/cli",

@@ -8,6 +8,8 @@ use ttrpc::context::with_duration;
 use super::{ASK, Agent, MAKE, host_time_ns, request_for};
 use crate::error::SandboxError;
 
+/// How long a connection to a port may take: more than the agent gives it.
+const CONNECT: Duration = Duration::from_secs(10);
 /// How long a guest may take to set its clock.
 const SET_TIME: Duration = Duration::from_secs(5);
 
@@ -56,6 +58,20 @@ impl Agent {
         self.call("set the guest's clock", SET_TIME, work)
             .await
             .map(drop)
+    }
+
+    /// Connects to a port of the guest's loopback, and joins the connection to the stream that is dialled with this
+    /// token afterwards.
+    pub async fn connect(&self, port: u16, token: [u8; 16]) -> Result<(), SandboxError> {
+        let request = agent::ConnectRequest {
+            port: port.into(),
+            token: token.to_vec(),
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.connect(with_duration(CONNECT), &request).await };
+        let what = format!("connect to port {port} in the guest");
+        self.call(&what, CONNECT, work).await.map(drop)
     }
 
     /// Binds the device that the VMM has put into a slot.

@@ -2,8 +2,6 @@
 //!
 //! A creation that fails, or that nobody wants any more when it is done, leaves nothing.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -14,6 +12,7 @@ use crate::bundle::{Membership, Role};
 use crate::error::one_line;
 use crate::events::TaskEvent;
 use crate::process::Life;
+use crate::request::new_token;
 use crate::sandbox::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
 use crate::stdio::{Stdio, StdioPaths};
 
@@ -228,19 +227,15 @@ impl Pod {
 
 /// Random tokens for the streams that somebody wants.
 pub(super) fn tokens(stdio: &Stdio, process: &Process) -> Result<StreamTokens, PodError> {
-    let mut random = [[0u8; 16]; 3];
-    let read = File::open("/dev/urandom").and_then(|mut source| {
-        random
-            .iter_mut()
-            .try_for_each(|token| source.read_exact(token))
-    });
-    read.map_err(|error| PodError::Failed(format!("read /dev/urandom: {error}")))?;
-    let [stdin, stdout, stderr] = random;
+    let token = |wanted: bool| {
+        let token = wanted.then(new_token).transpose();
+        token.map_err(|error| PodError::Failed(format!("read /dev/urandom: {error}")))
+    };
     let (width, height) = *lock(&process.size);
     Ok(StreamTokens {
-        stdin: stdio.has_stdin().then_some(stdin),
-        stdout: stdio.has_stdout().then_some(stdout),
-        stderr: stdio.has_stderr().then_some(stderr),
+        stdin: token(stdio.has_stdin())?,
+        stdout: token(stdio.has_stdout())?,
+        stderr: token(stdio.has_stderr())?,
         terminal: process.paths.terminal,
         width,
         height,

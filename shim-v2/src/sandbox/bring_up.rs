@@ -141,6 +141,7 @@ async fn bring_up(
             NetworkPart::New | NetworkPart::Pod => None,
         },
         pod_network: tokio::sync::Mutex::default(),
+        forward: Mutex::default(),
         host_mounts: request.host_mounts,
         limited: Path::new(cgroup::ROOT).join(&wanted.cgroup),
         memory: wanted.memory,

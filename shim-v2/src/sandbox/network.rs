@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use kata_like_config::state;
 
-use super::Sandbox;
 use super::bring_up::blocking;
+use super::{Sandbox, forward};
 use crate::agent::GuestInterface;
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::network::{self, Joined};
@@ -46,6 +46,7 @@ pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
             PodNetwork::Untouched => match make(&me).await {
                 Ok(joined) => {
                     *state = PodNetwork::Joined(joined);
+                    forward::start(&me).await;
                     Ok(())
                 }
                 Err(error) => {
@@ -98,6 +99,7 @@ fn keep(sandbox: &Sandbox, qdiscs: Vec<u32>) {
 /// Leaves the namespace as it was. The VM has ended.
 pub(super) async fn leave(sandbox: &Sandbox) {
     let state = std::mem::replace(&mut *sandbox.pod_network.lock().await, PodNetwork::Left);
+    forward::end(sandbox);
     let _ = tokio::task::spawn_blocking(move || drop(state)).await;
 }
 

@@ -1,11 +1,12 @@
 //! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a database's log,
-//! the clock to the nanosecond.
+//! the clock to the nanosecond, a server of many connections, a program without BPF.
 //!
 //! Each prints one line: what it found, or the error's name. Nothing here changes anything but the files that
 //! are named.
 
 mod locks;
 mod log;
+mod ports;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -29,6 +30,8 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "unnamed" => unnamed(text(1)?),
         "watch" => watch(text(1)?),
         "log-write" => log::write(text(1)?, text(2)?),
+        "listen" => ports::listen(arguments.get(1..)?),
+        "without-bpf" => ports::without_bpf(arguments.get(1..)?),
         "log-check" => log::check(text(1)?),
         _ => return None,
     };

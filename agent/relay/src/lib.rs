@@ -1,0 +1,141 @@
+//! Two stream sockets joined, so that those at their far ends see one connection.
+//!
+//! Called by the shim (TCP on the host and a UNIX socket of the VMM's) and by the agent (vsock and TCP in the
+//! guest). Bytes pass with back-pressure: no more is read from the one than the other takes. The end of what
+//! one sends is told to the other, and the other direction goes on (half-close). A reset is told as a reset.
+//!
+//! UNIX sockets and vsock know no reset: one who leaves without having shut its direction down is taken for
+//! one. At the end of what it sends an empty send tells: it fails if the other end is closed altogether
+//! (net/unix/af_unix.c, unix_stream_sendmsg; net/vmw_vsock/af_vsock.c, vsock_connectible_sendmsg).
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpStream, UnixStream};
+
+/// How many bytes are moved at once. Only a direction whose receiver is behind keeps as many.
+const CHUNK: usize = 32 << 10;
+
+/// A non-blocking stream socket that the runtime watches.
+pub trait Stream: AsFd + Send + Sync {
+    /// Does `operation` as soon as the socket is ready for it, again after each EAGAIN.
+    fn when_ready<T: Send>(
+        &self,
+        interest: Interest,
+        operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
+    ) -> impl Future<Output = io::Result<T>> + Send;
+}
+
+impl Stream for TcpStream {
+    async fn when_ready<T: Send>(
+        &self,
+        interest: Interest,
+        mut operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
+    ) -> io::Result<T> {
+        let attempt = || Ok(operation(self.as_fd())?);
+        self.async_io(interest, attempt).await
+    }
+}
+
+impl Stream for UnixStream {
+    async fn when_ready<T: Send>(
+        &self,
+        interest: Interest,
+        mut operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
+    ) -> io::Result<T> {
+        let attempt = || Ok(operation(self.as_fd())?);
+        self.async_io(interest, attempt).await
+    }
+}
+
+impl Stream for AsyncFd<OwnedFd> {
+    async fn when_ready<T: Send>(
+        &self,
+        interest: Interest,
+        mut operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
+    ) -> io::Result<T> {
+        let attempt = |fd: &OwnedFd| Ok(operation(fd.as_fd())?);
+        self.async_io(interest, attempt).await
+    }
+}
+
+/// Joins two sockets until both directions have ended, however long nothing moves, and closes them.
+/// Dropped before, it closes them, too.
+pub async fn relay(one: impl Stream, other: impl Stream) {
+    let shut = [AtomicBool::new(false), AtomicBool::new(false)];
+    let [one_shut, other_shut] = &shut;
+    let ends = tokio::try_join!(
+        carry((&one, one_shut), (&other, other_shut)),
+        carry((&other, other_shut), (&one, one_shut)),
+    );
+    if !matches!(ends, Ok((End::Told, End::Told))) {
+        reset(&one);
+        reset(&other);
+    }
+}
+
+/// Makes closing a TCP socket a reset, which throws away what was not sent. Others are closed as always.
+pub fn reset(socket: impl AsFd) {
+    // It fails for nothing that is a socket.
+    let _ = set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+/// How a direction has come to its end.
+enum End {
+    /// The receiver has got all, and knows that no more comes.
+    Told,
+    /// The receiver takes no more. What it has sent itself is still carried.
+    NotTaken,
+}
+
+/// Carries one direction; a failure is that of the sender, which ends both. Beside each socket: whether it has
+/// been told that no more comes.
+async fn carry<A: Stream, B: Stream>(
+    (from, from_shut): (&A, &AtomicBool),
+    (to, to_shut): (&B, &AtomicBool),
+) -> io::Result<End> {
+    loop {
+        // No memory is held while there is nothing to move.
+        let receive = |fd: BorrowedFd| {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            retry_on_intr(|| recv(fd, spare_capacity(&mut chunk), RecvFlags::empty()))?;
+            Ok(chunk)
+        };
+        let chunk = from.when_ready(Interest::READABLE, receive).await?;
+        if chunk.is_empty() {
+            break;
+        }
+        if send_all(to, &chunk).await.is_err() {
+            return Ok(End::NotTaken);
+        }
+    }
+    if !from_shut.load(Ordering::Relaxed) {
+        send(from, &[], SendFlags::NOSIGNAL)?;
+    }
+    to_shut.store(true, Ordering::Relaxed);
+    Ok(match shutdown(to, Shutdown::Write) {
+        Ok(()) => End::Told,
+        Err(_) => End::NotTaken,
+    })
+}
+
+async fn send_all(to: &impl Stream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let send = |fd: BorrowedFd| retry_on_intr(|| send(fd, bytes, SendFlags::NOSIGNAL));
+        let sent = to.when_ready(Interest::WRITABLE, send).await?;
+        bytes = bytes.get(sent..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

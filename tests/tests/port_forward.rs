@@ -1,0 +1,364 @@
+//! What is dialled on the loopback of a pod's network namespace on the host reaches the pod's own loopback, as
+//! containerd's port-forward does it.
+//!
+//! Under runc both are one, which makes it the oracle: only where a refusal is heard differs, for the host's kernel
+//! has accepted a connection before the guest is asked.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kata_like_tests::probe::{TOOL, Tool};
+use kata_like_tests::process::until;
+use kata_like_tests::{Call, Host, TestResult, failure, is_oracle, kata_like_only};
+use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A refusal must not take as long as anything that is waited for.
+const AT_ONCE: Duration = Duration::from_secs(4);
+const BULK: usize = 8 << 20;
+const MANY: usize = 300;
+
+/// A network namespace on the host, dialled from within.
+#[derive(Clone)]
+struct Inside(PathBuf);
+
+impl Inside {
+    /// That of a pod without a network, by its pid on the host.
+    fn of_pid(pid: i32) -> Self {
+        Self(format!("/proc/{pid}/ns/net").into())
+    }
+
+    /// Does something in a thread that is inside: sockets stay there.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> TestResult<T> + Send + 'static,
+    ) -> TestResult<T> {
+        let file = File::open(&self.0)?;
+        let thread = thread::spawn(move || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        });
+        thread.join().map_err(|_| failure("a thread panicked"))?
+    }
+
+    fn dial(&self, address: &str) -> TestResult<TcpStream> {
+        let address: SocketAddr = address.parse()?;
+        self.run(move || {
+            let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        })
+    }
+
+    /// Says something to the server, and hears it to its end.
+    fn ask(&self, address: &str, question: &[u8]) -> TestResult<Vec<u8>> {
+        let mut stream = self.dial(address)?;
+        stream.write_all(question)?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// Waits until the server answers there.
+    fn served(&self, address: &str) -> TestResult {
+        let mut last = Err(failure("not tried"));
+        until("an answer", PATIENCE, || {
+            last = self.ask(address, b"ehello");
+            matches!(&last, Ok(answer) if answer == b"helloover")
+        })
+        .map_err(|error| failure(format!("{error}: {address}: {last:?}")))
+    }
+
+    /// How long it takes to be refused.
+    fn refused(&self, address: &str) -> TestResult<Duration> {
+        let begin = Instant::now();
+        let refusal = match self.dial(address) {
+            Ok(mut stream) => stream.read(&mut [0]).map_err(Into::into),
+            Err(error) => Err(error),
+        };
+        let error = refusal.expect_err("neither refused nor reset");
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        let known = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
+        match kind {
+            Some(kind) if known.contains(&kind) => Ok(begin.elapsed()),
+            _ => Err(failure(format!("{address}: {error}"))),
+        }
+    }
+}
+
+/// One with a name, gone with the value.
+struct Namespace(Inside);
+
+impl Namespace {
+    fn new(host: &Host, stem: &str) -> TestResult<Self> {
+        let name = host.name(stem);
+        let path = Path::new("/run/netns").join(&name);
+        ip(&format!("netns add {name}"))?;
+        let namespace = Self(Inside(path));
+        ip(&format!("-n {name} link set lo up"))?;
+        Ok(namespace)
+    }
+
+    /// As `ctr run` has it.
+    fn option(&self) -> String {
+        format!("network:{}", self.0.0.display())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Some(name) = self.0.0.file_name() {
+            let _ = ip(&format!("netns delete {}", name.display()));
+        }
+    }
+}
+
+fn ip(arguments: &str) -> TestResult {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' '));
+    Call::new(command).ok().map(drop)
+}
+
+/// Bytes in which a lost, doubled or exchanged piece is seen.
+fn pattern(length: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+fn rest(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).map(|_| rest)
+}
+
+/// The one direction ends, the other goes on; whoever is first.
+fn half_closes(inside: &Inside) -> TestResult {
+    let mut stream = inside.dial("127.0.0.1:83")?;
+    stream.write_all(b"equestion")?;
+    let mut back = [0; 8];
+    stream.read_exact(&mut back)?;
+    stream.shutdown(Shutdown::Write)?;
+    assert_eq!(rest(&mut stream)?, b"over");
+
+    let mut stream = inside.dial("127.0.0.1:83")?;
+    stream.write_all(b"h")?;
+    assert_eq!(rest(&mut stream)?, b"");
+    stream.write_all(&pattern(100_000))?;
+    drop(stream);
+    let mut taken = Vec::new();
+    until("the server has all of it", PATIENCE, || {
+        taken = inside.ask("127.0.0.1:83", b"c").unwrap_or_default();
+        taken == b"100000"
+    })
+    .map_err(|error| failure(format!("{error}: {taken:?}")))
+}
+
+fn much_passes_both_ways(inside: &Inside) -> TestResult {
+    let mut stream = inside.dial("127.0.0.1:83")?;
+    let mut writer = stream.try_clone()?;
+    let bytes = pattern(BULK);
+    let back = thread::scope(|scope| {
+        let bytes = &bytes;
+        scope.spawn(move || {
+            writer.write_all(b"e")?;
+            writer.write_all(bytes)?;
+            writer.shutdown(Shutdown::Write)
+        });
+        rest(&mut stream)
+    })?;
+    let (same, word) = back.split_at(BULK.min(back.len()));
+    assert!(same == bytes && word == b"over", "{} bytes", back.len());
+    Ok(())
+}
+
+/// All are open before the first one is used.
+fn many_at_once(inside: &Inside) -> TestResult {
+    let mut all = Vec::new();
+    for _ in 0..MANY {
+        all.push(inside.dial("127.0.0.1:83")?);
+    }
+    for (number, stream) in all.iter_mut().enumerate() {
+        write!(stream, "enumber {number}.")?;
+    }
+    for (number, stream) in all.iter_mut().enumerate().rev() {
+        let wanted = format!("number {number}.");
+        let mut back = vec![0; wanted.len()];
+        stream.read_exact(&mut back)?;
+        assert_eq!(back, wanted.as_bytes());
+    }
+    // And end in another order.
+    for stream in &all {
+        stream.shutdown(Shutdown::Write)?;
+    }
+    for stream in &mut all {
+        assert_eq!(rest(stream)?, b"over");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_port_of_loopback_is_the_pods() -> TestResult {
+    let host = Host::alone()?;
+    let tool = Tool::new(&host)?;
+    let namespace = Namespace::new(&host, "pod")?;
+    let inside = &namespace.0;
+    let before = host.footprint();
+    let (mount, network) = (tool.mount(), namespace.option());
+    let pod = host.start(
+        "ports",
+        &["--mount", &mount, "--with-ns", &network],
+        &[
+            TOOL,
+            "listen",
+            "127.0.0.1:81",
+            "[::1]:82",
+            "0.0.0.0:83",
+            "127.0.0.1:45678",
+        ],
+    )?;
+    for address in [
+        "127.0.0.1:81",
+        "[::1]:82",
+        "127.0.0.1:83",
+        "127.0.0.1:45678",
+    ] {
+        inside.served(address)?;
+    }
+    if !is_oracle() {
+        // The guest's address is found, whichever the host's is.
+        for address in ["[::1]:81", "127.0.0.1:82", "[::1]:83", "127.3.2.1:81"] {
+            inside.served(address)?;
+        }
+    }
+    for address in ["127.0.0.1:84", "[::1]:84", "127.0.0.1:45679"] {
+        let took = inside.refused(address)?;
+        assert!(took < AT_ONCE, "{address}: refused after {took:?}");
+    }
+    half_closes(inside)?;
+    let mut cut = inside.dial("127.0.0.1:83")?;
+    cut.write_all(b"r")?;
+    let mut word = [0; 10];
+    cut.read_exact(&mut word)?;
+    cut.write_all(b"!")?;
+    let kind = rest(&mut cut).map_err(|error| error.kind());
+    assert_eq!(kind, Err(ErrorKind::ConnectionReset));
+
+    let begin = Instant::now();
+    much_passes_both_ways(inside)?;
+    eprintln!("{} MiB both ways: {:?}", BULK >> 20, begin.elapsed());
+    let begin = Instant::now();
+    many_at_once(inside)?;
+    eprintln!("{MANY} connections: {:?}", begin.elapsed());
+
+    // A pod with connections, one of them idle since, one stalled, is killed and deleted as any other.
+    let mut idle = inside.dial("127.0.0.1:81")?;
+    idle.write_all(b"ex")?;
+    idle.read_exact(&mut [0])?;
+    let mut stalled = inside.dial("127.0.0.1:81")?;
+    stalled.write_all(b"e")?;
+    stalled.set_write_timeout(Some(Duration::from_millis(500)))?;
+    while stalled.write(&[7; 1 << 16]).is_ok() {}
+    pod.remove()?;
+    let end = rest(&mut idle);
+    assert!(end.is_err() || end.is_ok_and(|rest| rest.is_empty()));
+    inside.refused("127.0.0.1:81")?;
+    host.leaves_nothing(&before)
+}
+
+/// Pods with a namespace of their own, which nobody has prepared; the same port, and each its own.
+#[test]
+fn several_pods_have_their_own_ports() -> TestResult {
+    let host = Host::alone()?;
+    let tool = Tool::new(&host)?;
+    let before = host.footprint();
+    let mount = tool.mount();
+    let mut pods = Vec::new();
+    for stem in ["first", "second"] {
+        let server = [TOOL, "listen", "127.0.0.1:80"];
+        let pod = host.start(stem, &["--mount", &mount], &server)?;
+        let inside = Inside::of_pid(pod.status()?.1);
+        inside.served("127.0.0.1:80")?;
+        pods.push((pod, inside));
+    }
+    for ((_, inside), length) in pods.iter().zip([1000, 3000]) {
+        inside.ask(
+            "127.0.0.1:80",
+            &[b"h".as_slice(), &pattern(length)].concat(),
+        )?;
+    }
+    for ((_, inside), length) in pods.iter().zip(["1000", "3000"]) {
+        let mut taken = Vec::new();
+        until("each has its own", PATIENCE, || {
+            taken = inside.ask("127.0.0.1:80", b"c").unwrap_or_default();
+            taken == length.as_bytes()
+        })
+        .map_err(|error| failure(format!("{error}: {taken:?}")))?;
+    }
+    for (pod, _) in pods {
+        pod.remove()?;
+    }
+    host.leaves_nothing(&before)
+}
+
+/// The shim is killed: nothing listens any more, and nothing hangs on the namespace.
+#[test]
+fn a_killed_shim_leaves_no_listener() -> TestResult {
+    kata_like_only!();
+    let host = Host::alone()?;
+    let tool = Tool::new(&host)?;
+    let namespace = Namespace::new(&host, "pod")?;
+    let before = host.footprint();
+    let (mount, network) = (tool.mount(), namespace.option());
+    let options = ["--mount", &mount, "--with-ns", &network];
+    let events = host.events()?;
+    let pod = host.start("killed", &options, &[TOOL, "listen", "127.0.0.1:80"])?;
+    namespace.0.served("127.0.0.1:80")?;
+    let mut open = namespace.0.dial("127.0.0.1:80")?;
+    pod.process("shim")?.signal(Signal::KILL)?;
+    events.exit(pod.id(), pod.id(), PATIENCE)?;
+    drop(events);
+    let end = rest(&mut open);
+    assert!(end.is_err() || end.is_ok_and(|rest| rest.is_empty()));
+    let refused = namespace.0.dial("127.0.0.1:80").map(drop).unwrap_err();
+    let kind = refused.downcast_ref::<io::Error>().map(io::Error::kind);
+    assert_eq!(kind, Some(ErrorKind::ConnectionRefused), "{refused}");
+    pod.remove_container()?;
+    host.leaves_nothing(&before)
+}
+
+/// Where the kernel refuses BPF, the pod goes without, and the log says why.
+#[test]
+fn without_bpf_a_pod_has_no_port_forward_and_runs() -> TestResult {
+    kata_like_only!();
+    let probe = {
+        let host = Host::shared()?;
+        Tool::new(&host)?
+    };
+    let program = probe.path().display().to_string();
+    let host = Host::wrapped(&[&program, "without-bpf"])?;
+    let namespace = Namespace::new(&host, "pod")?;
+    let options = ["--with-ns", &namespace.option()];
+    let run = host.run(&host.name("without"), &options, &["echo", "runs"]);
+    assert_eq!(run.ok()?.text(), "runs\n");
+    let log = host.log();
+    let lines = log.lines().filter(|line| line.contains("port-forward"));
+    let [line] = lines.collect::<Vec<_>>()[..] else {
+        return Err(failure(format!("not one line of port-forward in {log}")));
+    };
+    for words in ["make a BPF map", "Operation not permitted"] {
+        assert!(line.contains(words), "no {words:?} in {line}");
+    }
+    Ok(())
+}
