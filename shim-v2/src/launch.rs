@@ -27,8 +27,10 @@ mod vmm;
 pub use fsd::{Fsd, FsdEnd};
 pub use vmm::{Resources, Vmm, log_figures};
 
-/// How long a child may get nowhere with what is no work of the guest's: its own start and jail.
+/// How long a child may get no further with what is no work of the guest's: its own start and jail.
 const OWN_START: Duration = Duration::from_secs(30);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a child may live on after it has closed its socket.
 const LAST_ACT: Duration = Duration::from_secs(1);
 /// As much of what a child says is taken for one line.
@@ -208,38 +210,45 @@ fn clean(line: &str) -> String {
     crate::error::clean(line, MAX_LINE)
 }
 
-/// Waits for what a new child has to say first, for as long as it gets on: `patience` is how long it may neither run nor
-/// wait for a processor, ten times that the end in any case. On a busy host many wait for one.
-async fn first_word<T>(
+/// Waits for what a child does by itself, for as long as it gets on: `patience` is how long it may use no CPU time, which
+/// many that start at once share; ten times that is the end in any case.
+async fn getting_on<T>(
     what: &str,
     wanted: &str,
     child: &Child,
     patience: Duration,
-    word: impl Future<Output = T>,
+    work: impl Future<Output = T>,
 ) -> Result<T, SandboxError> {
-    tokio::pin!(word);
-    let (begin, mut worked) = (Instant::now(), None);
-    let mut changed = begin;
+    tokio::pin!(work);
+    let begin = Instant::now();
+    let (mut used, mut changed) = (cpu_time(child.pid), begin);
     loop {
-        if let Ok(said) = tokio::time::timeout(patience / 10, &mut word).await {
-            return Ok(said);
+        if let Ok(done) = tokio::time::timeout(LOOK.min(patience), &mut work).await {
+            return Ok(done);
         }
-        let now = child.scheduled();
-        if now != worked {
-            (worked, changed) = (now, Instant::now());
+        let now = cpu_time(child.pid);
+        if now != used {
+            (used, changed) = (now, Instant::now());
         }
-        let why = if changed.elapsed() >= patience {
-            format!("no word from the {what}, which stands still, within {patience:?}")
-        } else if begin.elapsed() >= patience * 10 {
-            format!("no word from the {what} after {:?}", begin.elapsed())
-        } else {
-            continue;
-        };
-        return Err(SandboxError::new(
-            SandboxErrorKind::DeadlineExceeded,
-            format!("wait until {wanted}: {why}"),
-        ));
+        if changed.elapsed() >= patience || begin.elapsed() >= patience * 10 {
+            return Err(SandboxError::new(
+                SandboxErrorKind::DeadlineExceeded,
+                format!(
+                    "wait until {wanted}: no word from the {what} within {:.1?}, and no work for {:.1?}",
+                    begin.elapsed(),
+                    changed.elapsed()
+                ),
+            ));
+        }
     }
+}
+
+/// The CPU time that a process has used, in ticks: for its programs, for the kernel (proc_pid_stat(5)).
+fn cpu_time(pid: u32) -> Option<[u64; 2]> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    let mut times = after_name.split(' ').skip(11).map(str::parse);
+    Some([times.next()?.ok()?, times.next()?.ok()?])
 }
 
 async fn wait_for(mut over: watch::Receiver<Option<String>>) -> String {

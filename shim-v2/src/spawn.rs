@@ -418,14 +418,6 @@ impl Child {
         *self.exit.borrow()
     }
 
-    /// For how long it has run, and for how long it has waited for a processor, in nanoseconds; `None` where nobody
-    /// can tell. (/proc/PID/schedstat: Documentation/scheduler/sched-stats.rst)
-    pub fn scheduled(&self) -> Option<(u64, u64)> {
-        let line = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid)).ok()?;
-        let mut figures = line.split_whitespace().map(|word| word.parse().ok());
-        Some((figures.next()??, figures.next()??))
-    }
-
     /// Kills it; nothing happens to one that has ended.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);

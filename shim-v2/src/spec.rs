@@ -284,13 +284,17 @@ fn split_namespaces(
             }
             (_, Some(task)) => PathBuf::from(format!("container:{task}")),
             (_, None) => {
+                let asked = match kind {
+                    LinuxNamespaceType::User => " (hostUsers: false)",
+                    _ => "",
+                };
                 return Err(SandboxError::unsupported(
                     format_args!(
                         "linux.namespaces of type {} with path {}",
                         name_of(kind),
                         path.display()
                     ),
-                    "it is not that of a container of this pod",
+                    format_args!("it is not that of a container of this pod{asked}"),
                 ));
             }
         };

@@ -7,23 +7,33 @@
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kata_like_cri_client::messages::*;
-use kata_like_cri_client::{Client, Request};
+use kata_like_cri_client::{Client, Error, Request};
 use protobuf::{MessageField, text_format};
 
-use crate::ctr::{Call, DEADLINE};
+use crate::ctr::DEADLINE;
 use crate::host::Host;
-use crate::{IMAGE, TestResult, failure, runtime};
+use crate::{IMAGE, TestResult, failure};
 
 mod container;
+mod set_up;
 
 pub use container::{Container, text_of_log};
+pub(crate) use set_up::{handler_file, set_up};
 
-/// The handler that a RuntimeClass names.
+/// The handler that a RuntimeClass names. Its pods are on a network with IPv4 and IPv6 and an MTU of 1400.
 pub const HANDLER: &str = "kata-like";
+
+/// The same on another network: an MTU of 9000, and ports of the host lead to pods.
+pub const LARGE: &str = "kata-like-large";
+
+/// A pod whose virtual machine is small: what a container may have is the machine's size.
+pub const SMALL: &str = "linux { resources { memory_limit_in_bytes: 134217728 } }";
+
+/// How long something may take that is a matter of seconds.
+pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// containerd's namespace of CRI.
 pub const NAMESPACE: &str = "k8s.io";
@@ -34,59 +44,8 @@ pub const PAUSE: &str = "localhost/pause:latest";
 /// Where the kubelet keeps the cgroups of its pods.
 const CGROUPS: &str = "/sys/fs/cgroup/kubepods";
 
-/// The bridge between its pods.
-const BRIDGE: &str = "tests0";
-
 /// How long to wait before something is asked for again.
 const POLL: Duration = Duration::from_millis(50);
-
-/// Makes what CRI expects of a host below `here`, and gives its part of containerd's configuration.
-pub(crate) fn set_up(here: &Path, tools: &Path) -> TestResult<String> {
-    let network = here.join("net.d");
-    fs::create_dir_all(&network)?;
-    fs::write(network.join("tests.conflist"), conflist(here))?;
-    fs::create_dir_all(CGROUPS)?;
-    delegate(Path::new(CGROUPS))?;
-    // The plugin would make it with the first pod, and leave it.
-    if !Path::new("/sys/class/net").join(BRIDGE).exists() {
-        let mut add = Command::new("ip");
-        add.args(["link", "add", BRIDGE, "type", "bridge"]);
-        Call::new(add).ok()?;
-    }
-    Ok(format!(
-        r#"[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "{PAUSE}"
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["{plugins}"]
-conf_dir = "{conf}"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{HANDLER}]
-runtime_type = "{runtime}"
-privileged_without_host_devices = true
-"#,
-        plugins = tools.join("cni").display(),
-        conf = network.display(),
-        runtime = runtime(),
-    ))
-}
-
-/// One bridge without a way out; CRI adds the loopback by itself.
-fn conflist(here: &Path) -> String {
-    let addresses = here.join("addresses");
-    serde_json::json!({
-        "cniVersion": "1.0.0",
-        "name": "tests",
-        "plugins": [{
-            "type": "bridge",
-            "bridge": BRIDGE,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": addresses,
-                "ranges": [[{"subnet": "10.88.0.0/24"}]],
-            },
-        }],
-    })
-    .to_string()
-}
 
 /// Hands all controllers of a cgroup down, as the kubelet does it for its pods.
 fn delegate(cgroup: &Path) -> TestResult {
@@ -124,13 +83,18 @@ impl<'host> Kubelet<'host> {
 
     /// Makes a call.
     pub fn call<R: Request>(&self, request: R) -> TestResult<R::Answer> {
-        Ok(self.client.call(&request, DEADLINE)?)
+        Ok(self.try_call(request)?)
+    }
+
+    /// Makes a call, and gives its error as it is.
+    pub fn try_call<R: Request>(&self, request: R) -> Result<R::Answer, Error> {
+        self.client.call(&request, DEADLINE)
     }
 
     /// Makes a call that must be refused, and gives what is said about it.
     pub fn refused<R: Request>(&self, request: R) -> TestResult<String> {
-        match self.client.call(&request, DEADLINE) {
-            Err(kata_like_cri_client::Error::Refused { text, .. }) => Ok(text),
+        match self.try_call(request) {
+            Err(Error::Refused { text, .. }) => Ok(text),
             Err(error) => Err(error.into()),
             Ok(answer) => Err(failure(format!("{}: done: {answer}", R::METHOD))),
         }
@@ -176,38 +140,43 @@ impl<'host> Kubelet<'host> {
 
     /// Runs a pod. `config` is a `PodSandboxConfig`.
     pub fn pod(&self, stem: &str, config: &str) -> TestResult<Pod<'_>> {
-        let name = self.host.name(stem);
-        let mut pod = Pod {
-            kubelet: self,
-            id: String::new(),
-            config: self.config(&name, config)?,
-            name,
-            attempts: Cell::new(0),
-            removed: false,
-        };
-        let request = pod.request();
-        pod.id = self.call(request)?.pod_sandbox_id;
+        self.pod_of(HANDLER, stem, config)
+    }
+
+    /// The same with another handler.
+    pub fn pod_of(&self, handler: &'static str, stem: &str, config: &str) -> TestResult<Pod<'_>> {
+        let mut pod = self.planned(handler, stem, config)?;
+        // Twenty at once may be a lot for one emulated CPU.
+        let answer = self.client.call(&pod.request(), 2 * DEADLINE)?;
+        pod.id = answer.pod_sandbox_id;
         Ok(pod)
     }
 
     /// Asks for a pod that must be refused, and gives what is said about it.
     pub fn no_pod(&self, stem: &str, config: &str) -> TestResult<String> {
+        let pod = self.planned(HANDLER, stem, config)?;
+        self.refused(pod.request())
+    }
+
+    /// A pod that containerd has not been asked for.
+    fn planned(&self, handler: &'static str, stem: &str, config: &str) -> TestResult<Pod<'_>> {
         let name = self.host.name(stem);
-        let pod = Pod {
+        Ok(Pod {
             kubelet: self,
+            handler,
             id: String::new(),
             config: self.config(&name, config)?,
             name,
             attempts: Cell::new(0),
             removed: false,
-        };
-        self.refused(pod.request())
+        })
     }
 }
 
 /// A pod.
 pub struct Pod<'kubelet> {
     kubelet: &'kubelet Kubelet<'kubelet>,
+    handler: &'static str,
     name: String,
     id: String,
     config: PodSandboxConfig,
@@ -221,6 +190,33 @@ impl Pod<'_> {
         &self.id
     }
 
+    /// Its address of IPv4, and that of IPv6.
+    pub fn addresses(&self) -> TestResult<[String; 2]> {
+        let network = self.status()?.network;
+        match &network.additional_ips[..] {
+            [other] => Ok([network.ip.clone(), other.ip.clone()]),
+            others => Err(failure(format!("{} and {others:?}", network.ip))),
+        }
+    }
+
+    /// What was there of it when CNI was told to take its interface away: interfaces in its network namespace,
+    /// and the VMMs of this host as `/proc/PID/comm`.
+    pub fn seen_at_del(&self) -> TestResult<String> {
+        let path = set_up::seen_at_del(self.kubelet.host.directory(), &self.id);
+        fs::read_to_string(&path)
+            .map_err(|error| failure(format!("read {}: {error}", path.display())))
+    }
+
+    /// The pid of its VMM.
+    pub fn vmm(&self) -> TestResult<i64> {
+        let path = Path::new("/run/kata-like").join(format!("{NAMESPACE}:{}", self.id));
+        let record = fs::read(path.join("shim.json"))?;
+        let record: serde_json::Value = serde_json::from_slice(&record)?;
+        record["vmm"]["pid"]
+            .as_i64()
+            .ok_or_else(|| failure(format!("no pid of the VMM in {record}")))
+    }
+
     /// A folder for its volumes.
     pub fn volume(&self, name: &str) -> TestResult<PathBuf> {
         let path = PathBuf::from(format!("/run/{}/volumes/{name}", self.name));
@@ -231,7 +227,7 @@ impl Pod<'_> {
     fn request(&self) -> RunPodSandboxRequest {
         RunPodSandboxRequest {
             config: MessageField::some(self.config.clone()),
-            runtime_handler: HANDLER.to_owned(),
+            runtime_handler: self.handler.to_owned(),
             ..Default::default()
         }
     }
@@ -354,6 +350,11 @@ fn own_processes(options: &mut MessageField<NamespaceOption>) {
     if options.is_none() {
         options.mut_or_insert_default().pid = NamespaceMode::CONTAINER.into();
     }
+}
+
+/// A mount of a container's.
+pub fn volume(source: &Path, target: &str, more: &str) -> String {
+    format!("mounts {{ host_path: {source:?} container_path: {target:?} {more} }} ")
 }
 
 fn image_of(name: &str) -> MessageField<ImageSpec> {

@@ -41,13 +41,15 @@ pub enum Version {
     V2_1Cri,
     /// 1.7.
     V1_7,
+    /// The same with its CRI plugin.
+    V1_7Cri,
 }
 
 impl Version {
     fn directory(self) -> &'static str {
         match self {
             Self::V2_1 | Self::V2_1Cri => "containerd-2.1",
-            Self::V1_7 => "containerd-1.7",
+            Self::V1_7 | Self::V1_7Cri => "containerd-1.7",
         }
     }
 
@@ -55,7 +57,7 @@ impl Version {
     fn namespace(self) -> &'static str {
         match self {
             Self::V2_1 | Self::V1_7 => NAMESPACE,
-            Self::V2_1Cri => cri::NAMESPACE,
+            Self::V2_1Cri | Self::V1_7Cri => cri::NAMESPACE,
         }
     }
 
@@ -63,7 +65,7 @@ impl Version {
     fn images(self) -> &'static [&'static str] {
         match self {
             Self::V2_1 | Self::V1_7 => &["busybox.tar"],
-            Self::V2_1Cri => &["busybox.tar", "pause.tar"],
+            Self::V2_1Cri | Self::V1_7Cri => &["busybox.tar", "pause.tar"],
         }
     }
 }
@@ -234,6 +236,11 @@ impl Host {
             .join(id)
     }
 
+    /// containerd's directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.daemon.directory
+    }
+
     /// containerd's socket.
     pub fn address(&self) -> PathBuf {
         self.daemon.socket()
@@ -325,16 +332,27 @@ impl Daemon {
                  \"io.containerd.cri.v1.runtime\", ",
                 String::new(),
             ),
-            Version::V2_1Cri => (3, "", cri::set_up(&self.directory, &tools()?)?),
+            Version::V2_1Cri => (3, "", self.cri()?),
+            Version::V1_7Cri => (2, "", self.cri()?),
+        };
+        let imports = match self.version {
+            Version::V2_1 | Version::V1_7 => Vec::new(),
+            Version::V2_1Cri | Version::V1_7Cri => {
+                vec![cri::handler_file(self.version, &self.directory)?]
+            }
         };
         Ok(format!(
-            "version = {number}\nroot = \"{here}/root\"\nstate = \"{here}/state\"\n\
+            "version = {number}\nimports = {imports:?}\nroot = \"{here}/root\"\nstate = \"{here}/state\"\n\
              disabled_plugins = [{disabled}\"io.containerd.nri.v1.nri\", \
              \"io.containerd.internal.v1.opt\", \"io.containerd.tracing.processor.v1.otlp\"]\n\
              [grpc]\naddress = \"{here}/containerd.sock\"\n\
              [ttrpc]\naddress = \"{here}/containerd.sock.ttrpc\"\n\
              [debug]\nlevel = \"{level}\"\n{plugins}"
         ))
+    }
+
+    fn cri(&self) -> TestResult<String> {
+        cri::set_up(self.version, &self.directory, &tools()?)
     }
 
     fn socket(&self) -> PathBuf {

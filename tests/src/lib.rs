@@ -39,9 +39,12 @@ pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>
 /// The image with busybox that the test host brings along.
 pub const IMAGE: &str = "localhost/busybox:latest";
 
+/// kata-like's containerd name.
+pub const KATA_LIKE: &str = "io.containerd.kata-like.v2";
+
 /// The runtime under test, by its containerd name.
 pub fn runtime() -> String {
-    std::env::var("KATA_LIKE_TEST_RUNTIME").unwrap_or_else(|_| "io.containerd.kata-like.v2".into())
+    std::env::var("KATA_LIKE_TEST_RUNTIME").unwrap_or_else(|_| KATA_LIKE.into())
 }
 
 /// Whether the runtime under test is the oracle and not kata-like.

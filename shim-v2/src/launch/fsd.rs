@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use kata_like_boot::{FsdBoot, FsdFds, FsdReport};
 use tokio::sync::watch;
 
-use super::{OWN_START, Parts, clean, first_word, last_act, next, start};
+use super::{OWN_START, Parts, clean, getting_on, last_act, next, start};
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spawn::{Child, Exit};
 
@@ -43,9 +43,8 @@ impl Fsd {
             SandboxError::failed("send the boot request to the fs server", cause)
         })?;
         drop(fds);
-        let report = next::<FsdReport>(&control);
-        let wanted = "it serves the pod's share";
-        match first_word("fs server", wanted, &fsd.child, OWN_START, report).await? {
+        let (first, wanted) = (next::<FsdReport>(&control), "it serves the pod's share");
+        match getting_on("fs server", wanted, &fsd.child, OWN_START, first).await? {
             Ok(FsdReport::Serving) => {}
             Ok(FsdReport::Failed { why }) => {
                 return Err(SandboxError::new(

@@ -138,31 +138,6 @@ async fn a_guest_that_gets_on_is_waited_for_and_a_stuck_one_is_not() {
 }
 
 #[tokio::test]
-async fn a_child_that_works_is_waited_for_and_one_that_sleeps_is_not() {
-    let place = tempfile::tempdir().unwrap();
-    let patience = Duration::from_millis(300);
-    for (script, words, shortest) in [
-        ("sleep 60;", "which stands still, within 300ms", patience),
-        (
-            "while (1) {}",
-            "no word from the VMM after 3",
-            patience * 10,
-        ),
-    ] {
-        let (child, _control) = start("VMM", &program(place.path(), script), None).unwrap();
-        let begin = Instant::now();
-        let never = std::future::pending::<()>();
-        let line = first_word("VMM", "it serves", &child, patience, never)
-            .await
-            .unwrap_err()
-            .one_line();
-        child.kill();
-        assert!(line.contains(words), "{script} {line}");
-        assert!(begin.elapsed() >= shortest, "{script} {line}");
-    }
-}
-
-#[tokio::test]
 async fn a_fs_server_that_refuses_is_heard() {
     let place = tempfile::tempdir().unwrap();
     let script =
@@ -208,4 +183,28 @@ async fn the_cause_is_told_and_not_its_consequence() {
         either_over(std::future::pending(), async { fsd(true) }).await,
         "fs server"
     );
+}
+
+/// Many that start at once have little of the CPU each.
+#[tokio::test]
+async fn a_child_is_waited_for_as_long_as_it_works() {
+    let place = tempfile::tempdir().unwrap();
+    let patience = Duration::from_millis(300);
+    let never = std::future::pending::<()>;
+    let path = program(place.path(), "sleep 60;");
+    let (child, _control) = start("program", &path, None).unwrap();
+    let error = getting_on("program", "x", &child, patience, never()).await;
+    let line = error.unwrap_err().one_line();
+    assert!(line.contains("no word from the program"), "{line}");
+    child.kill();
+
+    let path = program(place.path(), "1 while 1;");
+    let (child, _control) = start("program", &path, None).unwrap();
+    let later = tokio::time::sleep(patience * 5);
+    let done = getting_on("program", "x", &child, patience, later).await;
+    assert!(done.is_ok(), "{done:?}");
+    let begin = Instant::now();
+    let done = getting_on("program", "x", &child, patience, never()).await;
+    assert!(done.is_err() && begin.elapsed() >= patience * 10);
+    child.kill();
 }

@@ -14,12 +14,14 @@ use kata_like_boot::{ChannelError, End, EndReason, Figures, VmBoot, VmCommand, V
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use super::{Control, OWN_START, Parts, clean, first_word, last_act, next, start, wait_for};
+use super::{Control, OWN_START, Parts, clean, getting_on, last_act, next, start, wait_for};
 use crate::error::{SandboxError, SandboxErrorKind, one_line};
 use crate::spawn::Child;
 
-/// How long a VMM may take to answer a command.
+/// How long a VMM may take to tell something.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long it may take to fill or empty a slot.
+const SLOT: Duration = Duration::from_secs(30);
 /// As many lines of the guest's log go into an error.
 const TAIL_IN_ERROR: usize = 3;
 
@@ -109,7 +111,7 @@ impl Vmm {
             tell_over.send_replace(Some(why));
         });
         let made = vmm.reached(|phase| *phase != Phase::Starting);
-        first_word("VMM", "the VM is made", vmm.child(), OWN_START, made).await??;
+        getting_on("VMM", "the VM is made", vmm.child(), OWN_START, made).await??;
         Ok(vmm)
     }
 
@@ -149,8 +151,8 @@ impl Vmm {
         loop {
             let step = (patience / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
             let dialled = self.reached(|phase| matches!(phase, Phase::Connected(_)));
-            if let Ok(phase) = tokio::time::timeout(step, dialled).await
-                && let Phase::Connected(figures) = phase?
+            if let Ok(reached) = tokio::time::timeout(step, dialled).await
+                && let Phase::Connected(figures) = reached?
             {
                 return Ok(figures);
             }
@@ -206,7 +208,7 @@ impl Vmm {
     /// Puts a disk into a free slot; answers N of the guest's `virtio-mmio.N`.
     pub async fn add_disk(&self, disk: &OwnedFd, read_only: bool) -> Result<u32, SandboxError> {
         let command = VmCommand::AddDisk { read_only };
-        match self.command_with(command, &[disk.as_fd()]).await? {
+        match self.command_within(SLOT, command, &[disk.as_fd()]).await? {
             VmReport::SlotFilled { slot } => Ok(slot),
             other => Err(refused("add a disk to the virtual machine", &other)),
         }
@@ -214,7 +216,8 @@ impl Vmm {
 
     /// Empties a disk's slot, which the guest's driver has let go.
     pub async fn remove_disk(&self, slot: u32) -> Result<(), SandboxError> {
-        match self.command(VmCommand::RemoveDisk { slot }).await? {
+        let command = VmCommand::RemoveDisk { slot };
+        match self.command_within(SLOT, command, &[]).await? {
             VmReport::SlotEmptied => Ok(()),
             other => Err(refused("take a disk from the virtual machine", &other)),
         }
@@ -228,18 +231,19 @@ impl Vmm {
         mtu: u16,
     ) -> Result<u32, SandboxError> {
         let command = VmCommand::AddInterface { mac, mtu };
-        match self.command_with(command, &[tap.as_fd()]).await? {
+        match self.command_within(SLOT, command, &[tap.as_fd()]).await? {
             VmReport::SlotFilled { slot } => Ok(slot),
             other => Err(refused("add an interface to the virtual machine", &other)),
         }
     }
 
     async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
-        self.command_with(command, &[]).await
+        self.command_within(ANSWER, command, &[]).await
     }
 
-    async fn command_with(
+    async fn command_within(
         &self,
+        deadline: Duration,
         command: VmCommand,
         fds: &[BorrowedFd<'_>],
     ) -> Result<VmReport, SandboxError> {
@@ -251,7 +255,7 @@ impl Vmm {
             sent.map_err(|cause| SandboxError::failed("send a command to the VMM", cause))?;
             pending.push_back(tell);
         }
-        match tokio::time::timeout(ANSWER, answer).await {
+        match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(report)) => Ok(report),
             Ok(Err(_)) => Err(SandboxError::new(
                 SandboxErrorKind::Failed,
@@ -259,7 +263,7 @@ impl Vmm {
             )),
             Err(_) => Err(SandboxError::new(
                 SandboxErrorKind::DeadlineExceeded,
-                format!("ask the VMM: no answer within {ANSWER:?}"),
+                format!("ask the VMM: no answer within {deadline:?}"),
             )),
         }
     }

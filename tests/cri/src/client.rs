@@ -97,8 +97,10 @@ calls! { "runtime.v1.RuntimeService":
     "ExecSync" ExecSyncRequest ExecSyncResponse,
     "Exec" ExecRequest ExecResponse,
     "Attach" AttachRequest AttachResponse,
+    "PortForward" PortForwardRequest PortForwardResponse,
     "ContainerStats" ContainerStatsRequest ContainerStatsResponse,
     "ListContainerStats" ListContainerStatsRequest ListContainerStatsResponse,
+    "ListMetricDescriptors" ListMetricDescriptorsRequest ListMetricDescriptorsResponse,
 }
 
 /// A connection to a CRI server, for any number of threads.

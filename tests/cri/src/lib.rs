@@ -1,11 +1,16 @@
 //! Kubernetes' Container Runtime Interface from the kubelet's side, as far as the integration tests need it.
 //!
 //! `kata-like-tests` calls it. The messages are generated from `cri.proto`; [`Client`] makes one unary gRPC call at
-//! a time on a UNIX socket, and [`Stream`] is the WebSocket to which the answers of Exec and Attach lead. A whole
-//! gRPC stack would be some fifty crates for what is one POST with a length before the message.
+//! a time on a UNIX socket. The answers of Exec, Attach and PortForward lead to [`Stream`] and [`Forward`], each a
+//! WebSocket, or to [`Spdy`]. A whole gRPC stack would be some fifty crates for what is one POST with a length before
+//! the message.
 
 mod client;
+mod forward;
+mod spdy;
 mod stream;
+mod upgrade;
+mod websocket;
 
 /// The messages of `cri.proto`.
 #[allow(warnings)]
@@ -15,4 +20,6 @@ pub mod messages {
 }
 
 pub use client::{Client, Error, Request};
+pub use forward::Forward;
+pub use spdy::Spdy;
 pub use stream::{Channel, Ended, Stream};

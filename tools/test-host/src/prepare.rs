@@ -89,6 +89,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         ("depmod", "kmod"),
         ("xz", "xz-utils"),
         ("ip", "iproute2"),
+        ("iptables", "iptables"), // which CNI's portmap runs
     ])?;
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
     let cache = Path::new(&home).join(".cache/kata-like/test-host");

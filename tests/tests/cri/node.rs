@@ -1,0 +1,71 @@
+//! What a node tells about itself, and what pods it refuses.
+
+use kata_like_cri_client::Error;
+use kata_like_cri_client::messages::*;
+use kata_like_tests::cri::{HANDLER, Kubelet};
+use kata_like_tests::{TestResult, is_oracle};
+
+use super::host;
+
+/// gRPC's code for a call that is not there.
+const UNIMPLEMENTED: u32 = 12;
+
+/// What a node has to know before it takes a pod, and what it can't run here is told in the pod's own words.
+#[test]
+fn a_node_offers_the_handler_and_refuses_what_is_the_hosts() -> TestResult {
+    let host = host()?;
+    let kubelet = Kubelet::new(&host)?;
+    let version = kubelet.call(VersionRequest::new())?;
+    assert_eq!(version.runtime_name, "containerd");
+    let status = kubelet.call(StatusRequest::new())?;
+    for condition in ["RuntimeReady", "NetworkReady"] {
+        let ready = status.status.conditions.iter();
+        let ready = ready
+            .filter(|one| one.type_ == condition)
+            .any(|one| one.status);
+        assert!(ready, "{condition}: {status}");
+    }
+    let handlers: Vec<_> = status
+        .runtime_handlers
+        .iter()
+        .map(|one| &one.name)
+        .collect();
+    // containerd 1.7 does not tell.
+    let told = handlers.iter().any(|name| *name == HANDLER);
+    assert!(told || handlers.is_empty(), "{handlers:?}");
+    // Neither version of containerd has figures under names of their own.
+    let metrics = kubelet.try_call(ListMetricDescriptorsRequest::new());
+    let refused = matches!(
+        metrics,
+        Err(Error::Refused {
+            code: UNIMPLEMENTED,
+            ..
+        })
+    );
+    assert!(refused, "{metrics:?}");
+    if is_oracle() {
+        return Ok(());
+    }
+
+    let before = host.footprint();
+    for (option, kind, name) in [
+        ("network: NODE", "network", "hostNetwork"),
+        ("pid: NODE", "pid", "hostPID"),
+        ("ipc: NODE", "ipc", "hostIPC"),
+    ] {
+        let config = format!("linux {{ security_context {{ namespace_options {{ {option} }} }} }}");
+        let text = kubelet.no_pod("refused", &config)?;
+        let field = format!("linux.namespaces without an entry of type {kind}");
+        assert!(
+            text.contains(&field) && text.contains(name),
+            "{option}: {text}"
+        );
+    }
+    let ids = "{ host_id: 100000 length: 65536 }";
+    let users = format!("userns_options {{ mode: POD uids {ids} gids {ids} }}");
+    let config = format!("linux {{ security_context {{ namespace_options {{ {users} }} }} }}");
+    let text = kubelet.no_pod("refused", &config)?;
+    let field = "linux.namespaces of type user";
+    assert!(text.contains(field) && text.contains("hostUsers"), "{text}");
+    host.leaves_nothing(&before)
+}

@@ -1,0 +1,82 @@
+//! Connections to ports of a pod by way of the node, as `kubectl port-forward` makes them.
+
+use kata_like_cri_client::messages::*;
+use kata_like_cri_client::{Forward, Spdy};
+use kata_like_tests::cri::{Kubelet, MINUTE, SMALL};
+use kata_like_tests::{TestResult, kata_like_only};
+
+use super::host;
+
+/// How many connections are open at once.
+const MANY: usize = 100;
+
+#[test]
+fn ports_of_a_pod_are_forwarded() -> TestResult {
+    kata_like_only!(); // runc's pods have the processes that listen in the namespace itself
+    let host = host()?;
+    let kubelet = Kubelet::new(&host)?;
+    let before = host.footprint();
+    let pod = kubelet.pod("ports", SMALL)?;
+    let script = "mkdir /four /six; echo by IPv4 >/four/index.html; echo by IPv6 >/six/index.html
+        httpd -p 127.0.0.1:8004 -h /four; httpd -p [::1]:8006 -h /six
+        nc -ll -p 8001 -e md5sum & nc -ll -p 8000 -e cat & echo serves; wait";
+    let server = pod.start("server", &["sh", "-c", script], "")?;
+    server.wait_log("serves")?;
+    server.exec(
+        "until nc -w 9 127.0.0.1 8000 </dev/null && nc -w 9 127.0.0.1 8001 </dev/null; do :; done",
+    )?;
+    let ask = |port: u16| -> TestResult<String> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.id().to_owned(),
+            port: vec![port.into()],
+            ..Default::default()
+        };
+        Ok(kubelet.call(request)?.url)
+    };
+    let open = |port: u16| -> TestResult<Forward> { Ok(Forward::open(&ask(port)?, port, MINUTE)?) };
+
+    for (port, text) in [(8004, "by IPv4"), (8006, "by IPv6")] {
+        let mut forward = open(port)?;
+        forward.send(b"GET / HTTP/1.0\r\n\r\n")?;
+        let (page, error) = forward.finish()?;
+        let page = String::from_utf8(page)?;
+        assert!(
+            page.contains(text) && error.is_empty(),
+            "{page:?} {error:?}"
+        );
+    }
+
+    let mut forwards = Vec::new();
+    for _ in 0..MANY {
+        forwards.push(open(8000)?);
+    }
+    for (number, forward) in forwards.iter_mut().enumerate() {
+        forward.send(&number.to_le_bytes().repeat(1000))?;
+    }
+    for (number, forward) in forwards.iter_mut().enumerate() {
+        assert!(
+            forward.read(8000)? == number.to_le_bytes().repeat(1000),
+            "{number}"
+        );
+    }
+    drop(forwards);
+
+    // Nobody listens: it ends, with a word about it, and the next one is served all the same.
+    let (data, error) = open(9999)?.finish()?;
+    assert!(data.is_empty() && !error.is_empty(), "{data:?} {error:?}");
+
+    // By SPDY a connection may end in one direction: the digest comes when all is there.
+    let mut spdy = Spdy::open(&ask(8001)?, "portforward.k8s.io", MINUTE)?;
+    let mut stream =
+        |kind| spdy.stream(&[("streamtype", kind), ("port", "8001"), ("requestid", "0")]);
+    let (error, data) = (stream("error")?, stream("data")?);
+    spdy.end(error)?;
+    spdy.send(data, b"all of it")?;
+    spdy.end(data)?;
+    let digest = String::from_utf8(spdy.finish(data)?)?;
+    assert_eq!(digest, "1eac3d201685bb617a85ea2ff672b5b3  -\n");
+    assert_eq!(spdy.finish(error)?, b"");
+
+    pod.remove()?;
+    host.leaves_nothing(&before)
+}

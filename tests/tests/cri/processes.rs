@@ -1,0 +1,135 @@
+//! Process namespaces of a pod, and what is done in its containers by the address of a stream.
+
+use std::thread;
+
+use kata_like_cri_client::messages::*;
+use kata_like_cri_client::{Channel, Ended, Spdy, Stream};
+use kata_like_tests::cri::{self, Kubelet, MINUTE};
+use kata_like_tests::{TestResult, failure};
+use sha2::{Digest, Sha256};
+
+use super::host;
+
+/// Two pods that are started side by side: one whose containers see each other's processes, one where only a
+/// debugging container sees its target's.
+#[test]
+fn processes_are_shared_as_asked() -> TestResult {
+    let host = host()?;
+    let kubelet = Kubelet::new(&host)?;
+    let mode = |mode: &str| format!("namespace_options {{ {mode} }}");
+    let config = |text: &str| format!("linux {{ security_context {{ {} }} }}", mode(text));
+    let (shared, apart) = thread::scope(|scope| {
+        let shared = scope.spawn(|| kubelet.pod("shared", &config("pid: POD")));
+        let apart = kubelet.pod("apart", &config("pid: CONTAINER"));
+        (shared.join(), apart)
+    });
+    let shared = shared.map_err(|_| failure("the thread of the shared pod"))??;
+    let apart = apart?;
+
+    let one = shared.start("one", &["sleep", "1111"], &config("pid: POD"))?;
+    let list = shared.run("two", "ps -o args; echo $$", &config("pid: POD"))?;
+    assert!(
+        list.contains("sleep 1111") && !list.ends_with("\n1\n"),
+        "{list}"
+    );
+    assert_eq!(one.stop(0)?.exit_code, 137);
+
+    let target = apart.start("target", &["sleep", "2222"], &config("pid: CONTAINER"))?;
+    let list = apart.run(
+        "other",
+        "ps -o pid,args; echo $$",
+        &config("pid: CONTAINER"),
+    )?;
+    assert!(
+        !list.contains("sleep 2222") && list.ends_with("\n1\n"),
+        "{list}"
+    );
+    let joins = format!("pid: TARGET target_id: {:?}", target.id());
+    let list = apart.run("debug", "ps -o pid,args", &config(&joins))?;
+    assert!(list.contains("1 sleep 2222"), "{list}");
+    assert!(!list.contains("sleep 1111"), "{list}");
+    streams(&kubelet, &apart, &target)?;
+    apart.remove()?;
+    shared.remove()
+}
+
+/// Exec and Attach by the address of a stream, as `kubectl exec`, `cp` and `attach` have it.
+fn streams(kubelet: &Kubelet, pod: &cri::Pod, target: &cri::Container) -> TestResult {
+    let ask = |command: &[&str], tty: bool| -> TestResult<String> {
+        let request = ExecRequest {
+            container_id: target.id().to_owned(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+            tty,
+            stdin: true,
+            stdout: true,
+            stderr: !tty,
+            ..Default::default()
+        };
+        Ok(kubelet.call(request)?.url)
+    };
+    let exec = |command: &[&str], tty: bool| -> TestResult<Stream> {
+        Ok(Stream::open(&ask(command, tty)?, MINUTE)?)
+    };
+    let script = "read line; echo out $line; echo err >&2; exit 7";
+    let mut stream = exec(&["sh", "-c", script], false)?;
+    stream.send(Channel::Stdin, b"hello\n")?;
+    let ended = stream.finish()?;
+    assert_eq!(ended.stdout, b"out hello\n");
+    assert_eq!(ended.stderr, b"err\n");
+    assert_eq!(ended.exit_code(), Some(7), "{ended:?}");
+
+    let mut stream = exec(&["sh"], true)?;
+    stream.read_until("/ # ")?;
+    stream.resize(100, 30)?;
+    // The new size arrives beside the input.
+    let script = "i=0; until stty size | grep '^30 100'; do i=$((i+1)); [ $i = 50 ] && exit; sleep 0.1; done; exit 9\n";
+    stream.send(Channel::Stdin, script.as_bytes())?;
+    stream.read_until("\n30 100")?;
+    assert_eq!(stream.finish()?.exit_code(), Some(9));
+
+    // `kubectl cp`: what tar writes comes byte by byte as it was.
+    let made = "head -c 100000 /dev/urandom >/tmp/file; sha256sum </tmp/file | cut -c-64";
+    let digest = target.exec(made)?;
+    let archive = exec(&["tar", "-cf", "-", "-C", "/tmp", "file"], false)?.finish()?;
+    let file = archive.stdout.get(512..512 + 100_000).unwrap_or_default();
+    let found: String = Sha256::digest(file)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(found, digest, "{} bytes of tar", archive.stdout.len());
+    assert_eq!(archive.exit_code(), Some(0));
+
+    // By SPDY the standard input has an end.
+    let url = ask(&["sh", "-c", "wc -c; echo err >&2; exit 5"], false)?;
+    let mut spdy = Spdy::open(&url, "v4.channel.k8s.io", MINUTE)?;
+    let mut open = |kind| spdy.stream(&[("streamtype", kind)]);
+    let (error, stdin) = (open("error")?, open("stdin")?);
+    let (stdout, stderr) = (open("stdout")?, open("stderr")?);
+    spdy.send(stdin, &[0; 100_000])?;
+    spdy.end(stdin)?;
+    let ended = Ended {
+        stdout: spdy.finish(stdout)?,
+        stderr: spdy.finish(stderr)?,
+        status: String::from_utf8(spdy.finish(error)?)?,
+    };
+    assert_eq!(ended.stdout, b"100000\n");
+    assert_eq!(ended.stderr, b"err\n");
+    assert_eq!(ended.exit_code(), Some(5), "{ended:?}");
+
+    let script = "echo waits; read line; echo got $line";
+    let attached = pod.start("attached", &["sh", "-c", script], "stdin: true")?;
+    let request = AttachRequest {
+        container_id: attached.id().to_owned(),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        ..Default::default()
+    };
+    let mut stream = Stream::open(&kubelet.call(request)?.url, MINUTE)?;
+    stream.send(Channel::Stdin, b"hello\n")?;
+    stream.read_until("got hello\n")?;
+    stream.finish()?;
+    assert_eq!(attached.wait_exit()?.exit_code, 0);
+    assert_eq!(attached.log_text()?, "waits\ngot hello\n");
+    Ok(())
+}
