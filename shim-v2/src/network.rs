@@ -17,6 +17,7 @@ use kata_like_netlink::{Address, Link, Neighbour, Route, Socket};
 
 use crate::error::{SandboxError, SandboxErrorKind};
 
+pub mod resolver;
 mod tap;
 mod tc;
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use kata_like_agent_protocol::agent::{
     Address as AddressMessage, ConfigureNetworkRequest, Hop as HopMessage,
     Interface as InterfaceMessage, Neighbour as NeighbourMessage, Route as RouteMessage,
+    ServeNamesRequest,
 };
 use kata_like_netlink::{Address, Hop, Neighbour, Route};
 
@@ -25,6 +26,18 @@ pub fn network(request: ConfigureNetworkRequest) -> ttrpc::Result<Network> {
         })
     };
     convert().map_err(|error: PodError| status(&error))
+}
+
+/// Where questions for names are to be taken.
+pub fn server(request: &ServeNamesRequest) -> ttrpc::Result<IpAddr> {
+    let address = ip("address", &request.address).map_err(|error| status(&error))?;
+    match address.is_loopback() {
+        true => Ok(address),
+        false => Err(status(&PodError::bad(
+            "address",
+            format!("{address} is no loopback address"),
+        ))),
+    }
 }
 
 fn all<M, T>(messages: Vec<M>, one: fn(M) -> Result<T, PodError>) -> Result<Vec<T>, PodError> {

@@ -16,6 +16,7 @@ use super::{Container, Exec, Sandbox, disks, hooks, memory};
 use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
+use crate::network::resolver::ResolvConf;
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
 use crate::share::{SharedVolume, volumes};
 use crate::spawn::Network;
@@ -75,6 +76,17 @@ async fn make(
             "privileged: these devices of the host are left out: {paths:?}"
         );
     }
+    let in_root = ResolvConf {
+        root: match (&host.root, request.rootfs.is_empty()) {
+            (Some(root), true) => root.clone(),
+            _ => request.bundle.join("rootfs"),
+        },
+        path: "/etc/resolv.conf".into(),
+    };
+    let resolv_conf = host.resolv_conf.map_or(in_root, |path| ResolvConf {
+        root: "/".into(),
+        path,
+    });
     let stand_in = stand_in(sandbox, id, host.cgroups_path.as_deref());
     let mounts = {
         let sandbox = Arc::clone(sandbox);
@@ -123,6 +135,7 @@ async fn make(
         let mut inner = sandbox.inner();
         let entry = inner.containers.get_mut(id).ok_or_else(|| deleted(id))?;
         entry.hooks = Some(Arc::clone(&hooks));
+        entry.resolv_conf = resolv_conf;
         entry.limits = Limits {
             memory: host.memory_limit,
             cpu_quota: host.cpu_quota,

@@ -101,7 +101,7 @@ pub(super) async fn leave(sandbox: &Sandbox) {
     let _ = tokio::task::spawn_blocking(move || drop(state)).await;
 }
 
-fn copy(fd: &OwnedFd) -> Result<OwnedFd, SandboxError> {
+pub(super) fn copy(fd: &OwnedFd) -> Result<OwnedFd, SandboxError> {
     let copied = fd.try_clone();
     copied.map_err(|cause| SandboxError::failed("copy a descriptor", cause))
 }
