@@ -1,7 +1,7 @@
 //! The guest's network: what the pod's namespace on the host holds, made again in the guest's.
 //!
-//! Called by `service.rs`, once, before the first container starts. The VMM has put a device for each
-//! interface into a slot. Everything here is the copy of something that works on the host: addresses are
+//! Called by `service.rs` before the first container starts, and for interfaces that come later. The VMM has put a
+//! device for each interface into a slot. Everything here is the copy of something that works on the host: addresses are
 //! not tried for duplicates again, and no route is made but those that the host has.
 
 use std::io;
@@ -27,6 +27,7 @@ pub struct Interface {
     pub mac: [u8; 6],
     pub mtu: u32,
     pub up: bool,
+    pub no_arp: bool,
     /// Their numbers of the interface are still 0.
     pub addresses: Vec<Address>,
 }
@@ -118,13 +119,22 @@ fn rename(socket: &mut Socket, index: u32, name: &str) -> Result<(), NetworkErro
 }
 
 fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), NetworkError> {
-    let Interface { name, mtu, up, .. } = interface;
+    let Interface {
+        name,
+        mtu,
+        up,
+        no_arp,
+        ..
+    } = interface;
     let mut set = |what: &str, change| {
         let set = socket.set_link(index, &change);
         set.map_err(step(format!("{what} of interface {name}")))
     };
     set("set the MTU", Change::Mtu(*mtu))?;
     set("turn off own addresses", Change::NoOwnAddress)?;
+    if *no_arp {
+        set("turn ARP off", Change::NoArp)?;
+    }
     if *up {
         set("change the state", Change::Up)?;
     }

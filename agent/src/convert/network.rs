@@ -55,6 +55,7 @@ fn interface(message: InterfaceMessage) -> Result<Interface, PodError> {
         mac: mac("interfaces.mac", &message.mac)?,
         mtu: message.mtu,
         up: message.up,
+        no_arp: message.no_arp,
         addresses: all(message.addresses, address)?,
     })
 }

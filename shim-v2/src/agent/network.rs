@@ -74,6 +74,7 @@ fn interface(GuestInterface { slot, interface }: GuestInterface) -> agent::Inter
         mac: interface.mac.into(),
         mtu: interface.mtu.into(),
         up: interface.up,
+        no_arp: !interface.arp,
         addresses: interface.addresses.into_iter().map(address).collect(),
         ..Default::default()
     }

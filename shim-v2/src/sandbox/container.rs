@@ -4,7 +4,8 @@
 //! from where a failure, a deletion or the pod's end takes it away.
 
 use std::collections::hash_map::Entry;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use kata_like_config::state::name;
@@ -63,7 +64,12 @@ async fn make(
     let id = request.id.as_str();
     let Split { host, guest } = split(sandbox, &request)
         .map_err(|error| error.during(format!("read the spec of container {id}")))?;
-    if id != sandbox.id && host.network != NetworkPart::Pod {
+    let is_pod_s = match &host.network {
+        NetworkPart::Pod => true,
+        NetworkPart::Path(path) => is_same(path, &sandbox.network),
+        NetworkPart::New => false,
+    };
+    if id != sandbox.id && !is_pod_s {
         return Err(SandboxError::unsupported(
             "linux.namespaces of type network",
             "a container of a pod shares the pod's network namespace",
@@ -154,6 +160,13 @@ async fn make(
         .create_container(id, made_of, &request.streams)
         .await?;
     Ok(CreatedContainer { pid })
+}
+
+/// Whether a path leads to this namespace.
+fn is_same(path: &Path, namespace: &OwnedFd) -> bool {
+    let (found, own) = (rustix::fs::stat(path), rustix::fs::fstat(namespace));
+    matches!((found, own), (Ok(found), Ok(own))
+        if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// Puts the sources of a container's bind mounts into the share.

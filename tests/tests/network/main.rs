@@ -4,8 +4,11 @@
 //! All traffic is between namespaces of the test's own: the pod's, and one at the far end of its interfaces.
 //! All but what speaks of the VM also runs against runc.
 
+mod kinds;
+mod later;
 mod namespace;
 mod resolver;
+mod shared;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -100,7 +103,7 @@ fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
         inner.ip(&format!(
             "link add eth{number} mtu {mtu} address 02:00:00:00:07:0{number} type veth \
             peer name far{number} mtu {mtu} address 02:00:00:00:08:0{number} netns {}",
-            far.0
+            far.name()
         ))?;
         inner.ip(&format!("link set eth{number} up"))?;
         far.ip(&format!("link set far{number} up"))?;

@@ -24,6 +24,11 @@ impl Namespace {
         PathBuf::from("/run/netns").join(&self.0)
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
     /// As `ctr run` has it.
     pub fn option(&self) -> String {
         format!("network:{}", self.path().display())
