@@ -6,7 +6,7 @@
 
 use std::io;
 
-use kata_like_netlink::{Address, Change, Link, Neighbour, Route, Socket};
+use kata_like_netlink::{Address, Change, Link, Named, Neighbour, Route, Socket};
 
 use crate::device::{self, DeviceError};
 
@@ -14,6 +14,7 @@ use crate::device::{self, DeviceError};
 #[derive(Debug)]
 pub struct Network {
     pub interfaces: Vec<Interface>,
+    /// The numbers of interfaces in these are still 0.
     pub routes: Vec<Named<Route>>,
     pub neighbours: Vec<Named<Neighbour>>,
 }
@@ -30,13 +31,6 @@ pub struct Interface {
     pub no_arp: bool,
     /// Their numbers of the interface are still 0.
     pub addresses: Vec<Address>,
-}
-
-/// Something with the names of the interfaces in it, whose numbers there are still 0.
-#[derive(Debug)]
-pub struct Named<T> {
-    pub interfaces: Vec<String>,
-    pub it: T,
 }
 
 /// Why there is no network.

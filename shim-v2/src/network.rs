@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use kata_like_netlink::{Address, Link, Neighbour, Route, Socket};
+use kata_like_netlink::{Address, Link, Named, Neighbour, Route, Socket};
 
 use crate::error::{SandboxError, SandboxErrorKind};
 
@@ -65,15 +65,6 @@ pub struct Interface {
     pub arp: bool,
     /// Its addresses.
     pub addresses: Vec<Address>,
-}
-
-/// Something with the names of the interfaces in it, in the order of its own numbers.
-#[derive(Debug)]
-pub struct Named<T> {
-    /// The names.
-    pub interfaces: Vec<String>,
-    /// The thing itself.
-    pub it: T,
 }
 
 /// A namespace that is joined to the VM. Dropped, it is as it was before; the taps go with their descriptors.

@@ -21,5 +21,14 @@ pub use neighbour::Neighbour;
 pub use route::{Hop, Route};
 pub use socket::Socket;
 
+/// A route or a neighbour with the names of the interfaces in it, which have other numbers in another namespace.
+#[derive(Clone, Debug)]
+pub struct Named<T> {
+    /// The names, in the order of its own numbers.
+    pub interfaces: Vec<String>,
+    /// The thing itself.
+    pub it: T,
+}
+
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,11 @@ use kata_like_agent_protocol::agent::{
     Interface as InterfaceMessage, Neighbour as NeighbourMessage, Route as RouteMessage,
     ServeNamesRequest,
 };
-use kata_like_netlink::{Address, Hop, Neighbour, Route};
+use kata_like_netlink::{Address, Hop, Named, Neighbour, Route};
 
 use super::status;
 use crate::error::PodError;
-use crate::network::{Interface, Named, Network};
+use crate::network::{Interface, Network};
 
 /// The longest name of an interface (IFNAMSIZ less its NUL).
 const MAX_NAME: usize = 15;

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use kata_like_agent_protocol::agent;
-use kata_like_netlink::{Address, Hop, Neighbour, Route, address_bytes};
+use kata_like_netlink::{Address, Hop, Named, Neighbour, Route, address_bytes};
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, MAKE};
 use crate::error::SandboxError;
-use crate::network::{Interface, Named};
+use crate::network::Interface;
 
 /// An interface, and where the VM has it.
 #[derive(Debug)]

@@ -13,11 +13,7 @@ fn containers_share_a_network_on_loopback_too() -> TestResult {
     inner.ip("link set eth0 up")?;
     inner.ip("address add 10.77.0.2/24 dev eth0")?;
     let before = host.footprint();
-    let server = [
-        "sh",
-        "-c",
-        "while :; do nc -l -s 127.0.0.1 -p 6000 -e cat; done",
-    ];
+    let server = ["sh", "-c", "while :; do nc -l -p 6000 -e cat; done"];
     let first = host.start("x", &["--with-ns", &inner.option()], &server)?;
     let by_pid = format!("network:/proc/{}/ns/net", first.status()?.1);
     let script = "for try in 1 2 3 4 5; do echo hello | nc -w 20 127.0.0.1 6000 && break; sleep 1; done; ip -o -4 addr show eth0";
