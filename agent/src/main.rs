@@ -18,6 +18,7 @@ mod network;
 mod process;
 mod readiness;
 mod reaper;
+mod resolver;
 mod runner;
 mod sandbox;
 mod service;

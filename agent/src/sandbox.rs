@@ -4,6 +4,7 @@
 //! create begins until its delete is done. No lock is held while anything is waited for.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::disks::{self, Disk};
 use crate::error::{PodError, blocking, one_line};
 use crate::events::{Event, Events};
 use crate::forward;
+use crate::resolver;
 use crate::runner::Joined;
 use crate::spec::GuestSpec;
 use crate::stdio::port::StreamPort;
@@ -122,6 +124,11 @@ impl Pod {
     /// Joins a port of the guest's loopback to the stream with this token.
     pub async fn connect(&self, port: u16, token: Token) -> Result<(), PodError> {
         forward::connect(&self.around.tokens, port, token).await
+    }
+
+    /// Takes questions to a name server at this address, which the host puts to its own.
+    pub async fn serve_names(&self, address: IpAddr) -> Result<(), PodError> {
+        resolver::serve(address, self.around.clone()).await
     }
 
     /// Makes a container up to its first instruction; gives its init's pid.

@@ -15,8 +15,8 @@ use kata_like_agent_protocol::agent::{
     ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateContainerRequest,
     CreateContainerResponse, DeviceRequest, Empty, Event as EventMessage, EventsRequest,
     ExecRequest, ExecResponse, ListProcessesResponse, Process as ProcessMessage,
-    ResizeTerminalRequest, SetTimeRequest, SignalRequest, StartContainerRequest, StartPodRequest,
-    StartPodResponse, StatsResponse, UpdateRequest,
+    ResizeTerminalRequest, ServeNamesRequest, SetTimeRequest, SignalRequest, StartContainerRequest,
+    StartPodRequest, StartPodResponse, StatsResponse, UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
@@ -262,6 +262,17 @@ impl Agent for Service {
         let (port, token) = convert::connection(&request).map_err(|error| status(&error))?;
         let pod = self.pod.clone();
         detached(async move { pod.connect(port, token).await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn serve_names(
+        &self,
+        _: &TtrpcContext,
+        request: ServeNamesRequest,
+    ) -> ttrpc::Result<Empty> {
+        let address = convert::server(&request)?;
+        let pod = self.pod.clone();
+        detached(async move { pod.serve_names(address).await }).await?;
         Ok(Empty::new())
     }
 

@@ -25,6 +25,7 @@ use crate::cgroup::Cgroup;
 pub use crate::error::{SandboxError, SandboxErrorKind};
 use crate::forward::Forward;
 use crate::launch::Vmm;
+use crate::network::resolver::ResolvConf;
 pub use crate::request::{
     ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
     Stats, StreamTokens,
@@ -43,6 +44,7 @@ mod limits;
 mod machine;
 mod memory;
 mod network;
+mod resolver;
 
 use disks::{Disk, Number};
 use hooks::ContainerHooks;
@@ -50,6 +52,7 @@ use limits::Limits;
 use machine::Machine;
 use memory::MemoryNames;
 use network::PodNetwork;
+use resolver::Resolver;
 
 /// How long the agent has for an announced end of the guest.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -81,6 +84,7 @@ pub struct Sandbox {
     pod_network: tokio::sync::Mutex<PodNetwork>,
     /// What its loopback on the host leads to; none: not yet, not any more, or it can't be had.
     forward: Mutex<Option<Forward>>,
+    resolver: Resolver,
     /// containerd's mount namespace, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
     /// The sandbox container's cgroup, which has the pod's limits on the host.
@@ -122,6 +126,8 @@ struct Container {
     disks: Vec<Number>,
     /// Its hooks on the host, once the first of them has been begun.
     hooks: Option<Arc<ContainerHooks>>,
+    /// What names its name servers.
+    resolv_conf: ResolvConf,
     /// Its limits, as far as it has them.
     limits: Limits,
     execs: HashMap<String, Exec>,
@@ -172,6 +178,7 @@ impl Sandbox {
     /// is killed. The first one to start finds the pod's network as it is then.
     pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
         network::join(&self.me()?).await?;
+        resolver::serve(self, id).await;
         self.agent.start_container(id).await?;
         if let Err(error) = hooks::after_start(self, id).await {
             if let Err(error) = self.agent.signal(id, "", KILL, true).await {

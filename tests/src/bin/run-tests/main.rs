@@ -46,7 +46,7 @@ const PARTS: [(&str, u64, &[&str]); 8] = [
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
     ("workloads", 6, &["workloads", "host_devices"]),
-    ("network", 6, &["network", "port_forward"]),
+    ("network", 9, &["network", "port_forward"]),
     ("Kubernetes", 9, &["cri", "cri_1_7", "deploy"]),
     (
         "faults and hostile",
