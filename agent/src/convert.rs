@@ -7,10 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::agent::{
     CreateContainerRequest, DeviceIo as DeviceIoMessage, Event as EventMessage,
-    HugePages as HugePagesMessage, OutOfMemory, ProcessExited, StatsResponse,
+    HugePages as HugePagesMessage, NameQuestion, OutOfMemory, ProcessExited, StatsResponse,
     Streams as StreamsMessage,
 };
 use kata_like_agent_protocol::is_name;
+use kata_like_netlink::address_bytes;
 use ttrpc::Code;
 
 use crate::cgroup::{DeviceIo, HugePages, Stats};
@@ -26,7 +27,7 @@ use crate::storage::MemoryVolume;
 
 mod network;
 
-pub use network::network;
+pub use network::{network, server};
 
 /// The mode bits of a directory.
 const MODE_BITS: u32 = 0o7777;
@@ -168,6 +169,18 @@ pub fn event_message(event: Event) -> EventMessage {
         Event::OutOfMemory { container } => {
             message.set_out_of_memory(OutOfMemory {
                 container,
+                ..Default::default()
+            });
+        }
+        Event::NameQuestion {
+            token,
+            address,
+            tcp,
+        } => {
+            message.set_name_question(NameQuestion {
+                token: token.into(),
+                address: address_bytes(address),
+                tcp,
                 ..Default::default()
             });
         }

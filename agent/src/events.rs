@@ -1,14 +1,17 @@
-//! What the host is told unasked: exits and kills for memory, in order, each once.
+//! What the host is told unasked: exits, kills for memory and questions for names, in order, each once.
 //!
-//! Filled by `container.rs`, emptied by `service.rs`. Exits are as many as the host started
+//! Filled by `container.rs` and `resolver.rs`, emptied by `service.rs`. Exits are as many as the host started
 //! processes. Kills for memory are as many as a container likes, so one that is not told yet stands
-//! for all that follow it.
+//! for all that follow it. Questions are bounded by who asks them.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::Notify;
+
+use crate::stdio::Token;
 
 /// One thing to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,15 @@ pub enum Event {
     OutOfMemory {
         /// The container.
         container: String,
+    },
+    /// Somebody in the guest asks a name server that is the host's: the answer is awaited in a stream.
+    NameQuestion {
+        /// The stream's.
+        token: Token,
+        /// The server's address.
+        address: IpAddr,
+        /// Whether it came by TCP.
+        tcp: bool,
     },
 }
 

@@ -17,6 +17,7 @@ mod network;
 mod process;
 mod readiness;
 mod reaper;
+mod resolver;
 mod runner;
 mod sandbox;
 mod service;

@@ -1,12 +1,12 @@
 //! The guest's network: what the pod's namespace on the host holds, made again in the guest's.
 //!
-//! Called by `service.rs`, once, before the first container starts. The VMM has put a device for each
-//! interface into a slot. Everything here is the copy of something that works on the host: addresses are
+//! Called by `service.rs` before the first container starts, and for interfaces that come later. The VMM has put a
+//! device for each interface into a slot. Everything here is the copy of something that works on the host: addresses are
 //! not tried for duplicates again, and no route is made but those that the host has.
 
 use std::io;
 
-use kata_like_netlink::{Address, Change, Link, Neighbour, Route, Socket};
+use kata_like_netlink::{Address, Change, Link, Named, Neighbour, Route, Socket};
 
 use crate::device::{self, DeviceError};
 
@@ -14,6 +14,7 @@ use crate::device::{self, DeviceError};
 #[derive(Debug)]
 pub struct Network {
     pub interfaces: Vec<Interface>,
+    /// The numbers of interfaces in these are still 0.
     pub routes: Vec<Named<Route>>,
     pub neighbours: Vec<Named<Neighbour>>,
 }
@@ -27,15 +28,9 @@ pub struct Interface {
     pub mac: [u8; 6],
     pub mtu: u32,
     pub up: bool,
+    pub no_arp: bool,
     /// Their numbers of the interface are still 0.
     pub addresses: Vec<Address>,
-}
-
-/// Something with the names of the interfaces in it, whose numbers there are still 0.
-#[derive(Debug)]
-pub struct Named<T> {
-    pub interfaces: Vec<String>,
-    pub it: T,
 }
 
 /// Why there is no network.
@@ -118,13 +113,22 @@ fn rename(socket: &mut Socket, index: u32, name: &str) -> Result<(), NetworkErro
 }
 
 fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), NetworkError> {
-    let Interface { name, mtu, up, .. } = interface;
+    let Interface {
+        name,
+        mtu,
+        up,
+        no_arp,
+        ..
+    } = interface;
     let mut set = |what: &str, change| {
         let set = socket.set_link(index, &change);
         set.map_err(step(format!("{what} of interface {name}")))
     };
     set("set the MTU", Change::Mtu(*mtu))?;
     set("turn off own addresses", Change::NoOwnAddress)?;
+    if *no_arp {
+        set("turn ARP off", Change::NoArp)?;
+    }
     if *up {
         set("change the state", Change::Up)?;
     }

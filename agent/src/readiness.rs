@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -36,6 +37,29 @@ pub async fn when_ready<T, E: Into<io::Error>>(
             result => return result,
         }
     }
+}
+
+/// Fills the buffer from a socket; its end before that is an error. Takes no byte more.
+pub async fn read_exact(socket: &AsyncFd<OwnedFd>, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let receive = |socket: &OwnedFd| recv(socket, &mut *buffer, RecvFlags::empty());
+        let (count, _) = when_ready(socket, Interest::READABLE, receive).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer = buffer.get_mut(count..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Writes all of it.
+pub async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let write = |to: &OwnedFd| rustix::io::write(to, bytes);
+        let written = when_ready(to, Interest::WRITABLE, write).await?;
+        bytes = bytes.get(written..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! create begins until its delete is done. No lock is held while anything is waited for.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::device;
 use crate::disks::{self, Disk};
 use crate::error::{PodError, blocking, one_line};
 use crate::events::{Event, Events};
+use crate::resolver;
 use crate::runner::Joined;
 use crate::spec::GuestSpec;
 use crate::stdio::Wanted;
@@ -118,6 +120,11 @@ impl Pod {
     /// Follows a step of the host's clock, in either direction.
     pub fn set_time(&self, host_time_ns: i64) -> Result<(), PodError> {
         set_clock(host_time_ns, AHEAD)
+    }
+
+    /// Takes questions to a name server at this address, which the host puts to its own.
+    pub async fn serve_names(&self, address: IpAddr) -> Result<(), PodError> {
+        resolver::serve(address, self.around.clone()).await
     }
 
     /// Makes a container up to its first instruction; gives its init's pid.

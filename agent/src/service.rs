@@ -14,9 +14,9 @@ use kata_like_agent_protocol::PROTOCOL_VERSION;
 use kata_like_agent_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse,
     DeviceRequest, Empty, Event as EventMessage, EventsRequest, ExecRequest, ExecResponse,
-    ListProcessesResponse, Process as ProcessMessage, ResizeTerminalRequest, SetTimeRequest,
-    SignalRequest, StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse,
-    UpdateRequest,
+    ListProcessesResponse, Process as ProcessMessage, ResizeTerminalRequest, ServeNamesRequest,
+    SetTimeRequest, SignalRequest, StartContainerRequest, StartPodRequest, StartPodResponse,
+    StatsResponse, UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
@@ -255,6 +255,17 @@ impl Agent for Service {
         let network = convert::network(request)?;
         let configure = move || network::configure(&network);
         detached(blocking("set the network up", configure)).await?;
+        Ok(Empty::new())
+    }
+
+    async fn serve_names(
+        &self,
+        _: &TtrpcContext,
+        request: ServeNamesRequest,
+    ) -> ttrpc::Result<Empty> {
+        let address = convert::server(&request)?;
+        let pod = self.pod.clone();
+        detached(async move { pod.serve_names(address).await }).await?;
         Ok(Empty::new())
     }
 

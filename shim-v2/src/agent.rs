@@ -33,7 +33,8 @@ mod event;
 mod figures;
 mod network;
 
-pub use event::GuestEvent;
+use event::Checked;
+pub use event::{GuestEvent, NameQuestion};
 pub use network::GuestInterface;
 
 /// How long a guest may show no progress while it owes an answer.
@@ -160,12 +161,13 @@ impl Agent {
     }
 
     /// Follows the agent's events in a task of its own. `known` says whether a process is one that
-    /// the shim has asked for and whose exit was not told yet. The answer
-    /// is why the events have ended, when they have.
+    /// the shim has asked for and whose exit was not told yet; `asked` gets the questions for names. The
+    /// answer is why the events have ended, when they have.
     pub async fn follow_events(
         &self,
         known: impl Fn(&GuestEvent) -> bool + Send + 'static,
         events: mpsc::UnboundedSender<SandboxEvent>,
+        asked: impl Fn(NameQuestion) + Send + 'static,
     ) -> Result<oneshot::Receiver<String>, SandboxError> {
         let what = "follow the guest's events";
         let request = agent::EventsRequest::new();
@@ -182,9 +184,16 @@ impl Agent {
             let why = loop {
                 match stream.recv().await {
                     Ok(Some(event)) => {
-                        let Some((event, told)) = event::checked(event) else {
-                            tracing::warn!("the guest sent an event that is not one");
-                            continue;
+                        let (event, told) = match event::checked(event) {
+                            Some(Checked::Process(event, told)) => (event, told),
+                            Some(Checked::Question(question)) => {
+                                asked(question);
+                                continue;
+                            }
+                            None => {
+                                tracing::warn!("the guest sent an event that is not one");
+                                continue;
+                            }
                         };
                         if !known(&event) {
                             tracing::warn!("the guest sent an event of an unknown process");

@@ -21,6 +21,7 @@ use crate::bundle::{self, BundleError, Membership, Role};
 use crate::cgroup;
 use crate::flags::Flags;
 use crate::sandbox::SandboxError;
+use crate::shared_network;
 use crate::socket::{self, Bound, SocketError};
 use crate::spawn::{self, Birth, BirthError, Network};
 
@@ -154,12 +155,19 @@ pub fn start(flags: &Flags) -> Result<(), StartError> {
     };
     let dialect = Dialect::of(&read_stdin()?, flags);
     let member = Membership::read(&bundle, &flags.id)?;
-    let path = socket::path(
-        dialect.socket_directory(),
-        &flags.address,
-        &flags.namespace,
-        &member.group,
-    )?;
+    let path_of = |group: &str| {
+        let directory = dialect.socket_directory();
+        socket::path(directory, &flags.address, &flags.namespace, group)
+    };
+    let mut path = path_of(&member.group)?;
+    if member.role == Role::Alone
+        && member.group == flags.id
+        && let Some(sandbox) = shared_network::sandbox_of(&flags.namespace, &bundle)
+    {
+        path = Some(path_of(&sandbox)?)
+            .filter(|shared| socket::is_served(shared))
+            .unwrap_or(path);
+    }
     let address = socket::address(&path);
     if !join(flags, &member, &path)? {
         serve_new(flags, &bundle, &path, dialect.events_address())?;

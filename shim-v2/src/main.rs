@@ -27,6 +27,7 @@ mod sandbox;
 mod serve;
 mod service;
 mod share;
+mod shared_network;
 mod socket;
 mod spawn;
 mod spec;

@@ -6,17 +6,21 @@
 //!
 //! An interface is judged by what it is at layer 2, not by its kind: Ethernet is joined, anything else that is
 //! in use is refused by its name. One that is down and has no address is nobody's: kernel modules put such
-//! into each namespace (`tunl0`, `sit0`, `gretap0`).
+//! into each namespace (`tunl0`, `sit0`, `gretap0`). The ports of a bridge are the bridge's business, and what a
+//! VLAN lies upon is the VLAN's: frames taken there would never get to the interface that has the addresses.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use kata_like_netlink::{Address, Link, Neighbour, Route, Socket};
+use kata_like_netlink::{Address, Link, Named, Neighbour, Route, Socket};
 
 use crate::error::{SandboxError, SandboxErrorKind};
 
+pub mod later;
+pub mod resolver;
 mod tap;
 mod tc;
 
@@ -26,6 +30,9 @@ use tap::TAP_PREFIX;
 const MAX_INTERFACES: usize = 8;
 /// What a driver can be told of an MTU (virtio 1.2, 5.1.4.2).
 const MTUS: std::ops::RangeInclusive<u32> = 68..=65_535;
+
+/// Mode of an ipvlan (include/uapi/linux/if_link.h): its packets come in within the network layer.
+const IPVLAN_MODE_L3S: u16 = 2;
 
 /// The priorities of the rules that every namespace begins with: local, main, default.
 const OWN_RULES: [u32; 3] = [0, 32_766, 32_767];
@@ -45,7 +52,7 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Interface {
     /// The number of it in its namespace.
-    index: u32,
+    pub index: u32,
     /// Its name.
     pub name: String,
     /// Its address at layer 2.
@@ -54,17 +61,10 @@ pub struct Interface {
     pub mtu: u16,
     /// Whether it is up.
     pub up: bool,
+    /// Whether addresses at layer 2 are asked for on it.
+    pub arp: bool,
     /// Its addresses.
     pub addresses: Vec<Address>,
-}
-
-/// Something with the names of the interfaces in it, in the order of its own numbers.
-#[derive(Debug)]
-pub struct Named<T> {
-    /// The names.
-    pub interfaces: Vec<String>,
-    /// The thing itself.
-    pub it: T,
 }
 
 /// A namespace that is joined to the VM. Dropped, it is as it was before; the taps go with their descriptors.
@@ -72,6 +72,8 @@ pub struct Named<T> {
 pub struct Joined {
     socket: Socket,
     redirects: Vec<tc::Redirect>,
+    /// The numbers of interfaces that have come later and could not be joined.
+    given_up: HashSet<u32>,
 }
 
 impl Joined {
@@ -80,15 +82,41 @@ impl Joined {
         let redirects = self.redirects.iter();
         redirects.filter_map(tc::Redirect::own_qdisc).collect()
     }
-}
 
-impl Drop for Joined {
-    fn drop(&mut self) {
-        for redirect in std::mem::take(&mut self.redirects) {
+    /// Makes a tap and joins the interface to it. Within the namespace.
+    fn join(&mut self, interface: &Interface) -> Result<OwnedFd, SandboxError> {
+        let joining = |source: io::Error| {
+            let step = format!("join interface {} to a tap", interface.name);
+            SandboxError::failed(step, source)
+        };
+        let (tap, index) = tap::make(&mut self.socket, interface.mtu.into()).map_err(joining)?;
+        let redirect = tc::redirect(&mut self.socket, interface.index, index);
+        self.redirects.push(redirect.map_err(joining)?);
+        Ok(tap)
+    }
+
+    /// Takes the redirection from an interface, and joins it no more.
+    pub fn give_up(&mut self, index: u32) {
+        self.given_up.insert(index);
+        let redirects = std::mem::take(&mut self.redirects);
+        let (gone, left) = redirects.into_iter().partition(|it| it.link() == index);
+        self.redirects = left;
+        self.undo(gone);
+    }
+
+    fn undo(&mut self, redirects: Vec<tc::Redirect>) {
+        for redirect in redirects {
             if let Err(error) = redirect.undo(&mut self.socket) {
                 tracing::warn!("take the redirection from an interface: {error}");
             }
         }
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        let redirects = std::mem::take(&mut self.redirects);
+        self.undo(redirects);
     }
 }
 
@@ -99,21 +127,12 @@ pub fn join(namespace: BorrowedFd) -> Result<(Network, Vec<OwnedFd>, Joined), Sa
         let mut joined = Joined {
             socket,
             redirects: Vec::new(),
+            given_up: HashSet::new(),
         };
         let network = read(&mut joined.socket)?;
         let mut taps = Vec::new();
         for interface in &network.interfaces {
-            let joining = |source: io::Error| {
-                SandboxError::failed(
-                    format!("join interface {} to a tap", interface.name),
-                    source,
-                )
-            };
-            let (tap, index) =
-                tap::make(&mut joined.socket, interface.mtu.into()).map_err(joining)?;
-            taps.push(tap);
-            let redirect = tc::redirect(&mut joined.socket, interface.index, index);
-            joined.redirects.push(redirect.map_err(joining)?);
+            taps.push(joined.join(interface)?);
         }
         Ok((network, taps, joined))
     })
@@ -165,9 +184,12 @@ fn read(socket: &mut Socket) -> Result<Network, SandboxError> {
     let addresses = socket.addresses().map_err(failed("list the addresses"))?;
     let mut network = Network::default();
     for link in &links {
-        let own = |address: &&Address| address.link == link.index;
-        let addresses: Vec<_> = addresses.iter().filter(own).cloned().collect();
-        network.interfaces.extend(interface(link, addresses)?);
+        if link.name.starts_with(TAP_PREFIX) {
+            let why = "another virtual machine is joined to this network namespace";
+            return Err(refused(link, why));
+        }
+        let found = interface(link, &links, &addresses)?;
+        network.interfaces.extend(found);
     }
     if network.interfaces.len() > MAX_INTERFACES {
         return Err(SandboxError::unsupported(
@@ -184,45 +206,85 @@ fn read(socket: &mut Socket) -> Result<Network, SandboxError> {
             "the guest has the rules that every network begins with",
         ));
     }
-    for route in socket.routes().map_err(failed("list the routes"))? {
-        network.routes.extend(named_route(route, &links)?);
-    }
-    for it in socket.neighbours().map_err(failed("list the neighbours"))? {
-        let name = name_of(&links, it.link);
-        let joined = network
-            .interfaces
-            .iter()
-            .any(|found| found.index == it.link);
-        if let Some(name) = name
-            && it.is_permanent()
-            && it.mac.len() == 6
-            && joined
-        {
-            network.neighbours.push(Named {
-                interfaces: vec![name],
-                it,
-            });
-        }
-    }
+    network.add_ways(socket, &links)?;
     Ok(network)
 }
 
-/// An interface for the guest; none if it is nobody's.
-fn interface(link: &Link, addresses: Vec<Address>) -> Result<Option<Interface>, SandboxError> {
+impl Network {
+    fn has(&self, name: &str) -> bool {
+        self.interfaces.iter().any(|found| found.name == name)
+    }
+
+    /// Adds the routes over its interfaces, and the neighbours on its interfaces.
+    fn add_ways(&mut self, socket: &mut Socket, links: &[Link]) -> Result<(), SandboxError> {
+        for route in socket.routes().map_err(failed("list the routes"))? {
+            // Over what is left out nothing leads.
+            let is_there = |name: &String| name == "lo" || self.has(name);
+            let route = named_route(route, links)?;
+            let route = route.filter(|route| route.interfaces.iter().all(is_there));
+            self.routes.extend(route);
+        }
+        for it in socket.neighbours().map_err(failed("list the neighbours"))? {
+            let mut interfaces = self.interfaces.iter();
+            if let Some(found) = interfaces.find(|found| found.index == it.link)
+                && it.is_permanent()
+                && it.mac.len() == 6
+            {
+                let interfaces = vec![found.name.clone()];
+                self.neighbours.push(Named { interfaces, it });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether it is only there for another interface of the namespace: a bridge that it is a port of, or a VLAN.
+fn carries_others_only(link: &Link, links: &[Link], own: &[Address]) -> bool {
+    let mut upper = links.iter().filter(|other| is_upon(other, link));
+    link.master.is_some() || upper.next().is_some() && !own.iter().any(is_global)
+}
+
+/// The interface of the same namespace that `link` lies upon, if it has addresses of its own: then all of its
+/// frames go to the VM.
+fn lies_upon<'a>(link: &Link, links: &'a [Link], addresses: &[Address]) -> Option<&'a Link> {
+    let lower = links.iter().find(|lower| is_upon(link, lower))?;
+    let mut own = addresses.iter().filter(|it| it.link == lower.index);
+    own.any(is_global).then_some(lower)
+}
+
+fn is_upon(link: &Link, lower: &Link) -> bool {
+    // Of a veth it is the other end.
+    link.lower == Some(lower.index) && link.kind.as_deref() != Some("veth")
+}
+
+fn is_global(address: &Address) -> bool {
+    address.scope == libc::RT_SCOPE_UNIVERSE
+}
+
+fn refused(link: &Link, why: impl std::fmt::Display) -> SandboxError {
+    let (name, kind) = (&link.name, link.kind.as_deref());
+    let kind = kind.unwrap_or("without a name");
+    let what = format!("interface {name} of the pod's network (of kind {kind})");
+    SandboxError::unsupported(what, why)
+}
+
+/// An interface for the guest; none if it is nobody's, or there for others only.
+fn interface(
+    link: &Link,
+    links: &[Link],
+    addresses: &[Address],
+) -> Result<Option<Interface>, SandboxError> {
     let Link { name, hardware, .. } = link;
-    let refuse = |why: String| {
-        let kind = link.kind.as_deref().unwrap_or("without a name");
-        Err(SandboxError::unsupported(
-            format_args!("interface {name} of the pod's network (of kind {kind})"),
-            why,
-        ))
-    };
+    let refuse = |why: String| Err(refused(link, why));
     if *hardware == libc::ARPHRD_LOOPBACK {
         return Ok(None);
     }
-    if name.starts_with(TAP_PREFIX) {
-        let why = "another virtual machine is joined to this network namespace";
-        return refuse(why.to_owned());
+    let upon = lies_upon(link, links, addresses);
+    let own = |address: &&Address| address.link == link.index;
+    let addresses: Vec<_> = addresses.iter().filter(own).cloned().collect();
+    if carries_others_only(link, links, &addresses) {
+        tracing::info!("interface {name} has what is upon it: it is left out");
+        return Ok(None);
     }
     if !link.is_up() && addresses.is_empty() {
         tracing::info!("interface {name} is down and has no address: it is left out");
@@ -234,6 +296,15 @@ fn interface(link: &Link, addresses: Vec<Address>) -> Result<Option<Interface>, 
     if *hardware != libc::ARPHRD_ETHER {
         return refuse(format!("it is not Ethernet (ARPHRD {hardware})"));
     }
+    if let Some(upon) = upon {
+        let lower = &upon.name;
+        return refuse(format!(
+            "it lies upon {lower}, which has addresses of its own"
+        ));
+    }
+    if link.ipvlan_mode == Some(IPVLAN_MODE_L3S) {
+        return refuse("its mode is l3s: nothing comes in on it that could be redirected".into());
+    }
     let Some(mtu) = MTUS.contains(&link.mtu).then_some(link.mtu as u16) else {
         return refuse(format!("its MTU is {}", link.mtu));
     };
@@ -243,6 +314,7 @@ fn interface(link: &Link, addresses: Vec<Address>) -> Result<Option<Interface>, 
         mac,
         mtu,
         up: link.is_up(),
+        arp: link.has_arp(),
         addresses,
     }))
 }

@@ -24,6 +24,7 @@ use crate::agent::{Agent, GuestEvent};
 use crate::cgroup::Cgroup;
 pub use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::Vmm;
+use crate::network::resolver::ResolvConf;
 pub use crate::request::{
     ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
     Stats, StreamTokens,
@@ -41,6 +42,7 @@ mod limits;
 mod machine;
 mod memory;
 mod network;
+mod resolver;
 
 use disks::{Disk, Number};
 use hooks::ContainerHooks;
@@ -48,6 +50,7 @@ use limits::Limits;
 use machine::Machine;
 use memory::MemoryNames;
 use network::PodNetwork;
+use resolver::Resolver;
 
 /// How long the agent has for an announced end of the guest.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -77,6 +80,7 @@ pub struct Sandbox {
     network_path: Option<PathBuf>,
     /// What the VM has of it.
     pod_network: tokio::sync::Mutex<PodNetwork>,
+    resolver: Resolver,
     /// containerd's mount namespace, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
     /// The sandbox container's cgroup, which has the pod's limits on the host.
@@ -118,6 +122,8 @@ struct Container {
     disks: Vec<Number>,
     /// Its hooks on the host, once the first of them has been begun.
     hooks: Option<Arc<ContainerHooks>>,
+    /// What names its name servers.
+    resolv_conf: ResolvConf,
     /// Its limits, as far as it has them.
     limits: Limits,
     execs: HashMap<String, Exec>,
@@ -168,6 +174,7 @@ impl Sandbox {
     /// is killed. The first one to start finds the pod's network as it is then.
     pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
         network::join(&self.me()?).await?;
+        resolver::serve(self, id).await;
         self.agent.start_container(id).await?;
         if let Err(error) = hooks::after_start(self, id).await {
             if let Err(error) = self.agent.signal(id, "", KILL, true).await {

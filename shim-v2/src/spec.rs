@@ -54,6 +54,8 @@ pub struct HostPart {
     pub left_out: Vec<PathBuf>,
     /// The hooks that run on the host.
     pub hooks: HostHooks,
+    /// The file that names its name servers, where that is a mount.
+    pub resolv_conf: Option<PathBuf>,
     /// Its own memory limit in bytes.
     pub memory_limit: Option<u64>,
     /// Its own CPU quota in microseconds.
@@ -147,6 +149,7 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
     let network = split_namespaces(&mut spec, pod.task_of)?;
     let hooks = HostHooks::take(&mut spec)?;
     let (disks, left_out) = split_devices(&mut spec)?;
+    let resolv_conf = mounts::resolv_conf(&spec, bundle);
     let (volumes, memory) = split_mounts(&mut spec, bundle, pod.volume_name, pod.memory_of)?;
     let root = spec
         .root()
@@ -167,6 +170,7 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
             disks,
             left_out,
             hooks,
+            resolv_conf,
             memory_limit: size::own_memory(&spec),
             cpu_quota: size::own_quota(&spec),
             size,

@@ -8,6 +8,10 @@ use crate::socket::Socket;
 /// struct ifinfomsg.
 const FIXED: usize = 16;
 
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_IPVLAN_MODE: u16 = 1;
+
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
@@ -20,6 +24,12 @@ pub struct Link {
     pub name: String,
     /// What made it (`veth`, `macvlan`, …); none: hardware, or a kind without a name such as loopback.
     pub kind: Option<String>,
+    /// The number of the bridge, or the like, that it is a port of.
+    pub master: Option<u32>,
+    /// The number of the interface that it lies upon, or is paired with, if that is in the same namespace.
+    pub lower: Option<u32>,
+    /// IPVLAN_MODE_* of an ipvlan.
+    pub ipvlan_mode: Option<u16>,
     /// What it is at layer 2: ARPHRD_*.
     pub hardware: u16,
     /// IFF_*.
@@ -36,15 +46,28 @@ impl Link {
         self.flags & libc::IFF_UP as u32 != 0
     }
 
+    /// Whether addresses at layer 2 are asked for on it.
+    pub fn has_arp(&self) -> bool {
+        self.flags & libc::IFF_NOARP as u32 == 0
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let attributes = Attributes(bytes.get(FIXED..)?);
-        let kind = attributes
-            .get(libc::IFLA_LINKINFO)
-            .and_then(|info| Attributes(info).get(libc::IFLA_INFO_KIND));
+        let info = Attributes(attributes.get(libc::IFLA_LINKINFO).unwrap_or_default());
+        let kind = info.get(libc::IFLA_INFO_KIND).map(text);
+        let mode = Attributes(info.get(IFLA_INFO_DATA).unwrap_or_default()).get(IFLA_IPVLAN_MODE);
+        let mode = mode.and_then(|bytes| Some(u16::from_ne_bytes(*bytes.first_chunk()?)));
+        let index = number(bytes, 4);
+        let number_of = |attribute| attributes.get(attribute).map(|bytes| number(bytes, 0));
+        let elsewhere = attributes.get(IFLA_LINK_NETNSID).is_some();
         Some(Self {
-            index: number(bytes, 4),
+            index,
+            master: number_of(libc::IFLA_MASTER).filter(|master| *master != 0),
+            lower: number_of(libc::IFLA_LINK)
+                .filter(|lower| !elsewhere && *lower != 0 && *lower != index),
+            ipvlan_mode: mode.filter(|_| kind.as_deref() == Some("ipvlan")),
             name: text(attributes.get(libc::IFLA_IFNAME)?),
-            kind: kind.map(text),
+            kind,
             hardware: (number(bytes, 0) >> 16) as u16, // behind family and padding
             flags: number(bytes, 8),
             mac: attributes
@@ -65,6 +88,8 @@ pub enum Change<'a> {
     Mtu(u32),
     /// The kernel gives it no IPv6 address of its own making.
     NoOwnAddress,
+    /// Addresses at layer 2 are not asked for.
+    NoArp,
     /// Up.
     Up,
     /// Down.
@@ -80,8 +105,9 @@ impl Socket {
 
     /// Changes an interface.
     pub fn set_link(&mut self, index: u32, change: &Change) -> io::Result<()> {
-        let up = libc::IFF_UP as u32;
+        let (up, no_arp) = (libc::IFF_UP as u32, libc::IFF_NOARP as u32);
         let (flags, mask) = match change {
+            Change::NoArp => (no_arp, no_arp),
             Change::Up => (up, up),
             Change::Down => (0, up),
             _ => (0, 0),
@@ -105,7 +131,7 @@ impl Socket {
                     });
                 });
             }
-            Change::Up | Change::Down => {}
+            Change::NoArp | Change::Up | Change::Down => {}
         }
         self.change(message)
     }

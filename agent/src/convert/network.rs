@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use kata_like_agent_protocol::agent::{
     Address as AddressMessage, ConfigureNetworkRequest, Hop as HopMessage,
     Interface as InterfaceMessage, Neighbour as NeighbourMessage, Route as RouteMessage,
+    ServeNamesRequest,
 };
-use kata_like_netlink::{Address, Hop, Neighbour, Route};
+use kata_like_netlink::{Address, Hop, Named, Neighbour, Route};
 
 use super::status;
 use crate::error::PodError;
-use crate::network::{Interface, Named, Network};
+use crate::network::{Interface, Network};
 
 /// The longest name of an interface (IFNAMSIZ less its NUL).
 const MAX_NAME: usize = 15;
@@ -25,6 +26,18 @@ pub fn network(request: ConfigureNetworkRequest) -> ttrpc::Result<Network> {
         })
     };
     convert().map_err(|error: PodError| status(&error))
+}
+
+/// Where questions for names are to be taken.
+pub fn server(request: &ServeNamesRequest) -> ttrpc::Result<IpAddr> {
+    let address = ip("address", &request.address).map_err(|error| status(&error))?;
+    match address.is_loopback() {
+        true => Ok(address),
+        false => Err(status(&PodError::bad(
+            "address",
+            format!("{address} is no loopback address"),
+        ))),
+    }
 }
 
 fn all<M, T>(messages: Vec<M>, one: fn(M) -> Result<T, PodError>) -> Result<Vec<T>, PodError> {
@@ -42,6 +55,7 @@ fn interface(message: InterfaceMessage) -> Result<Interface, PodError> {
         mac: mac("interfaces.mac", &message.mac)?,
         mtu: message.mtu,
         up: message.up,
+        no_arp: message.no_arp,
         addresses: all(message.addresses, address)?,
     })
 }

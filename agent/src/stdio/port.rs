@@ -16,14 +16,13 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen,
     socket,
 };
-use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::error::PodError;
-use crate::readiness::{BOTH, watch, when_ready};
+use crate::readiness::{BOTH, read_exact, watch, when_ready};
 use crate::stdio::Token;
 
 /// A connected stream socket.
@@ -127,15 +126,8 @@ async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Socket>> {
 
 /// Reads the token, and no byte of what follows it.
 async fn read_token(socket: &Socket) -> io::Result<Token> {
-    let (mut token, mut got) = ([0; TOKEN_LENGTH], 0);
-    while let Some(rest) = token.get_mut(got..).filter(|rest| !rest.is_empty()) {
-        let receive = |socket: &OwnedFd| recv(socket, &mut *rest, RecvFlags::empty());
-        let (read, _) = when_ready(socket, Interest::READABLE, receive).await?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        got += read;
-    }
+    let mut token = [0; TOKEN_LENGTH];
+    read_exact(socket, &mut token).await?;
     Ok(token)
 }
 
@@ -250,7 +242,7 @@ impl Drop for Expected {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{SocketFlags, SocketType, socketpair};
+    use rustix::net::{RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
     fn pair() -> (Socket, OwnedFd) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::readiness::when_ready;
+use crate::readiness::{when_ready, write_all};
 use crate::stdio::LINGER;
 use crate::stdio::port::{Expected, Socket};
 
@@ -390,15 +390,6 @@ async fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
     let receive = |socket: &OwnedFd| recv(socket, &mut *buffer, RecvFlags::empty());
     let (count, _) = when_ready(socket, Interest::READABLE, receive).await?;
     Ok(count)
-}
-
-async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let write = |to: &OwnedFd| rustix::io::write(to, bytes);
-        let written = when_ready(to, Interest::WRITABLE, write).await?;
-        bytes = bytes.get(written..).unwrap_or_default();
-    }
-    Ok(())
 }
 
 /// Moves what is there between a pipe and a socket, without waiting for either.

@@ -1,8 +1,9 @@
 //! The guest's events, checked: names, ranges, times.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kata_like_agent_protocol::{agent, is_name};
+use kata_like_agent_protocol::{TOKEN_LENGTH, agent, is_name};
 
 use crate::request::SandboxEvent;
 
@@ -20,7 +21,25 @@ pub struct GuestEvent {
     pub exit: bool,
 }
 
-pub(super) fn checked(event: agent::Event) -> Option<(GuestEvent, SandboxEvent)> {
+/// A question of the guest's for a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameQuestion {
+    /// The token of the stream that it is asked in.
+    pub token: [u8; TOKEN_LENGTH],
+    /// Whom it is for.
+    pub address: IpAddr,
+    /// Whether it came by TCP.
+    pub tcp: bool,
+}
+
+/// An event that can be.
+#[derive(Debug)]
+pub(super) enum Checked {
+    Process(GuestEvent, SandboxEvent),
+    Question(NameQuestion),
+}
+
+pub(super) fn checked(event: agent::Event) -> Option<Checked> {
     match event.event? {
         agent::event::Event::ProcessExited(exit) => {
             let named = is_name(&exit.container) && (exit.exec.is_empty() || is_name(&exit.exec));
@@ -40,7 +59,7 @@ pub(super) fn checked(event: agent::Event) -> Option<(GuestEvent, SandboxEvent)>
                 stdout_bytes: exit.stdout_bytes,
                 stderr_bytes: exit.stderr_bytes,
             };
-            Some((about, told))
+            Some(Checked::Process(about, told))
         }
         agent::event::Event::OutOfMemory(oom) => {
             let about = GuestEvent {
@@ -51,11 +70,21 @@ pub(super) fn checked(event: agent::Event) -> Option<(GuestEvent, SandboxEvent)>
             let told = SandboxEvent::OutOfMemory {
                 container: oom.container,
             };
-            is_name(&about.container).then_some((about, told))
+            is_name(&about.container).then_some(Checked::Process(about, told))
         }
+        agent::event::Event::NameQuestion(question) => Some(Checked::Question(NameQuestion {
+            token: question.token.as_slice().try_into().ok()?,
+            address: address(&question.address)?,
+            tcp: question.tcp,
+        })),
         // An event of a later version.
         _ => None,
     }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or(<[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 /// A time of the guest's clock; one that can't be is the host's own now.
@@ -96,6 +125,26 @@ mod tests {
             assert!(checked(event).is_none(), "{container:?} {exec:?} {status}");
         }
         assert!(checked(agent::Event::new()).is_none());
+    }
+
+    #[test]
+    fn a_question_has_a_whole_token_and_an_address() {
+        let question = |token: usize, address: &[u8]| {
+            let mut event = agent::Event::new();
+            event.set_name_question(agent::NameQuestion {
+                token: vec![7; token],
+                address: address.to_vec(),
+                ..Default::default()
+            });
+            checked(event)
+        };
+        let Some(Checked::Question(good)) = question(TOKEN_LENGTH, &[127, 0, 0, 11]) else {
+            panic!("refused");
+        };
+        assert_eq!(good.address, IpAddr::from([127, 0, 0, 11]));
+        assert!(question(TOKEN_LENGTH + 1, &[127, 0, 0, 11]).is_none());
+        assert!(question(TOKEN_LENGTH, &[127, 0, 0]).is_none());
+        assert!(question(TOKEN_LENGTH, &[]).is_none());
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use kata_like_agent_protocol::agent;
-use kata_like_netlink::{Address, Hop, Neighbour, Route, address_bytes};
+use kata_like_netlink::{Address, Hop, Named, Neighbour, Route, address_bytes};
 use ttrpc::context::with_duration;
 
-use super::{Agent, MAKE};
+use super::{ASK, Agent, MAKE};
 use crate::error::SandboxError;
-use crate::network::{Interface, Named};
+use crate::network::Interface;
 
 /// An interface, and where the VM has it.
 #[derive(Debug)]
@@ -41,6 +41,18 @@ impl Agent {
         let what = "set the network up in the guest";
         self.call(what, MAKE, work).await.map(drop)
     }
+
+    /// Has the guest take questions to the name server at this loopback address.
+    pub async fn serve_names(&self, address: IpAddr) -> Result<(), SandboxError> {
+        let request = agent::ServeNamesRequest {
+            address: address_bytes(address),
+            ..Default::default()
+        };
+        let client = self.client.clone();
+        let work = async move { client.serve_names(with_duration(ASK), &request).await };
+        let what = format!("take questions at {address} in the guest");
+        self.call(&what, ASK, work).await.map(drop)
+    }
 }
 
 fn optional(address: Option<IpAddr>) -> Vec<u8> {
@@ -62,6 +74,7 @@ fn interface(GuestInterface { slot, interface }: GuestInterface) -> agent::Inter
         mac: interface.mac.into(),
         mtu: interface.mtu.into(),
         up: interface.up,
+        no_arp: !interface.arp,
         addresses: interface.addresses.into_iter().map(address).collect(),
         ..Default::default()
     }

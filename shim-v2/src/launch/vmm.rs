@@ -246,6 +246,17 @@ impl Vmm {
         }
     }
 
+    /// Empties an interface's slot, which the guest's driver has let go; the VM's end of the tap is closed.
+    pub async fn remove_interface(&self, slot: u32) -> Result<(), SandboxError> {
+        match self.command(VmCommand::RemoveInterface { slot }).await? {
+            VmReport::SlotEmptied => Ok(()),
+            other => {
+                let what = "take an interface from the virtual machine";
+                Err(refused(what, &other))
+            }
+        }
+    }
+
     async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
         self.command_with(command, &[]).await
     }

@@ -44,6 +44,11 @@ pub struct Redirect {
 }
 
 impl Redirect {
+    /// The interface's number.
+    pub fn link(&self) -> u32 {
+        self.link
+    }
+
     /// The interface's number, if it has got a qdisc for this.
     pub fn own_qdisc(&self) -> Option<u32> {
         self.own_qdisc.then_some(self.link)

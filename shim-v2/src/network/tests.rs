@@ -6,6 +6,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use super::later::Later;
 use super::*;
 
 fn ip(arguments: &str) {
@@ -109,6 +110,28 @@ fn what_the_guest_can_t_have_is_refused_by_its_name_once_it_is_used() {
             line.starts_with("interface wg7 of the pod's network (of kind tun)"),
             "{line}"
         );
+    });
+    in_new_namespace(|socket| {
+        ip("link add br0 type bridge");
+        ip("link add eth0 type veth peer name far");
+        ip("link set eth0 up");
+        ip("address add 10.1.0.2/24 dev eth0");
+        ip("link add mac0 link eth0 type macvlan");
+        ip("link set mac0 up");
+        let line = read(socket).unwrap_err().one_line();
+        assert!(
+            line.contains("mac0") && line.contains("upon eth0"),
+            "{line}"
+        );
+        ip("address flush dev eth0");
+        ip("link set far master br0 up");
+        let names = |network: Network| -> Vec<_> {
+            let interfaces = network.interfaces.into_iter();
+            interfaces.map(|interface| interface.name).collect()
+        };
+        assert_eq!(names(read(socket).unwrap()), ["mac0"]);
+        ip("link set br0 up");
+        assert_eq!(names(read(socket).unwrap()), ["br0", "mac0"]);
     });
     in_new_namespace(|socket| {
         ip("rule add from 10.1.0.2 table 7 priority 100");
@@ -226,5 +249,39 @@ fn every_frame_takes_the_way_over_the_tap_both_ways() {
         undo(Path::new("/proc/thread-self/ns/net"), &qdiscs).unwrap();
         drop(end);
         far.join().unwrap();
+    });
+}
+
+#[test]
+fn what_comes_later_is_joined_once_and_forgotten_when_it_goes() {
+    in_new_namespace(|_| {
+        let namespace = File::open("/proc/thread-self/ns/net").unwrap();
+        let changes = later::open(namespace.as_fd()).unwrap();
+        let (_, _, mut joined) = join(namespace.as_fd()).unwrap();
+        assert!(!changes.take().unwrap());
+        ip("link add eth1 type veth peer name far");
+        assert!(changes.take().unwrap());
+        let mut look = || joined.look_again(namespace.as_fd()).unwrap();
+        assert!(look().come.interfaces.is_empty()); // it is not up yet
+        ip("address add 10.1.0.2/24 dev eth1");
+        ip("link set eth1 up");
+        ip("route add 10.2.0.0/16 via 10.1.0.1");
+        ip("route add blackhole 10.66.0.0/16");
+        ip("tuntap add dev wg7 mode tun");
+        ip("link set wg7 up");
+        let Later { gone, come, taps } = look();
+        let [eth1] = &come.interfaces[..] else {
+            panic!("{come:?}");
+        };
+        assert_eq!((eth1.name.as_str(), eth1.addresses.len()), ("eth1", 1));
+        assert_eq!((gone.len(), taps.len()), (0, 1));
+        let destinations = come.routes.iter().map(|route| route.it.destination);
+        let destinations: Vec<_> = destinations.map(|it| it.to_string()).collect();
+        assert_eq!(destinations, ["10.1.0.0", "10.2.0.0"]);
+        let again = look();
+        assert!(again.gone.is_empty() && again.come.interfaces.is_empty());
+        ip("link delete eth1");
+        assert_eq!(look().gone, [eth1.index]);
+        assert!(look().gone.is_empty());
     });
 }

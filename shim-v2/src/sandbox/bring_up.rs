@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use super::clock::Clock;
 use super::machine::{Machine, Steps};
 use super::memory::{self, MemoryNames};
-use super::{Inner, Sandbox, limits};
+use super::{Inner, Sandbox, limits, resolver};
 use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
@@ -141,6 +141,7 @@ async fn bring_up(
             NetworkPart::New | NetworkPart::Pod => None,
         },
         pod_network: tokio::sync::Mutex::default(),
+        resolver: Default::default(),
         host_mounts: request.host_mounts,
         limited: Path::new(cgroup::ROOT).join(&wanted.cgroup),
         memory: wanted.memory,
@@ -422,9 +423,15 @@ async fn watch(sandbox: &Arc<Sandbox>, machine: &Machine) -> Result<(), SandboxE
     let known = move |event: &crate::agent::GuestEvent| {
         weak.upgrade().is_some_and(|sandbox| sandbox.expects(event))
     };
+    let weak = Arc::downgrade(sandbox);
+    let asked = move |question| {
+        if let Some(sandbox) = weak.upgrade() {
+            resolver::answer(&sandbox, question);
+        }
+    };
     let events_over = sandbox
         .agent
-        .follow_events(known, sandbox.events.clone())
+        .follow_events(known, sandbox.events.clone(), asked)
         .await?;
     let Some(fsd) = &machine.fsd else {
         return Ok(());

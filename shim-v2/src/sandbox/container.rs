@@ -4,7 +4,8 @@
 //! from where a failure, a deletion or the pod's end takes it away.
 
 use std::collections::hash_map::Entry;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use kata_like_config::state::name;
@@ -16,6 +17,7 @@ use super::{Container, Exec, Sandbox, disks, hooks, memory};
 use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
+use crate::network::resolver::ResolvConf;
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
 use crate::share::{SharedVolume, volumes};
 use crate::spawn::Network;
@@ -62,7 +64,12 @@ async fn make(
     let id = request.id.as_str();
     let Split { host, guest } = split(sandbox, &request)
         .map_err(|error| error.during(format!("read the spec of container {id}")))?;
-    if id != sandbox.id && host.network != NetworkPart::Pod {
+    let is_pod_s = match &host.network {
+        NetworkPart::Pod => true,
+        NetworkPart::Path(path) => is_same(path, &sandbox.network),
+        NetworkPart::New => false,
+    };
+    if id != sandbox.id && !is_pod_s {
         return Err(SandboxError::unsupported(
             "linux.namespaces of type network",
             "a container of a pod shares the pod's network namespace",
@@ -75,6 +82,17 @@ async fn make(
             "privileged: these devices of the host are left out: {paths:?}"
         );
     }
+    let in_root = ResolvConf {
+        root: match (&host.root, request.rootfs.is_empty()) {
+            (Some(root), true) => root.clone(),
+            _ => request.bundle.join("rootfs"),
+        },
+        path: "/etc/resolv.conf".into(),
+    };
+    let resolv_conf = host.resolv_conf.map_or(in_root, |path| ResolvConf {
+        root: "/".into(),
+        path,
+    });
     let stand_in = stand_in(sandbox, id, host.cgroups_path.as_deref());
     let mounts = {
         let sandbox = Arc::clone(sandbox);
@@ -134,6 +152,7 @@ async fn make(
         let mut inner = sandbox.inner();
         let entry = inner.containers.get_mut(id).ok_or_else(|| deleted(id))?;
         entry.hooks = Some(Arc::clone(&hooks));
+        entry.resolv_conf = resolv_conf;
         entry.limits = Limits {
             memory: host.memory_limit,
             cpu_quota: host.cpu_quota,
@@ -153,6 +172,13 @@ async fn make(
         .create_container(id, made_of, &request.streams)
         .await?;
     Ok(CreatedContainer { pid })
+}
+
+/// Whether a path leads to this namespace.
+fn is_same(path: &Path, namespace: &OwnedFd) -> bool {
+    let (found, own) = (rustix::fs::stat(path), rustix::fs::fstat(namespace));
+    matches!((found, own), (Ok(found), Ok(own))
+        if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// Puts the sources of a container's bind mounts into the share.

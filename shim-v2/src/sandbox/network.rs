@@ -1,34 +1,57 @@
 //! The VM's part of the pod's network: an interface for each that the namespace has when the first container
-//! starts.
+//! starts, or gets later.
 //!
 //! Called by `sandbox`. Not earlier: `ctr run --cni`, Docker and hooks fill the namespace between Create and
 //! Start. The order of a way in is: a tap beside each interface, a slot of the VM's for each tap, and one call
 //! to the guest. The way out is the VM's end, with which the taps go, and then what is left in a namespace
-//! that lives on.
+//! that lives on. From the first start on the namespace is watched: what comes and goes there does so in the guest.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kata_like_config::state;
+use kata_like_netlink::Changes;
 
 use super::Sandbox;
 use super::bring_up::blocking;
 use crate::agent::GuestInterface;
 use crate::error::{SandboxError, SandboxErrorKind};
-use crate::network::{self, Joined};
+use crate::network::later::{self, Later, Watch};
+use crate::network::{self, Joined, Network};
+
+/// How long the guest may take to let an interface go.
+const UNBIND: Duration = Duration::from_secs(10);
 
 /// How far it has come.
 #[derive(Debug, Default)]
 pub(super) enum PodNetwork {
-    /// No container has started yet.
+    /// No container has started yet, or the network could not be made and nothing is left of it.
     #[default]
     Untouched,
     /// The guest has it.
-    Joined(#[allow(dead_code)] Joined), // its drop is what it is for
-    /// It could not be made. What has been done is not tried again in the same VM.
+    Joined(Whole),
+    /// It could not be made, and something is left of it in the guest.
     Failed(String),
     /// The pod has ended.
     Left,
+}
+
+/// A namespace's interfaces, and where the guest has them.
+#[derive(Debug)]
+pub(super) struct Whole {
+    joined: Arc<Mutex<Joined>>,
+    bound: Vec<Bound>,
+}
+
+/// An interface in a slot of the VM's.
+#[derive(Debug)]
+struct Bound {
+    /// Its number in the namespace.
+    index: u32,
+    name: String,
+    /// N of the guest's `virtio-mmio.N`.
+    slot: u32,
 }
 
 /// Gives the guest the pod's network, if it has it not yet. Goes on if the caller leaves.
@@ -44,16 +67,19 @@ pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
                 "the sandbox has been stopped",
             )),
             PodNetwork::Untouched => match make(&me).await {
-                Ok(joined) => {
-                    *state = PodNetwork::Joined(joined);
+                Ok(whole) => {
+                    *state = PodNetwork::Joined(whole);
                     Ok(())
                 }
-                Err(error) => {
+                Err((error, left)) => {
                     let error = error.during("set up the pod's network");
                     // What was joined is undone by now: nobody is to look for it.
                     me.inner().record.network = None;
                     me.record();
-                    *state = PodNetwork::Failed(error.one_line());
+                    if let Some(left) = left {
+                        let why = format!("{}; {}", error.one_line(), left.one_line());
+                        *state = PodNetwork::Failed(why);
+                    }
                     Err(error)
                 }
             },
@@ -63,27 +89,141 @@ pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     work.await.unwrap_or_else(failed)
 }
 
-async fn make(sandbox: &Sandbox) -> Result<Joined, SandboxError> {
-    let namespace = copy(&sandbox.network)?;
-    let (network, taps, joined) = blocking(move || network::join(namespace.as_fd())).await?;
+/// An error comes with what could not be undone, if that is so.
+async fn make(sandbox: &Arc<Sandbox>) -> Result<Whole, (SandboxError, Option<SandboxError>)> {
+    let namespace = copy(&sandbox.network).map_err(|error| (error, None))?;
+    let work = move || {
+        let changes = later::open(namespace.as_fd())?; // before what they change is read
+        Ok((changes, network::join(namespace.as_fd())?))
+    };
+    let (changes, (network, taps, joined)) = blocking(work).await.map_err(|error| (error, None))?;
     keep(sandbox, joined.qdiscs());
+    let mut bound = Vec::new();
+    if let Err(error) = give(sandbox, network, taps, &mut bound).await {
+        return Err((error, take_back(sandbox, bound).await.err()));
+    }
+    follow(sandbox, changes);
+    Ok(Whole {
+        joined: Arc::new(Mutex::new(joined)),
+        bound,
+    })
+}
+
+/// Gives the guest interfaces and the ways over them. Those that have got a slot are in `bound` also if a later
+/// step fails.
+async fn give(
+    sandbox: &Sandbox,
+    network: Network,
+    taps: Vec<OwnedFd>,
+    bound: &mut Vec<Bound>,
+) -> Result<(), SandboxError> {
     let mut interfaces = Vec::new();
-    for (interface, tap) in network.interfaces.into_iter().zip(&taps) {
+    for (interface, tap) in network.interfaces.into_iter().zip(taps) {
         let (mac, mtu) = (interface.mac, interface.mtu);
-        let slot = sandbox.vmm.add_interface(tap, mac, mtu).await;
+        let slot = sandbox.vmm.add_interface(&tap, mac, mtu).await;
         let slot = slot.map_err(|error| error.during(format!("add {}", interface.name)))?;
+        bound.push(Bound {
+            index: interface.index,
+            name: interface.name.clone(),
+            slot,
+        });
         interfaces.push(GuestInterface { slot, interface });
+        // From here on the VM alone holds the tap: it goes with it.
     }
-    // From here on the VM alone holds them: they go with it.
-    drop(taps);
-    if !interfaces.is_empty() || !network.routes.is_empty() {
-        let (routes, neighbours) = (network.routes, network.neighbours);
-        let agent = &sandbox.agent;
-        agent
-            .configure_network(interfaces, routes, neighbours)
-            .await?;
+    if interfaces.is_empty() && network.routes.is_empty() {
+        return Ok(());
     }
-    Ok(joined)
+    let agent = &sandbox.agent;
+    agent
+        .configure_network(interfaces, network.routes, network.neighbours)
+        .await
+}
+
+/// Takes interfaces from the guest and out of their slots.
+async fn take_back(sandbox: &Sandbox, bound: Vec<Bound>) -> Result<(), SandboxError> {
+    let mut result = Ok(());
+    for Bound { name, slot, .. } in bound {
+        let gone = match sandbox.agent.unbind_device(slot, UNBIND).await {
+            Ok(()) => sandbox.vmm.remove_interface(slot).await,
+            Err(error) => Err(error),
+        };
+        let step = format!("take {name} from the guest; its slot {slot} stays filled");
+        result = result.and(gone.map_err(|error| error.during(step)));
+    }
+    result
+}
+
+/// Watches the namespace as long as the VM lives.
+fn follow(sandbox: &Arc<Sandbox>, changes: Changes) {
+    let (sandbox, vmm) = (Arc::downgrade(sandbox), sandbox.vmm.clone());
+    tokio::spawn(async move {
+        let failed = |error| tracing::warn!("the pod's network is watched no more: {error}");
+        let watch = match Watch::new(changes) {
+            Ok(watch) => watch,
+            Err(error) => return failed(error),
+        };
+        loop {
+            tokio::select! {
+                settled = watch.settled() => if let Err(error) = settled {
+                    return failed(error);
+                },
+                _ = vmm.over() => return,
+            }
+            let Some(sandbox) = sandbox.upgrade() else {
+                return;
+            };
+            if let Err(error) = look_again(&sandbox).await
+                && !vmm.is_over()
+            {
+                tracing::warn!("follow the pod's network: {}", error.one_line());
+            }
+        }
+    });
+}
+
+/// Has the guest follow what has come and gone.
+async fn look_again(sandbox: &Sandbox) -> Result<(), SandboxError> {
+    let mut state = sandbox.pod_network.lock().await;
+    let PodNetwork::Joined(Whole { joined, bound }) = &mut *state else {
+        return Ok(());
+    };
+    let (namespace, looked_at) = (copy(&sandbox.network)?, Arc::clone(joined));
+    let look = move || lock(&looked_at).look_again(namespace.as_fd());
+    let Later { gone, come, taps } = blocking(look).await?;
+    let (left, stay) = std::mem::take(bound)
+        .into_iter()
+        .partition(|it: &Bound| gone.contains(&it.index));
+    *bound = stay;
+    for Bound { name, .. } in &left {
+        tracing::info!("interface {name} of the pod's network has gone");
+    }
+    let removed = take_back(sandbox, left).await;
+    let mut added = Ok(());
+    if !come.interfaces.is_empty() {
+        let mut new = Vec::new();
+        for interface in &come.interfaces {
+            tracing::info!("interface {} of the pod's network has come", interface.name);
+        }
+        let indices: Vec<_> = come.interfaces.iter().map(|it| it.index).collect();
+        added = give(sandbox, come, taps, &mut new).await;
+        if added.is_ok() {
+            bound.extend(new);
+        } else {
+            let joined = Arc::clone(joined);
+            let give_up = move || {
+                indices.into_iter().for_each(|it| lock(&joined).give_up(it));
+                Ok(())
+            };
+            added = added.and(take_back(sandbox, new).await);
+            added = added.and(blocking(give_up).await);
+        }
+    }
+    keep(sandbox, lock(joined).qdiscs());
+    removed.and(added)
+}
+
+fn lock(joined: &Mutex<Joined>) -> MutexGuard<'_, Joined> {
+    joined.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// For whoever cleans up after this shim, where the namespace outlives the pod.
@@ -101,7 +241,8 @@ pub(super) async fn leave(sandbox: &Sandbox) {
     let _ = tokio::task::spawn_blocking(move || drop(state)).await;
 }
 
-fn copy(fd: &OwnedFd) -> Result<OwnedFd, SandboxError> {
+/// A descriptor of one's own.
+pub(super) fn copy(fd: &OwnedFd) -> Result<OwnedFd, SandboxError> {
     let copied = fd.try_clone();
     copied.map_err(|cause| SandboxError::failed("copy a descriptor", cause))
 }

@@ -97,6 +97,16 @@ pub(super) fn split_mounts(
     Ok((volumes, memory))
 }
 
+/// What a container has as `/etc/resolv.conf`, if it is a file of the host: the last mount there counts.
+pub(super) fn resolv_conf(spec: &Spec, bundle: &Path) -> Option<PathBuf> {
+    let mut mounts = spec.mounts().iter().flatten();
+    let there = |mount: &&Mount| mount.destination() == Path::new("/etc/resolv.conf");
+    let last = mounts.rfind(|mount| there(mount) && is_bind(mount))?;
+    last.source()
+        .as_ref()
+        .map(|source| absolute(bundle, source))
+}
+
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
     mount.options().iter().flatten().map(String::as_str)
 }

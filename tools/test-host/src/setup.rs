@@ -16,12 +16,16 @@ use crate::keeper;
 use crate::packages::output;
 
 /// Modules that udev or a service would load on a real host; none of vhost, which nothing here may need.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 14] = [
     "kvm_amd",
     "tun",
     "fuse",
     "overlay",
     "veth",
+    "dummy",
+    "macvlan",
+    "ipvlan",
+    "8021q",
     "bridge",
     "sch_ingress",
     "act_mirred",

@@ -46,7 +46,7 @@ const PARTS: [(&str, u64, &[&str]); 9] = [
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
     ("workloads", 6, &["workloads", "host_devices"]),
-    ("network", 4, &["network"]),
+    ("network", 7, &["network"]),
     ("Kubernetes", 5, &["cri"]),
     ("callers", 5, &["docker", "callers"]),
     (

@@ -4,86 +4,28 @@
 //! All traffic is between namespaces of the test's own: the pod's, and one at the far end of its interfaces.
 //! All but what speaks of the VM also runs against runc.
 
-use std::fs::{self, File};
+mod kinds;
+mod later;
+mod namespace;
+mod resolver;
+mod shared;
+
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use kata_like_tests::process::until;
-use kata_like_tests::{Call, Host, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use namespace::Namespace;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const BULK: usize = 4 << 20;
-
-/// A network namespace with a name, gone with the value.
-struct Namespace(String);
-
-impl Namespace {
-    fn new(host: &Host, stem: &str) -> TestResult<Self> {
-        let namespace = Self(host.name(stem));
-        ip(&format!("netns add {}", namespace.0))?;
-        namespace.ip("link set lo up")?;
-        Ok(namespace)
-    }
-
-    fn path(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.0)
-    }
-
-    /// As `ctr run` has it.
-    fn option(&self) -> String {
-        format!("network:{}", self.path().display())
-    }
-
-    /// `ip` inside.
-    fn ip(&self, arguments: &str) -> TestResult<String> {
-        ip(&format!("-n {} {arguments}", self.0))
-    }
-
-    /// Does something in a thread that is inside: sockets stay there.
-    fn inside<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> TestResult<T> + Send + 'static,
-    ) -> TestResult<T> {
-        let file = File::open(self.path())?;
-        let thread = thread::spawn(move || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            work()
-        });
-        thread.join().map_err(|_| failure("a thread panicked"))?
-    }
-
-    /// Interfaces and what traffic control does with them.
-    fn look(&self) -> TestResult<String> {
-        let links = self.ip("-o link")?;
-        let names: Vec<&str> = links
-            .lines()
-            .filter_map(|line| line.split(": ").nth(1))
-            .collect();
-        let mut tc = Command::new("tc");
-        tc.args(["-n", &self.0, "qdisc", "show"]);
-        Ok(format!("{names:?}\n{}", Call::new(tc).ok()?.text()))
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = ip(&format!("netns delete {}", self.0));
-    }
-}
-
-fn ip(arguments: &str) -> TestResult<String> {
-    let mut command = Command::new("ip");
-    command.args(arguments.split(' '));
-    Ok(Call::new(command).ok()?.text())
-}
 
 fn patient(stream: &TcpStream) -> TestResult {
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -161,7 +103,7 @@ fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
         inner.ip(&format!(
             "link add eth{number} mtu {mtu} address 02:00:00:00:07:0{number} type veth \
             peer name far{number} mtu {mtu} address 02:00:00:00:08:0{number} netns {}",
-            far.0
+            far.name()
         ))?;
         inner.ip(&format!("link set eth{number} up"))?;
         far.ip(&format!("link set far{number} up"))?;

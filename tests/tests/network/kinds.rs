@@ -1,0 +1,189 @@
+//! Interfaces of every kind that a plugin makes: they are what they are at layer 2.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::thread;
+
+use kata_like_tests::{Host, TestResult, failure, kata_like_only};
+
+use crate::namespace::Namespace;
+use crate::{connect, echoed, pattern};
+
+/// A tap in the calling thread's namespace, with the end that is not the kernel's.
+fn tap(name: &str) -> TestResult<File> {
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // SAFETY: `ifreq` is plain data, of which all zeros is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it gets; the name
+    // is shorter than its place, and so ends with a NUL.
+    match unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } {
+        0 => Ok(device),
+        _ => Err(std::io::Error::last_os_error().into()),
+    }
+}
+
+/// Answers each request for an address by ARP, and each echo request of ICMP, until the interface is gone.
+fn answer(mut tap: File) -> std::io::Result<()> {
+    const MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
+    let mut bytes = [0; 2000];
+    loop {
+        let length = tap.read(&mut bytes)?;
+        let frame = &mut bytes[..length];
+        let swap = |frame: &mut [u8], one: usize, other: usize, length: usize| {
+            let (before, behind) = frame.split_at_mut(other);
+            before[one..one + length].swap_with_slice(&mut behind[..length]);
+        };
+        match frame[12..14] {
+            [8, 6] if frame[21] == 1 => {
+                frame[21] = 2;
+                swap(frame, 22, 32, 10); // address and MAC of who asks, and of who is asked
+                frame[22..28].copy_from_slice(&MAC);
+            }
+            [8, 0] if frame[23] == 1 && frame[34] == 8 => {
+                frame[34] = 0;
+                let sum = u32::from(u16::from_be_bytes([frame[36], frame[37]])) + 0x800;
+                let sum = (sum & 0xffff) as u16 + (sum >> 16) as u16;
+                frame[36..38].copy_from_slice(&sum.to_be_bytes());
+                swap(frame, 26, 30, 4);
+            }
+            _ => continue,
+        }
+        swap(frame, 0, 6, 6);
+        frame[6..12].copy_from_slice(&MAC);
+        tap.write_all(frame)?;
+    }
+}
+
+/// Behind each interface but the dummy somebody answers. `outer` is where they are, `lower` has what the
+/// interfaces lie upon, as the host has on a real one.
+#[test]
+fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
+    let host = Host::alone()?;
+    let inner = Namespace::new(&host, "pod")?;
+    let (lower, outer) = (Namespace::new(&host, "low")?, Namespace::new(&host, "out")?);
+    for number in 1..=4 {
+        let peer = format!("peer name out{number} netns {}", outer.name());
+        lower.ip(&format!("link add low{number} type veth {peer}"))?;
+        lower.ip(&format!("link set low{number} up"))?;
+        outer.ip(&format!("link set out{number} up"))?;
+        outer.ip(&format!("address add 10.8{number}.0.1/24 dev out{number}"))?;
+    }
+    for kind in [
+        "mac1 link low1 type macvlan mode bridge",
+        "ip2 link low2 type ipvlan mode l2",
+        "ip3 link low3 type ipvlan mode l3",
+        "vlan4 link low4 type vlan id 7",
+    ] {
+        let name = kind.split(' ').next().unwrap_or_default();
+        lower.ip(&format!("link add {kind}"))?;
+        lower.ip(&format!("link set {name} netns {}", inner.name()))?;
+    }
+    // Whoever is behind an ipvlan of layer 3 is reached by routes.
+    lower.ip("address add 10.83.0.254/24 dev low3")?;
+    outer.ip("route add 10.83.0.2/32 via 10.83.0.254 dev out3")?;
+    for step in [
+        "address delete 10.84.0.1/24 dev out4",
+        "link add vlan4 link out4 type vlan id 7",
+        "address add 10.84.0.1/24 dev vlan4",
+        "link set vlan4 up",
+    ] {
+        outer.ip(step)?;
+    }
+    inner.ip("link add br5 type bridge")?;
+    inner.ip(&format!(
+        "link add port5 type veth peer name out5 netns {}",
+        outer.name()
+    ))?;
+    inner.ip("link set port5 master br5 up")?;
+    outer.ip("link set out5 up")?;
+    outer.ip("address add 10.85.0.1/24 dev out5")?;
+    let device = inner.inside(|| tap("tap6"))?;
+    thread::spawn(move || answer(device));
+    inner.ip("link add dummy7 type dummy")?;
+    let names = ["mac1", "ip2", "ip3", "vlan4", "br5", "tap6", "dummy7"];
+    for (number, name) in (1..).zip(names) {
+        inner.ip(&format!("address add 10.8{number}.0.2/24 dev {name}"))?;
+        inner.ip(&format!("link set {name} up"))?;
+    }
+    let (before, untouched) = (host.footprint(), inner.look()?);
+
+    let server = ["sh", "-c", "while :; do nc -l -p 6000 -e cat; done"];
+    let pod = host.start("kinds", &["--with-ns", &inner.option()], &server)?;
+    let script = "for number in 1 2 3 4 5 6; do \
+        ping -c 1 -W 20 10.8$number.0.1 >/dev/null && echo answer $number; done; \
+        ip -o -4 addr; ip -o link";
+    let seen = pod.exec(&["sh", "-c", script])?;
+    let text = seen.text();
+    for (number, name) in (1..).zip(names) {
+        let address = format!("10.8{number}.0.2/24");
+        let has_address = |line: &str| line.contains(name) && line.contains(&address);
+        assert!(text.lines().any(has_address), "no {address} in {text}");
+        let answered = name == "dummy7" || text.contains(&format!("answer {number}"));
+        assert!(answered, "nobody answers behind {name}: {}", seen.both());
+    }
+    // And from outside, checksums and segments included.
+    for address in [
+        "10.81.0.2:6000",
+        "10.82.0.2:6000",
+        "10.83.0.2:6000",
+        "10.84.0.2:6000",
+        "10.85.0.2:6000",
+    ] {
+        echoed(connect(&outer, address)?, &pattern(100_000))
+            .map_err(|error| failure(format!("{address}: {error}")))?;
+    }
+    pod.remove()?;
+    assert_eq!(inner.look()?, untouched);
+    host.leaves_nothing(&before)
+}
+
+/// Nothing comes in on an ipvlan of mode l3s that could be redirected, nor on a VLAN whose lower interface is
+/// joined itself.
+#[test]
+fn an_interface_that_can_t_be_joined_is_refused_by_its_name() -> TestResult {
+    kata_like_only!();
+    let host = Host::alone()?;
+    for (steps, wanted) in [
+        (
+            ["link add ip7 link low type ipvlan mode l3s"].as_slice(),
+            ["interface ip7", "l3s"],
+        ),
+        (
+            &[
+                "link set low up",
+                "address add 10.76.0.2/24 dev low",
+                "link add v7 link low type vlan id 7",
+            ],
+            ["interface v7", "upon low"],
+        ),
+    ] {
+        let inner = Namespace::new(&host, "pod")?;
+        inner.ip("link add low type veth peer name far")?;
+        for step in steps {
+            inner.ip(step)?;
+        }
+        let name = wanted[0].trim_start_matches("interface ");
+        inner.ip(&format!("address add 10.77.0.2/24 dev {name}"))?;
+        inner.ip(&format!("link set {name} up"))?;
+        let untouched = inner.look()?;
+        let options = ["--with-ns", &inner.option()];
+        let refused = host
+            .run(&host.name("refused"), &options, &["true"])
+            .output()?;
+        let line = refused.error_text();
+        let is_named = wanted.iter().all(|words| line.contains(words));
+        if refused.status == 0 || !is_named {
+            return Err(failure(format!("no {wanted:?} in {}", refused.both())));
+        }
+        assert_eq!(inner.look()?, untouched);
+    }
+    Ok(())
+}

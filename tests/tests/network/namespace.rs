@@ -1,0 +1,79 @@
+//! A network namespace of the test's own, as a plugin would make it.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+
+use kata_like_tests::{Call, Host, TestResult, failure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A network namespace with a name, gone with the value.
+pub struct Namespace(String);
+
+impl Namespace {
+    pub fn new(host: &Host, stem: &str) -> TestResult<Self> {
+        let namespace = Self(host.name(stem));
+        ip(&format!("netns add {}", namespace.0))?;
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.0)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// As `ctr run` has it.
+    pub fn option(&self) -> String {
+        format!("network:{}", self.path().display())
+    }
+
+    /// `ip` inside.
+    pub fn ip(&self, arguments: &str) -> TestResult<String> {
+        ip(&format!("-n {} {arguments}", self.0))
+    }
+
+    /// Does something in a thread that is inside: sockets stay there.
+    pub fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> TestResult<T> + Send + 'static,
+    ) -> TestResult<T> {
+        let file = File::open(self.path())?;
+        let thread = thread::spawn(move || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        });
+        thread.join().map_err(|_| failure("a thread panicked"))?
+    }
+
+    /// Interfaces and what traffic control does with them.
+    pub fn look(&self) -> TestResult<String> {
+        let links = self.ip("-o link")?;
+        let names: Vec<&str> = links
+            .lines()
+            .filter_map(|line| line.split(": ").nth(1))
+            .collect();
+        let mut tc = Command::new("tc");
+        tc.args(["-n", &self.0, "qdisc", "show"]);
+        Ok(format!("{names:?}\n{}", Call::new(tc).ok()?.text()))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = ip(&format!("netns delete {}", self.0));
+    }
+}
+
+/// `ip` of the host.
+fn ip(arguments: &str) -> TestResult<String> {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' '));
+    Ok(Call::new(command).ok()?.text())
+}
