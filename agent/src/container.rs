@@ -198,7 +198,7 @@ impl Container {
             return Ok(0);
         }
 
-        let volumes = self.spec.volumes.clone();
+        let (root, volumes) = self.root_and_volumes();
         self.around.volumes.add(&volumes);
         self.state().volumes = volumes.clone();
         blocking("look into its volumes", move || {
@@ -208,7 +208,7 @@ impl Container {
         let request = InitRequest {
             container: self.name.clone(),
             spec: self.spec.spec.clone(),
-            rootfs: Path::new(ROOTFS.target).join(&self.name),
+            rootfs: root,
             volumes: PathBuf::from(VOLUMES.target),
             memory: PathBuf::from(MEMORY),
             cgroup: cgroup.directory().into(),
@@ -230,6 +230,18 @@ impl Container {
         drop(state);
         self.await_init(init, exit);
         Ok(created.pid)
+    }
+
+    /// Where its rootfs is, and the volumes that it holds, a rootfs that is one among them.
+    fn root_and_volumes(&self) -> (PathBuf, Vec<String>) {
+        let mut volumes = self.spec.volumes.clone();
+        let Some(root) = &self.spec.root_volume else {
+            return (Path::new(ROOTFS.target).join(&self.name), volumes);
+        };
+        if !volumes.contains(root) {
+            volumes.push(root.clone());
+        }
+        (Path::new(VOLUMES.target).join(root), volumes)
     }
 
     fn await_init(

@@ -65,8 +65,13 @@ pub fn creation(request: CreateContainerRequest) -> ttrpc::Result<Creation> {
             minor: disk.minor,
         });
     }
+    let root_volume = match request.root_volume.is_empty() {
+        true => None,
+        false => Some(name("root_volume", request.root_volume)?),
+    };
     Ok(Creation {
         spec: request.spec,
+        root_volume,
         wanted: wanted(request.streams.into_option())?,
         placeholder: request.placeholder,
         memory_volumes,
@@ -353,6 +358,17 @@ mod tests {
         ] {
             assert_eq!(code(bad.err().unwrap()), Code::INVALID_ARGUMENT);
         }
+        let with_root = |name: &str| {
+            let root_volume = name.to_owned();
+            let request = CreateContainerRequest {
+                root_volume,
+                ..Default::default()
+            };
+            creation(request).map(|creation| creation.root_volume)
+        };
+        assert_eq!(with_root("").unwrap(), None);
+        assert_eq!(with_root("volume-1").unwrap().as_deref(), Some("volume-1"));
+        assert!(with_root("../rootfs").is_err());
         for bad in [0, MAX_SIGNAL + 1, u32::MAX] {
             assert!(signal(bad).is_err(), "{bad}");
         }

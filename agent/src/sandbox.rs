@@ -48,6 +48,8 @@ pub struct Pod {
 pub struct Creation {
     /// The OCI runtime spec as JSON.
     pub spec: Vec<u8>,
+    /// The volume that is its rootfs; none: the directory that the share of roots has for it.
+    pub root_volume: Option<String>,
     /// The streams of its init.
     pub wanted: Wanted,
     /// It holds the pod's namespaces, and runs nothing.
@@ -138,12 +140,14 @@ impl Pod {
         }
         let Creation {
             spec,
+            root_volume,
             wanted,
             placeholder,
             memory_volumes,
             disks,
         } = creation;
         let mut spec = GuestSpec::parse(&spec)?;
+        spec.root_volume = root_volume;
         check_memory_volumes(&spec, &memory_volumes)?;
         disks::renumber(&mut spec.spec, &disks, device::disk)?;
         let users = spec

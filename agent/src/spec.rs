@@ -34,6 +34,8 @@ pub struct GuestSpec {
     pub resources: Value,
     /// The namespaces that are another container's.
     pub joins: Vec<(LinuxNamespaceType, String)>,
+    /// The volume that is its rootfs, if it is one.
+    pub root_volume: Option<String>,
     /// The volumes it mounts, and those of them that are in memory.
     pub volumes: Vec<String>,
     pub memory_volumes: Vec<String>,
@@ -63,6 +65,7 @@ impl GuestSpec {
             limits,
             resources: kept,
             joins,
+            root_volume: None,
             volumes: volumes(&spec, VOLUME)?,
             memory_volumes: volumes(&spec, MEMORY)?,
             spec,

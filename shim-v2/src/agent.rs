@@ -234,6 +234,7 @@ impl Agent {
         let request = agent::CreateContainerRequest {
             container: container.to_owned(),
             spec: made_of.spec,
+            root_volume: made_of.root_volume.unwrap_or_default(),
             streams: MessageField::some(streams_of(streams)),
             placeholder: made_of.placeholder,
             memory_volumes: made_of.memory_volumes.into_iter().map(memory).collect(),
@@ -353,6 +354,8 @@ impl Agent {
 pub struct GuestContainer {
     /// The guest's part of its spec, as JSON.
     pub spec: Vec<u8>,
+    /// The name of the volume that is its root, if it is one.
+    pub root_volume: Option<String>,
     /// It holds the pod's namespaces and runs nothing.
     pub placeholder: bool,
     /// The pod's memory that its mounts name.

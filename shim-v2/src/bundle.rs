@@ -1,4 +1,5 @@
-//! What the front of the shim reads of a bundle's `config.json`, and the `address` file it leaves there.
+//! What the front of the shim reads of a bundle's `config.json`, and the files `address` and `oom` that it leaves
+//! there.
 //!
 //! Called by `bootstrap` (which pod a container belongs to) and `pod` (whether it is a CRI pod's
 //! sandbox). Everything else of the spec is read by `spec`, which also caps the file's length.
@@ -12,10 +13,16 @@ use crate::spec;
 
 /// The annotation that puts containers into one shim, by any name.
 const GROUP: &str = "io.containerd.runc.v2.group";
-/// CRI's name of the pod that a container belongs to: the id of its sandbox container.
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
-/// CRI's kind of a container: `sandbox` or `container`.
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// The name of the pod that a container belongs to, the id of its sandbox container: containerd's and CRI-O's.
+const SANDBOX_ID: [&str; 2] = [
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri-o.SandboxID",
+];
+/// The kind of a container, `sandbox` or `container`: containerd's and CRI-O's.
+const CONTAINER_TYPE: [&str; 2] = [
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri-o.ContainerType",
+];
 
 /// Why a bundle can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -98,10 +105,10 @@ impl Membership {
         };
         Self {
             group: named(GROUP)
-                .or_else(|| named(SANDBOX_ID))
+                .or_else(|| SANDBOX_ID.into_iter().find_map(named))
                 .unwrap_or(id)
                 .to_owned(),
-            role: match named(CONTAINER_TYPE) {
+            role: match CONTAINER_TYPE.into_iter().find_map(named) {
                 Some("sandbox") => Role::CriSandbox,
                 Some("container") => Role::CriContainer,
                 _ => Role::Alone,
@@ -129,6 +136,12 @@ pub fn write_address(bundle: &Path, address: &str) -> Result<(), BundleError> {
         path: path.clone(),
         source,
     })
+}
+
+/// Leaves the file by which CRI-O learns that processes of the container were killed for its memory limit: it looks for
+/// it when the container has ended with another status than 0.
+pub fn note_out_of_memory(bundle: &Path) -> io::Result<()> {
+    std::fs::File::create(bundle.join("oom")).map(drop)
 }
 
 /// The address that [`write_address`] has left, if any.
@@ -167,6 +180,21 @@ mod tests {
             (found.group.as_str(), found.role),
             ("pod", Role::CriContainer)
         );
+    }
+
+    #[test]
+    fn cri_o_s_annotations_name_the_pod() {
+        for (kind, role) in [
+            ("sandbox", Role::CriSandbox),
+            ("container", Role::CriContainer),
+        ] {
+            let json = format!(
+                r#"{{"annotations":{{"io.kubernetes.cri-o.SandboxID":"pod",
+                "io.kubernetes.cri-o.ContainerType":"{kind}"}}}}"#
+            );
+            let found = membership(&json).expect("annotations");
+            assert_eq!((found.group.as_str(), found.role), ("pod", role));
+        }
     }
 
     #[test]

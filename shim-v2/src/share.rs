@@ -210,27 +210,15 @@ impl Share {
     }
 
     /// Mounts a container's root file system on its bundle's `rootfs`, in order, and binds that
-    /// into the share under the container's name. Without mounts the spec's own path is bound.
-    /// The guards are to be dropped in reverse. Blocks.
+    /// into the share under the container's name. The guards are to be dropped in reverse. Blocks.
     pub fn add_rootfs(
         &self,
         container: &str,
         bundle: &Path,
         mounts: &[RootfsMount],
-        root: Option<&Path>,
     ) -> Result<Vec<Mounted>, SandboxError> {
         let mut made = Vec::new();
-        let source = if mounts.is_empty() {
-            root.ok_or_else(|| {
-                SandboxError::new(
-                    SandboxErrorKind::BadRequest,
-                    "root is missing in the spec, and no mount is given for it",
-                )
-            })?
-            .to_path_buf()
-        } else {
-            bundle.join("rootfs")
-        };
+        let source = bundle.join("rootfs");
         for (index, mount) in mounts.iter().enumerate() {
             let one = mount_one(&source, mount).map_err(|error| {
                 let what = format!(

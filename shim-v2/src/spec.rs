@@ -230,7 +230,7 @@ const NEEDED: [(LinuxNamespaceType, &str); 5] = [
     (LinuxNamespaceType::Mount, ""),
     (
         LinuxNamespaceType::Network,
-        " (hostNetwork; --net-host, where --cni gives the pod a network)",
+        " (hostNetwork; with ctr, --cni in place of --net-host; with BuildKit, networkMode = \"cni\")",
     ),
     (LinuxNamespaceType::Pid, " (hostPID)"),
     (LinuxNamespaceType::Ipc, " (hostIPC)"),

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{Container, KILL, KILLED, Pod, Process, Slot};
+use crate::bundle;
 use crate::events::TaskEvent;
 use crate::process::{Exit, Gone};
 use crate::sandbox::{Sandbox, SandboxEvent};
@@ -46,6 +47,7 @@ impl Pod {
                 }
                 // At once: CRI needs it before or near the exit.
                 SandboxEvent::OutOfMemory { container } => {
+                    self.note_out_of_memory(&container);
                     self.publisher.publish(TaskEvent::OutOfMemory { container });
                 }
                 SandboxEvent::StandInDied { container, exec } => {
@@ -75,6 +77,19 @@ impl Pod {
                 }
             }
         }
+    }
+
+    /// For callers that get no events.
+    fn note_out_of_memory(&self, container: &str) {
+        let bundle = {
+            let state = self.state();
+            let entry = state.containers.get(container);
+            entry.map(|entry| entry.container.bundle.clone())
+        };
+        let Some(Err(error)) = bundle.map(|bundle| bundle::note_out_of_memory(&bundle)) else {
+            return;
+        };
+        tracing::warn!(container, %error, "note in the bundle that memory ran out");
     }
 
     /// Gives a sandbox up, and every task in it.

@@ -101,25 +101,36 @@ async fn make(
             request.bundle.clone(),
             request.rootfs.clone(),
         );
-        let (volumes, root) = (host.volumes, host.root);
+        let (mut volumes, root) = (host.volumes, host.root);
         blocking(move || {
-            let mut root = sandbox
-                .share
-                .add_rootfs(&id, &bundle, &rootfs, root.as_deref())?;
+            if rootfs.is_empty() {
+                let root = volumes::of_root(root)?;
+                volumes.push(root.clone());
+                return Ok((
+                    Vec::new(),
+                    add_volumes(&sandbox, &volumes)?,
+                    Some(root.name),
+                ));
+            }
+            let mut root = sandbox.share.add_rootfs(&id, &bundle, &rootfs)?;
             let volumes =
                 add_volumes(&sandbox, &volumes).inspect_err(|_| while root.pop().is_some() {})?;
-            Ok((root, volumes))
+            Ok((root, volumes, None))
         })
     };
     let (stand_in, mounts) = tokio::join!(stand_in, mounts);
     // Both are put where the failure of the other finds them.
     let (mut pid, mut failure) = (0, None);
+    let mut root_volume = None;
     {
         let mut inner = sandbox.inner();
         let entry = inner.containers.get_mut(id);
         let entry = entry.ok_or_else(|| deleted(id))?;
         match mounts {
-            Ok((root, volumes)) => (entry.root, entry.volumes) = (root, volumes),
+            Ok((root, volumes, name)) => {
+                (entry.root, entry.volumes) = (root, volumes);
+                root_volume = name;
+            }
             Err(error) => failure = Some(error.during(format!("mount for container {id}"))),
         }
         match stand_in {
@@ -151,6 +162,7 @@ async fn make(
     hooks::before_create(sandbox, &hooks, pid, cgroup).await?;
     let made_of = GuestContainer {
         spec: guest,
+        root_volume,
         placeholder: request.placeholder,
         memory_volumes: host.memory,
         disks: add_disks(sandbox, id, &host.disks).await?,

@@ -61,9 +61,7 @@ fn a_root_and_volumes_come_and_go() {
         fs::create_dir_all(image.join("etc")).unwrap();
         fs::write(place.join("file"), "text").unwrap();
 
-        let rootfs = share
-            .add_rootfs("a", &bundle, &[bind_of(&image)], None)
-            .unwrap();
+        let rootfs = share.add_rootfs("a", &bundle, &[bind_of(&image)]).unwrap();
         let file = share
             .add_volume(&volume("volume-1", &place.join("file"), true))
             .unwrap();
@@ -106,9 +104,7 @@ fn the_file_server_s_clone_follows() {
         fs::create_dir(&view).unwrap();
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&tree, "", CWD, &view, flags).unwrap();
-        let rootfs = share
-            .add_rootfs("a", &bundle, &[bind_of(&image)], None)
-            .unwrap();
+        let rootfs = share.add_rootfs("a", &bundle, &[bind_of(&image)]).unwrap();
         assert!(view.join("rootfs/a/etc").is_dir());
         for one in rootfs.into_iter().rev() {
             drop(one);
@@ -197,7 +193,7 @@ fn what_can_t_be_shared_is_refused_and_nothing_stays() {
             ..RootfsMount::default()
         };
         let line = share
-            .add_rootfs("a", &bundle, &[bind_of(place), ext4], None)
+            .add_rootfs("a", &bundle, &[bind_of(place), ext4])
             .unwrap_err();
         assert_eq!(line.kind(), SandboxErrorKind::Unsupported);
         assert!(

@@ -5,12 +5,13 @@
 //! So a volume's name tells what it shows and how, and who asks for a name that is there gets what is there.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::Mounted;
-use crate::error::SandboxError;
+use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spec::Volume;
 
 /// The name of a volume: that of the file or directory that its source leads to now, and of how it is shown.
@@ -33,6 +34,30 @@ pub fn name(volume: &Volume) -> Result<String, SandboxError> {
         "volume-{}-{}-{}-{}-{how}",
         found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor, found.stx_ino
     ))
+}
+
+/// A root file system that containerd names no mounts for is the caller's: Docker changes the files in it, too
+/// (`docker cp`). So it is a volume.
+pub fn of_root(root: Option<PathBuf>) -> Result<Volume, SandboxError> {
+    let bad = |text: &str| SandboxError::new(SandboxErrorKind::BadRequest, text);
+    let source =
+        root.ok_or_else(|| bad("root is missing in the spec, and no mount is given for it"))?;
+    let mut volume = Volume {
+        name: String::new(),
+        field: "root.path".into(),
+        source,
+        read_only: false,
+        recursive: true,
+        follows: false,
+    };
+    volume.name = name(&volume)?;
+    match volume.source.is_dir() {
+        true => Ok(volume),
+        false => Err(bad(&format!(
+            "root file system {} is not a directory",
+            volume.source.display()
+        ))),
+    }
 }
 
 /// The mounts of volumes by their names, and how many hold each.

@@ -9,6 +9,7 @@
 //! | `vmlinuz`, `initrd.img`, `lib/modules/RELEASE` | Debian's ready kernel, and our first root for it |
 //! | `qemu/` | only where the machine's own QEMU is too old: see `emulator` |
 //! | `containerd-2.1/`, `containerd-1.7/` | `containerd`, `ctr` and runc's shim of each |
+//! | `docker/` | `dockerd`, its helpers and `docker`, which run on the newer containerd |
 //! | `runc/runc` | of the machine's own suite: newer ones want a newer libc |
 //! | `cni/` | the CNI plugins of the machine's own suite |
 //! | `busybox.tar`, `pause.tar` | the image that tests run, and that of the first container of a Kubernetes pod |
@@ -41,12 +42,26 @@ impl Prepared {
 }
 
 /// Change this when this file or `archive`, `image` make something else of the same packages.
-const RECIPE: &str = "5";
+const RECIPE: &str = "6";
 
 /// The suites that are unpacked beside the system, and what each is for.
 const KERNEL_SUITE: &str = "bookworm-backports";
 const CONTAINERD_1_7_SUITE: &str = "trixie";
 const CONTAINERD_2_1_SUITE: &str = "sid";
+const DOCKER_SUITE: &str = CONTAINERD_2_1_SUITE;
+
+/// Docker's packages, what is taken of each, and the name by which it is looked for.
+const DOCKER: [(&str, &[(&str, &str)]); 3] = [
+    (
+        "docker.io",
+        &[
+            ("usr/sbin/dockerd", "dockerd"),
+            ("usr/sbin/docker-proxy", "docker-proxy"),
+        ],
+    ),
+    ("docker-cli", &[("usr/bin/docker", "docker")]),
+    ("tini-static", &[("usr/bin/tini-static", "docker-init")]),
+];
 
 /// What is unpacked of the machine's own suite.
 const BUSYBOX: &str = "busybox-static";
@@ -103,6 +118,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         RUNC,
         CNI,
         INIT,
+        &format!("{DOCKER:?}"),
         &userland::PACKAGES.join(" "),
     ]
     .join("\n");
@@ -186,6 +202,13 @@ fn build(root: &Path) -> Result<(), HostError> {
             )?;
         }
     }
+    for (package, files) in DOCKER {
+        let unpacked = work.path().join(package);
+        apt.unpack(&format!("{package}/{DOCKER_SUITE}"), &unpacked)?;
+        for (from, name) in files {
+            copy(&unpacked.join(from), &root.join("docker").join(name))?;
+        }
+    }
     let runc = work.path().join("runc");
     apt.unpack_own(RUNC, &runc)?;
     copy(&find(&runc, "runc")?, &root.join("runc/runc"))?;
@@ -210,6 +233,7 @@ fn build(root: &Path) -> Result<(), HostError> {
     for name in [
         "containerd-2.1/containerd",
         "containerd-1.7/containerd",
+        "docker/dockerd",
         "runc/runc",
     ] {
         let text = output(

@@ -25,7 +25,7 @@ use count::{Count, counted, must};
 use hosts::{Outcome, Run};
 
 /// The parts with their time in minutes, and the test binaries of each, in the order in which they begin.
-const PARTS: [(&str, u64, &[&str]); 8] = [
+const PARTS: [(&str, u64, &[&str]); 9] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -48,6 +48,7 @@ const PARTS: [(&str, u64, &[&str]); 8] = [
     ("workloads", 6, &["workloads", "host_devices"]),
     ("network", 9, &["network", "port_forward"]),
     ("Kubernetes", 9, &["cri", "cri_1_7", "deploy"]),
+    ("callers", 5, &["docker", "callers"]),
     (
         "faults and hostile",
         7,

@@ -1,0 +1,394 @@
+//! Who else calls, each by the calls it makes: nerdctl, BuildKit, CRI-O, and whoever means runc's command line.
+//!
+//! None of these programs is in Debian. What they ask for, in which order, is read from their sources: nerdctl's
+//! `pkg/ocihook`, BuildKit's `executor/containerdexecutor`, CRI-O's `internal/oci/runtime_vm.go`. `docker` has the
+//! one that is.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api;
+use containerd_shim_protos::types::mount::Mount;
+use kata_like_tests::fifo::Fifo;
+use kata_like_tests::host::NAMESPACE;
+use kata_like_tests::process::until;
+use kata_like_tests::rootfs::Rootfs;
+use kata_like_tests::task::{KILL, Streams, Task};
+use kata_like_tests::task_api::{SERVICES, TaskApi, done, refused};
+use kata_like_tests::{Call, Host, IMAGE, TestResult, failure, kata_like_only};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What cancels a build step or a container's stop gives the shim so long.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A caller that runs the shim's binary itself.
+struct Caller<'host> {
+    host: &'host Host,
+    rootfs: Rootfs<'host>,
+    /// Bundles and streams.
+    files: PathBuf,
+    /// What it gives the binary before the verb, without `-id`.
+    flags: Vec<String>,
+}
+
+impl<'host> Caller<'host> {
+    fn new(host: &'host Host, flags: &[&str]) -> TestResult<Self> {
+        let files = PathBuf::from(format!("/run/{}", host.name("caller")));
+        fs::create_dir(&files)?;
+        Ok(Self {
+            host,
+            rootfs: Rootfs::mount(host)?,
+            files,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        })
+    }
+
+    /// The binary, without a word of containerd in its environment.
+    fn verb(&self, id: &str, verb: &str) -> Call {
+        let prefix = std::env::var("KATA_LIKE_PREFIX").unwrap_or_else(|_| "/run/installed".into());
+        let shim = Path::new(&prefix).join("bin/containerd-shim-kata-like-v2");
+        let mut command = Command::new(shim);
+        command
+            .args(&self.flags)
+            .args(["-id", id, verb])
+            .env("TTRPC_ADDRESS", "")
+            .current_dir(self.files.join(id));
+        Call::new(command)
+    }
+
+    /// `start` for a container with this spec; gives what answers the task API, and the address.
+    fn start(&self, stem: &str, spec: &Value) -> TestResult<(Task, String)> {
+        let id = self.host.name(stem);
+        let bundle = self.files.join(&id);
+        fs::create_dir_all(bundle.join("rootfs"))?;
+        let mut spec = spec.clone();
+        spec["linux"]["cgroupsPath"] = format!("/{NAMESPACE}/{id}").into();
+        fs::write(bundle.join("config.json"), spec.to_string())?;
+        let answer = self.verb(&id, "start").ok()?;
+        let address = String::from_utf8(answer.stdout)?;
+        assert!(address.starts_with("unix:///"), "{address:?}");
+        assert_eq!(answer.stderr, b"", "{address}");
+        // After a restart it is looked for there.
+        assert_eq!(fs::read_to_string(bundle.join("address"))?, address);
+        let api = TaskApi::connect(&bundle, SERVICES[0])?;
+        Ok((Task::new(Arc::new(api), id, &self.files), address))
+    }
+
+    /// Shutdown, for one container after the other, as a caller without sandboxes has it.
+    fn shut_down(&self, task: &Task) -> TestResult {
+        let api = TaskApi::connect(&self.files.join(task.id()), SERVICES[0])?;
+        let request = api::ShutdownRequest {
+            id: task.id().into(),
+            ..Default::default()
+        };
+        let _: api::Empty = done(api.call("Shutdown", &request, PATIENCE)?.0)?;
+        Ok(())
+    }
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.files);
+    }
+}
+
+/// `runtime_type = "vm"`: no address of containerd, so nobody to tell events to; a plain address is the answer.
+#[test]
+fn cri_o_runs_pods() -> TestResult {
+    kata_like_only!();
+    let host = Host::alone()?;
+    let flags = [
+        "-namespace",
+        "default",
+        "-address",
+        "",
+        "-publish-binary",
+        "/usr/bin/crio",
+    ];
+    let caller = Caller::new(&host, &flags)?;
+    let before = host.footprint();
+    let mut spec = caller.rootfs.spec(&["/pause"])?;
+    let sandbox_id = host.name("sandbox");
+    let annotate = |spec: &mut Value, kind: &str| {
+        spec["annotations"] = json!({
+            "io.kubernetes.cri-o.ContainerType": kind,
+            "io.kubernetes.cri-o.SandboxID": sandbox_id,
+        });
+    };
+    annotate(&mut spec, "sandbox");
+    let (sandbox, address) = caller.start("pod", &spec)?;
+    let pid = done(sandbox.create(&spec, &Streams::default())?)?;
+    done(sandbox.start("")?)?;
+    assert_eq!(sandbox.status("")?, api::Status::RUNNING);
+
+    annotate(&mut spec, "container");
+    for namespace in spec["linux"]["namespaces"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        if namespace["type"] == "network" {
+            namespace["path"] = format!("/proc/{pid}/ns/net").into();
+        }
+    }
+    spec["process"]["args"] = json!(["sh", "-c", "echo begun; sleep 1000"]);
+    let (container, same) = caller.start("container", &spec)?;
+    assert_eq!(
+        same, address,
+        "a container of the pod has a shim of its own"
+    );
+    let output = Fifo::new(&caller.files, "output")?;
+    let mut reader = output.reader()?;
+    let streams = Streams {
+        stdout: output.path(),
+        ..Streams::default()
+    };
+    done(container.create(&spec, &streams)?)?;
+    done(container.start("")?)?;
+    reader.expect("begun\n", PATIENCE)?;
+    assert_eq!(container.output("echo of exec")?, "of exec");
+    assert_eq!(container.run(&["sh", "-c", "exit 4"])?, 4);
+
+    // Out of memory or not: both end with 137, and a file in the bundle tells them apart.
+    spec["process"]["args"] = json!(["tail", "/dev/zero"]);
+    let mut small = spec.clone();
+    small["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
+    let (hungry, _) = caller.start("hungry", &small)?;
+    done(hungry.create(&small, &Streams::default())?)?;
+    done(hungry.start("")?)?;
+    assert_eq!(done(hungry.wait("")?)?, 137);
+    done(container.kill("", KILL, false)?)?;
+    assert_eq!(done(container.wait("")?)?, 137);
+    let noted = |task: &Task| caller.files.join(task.id()).join("oom").exists();
+    assert_eq!((noted(&hungry), noted(&container)), (true, false));
+
+    for task in [&hungry, &container] {
+        done(task.delete("")?)?;
+        caller.shut_down(task)?;
+        assert_eq!(
+            sandbox.status("")?,
+            api::Status::RUNNING,
+            "the pod outlives its containers"
+        );
+    }
+    done(sandbox.kill("", KILL, false)?)?;
+    done(sandbox.wait("")?)?;
+    done(sandbox.delete("")?)?;
+    caller.shut_down(&sandbox)?;
+    host.leaves_nothing(&before)?;
+    // Nothing is left for this one, which must succeed all the same.
+    caller.verb(sandbox.id(), "delete").ok().map(drop)
+}
+
+/// A build step: one bind mount as its root; then Wait, Start, CloseIO.
+#[test]
+fn buildkit_runs_steps() -> TestResult {
+    kata_like_only!();
+    let host = Host::alone()?;
+    let address = host.address().display().to_string();
+    let flags = [
+        "-namespace",
+        "buildkit",
+        "-address",
+        &address,
+        "-publish-binary",
+        "containerd",
+    ];
+    let caller = Caller::new(&host, &flags)?;
+    let before = host.footprint();
+    let root = caller.rootfs.path().display().to_string();
+    let with_root = |request: &mut api::CreateTaskRequest| {
+        request.rootfs = vec![Mount {
+            type_: "bind".into(),
+            source: root.clone(),
+            options: vec!["rbind".into(), "rw".into()],
+            ..Default::default()
+        }];
+    };
+    let mut spec = caller
+        .rootfs
+        .spec(&["sh", "-c", "seq 1 20000; cat; echo done; exit 3"])?;
+    spec["root"] = json!({"path": "rootfs"});
+    let (step, _) = caller.start("step", &spec)?;
+    let [stdin, stdout, stderr] =
+        ["stdin", "stdout", "stderr"].map(|name| Fifo::new(&caller.files, name));
+    let (stdin, stdout, stderr) = (stdin?, stdout?, stderr?);
+    let (mut output, _errors) = (stdout.reader()?, stderr.reader()?);
+    let streams = Streams {
+        stdin: stdin.path(),
+        stdout: stdout.path(),
+        stderr: stderr.path(),
+        terminal: false,
+    };
+    done(step.create_with(&spec, &streams, with_root)?)?;
+    thread::scope(|scope| -> TestResult {
+        let waiting = scope.spawn(|| step.wait(""));
+        done(step.start("")?)?;
+        // The step's input goes on: what CloseIO ends is the shim's own hold on it.
+        let writer = stdin.write("early\n")?;
+        done(step.close_stdin("")?)?;
+        output.expect("20000\nearly\n", PATIENCE)?;
+        let late = stdin.write("late\n")?;
+        drop((writer, late));
+        output.to_end(PATIENCE)?;
+        let status = waiting.join().map_err(|_| failure("a thread panicked"))??;
+        assert_eq!(done(status)?, 3);
+        Ok(())
+    })?;
+    let numbers: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    assert!(
+        output.text() == format!("{numbers}early\nlate\ndone\n"),
+        "not what was written"
+    );
+    done(step.delete("")?)?;
+    caller.shut_down(&step)?;
+
+    // A build that is given up.
+    spec["process"]["args"] = json!(["sh", "-c", "trap '' TERM; sleep 1000 & wait"]);
+    let (step, _) = caller.start("step", &spec)?;
+    done(step.create_with(&spec, &Streams::default(), with_root)?)?;
+    thread::scope(|scope| -> TestResult {
+        let waiting = scope.spawn(|| step.wait(""));
+        done(step.start("")?)?;
+        done(step.close_stdin("")?)?;
+        let begun = Instant::now();
+        done(step.kill("", KILL, false)?)?;
+        let status = waiting.join().map_err(|_| failure("a thread panicked"))??;
+        assert_eq!(done(status)?, 137);
+        assert!(begun.elapsed() < KILL_DEADLINE, "{:?}", begun.elapsed());
+        Ok(())
+    })?;
+    done(step.delete("")?)?;
+    caller.shut_down(&step)?;
+
+    // Without a CNI configuration it takes the host's network.
+    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    let namespaces = namespaces.ok_or_else(|| failure("no namespaces"))?;
+    namespaces.retain(|namespace| namespace["type"] != "network");
+    let (step, _) = caller.start("step", &spec)?;
+    let refusal = refused(step.create_with(&spec, &Streams::default(), with_root)?)?;
+    assert!(
+        refusal.text.contains(r#"networkMode = "cni""#),
+        "{}",
+        refusal.text
+    );
+    caller.shut_down(&step)?;
+    host.leaves_nothing(&before)
+}
+
+/// nerdctl: the network comes from a hook of the host, which finds the namespace by the pid on its stdin; output
+/// goes to a program.
+#[test]
+fn nerdctls_hook_gives_the_network() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let rootfs = Rootfs::mount(&host)?;
+    let place = PathBuf::from(format!("/run/{}", host.name("nerdctl")));
+    fs::create_dir(&place)?;
+    let here = place.display();
+    let program = |name: &str, script: String| -> TestResult<String> {
+        let path = place.join(name);
+        fs::write(&path, format!("#!/bin/sh -e\n{script}"))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path.display().to_string())
+    };
+    let hook = program(
+        "hook",
+        format!(
+            r#"state=$(cat)
+echo "$state" >{here}/$1.json
+case $1 in
+createRuntime)
+    pid=$(echo "$state" | sed 's/.*"pid": *\([0-9]*\).*/\1/')
+    ip link add nerdctl0 type veth peer name eth0 netns $pid
+    ip address add 10.79.0.1/24 dev nerdctl0
+    ip link set nerdctl0 up
+    nsenter --target $pid --net ip address add 10.79.0.2/24 dev eth0
+    nsenter --target $pid --net ip link set eth0 up ;;
+poststop) ip link delete nerdctl0 || true ;;
+esac
+"#
+        ),
+    )?;
+    let logger = program(
+        "logger",
+        format!("cat <&3 >{here}/stdout 5>&- &\ncat <&4 >{here}/stderr 5>&- &\nexec 5>&-\nwait\n"),
+    )?;
+    let script = "ip -o -4 address show dev eth0; ping -c 1 10.79.0.1 >&2; echo there";
+    let mut spec = rootfs.spec(&["sh", "-c", script])?;
+    spec["annotations"] = json!({"nerdctl/name": "of the test"});
+    for kind in ["createRuntime", "poststop"] {
+        spec["hooks"][kind] = json!([{
+            "path": hook, "args": ["hook", kind],
+            "env": [format!("PATH={}", std::env::var("PATH").unwrap_or_default())],
+        }]);
+    }
+    let id = host.name("nerdctl");
+    let events = host.events()?;
+    let uri = format!("binary://{logger}");
+    let pod = kata_like_tests::Pod::new(&host, id.clone());
+    rootfs.run(&["-d", "--log-uri", &uri], &id, &spec)?.ok()?;
+    assert_eq!(
+        events.exit(&id, &id, PATIENCE)?.status(),
+        0,
+        "{}",
+        host.log()
+    );
+    pod.delete()?;
+    let read = |name: &str| fs::read_to_string(place.join(name)).unwrap_or_default();
+    until("the logger has it all", PATIENCE, || {
+        read("stdout").ends_with("there\n")
+    })
+    .map_err(|error| failure(format!("{error}: {:?}", [read("stdout"), read("stderr")])))?;
+    let stdout = read("stdout");
+    assert!(stdout.contains("10.79.0.2/24"), "{stdout}");
+    let pinged = read("stderr");
+    assert!(pinged.contains("1 packets received"), "{pinged}");
+    for kind in ["createRuntime", "poststop"] {
+        let state: Value = serde_json::from_slice(&fs::read(place.join(format!("{kind}.json")))?)?;
+        assert_eq!(
+            state["annotations"]["nerdctl/name"], "of the test",
+            "{kind}: {state}"
+        );
+    }
+    fs::remove_dir_all(place)?;
+    drop((rootfs, events));
+    host.leaves_nothing(&before)
+}
+
+/// `--runtime kata-like`, without `io.containerd.`, is handed to runc's shim as the name of a runc.
+#[test]
+fn who_means_runcs_command_line_is_told() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let id = host.name("mistaken");
+    let pod = kata_like_tests::Pod::new(&host, id.clone());
+    let output = host
+        .ctr([
+            "run",
+            "-d",
+            "--runtime",
+            "io.containerd.runc.v2",
+            "--runc-binary",
+            "kata-like",
+            IMAGE,
+            &id,
+            "true",
+        ])
+        .output()?;
+    let said = output.error_text();
+    assert_ne!(output.status, 0);
+    assert!(
+        said.contains("--runtime io.containerd.kata-like.v2"),
+        "{said}"
+    );
+    drop(pod);
+    host.leaves_nothing(&before)
+}

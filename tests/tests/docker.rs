@@ -1,0 +1,278 @@
+//! Docker 28 with `--runtime`: what people type, and what comes of it.
+//!
+//! dockerd runs on the tests' containerd. All but what speaks of the VM also runs against runc.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kata_like_tests::docker::{Container, Docker};
+use kata_like_tests::process::until;
+use kata_like_tests::{Call, Host, TestResult, failure, is_oracle, kata_like_only};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A page of a web server that a container runs.
+fn get(address: &str) -> TestResult<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    body.map(str::to_owned).ok_or_else(|| failure(answer))
+}
+
+/// The address in the first network that it is in.
+fn address(container: &Container) -> TestResult<String> {
+    let all = container.inspect()?["NetworkSettings"]["Networks"].take();
+    let first = all.as_object().and_then(|all| all.values().next());
+    let address = first.and_then(|network| network["IPAddress"].as_str());
+    Ok(address.unwrap_or_default().to_owned())
+}
+
+fn state(container: &Container) -> TestResult<(String, i64)> {
+    let state = container.inspect()?["State"].take();
+    let status = state["Status"].as_str().unwrap_or_default().to_owned();
+    Ok((status, state["ExitCode"].as_i64().unwrap_or(-1)))
+}
+
+#[test]
+fn a_container_gets_what_its_command_line_says() -> TestResult {
+    let host = Host::alone()?;
+    let docker = Docker::on(&host)?;
+    let volume = PathBuf::from(format!("/run/{}", host.name("volume")));
+    fs::create_dir(&volume)?;
+    fs::write(volume.join("in"), "from the host\n")?;
+    let bind = format!("{}:/data", volume.display());
+    let options = [
+        "--init",
+        "--network",
+        "none",
+        "--env",
+        "NAME=value",
+        "--user",
+        "5:6",
+        "--group-add",
+        "0",
+        "--tmpfs",
+        "/small:size=1m",
+        "--memory",
+        "300m",
+        "--volume",
+        &bind,
+        "--device",
+        "/dev/null:/dev/other",
+    ];
+    let script = "id -u; id -g; echo $NAME; cat /data/in; df -k /small | tail -n 1 | awk '{print $2}'; \
+        cat /sys/fs/cgroup/memory.max; cat /proc/1/comm; echo 5 >/dev/other; ls /sys/class/net; \
+        echo back >/data/out; echo wrong >&2; exit 7";
+    fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    docker.run(&["--network", "none"], &["true"]).ok()?; // dockerd makes some things with the first one
+    let before = host.footprint();
+    let output = docker.run(&options, &["sh", "-c", script]).output()?;
+    assert_eq!(output.status, 7, "{}", output.both());
+    assert_eq!(
+        output.text(),
+        "5\n6\nvalue\nfrom the host\n1024\n314572800\ndocker-init\nlo"
+    );
+    // Above it Docker may warn of what the host lacks.
+    let errors = output.error_text();
+    assert!(errors.ends_with("wrong"), "{errors}");
+    assert_eq!(fs::read_to_string(volume.join("out"))?, "back\n");
+
+    let privileged = docker.run(&["--privileged", "--network", "none"], &[
+        "sh", "-c", "uname -r; mount -t tmpfs none /mnt 2>&1 || mkdir /mnt && mount -t tmpfs none /mnt && echo mounted",
+    ]);
+    let text = privileged.ok()?.text();
+    assert!(text.ends_with("mounted"), "{text}");
+    assert_eq!(text.contains("kata-like"), !is_oracle(), "{text}");
+
+    let missing = docker
+        .run(&["--network", "none"], &["no-such-command"])
+        .output()?;
+    assert_eq!(missing.status, 127, "{}", missing.both());
+    fs::remove_dir_all(volume)?;
+    host.leaves_nothing(&before)
+}
+
+#[test]
+fn a_container_lives_as_docker_steers_it() -> TestResult {
+    let host = Host::alone()?;
+    let docker = Docker::on(&host)?;
+    let script = "echo begun; echo wrong >&2; trap 'echo asked to end; exit 3' TERM; mkdir -p /web; \
+        echo a page >/web/page; httpd -p 80 -h /web; while :; do sleep 0.2; done";
+    let container = docker.start(
+        "web",
+        &["--publish", "127.0.0.1:8099:80"],
+        &["sh", "-c", script],
+    )?;
+    let mut page = Err(failure("not asked for"));
+    until("the published port answers", PATIENCE, || {
+        page = get("127.0.0.1:8099");
+        page.is_ok()
+    })?;
+    assert_eq!(page?, "a page\n");
+    assert_eq!(get(&format!("{}:80", address(&container)?))?, "a page\n");
+
+    let output = container.exec("echo of exec; exit 5").output()?;
+    assert_eq!((output.status, output.text().as_str()), (5, "of exec"));
+    let mut cat = docker.call(&["exec", "-i", container.name(), "cat"]);
+    cat = cat.input("through stdin");
+    assert_eq!(cat.ok()?.text(), "through stdin");
+    let logs = docker.call(&["logs", container.name()]).ok()?;
+    assert_eq!(
+        (logs.text(), logs.error_text()),
+        ("begun".into(), "wrong".into())
+    );
+    let format = "{{.CPUPerc}} {{.MemUsage}} {{.PIDs}} {{.NetIO}}";
+    let stats = docker.output(&["stats", "--no-stream", "--format", format, container.name()])?;
+    let memory = stats.split_whitespace().nth(1).unwrap_or_default();
+    assert!(memory.ends_with("iB") && memory != "0B", "{stats}");
+    assert!(!stats.ends_with("0B / 0B"), "{stats}");
+    let top = docker.output(&["top", container.name()])?;
+    assert!(top.lines().count() > 1, "{top}");
+
+    docker.output(&["pause", container.name()])?;
+    assert_eq!(state(&container)?.0, "paused");
+    docker.output(&["unpause", container.name()])?;
+    assert_eq!(state(&container)?.0, "running");
+
+    docker.output(&["restart", "--time", "30", container.name()])?;
+    assert_eq!(state(&container)?.0, "running");
+    until("the port answers again", PATIENCE, || {
+        get("127.0.0.1:8099").is_ok()
+    })?;
+
+    // Followed to the end, which is the container's own: no KILL was needed.
+    std::thread::scope(|scope| -> TestResult {
+        let follow = scope.spawn(|| docker.call(&["logs", "--follow", container.name()]).ok());
+        let begun = Instant::now();
+        docker.output(&["stop", "--time", "60", container.name()])?;
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        let followed = follow.join().map_err(|_| failure("a thread panicked"))??;
+        assert_eq!(followed.text(), "begun\nasked to end\nbegun\nasked to end");
+        Ok(())
+    })?;
+    assert_eq!(state(&container)?, ("exited".into(), 3));
+    docker.output(&["start", container.name()])?;
+    docker.output(&["kill", container.name()])?;
+    until("it is dead", PATIENCE, || {
+        state(&container).is_ok_and(|it| it == ("exited".into(), 137))
+    })
+}
+
+/// dockerd copies through the container's root on the host, while the container runs on it.
+#[test]
+fn files_are_copied_into_and_out_of_a_running_container() -> TestResult {
+    let host = Host::alone()?;
+    let docker = Docker::on(&host)?;
+    let place = PathBuf::from(format!("/run/{}", host.name("copies")));
+    fs::create_dir(&place)?;
+    let container = docker.start("copied", &["--network", "none"], &["sleep", "1000"])?;
+    let inside = |path: &str| format!("{}:{path}", container.name());
+    let source = place.join("file").display().to_string();
+
+    // What the container has read, written, not found and listed before is new all the same.
+    container
+        .exec("echo old >/etc/there; cat /etc/there; ! cat /etc/new; ls /etc")
+        .ok()?;
+    fs::write(&source, "of the host\n")?;
+    for name in ["there", "new"] {
+        docker.output(&["cp", &source, &inside(&format!("/etc/{name}"))])?;
+        container
+            .exec(&format!(
+                "i=0; until grep -q 'of the host' /etc/{name} && ls /etc | grep -q {name}; do \
+                i=$((i+1)); [ $i -lt 20 ] || exit 1; sleep 0.2; done"
+            ))
+            .ok()
+            .map_err(|error| failure(format!("{name}: {error}")))?;
+    }
+    // What a process has written is there, though it has the file still open.
+    let target = place.join("out").display().to_string();
+    docker.output(&[
+        "exec",
+        "-d",
+        container.name(),
+        "sh",
+        "-c",
+        "exec >/etc/open; echo of the guest; sleep 1000",
+    ])?;
+    let copied = || {
+        docker.output(&["cp", &inside("/etc/open"), &target])?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(fs::read_to_string(&target)?)
+    };
+    let mut last = Ok(String::new());
+    until(
+        "what was written is copied",
+        Duration::from_secs(20),
+        || {
+            last = copied();
+            last.as_ref().is_ok_and(|text| text == "of the guest\n")
+        },
+    )
+    .map_err(|error| failure(format!("{error}: {last:?}")))?;
+    Ok(fs::remove_dir_all(place)?)
+}
+
+/// A network removed with the value.
+struct Network<'docker>(&'docker Docker<'docker>, String);
+
+impl Drop for Network<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.call(&["network", "rm", &self.1]).output();
+    }
+}
+
+#[test]
+fn containers_of_a_network_reach_each_other() -> TestResult {
+    let host = Host::alone()?;
+    let docker = Docker::on(&host)?;
+    let network = Network(&docker, host.name("network"));
+    docker.output(&["network", "create", &network.1])?;
+    let option = ["--network", network.1.as_str()];
+    let script = "mkdir /web; echo a page >/web/page; exec httpd -f -p 80 -h /web";
+    let server = docker.start("server", &option, &["sh", "-c", script])?;
+    let address = address(&server)?;
+    let script = format!(
+        "i=0; until printf 'GET /page HTTP/1.0\\r\\n\\r\\n' | nc {address} 80 | grep '^a page'; \
+        do i=$((i+1)); [ $i -lt 20 ] || exit 1; sleep 1; done"
+    );
+    let page = docker.run(&option, &["sh", "-c", &script]).ok()?;
+    assert_eq!(page.text(), "a page");
+    if is_oracle() {
+        return Ok(());
+    }
+    // A namespace has one machine; the error says so.
+    let container = format!("container:{}", server.name());
+    refused(
+        docker.run(&["--network", &container], &["true"]),
+        "another virtual machine",
+    )?;
+    refused(docker.run(&["--network", "host"], &["true"]), "hostNetwork")?;
+    refused(docker.run(&["--pid", "host"], &["true"]), "hostPID")
+}
+
+fn refused(call: Call, why: &str) -> TestResult {
+    let output = call.output()?;
+    let said = output.error_text();
+    assert!(
+        output.status != 0 && said.contains(why),
+        "no {why:?} in: {}",
+        output.both()
+    );
+    Ok(())
+}
+
+#[test]
+fn an_unknown_device_is_refused_by_name() -> TestResult {
+    kata_like_only!();
+    let host = Host::alone()?;
+    let docker = Docker::on(&host)?;
+    refused(
+        docker.run(&["--network", "none", "--device", "/dev/kvm"], &["true"]),
+        "/dev/kvm",
+    )
+}
