@@ -182,7 +182,11 @@ impl Vmm {
             let why = self.with_state(&format!("wait for the agent: {why}")).await;
             return Err(SandboxError::new(
                 SandboxErrorKind::DeadlineExceeded,
-                format!("{why}{}", in_error(&self.log_tail().await)),
+                // Looking for progress has just had the log written.
+                format!(
+                    "{why}{}",
+                    in_error(&tail_of(&self.0.log).unwrap_or_default())
+                ),
             ));
         }
     }
@@ -291,12 +295,6 @@ impl Vmm {
                 format!("ask the VMM: no answer within {ANSWER:?}"),
             )),
         }
-    }
-
-    /// The last lines of the guest's log.
-    pub async fn log_tail(&self) -> Vec<String> {
-        let _ = self.command(VmCommand::WriteLog).await;
-        tail_of(&self.0.log).unwrap_or_default()
     }
 
     /// Ends the VM: by command, then by force. Returns when the process is gone, or after `limit`
