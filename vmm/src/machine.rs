@@ -195,6 +195,8 @@ impl Machine {
                                 match notice {
                                     Notice::AgentConnected => {
                                         report(VmReport::AgentConnected(self.figures()))?;
+                                        // All of the boot is on the host, even if nobody asks again.
+                                        let _ = self.log.write_new();
                                     }
                                     Notice::Vcpu(end) => return Err(vcpu_ended(end)),
                                 }
