@@ -99,8 +99,10 @@ pub fn prepare() -> Result<(), InitError> {
         mount_kernel(file_system)?;
         if file_system.target == "/dev" {
             start_log()?;
+            log::info!("the agent has begun");
         }
     }
+    log::info!("file systems are mounted");
     for share in SHARES {
         fs::create_dir_all(share.target).map_err(step(format!("make {}", share.target)))?;
     }

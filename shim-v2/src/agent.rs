@@ -101,20 +101,16 @@ impl Agent {
                 () = tokio::time::sleep(LOOK.min(limit)) => {}
             }
             if begin.elapsed() >= limit {
-                return Err(late(
-                    what,
-                    format_args!("no answer of the guest within {limit:?}"),
-                ));
+                let why = format!("no answer of the guest within {limit:?}");
+                return Err(late(what, &why));
             }
             let now = Some(self.vmm.progress().await);
             if now != progress {
                 (progress, changed) = (now, Instant::now());
             } else if changed.elapsed() >= PATIENCE {
                 self.stuck.store(true, Ordering::SeqCst);
-                return Err(late(
-                    what,
-                    format_args!("the guest has shown no progress for {PATIENCE:?}"),
-                ));
+                let why = format!("the guest has shown no progress for {PATIENCE:?}");
+                return Err(late(what, &self.vmm.with_state(&why).await));
             }
         }
     }
@@ -416,7 +412,7 @@ fn gone(what: &str, why: &str) -> SandboxError {
     SandboxError::new(SandboxErrorKind::Failed, format!("{what}: {why}"))
 }
 
-fn late(what: &str, why: std::fmt::Arguments) -> SandboxError {
+fn late(what: &str, why: &str) -> SandboxError {
     SandboxError::new(SandboxErrorKind::DeadlineExceeded, format!("{what}: {why}"))
 }
 

@@ -369,7 +369,8 @@ fn shim_of(id: &str) -> Option<Process> {
     })
 }
 
-/// What the guest's kernel and agent say is on the host, bounded, and gone with the pod.
+/// What the guest's kernel and agent say is on the host, bounded, and gone with the pod. The agent's steps up to its
+/// dial are in it.
 #[test]
 fn the_guests_log_is_on_the_host() -> TestResult {
     kata_like_only!();
@@ -379,7 +380,13 @@ fn the_guests_log_is_on_the_host() -> TestResult {
     let mut log = String::new();
     until("the guest's log", 10 * SECOND, || {
         log = std::fs::read_to_string(&path).unwrap_or_default();
-        log.contains("Linux version")
+        let lines = [
+            "Linux version",
+            "the agent has begun",
+            "file systems are mounted",
+            "dial the host",
+        ];
+        lines.iter().all(|line| log.contains(line))
     })
     .map_err(|error| failure(format!("{error}: {}: {log:?}", path.display())))?;
     assert!(!is_oracle());

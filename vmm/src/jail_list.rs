@@ -64,12 +64,17 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// KVM_RUN, KVM_GET_REGS (to say where a vCPU failed), KVM_IRQFD and KVM_IOEVENTFD (a slot that is
+/// KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_MP_STATE, KVM_GET_LAPIC and KVM_GET_MSRS (to say where a
+/// vCPU failed or stands), KVM_IRQFD and KVM_IOEVENTFD (a slot that is
 /// filled late), FIONBIO (a stream that was accepted, a tap), BLKSSZGET (a disk's blocks), TUNGETIFF,
 /// TUNSETVNETHDRSZ and TUNSETOFFLOAD (a tap's kind, headers and offloads).
 const IOCTLS: &[u32] = &[
     0xae80,
     0x8090_ae81,
+    0x8138_ae83,
+    0x8004_ae98,
+    0x8400_ae8e,
+    0xc008_ae88,
     0x4020_ae76,
     0x4040_ae79,
     0x5421,

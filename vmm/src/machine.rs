@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{
-    Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport, one_line,
+    Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport, VmState,
+    one_line,
 };
 
 use crate::bus::Bus;
@@ -32,6 +33,9 @@ use crate::watchdog::Watchdog;
 
 /// How long the vCPUs may take to stop, before the process ends regardless.
 const STOP_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How long the vCPUs may take to say what they do; devices wait meanwhile.
+const STATE_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +195,8 @@ impl Machine {
                                 match notice {
                                     Notice::AgentConnected => {
                                         report(VmReport::AgentConnected(self.figures()))?;
+                                        // All of the boot is on the host, even if nobody asks again.
+                                        let _ = self.log.write_new();
                                     }
                                     Notice::Vcpu(end) => return Err(vcpu_ended(end)),
                                 }
@@ -228,6 +234,10 @@ impl Machine {
                 return Err((EndReason::Stopped, "stopped by the shim".to_owned()));
             }
             VmCommand::Figures => VmReport::Figures(self.figures()),
+            VmCommand::State => VmReport::State(VmState {
+                vcpus: self.vcpus.states(STATE_DEADLINE),
+                queues: self.slots.queue_states(),
+            }),
             VmCommand::WriteLog => match self.log.write_new() {
                 Ok(()) => VmReport::LogWritten,
                 Err(error) => VmReport::Refused {

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use kata_like_boot::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kvm::{KvmError, Vm};
@@ -104,6 +105,12 @@ impl Slots {
             Some(slot) => slot.ready(token),
             None => Ok(()),
         }
+    }
+
+    /// How far the queues of all active devices have come.
+    pub fn queue_states(&self) -> Vec<QueueState> {
+        let slots = self.slots.iter();
+        slots.flat_map(|slot| slot.queue_states()).collect()
     }
 
     /// Puts a device into a slot and connects it; the guest can bind it from then on. Where that

@@ -4,20 +4,22 @@
 //! thread ends when the guest does or when it is told to, and always says so by a notice, even if it
 //! panics. Facts: Linux Documentation/virt/kvm/api.rst, section 5.
 
+mod state;
+
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kata_like_boot::one_line;
+use kata_like_boot::{VcpuState, one_line};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::{Bus, Effect};
 
-/// The least time between two signals to a vCPU that is to stop.
+/// The least time between two signals to a vCPU that is to stop or to answer.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// KVM_INTERNAL_ERROR_EMULATION and its neighbours.
@@ -45,7 +47,15 @@ pub struct Shared {
     bus: Bus,
     user_exits: AtomicU64,
     stop: AtomicBool,
+    questions: Vec<Question>,
     gate: Barrier,
+}
+
+/// What a vCPU does, asked of its thread.
+#[derive(Default)]
+struct Question {
+    open: AtomicBool,
+    answer: Mutex<Option<VcpuState>>,
 }
 
 /// All vCPU threads of the VM.
@@ -70,6 +80,7 @@ impl Vcpus {
             bus,
             user_exits: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            questions: vcpus.iter().map(|_| Question::default()).collect(),
             gate: Barrier::new(vcpus.len() + 1),
         });
         let mut threads = Vec::with_capacity(vcpus.len());
@@ -109,11 +120,39 @@ impl Vcpus {
     /// device is left behind: the process is about to end.
     pub fn stop(&self, deadline: Duration) {
         self.shared.stop.store(true, Ordering::SeqCst);
+        self.kick_while(deadline, |_, thread| !thread.is_finished());
+    }
+
+    /// What each of them does, read while it is out of the guest for a moment; `None` where it does not
+    /// come out within `deadline`.
+    pub fn states(&self, deadline: Duration) -> Vec<Option<VcpuState>> {
+        let questions = &self.shared.questions;
+        for question in questions {
+            question.take();
+            question.open.store(true, Ordering::SeqCst);
+        }
+        self.kick_while(deadline, |id, _| {
+            questions
+                .get(id)
+                .is_some_and(|question| question.open.load(Ordering::SeqCst))
+        });
+        questions.iter().map(Question::take).collect()
+    }
+
+    /// Takes those vCPUs out of the guest of which `wanted` is true, again and again until there are
+    /// none, for `deadline` at most.
+    fn kick_while(
+        &self,
+        deadline: Duration,
+        mut wanted: impl FnMut(usize, &JoinHandle<()>) -> bool,
+    ) {
         let end = Instant::now() + deadline;
         while Instant::now() < end {
-            let running = self.threads.iter().filter(|thread| !thread.is_finished());
             let mut any = false;
-            for thread in running {
+            for (id, thread) in self.threads.iter().enumerate() {
+                if !wanted(id, thread) {
+                    continue;
+                }
                 any = true;
                 // A signal that comes just before KVM_RUN is lost; the next one is not.
                 // SAFETY: the handle is not joined nor detached, so the thread's id is still its
@@ -125,6 +164,27 @@ impl Vcpus {
             }
             thread::sleep(KICK_INTERVAL);
         }
+    }
+}
+
+impl Question {
+    /// Answers it, if it is open; on the vCPU's thread.
+    fn answer(&self, vcpu: &VcpuFd) {
+        if self.open.load(Ordering::SeqCst) {
+            *self.lock() = state::of(vcpu).ok();
+            self.open.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Takes the answer, and the question back if there is none.
+    fn take(&self) -> Option<VcpuState> {
+        self.open.store(false, Ordering::SeqCst);
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<VcpuState>> {
+        // One assignment is all that happens under it.
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -145,6 +205,9 @@ impl Shared {
         loop {
             if self.stop.load(Ordering::SeqCst) {
                 return VcpuEnd::Stopped;
+            }
+            if let Some(question) = self.questions.get(id) {
+                question.answer(vcpu);
             }
             let exit = vcpu.run();
             self.user_exits.fetch_add(1, Ordering::Relaxed);

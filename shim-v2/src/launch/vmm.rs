@@ -24,6 +24,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const SLOT: Duration = Duration::from_secs(30);
 /// As many lines of the guest's log go into an error.
 const TAIL_IN_ERROR: usize = 3;
+/// The longest line about where a VM stands: enough for four vCPUs and the queues of a few devices.
+const STATE_LINE: usize = 8192;
 
 /// How far a VM has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,11 +169,13 @@ impl Vmm {
             } else {
                 continue;
             };
+            let why = self.with_state(&format!("wait for the agent: {why}")).await;
             return Err(SandboxError::new(
                 SandboxErrorKind::DeadlineExceeded,
+                // Looking for progress has just had the log written.
                 format!(
-                    "wait for the agent: {why}{}",
-                    in_error(&self.log_tail().await)
+                    "{why}{}",
+                    in_error(&tail_of(&self.0.log).unwrap_or_default())
                 ),
             ));
         }
@@ -195,6 +199,23 @@ impl Vmm {
                 log_length,
                 ..Progress::default()
             },
+        }
+    }
+
+    /// An error's text, which ends with what the vCPUs do of a VM whose guest gets no further. The log has how
+    /// far its queues have come as well.
+    pub async fn with_state(&self, error: &str) -> String {
+        match self.command(VmCommand::State).await {
+            Ok(VmReport::State(state)) => {
+                let line = crate::error::clean(&state.to_string(), STATE_LINE);
+                tracing::warn!("{error}; {line}");
+                format!("{error}; {}", clean(&state.short()))
+            }
+            Ok(other) => format!(
+                "{error}; {}",
+                refused("ask where it stands", &other).one_line()
+            ),
+            Err(why) => format!("{error}; where it stands is not known: {}", why.one_line()),
         }
     }
 
@@ -277,12 +298,6 @@ impl Vmm {
                 format!("ask the VMM: no answer within {deadline:?}"),
             )),
         }
-    }
-
-    /// The last lines of the guest's log.
-    pub async fn log_tail(&self) -> Vec<String> {
-        let _ = self.command(VmCommand::WriteLog).await;
-        tail_of(&self.0.log).unwrap_or_default()
     }
 
     /// Ends the VM: by command, then by force. Returns when the process is gone, or after `limit`

@@ -13,6 +13,7 @@ mod error;
 mod fsd;
 mod kvm;
 mod printk;
+mod state;
 mod vm;
 
 pub use channel::{Channel, ChannelError, MAX_FDS, MAX_MESSAGE};
@@ -20,6 +21,7 @@ pub use error::one_line;
 pub use fsd::{CachePolicy, FsdBoot, FsdFds, FsdReport, FsdShare};
 pub use kvm::{KVM, KvmUnavailable, open_kvm};
 pub use printk::PrintkLayout;
+pub use state::{Activity, QueueState, VcpuState, VmState};
 pub use vm::{End, EndReason, Figures, HugePages, VmBoot, VmCommand, VmFds, VmReport, VmShare};
 
 /// The number of the inherited control socket in a child.

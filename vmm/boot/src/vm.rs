@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BOOT_DEADLINE, Channel, ChannelError, PrintkLayout, VERSION};
+use crate::{BOOT_DEADLINE, Channel, ChannelError, PrintkLayout, VERSION, VmState};
 
 /// VMMs have user ids from here on: no range that systemd documents reaches here.
 const FIRST_UID: u32 = 1_900_000_000;
@@ -160,6 +160,9 @@ pub enum VmCommand {
         /// The number that [`VmReport::SlotFilled`] gave.
         slot: u32,
     },
+    /// Say what each vCPU does and how far each queue has come: answered by [`VmReport::State`]. It takes
+    /// the vCPUs out of the guest for a moment.
+    State,
     /// End the VM: answered by [`VmReport::Ended`].
     Stop,
 }
@@ -174,6 +177,8 @@ pub enum VmReport {
     AgentConnected(Figures),
     /// Answer to [`VmCommand::Figures`].
     Figures(Figures),
+    /// Answer to [`VmCommand::State`].
+    State(VmState),
     /// Answer to [`VmCommand::WriteLog`].
     LogWritten,
     /// Answer to [`VmCommand::AddEntropy`], [`VmCommand::AddDisk`] and [`VmCommand::AddInterface`]: the device can

@@ -12,6 +12,8 @@
 //! InterruptStatus and InterruptACK are served without the device's lock: a device at work does not
 //! hold up a vCPU that only takes an interrupt.
 
+mod state;
+
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use inputs::{disk, faulting_kernel, init, setup};
-use kata_like_boot::{Channel, EndReason, HugePages, VmCommand, VmReport};
+use kata_like_boot::{Activity, Channel, EndReason, HugePages, VcpuState, VmCommand, VmReport};
 use parts::guest::{Guest, Setup};
 use parts::server::FsServer;
 use parts::{cpio, kernel, temporary};
@@ -186,6 +186,54 @@ fn memory_of_huge_pages_is_claimed_at_once() {
     let words = "128 pages of 2 MiB needed, 0 free";
     assert!(refused.detail.contains(words), "{refused:?}");
     assert_eq!(served.reason, EndReason::Reset, "{served:?}");
+}
+
+/// Where a guest stands is told of each vCPU, by a jailed VMM, and as often as one asks.
+#[test]
+fn what_each_vcpu_does_is_told() {
+    const KERNEL: u64 = 0xffff_ffff_8000_0000;
+    let mut idle = Guest::start(&setup("hang", 2));
+    idle.wait_until_running();
+    idle.wait_for("init: 2 cpus, hang");
+    for vcpus in halted(&mut idle) {
+        assert_eq!(vcpus.len(), 2);
+        for vcpu in vcpus {
+            assert!(vcpu.rip >= KERNEL && vcpu.privilege == 0, "{vcpu:?}");
+            assert!(vcpu.interrupts && vcpu.in_service.is_empty(), "{vcpu:?}");
+        }
+    }
+    let mut busy = Guest::start(&setup("spin", 1));
+    busy.wait_until_running();
+    busy.wait_for("init: 1 cpus, spin");
+    std::thread::sleep(Duration::from_millis(200));
+    let (mut programs, asked) = (0, 5);
+    for _ in 0..asked {
+        let vcpus = busy.state().vcpus;
+        let [Some(vcpu)] = &vcpus[..] else {
+            panic!("{vcpus:?}");
+        };
+        assert_eq!(vcpu.activity, Activity::Running, "{vcpu:?}");
+        // A timer's interrupt may be at work just then.
+        programs += usize::from(vcpu.privilege == 3 && vcpu.rip < KERNEL);
+    }
+    assert!(programs > 0, "never in the program that spins");
+}
+
+/// What the vCPUs of an idle guest do, twice: each time as soon as all are halted.
+fn halted(guest: &mut Guest) -> [Vec<VcpuState>; 2] {
+    let mut once = || {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let vcpus: Option<Vec<VcpuState>> = guest.state().vcpus.into_iter().collect();
+            match vcpus {
+                Some(vcpus) if vcpus.iter().all(|vcpu| vcpu.activity == Activity::Halted) => {
+                    return vcpus;
+                }
+                other => assert!(Instant::now() < end, "{other:?}"),
+            }
+        }
+    };
+    [once(), once()]
 }
 
 /// Whatever the guest does, a stop and a lost shim end the process at once.

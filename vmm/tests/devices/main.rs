@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use kata_like_boot::{EndReason, VmReport};
+use kata_like_boot::{EndReason, QueueState, VmReport};
 use parts::guest::{Guest, Setup};
 use parts::server::FsServer;
 use parts::{SECOND, compiled, cpio};
@@ -82,6 +82,46 @@ fn the_guest_dials_once() {
     };
     println!("boot to dial: {figures:?}");
     assert!(figures.exits > 0);
+}
+
+/// How far a queue has come is told: what the guest has sent is taken and given back, and what it asks of
+/// a server that stands still is not.
+#[test]
+fn how_far_each_queue_has_come_is_told() {
+    let (server, mut guest) = start_with_shares();
+    let mut files = Files::of(&guest);
+    files.done("mount /r rootfs");
+    let idle = |queue: &QueueState| queue.available > 0 && queue.used == queue.available;
+    let sent = wait_for_queue(&mut guest, (2, 1), idle);
+    assert_eq!(sent.device, "Vsock");
+    let asked = wait_for_queue(&mut guest, (0, 1), idle);
+    assert_eq!(asked.device, "Fs");
+    assert!(asked.events.is_some(), "{asked:?}");
+    server.signal(libc::SIGSTOP);
+    files.0.get_mut().write_all(b"device /r/nothing\n").unwrap();
+    let one_more = |queue: &QueueState| queue.available == asked.available.wrapping_add(1);
+    let stuck = wait_for_queue(&mut guest, (0, 1), one_more);
+    assert_eq!(stuck.used, asked.used);
+    server.signal(libc::SIGCONT);
+}
+
+/// A queue, by its slot and number, as soon as it is as wanted.
+fn wait_for_queue(
+    guest: &mut Guest,
+    which: (u32, u32),
+    wanted: impl Fn(&QueueState) -> bool,
+) -> QueueState {
+    let end = Instant::now() + 20 * SECOND;
+    loop {
+        let queues = guest.state().queues;
+        let mut found = queues
+            .iter()
+            .filter(|queue| (queue.slot, queue.queue) == which);
+        match found.next() {
+            Some(queue) if wanted(queue) => return queue.clone(),
+            _ => assert!(Instant::now() < end, "{queues:?}"),
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{
-    Channel, End, Figures, HugePages, VERSION, VmBoot, VmCommand, VmFds, VmReport, VmShare,
+    Channel, End, Figures, HugePages, VERSION, VmBoot, VmCommand, VmFds, VmReport, VmShare, VmState,
 };
 
 use super::{PATIENCE, kernel, spawn, temporary};
@@ -199,6 +199,14 @@ impl Guest {
     pub fn figures(&mut self) -> Figures {
         match self.ask(VmCommand::Figures) {
             VmReport::Figures(figures) => figures,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Where it stands.
+    pub fn state(&mut self) -> VmState {
+        match self.ask(VmCommand::State) {
+            VmReport::State(state) => state,
             other => panic!("{other:?}"),
         }
     }

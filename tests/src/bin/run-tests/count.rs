@@ -16,9 +16,19 @@ const STRUCK: [&str; 3] = [
     "panic - not syncing: Fatal exception",
 ];
 
-/// Whether a text tells of such an end.
-pub fn is_struck(text: &str) -> bool {
-    STRUCK.iter().any(|words| text.contains(words))
+/// What one that stands still in the middle of its boot looks like. The VMM of a test that brings this about is
+/// stopped itself, and says nothing of its vCPUs.
+const STOOD: [&str; 2] = [
+    "wait for the agent: the guest has shown no progress",
+    "; vCPU 0 ",
+];
+
+/// The first line of a text that tells of either.
+pub fn struck(text: &str) -> Option<&str> {
+    text.lines().find(|line| {
+        STRUCK.iter().any(|words| line.contains(words))
+            || STOOD.iter().all(|words| line.contains(words))
+    })
 }
 
 /// What has been counted so far.
@@ -28,14 +38,16 @@ pub struct Count {
     pub failed: u64,
     /// The names of the tests that failed.
     pub failures: Vec<String>,
-    /// Some output says that the emulator failed.
-    pub struck: bool,
+    /// The first line that says that the emulator failed.
+    pub struck: Option<String>,
 }
 
 impl Count {
     /// Takes libtest's `test result: ok. 3 passed; 0 failed; …`.
     fn take(&mut self, line: &str) {
-        self.struck |= is_struck(line);
+        if self.struck.is_none() {
+            self.struck = struck(line).map(str::to_owned);
+        }
         let test = line.strip_prefix("test ");
         if let Some(name) = test.and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failures.push(name.to_owned());
@@ -105,4 +117,23 @@ pub fn lines(stream: impl Read, mut each: impl FnMut(&str)) -> TestResult {
         line.clear();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_stood_still_is_told_from_one_that_a_test_has_stopped() {
+        let stood = "start sandbox x: wait for the agent: the guest has shown no progress for 30s; \
+            vCPU 0 is halted at 0x1 in the kernel";
+        let line = format!("ctr: {stood}");
+        assert_eq!(struck(&format!("one\n{line}\nthree")), Some(&*line));
+        for other in [
+            "wait for the agent: the guest has shown no progress for 3s; where it stands is not known",
+            "exec: the guest has shown no progress for 20s; vCPU 0 runs at 0x1",
+        ] {
+            assert_eq!(struck(other), None);
+        }
+    }
 }

@@ -10,7 +10,7 @@ use kata_like_tests::process::Process;
 use kata_like_tests::{TestResult, failure, figures, oracle};
 use rustix::process::Signal;
 
-use crate::count::{Count, counted, is_struck, must};
+use crate::count::{Count, counted, must, struck};
 use crate::minutes;
 
 /// Those that have a guest each and look at its host's figures: one test at a time.
@@ -93,12 +93,13 @@ fn run_one(work: &Path, number: &str, name: &str, path: &str) -> TestResult<Coun
     let mut count = Count::default();
     let until = Instant::now() + Duration::from_secs(minutes(name) * 60 * 2);
     let mut code = counted(command(), &mut count, Some(until))?;
-    if count.failed > 0 && (count.struck || log_is_struck()) && emulated()? {
+    let why = log_struck().or(count.struck.take());
+    if let (1.., Some(why), true) = (count.failed, why, emulated()?) {
         // Once, told in the summary, and only where the output says so.
-        let struck = std::mem::take(&mut count.failures);
-        println!("== {name}: a second time, what failed under the emulator: {struck:?}");
+        let failures = std::mem::take(&mut count.failures);
+        println!("== {name}: a second time, what failed under the emulator: {failures:?}: {why}");
         let mut again = command();
-        again.arg("--exact").args(&struck);
+        again.arg("--exact").args(&failures);
         count.failed = 0;
         code = counted(again, &mut count, Some(until))?;
     }
@@ -151,16 +152,13 @@ fn keep_logs(work: &Path, name: &str) {
     }
 }
 
-/// Whether a shim has logged such an end of its guest.
-fn log_is_struck() -> bool {
+/// What a shim has logged of such an end of its guest.
+fn log_struck() -> Option<String> {
     let entries = fs::read_dir("/run").into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("tests."))
         .filter_map(|entry| fs::read(entry.path().join("log")).ok())
-        .any(|log| {
-            let log = String::from_utf8_lossy(&log);
-            is_struck(&log)
-        })
+        .find_map(|log| struck(&String::from_utf8_lossy(&log)).map(str::to_owned))
 }
 
 /// After a test binary: nothing of it may weigh on the next one.

@@ -1,0 +1,67 @@
+//! How far the queues of a slot's device have come, as the rings in guest memory say.
+
+use std::sync::atomic::Ordering;
+
+use kata_like_boot::QueueState;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{FEATURE_EVENT_IDX, GuestRam, QueueLayout, Slot, State};
+
+impl Slot {
+    /// The queues that an active device serves; none while its lock is held, which never is waited for.
+    pub fn queue_states(&self) -> Vec<QueueState> {
+        let Ok(transport) = self.transport.try_lock() else {
+            return Vec::new();
+        };
+        let (State::Active(_), Some(facts)) = (&transport.state, &transport.facts) else {
+            return Vec::new();
+        };
+        let event_idx = transport.driver_features & FEATURE_EVENT_IDX != 0;
+        let queues = (0u32..).zip(&transport.queues);
+        queues
+            .filter(|(_, queue)| queue.ready)
+            .filter_map(|(number, queue)| {
+                let rings = Rings(&self.memory, queue.layout);
+                Some(QueueState {
+                    slot: self.index as u32, // one of a few
+                    device: format!("{:?}", facts.kind),
+                    interrupt: self.interrupt.status(),
+                    queue: number,
+                    available: rings.available(2)?,
+                    used: rings.used(2)?,
+                    events: match event_idx {
+                        true => Some((rings.avail_event()?, rings.used_event()?)),
+                        false => None,
+                    },
+                })
+            })
+            .collect()
+    }
+}
+
+/// A queue's rings (virtio 1.2, 2.7.6 and 2.7.8). What is not in guest memory is not read.
+struct Rings<'a>(&'a GuestRam, QueueLayout);
+
+impl Rings<'_> {
+    fn available(&self, offset: u64) -> Option<u16> {
+        self.load(self.1.available, offset)
+    }
+
+    fn used(&self, offset: u64) -> Option<u16> {
+        self.load(self.1.used, offset)
+    }
+
+    fn used_event(&self) -> Option<u16> {
+        self.available(4 + 2 * u64::from(self.1.size))
+    }
+
+    fn avail_event(&self) -> Option<u16> {
+        self.used(4 + 8 * u64::from(self.1.size))
+    }
+
+    fn load(&self, ring: u64, offset: u64) -> Option<u16> {
+        let address = GuestAddress(ring.checked_add(offset)?);
+        let value = self.0.load(address, Ordering::Relaxed);
+        value.ok().map(u16::from_le)
+    }
+}
