@@ -23,7 +23,7 @@ const LOOPBACK: [IpAddr; 2] = [
 ];
 
 /// How long a server may take whose queue is full.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(10);
 /// How long the host may take to dial once it has its answer.
 const DIAL: Duration = Duration::from_secs(30);
 

@@ -23,7 +23,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::error::SandboxError;
+use crate::error::{SandboxError, SandboxErrorKind};
 use crate::network::inside;
 
 mod steer;
@@ -183,7 +183,11 @@ where
     match guest {
         Ok(guest) => relay(client, guest).await,
         Err(error) => {
-            tracing::debug!("{}", error.one_line());
+            match error.kind() {
+                // A port that nobody listens on, most likely.
+                SandboxErrorKind::Failed => tracing::debug!("{}", error.one_line()),
+                _ => tracing::warn!("{}", error.one_line()),
+            }
             reset(&client);
         }
     }

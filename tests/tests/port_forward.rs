@@ -351,7 +351,7 @@ fn without_bpf_a_pod_has_no_port_forward_and_runs() -> TestResult {
     let namespace = Namespace::new(&host, "pod")?;
     let options = ["--with-ns", &namespace.option()];
     let run = host.run(&host.name("without"), &options, &["echo", "runs"]);
-    assert_eq!(run.ok()?.text(), "runs\n");
+    assert_eq!(run.ok()?.text(), "runs");
     let log = host.log();
     let lines = log.lines().filter(|line| line.contains("port-forward"));
     let [line] = lines.collect::<Vec<_>>()[..] else {

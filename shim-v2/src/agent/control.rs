@@ -8,8 +8,6 @@ use ttrpc::context::with_duration;
 use super::{ASK, Agent, MAKE, host_time_ns, request_for};
 use crate::error::SandboxError;
 
-/// How long a connection to a port may take: more than the agent gives it.
-const CONNECT: Duration = Duration::from_secs(10);
 /// How long a guest may take to set its clock.
 const SET_TIME: Duration = Duration::from_secs(5);
 
@@ -69,9 +67,9 @@ impl Agent {
             ..Default::default()
         };
         let client = self.client.clone();
-        let work = async move { client.connect(with_duration(CONNECT), &request).await };
+        let work = async move { client.connect(with_duration(ASK), &request).await };
         let what = format!("connect to port {port} in the guest");
-        self.call(&what, CONNECT, work).await.map(drop)
+        self.call(&what, ASK, work).await.map(drop)
     }
 
     /// Binds the device that the VMM has put into a slot.

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::error::SandboxErrorKind;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
