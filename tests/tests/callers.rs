@@ -1,8 +1,7 @@
 //! Who else calls, each by the calls it makes: nerdctl, BuildKit, CRI-O, and whoever means runc's command line.
 //!
-//! None of these programs is in Debian. What they ask for, in which order, is read from their sources: nerdctl's
-//! `pkg/ocihook`, BuildKit's `executor/containerdexecutor`, CRI-O's `internal/oci/runtime_vm.go`. `docker` has the
-//! one that is.
+//! None of these programs is in Debian: what they ask for, and in which order, is what is known of them; CRI-O's calls
+//! were read in its source (`internal/oci/runtime_vm.go`). `docker` has the one that is.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
