@@ -8,7 +8,7 @@ use kata_like_tests::{TestResult, kata_like_only};
 use super::host;
 
 /// How many connections are open at once.
-const MANY: usize = 100;
+const MANY: usize = 20;
 
 #[test]
 fn ports_of_a_pod_are_forwarded() -> TestResult {
