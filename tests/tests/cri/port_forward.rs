@@ -8,7 +8,7 @@ use kata_like_tests::{TestResult, kata_like_only};
 use super::host;
 
 /// How many connections are open at once.
-const MANY: usize = 100;
+const MANY: usize = 20;
 
 #[test]
 fn ports_of_a_pod_are_forwarded() -> TestResult {
@@ -19,12 +19,10 @@ fn ports_of_a_pod_are_forwarded() -> TestResult {
     let pod = kubelet.pod("ports", SMALL)?;
     let script = "mkdir /four /six; echo by IPv4 >/four/index.html; echo by IPv6 >/six/index.html
         httpd -p 127.0.0.1:8004 -h /four; httpd -p [::1]:8006 -h /six
-        nc -ll -p 8001 -e md5sum & nc -ll -p 8000 -e cat & echo serves; wait";
+        nc -ll -p 8000 -e cat & echo serves; wait";
     let server = pod.start("server", &["sh", "-c", script], "")?;
     server.wait_log("serves")?;
-    server.exec(
-        "until nc -w 9 127.0.0.1 8000 </dev/null && nc -w 9 127.0.0.1 8001 </dev/null; do :; done",
-    )?;
+    server.exec("until nc -w 9 127.0.0.1 8000 </dev/null; do :; done")?;
     let ask = |port: u16| -> TestResult<String> {
         let request = PortForwardRequest {
             pod_sandbox_id: pod.id().to_owned(),
@@ -65,16 +63,15 @@ fn ports_of_a_pod_are_forwarded() -> TestResult {
     let (data, error) = open(9999)?.finish()?;
     assert!(data.is_empty() && !error.is_empty(), "{data:?} {error:?}");
 
-    // By SPDY a connection may end in one direction: the digest comes when all is there.
-    let mut spdy = Spdy::open(&ask(8001)?, "portforward.k8s.io", MINUTE)?;
+    // By SPDY, too. That a client ends one direction is not passed on: containerd closes the connection.
+    let mut spdy = Spdy::open(&ask(8004)?, "portforward.k8s.io", MINUTE)?;
     let mut stream =
-        |kind| spdy.stream(&[("streamtype", kind), ("port", "8001"), ("requestid", "0")]);
+        |kind| spdy.stream(&[("streamtype", kind), ("port", "8004"), ("requestid", "0")]);
     let (error, data) = (stream("error")?, stream("data")?);
     spdy.end(error)?;
-    spdy.send(data, b"all of it")?;
-    spdy.end(data)?;
-    let digest = String::from_utf8(spdy.finish(data)?)?;
-    assert_eq!(digest, "1eac3d201685bb617a85ea2ff672b5b3  -\n");
+    spdy.send(data, b"GET / HTTP/1.0\r\n\r\n")?;
+    let page = String::from_utf8(spdy.finish(data)?)?;
+    assert!(page.contains("by IPv4"), "{page:?}");
     assert_eq!(spdy.finish(error)?, b"");
 
     pod.remove()?;
