@@ -112,8 +112,9 @@ pub fn one_line(error: &(dyn Error + 'static)) -> String {
     line.replace('\n', " ")
 }
 
-/// How long a step may block: a file system of the host's can take its time, or for ever.
-const BLOCKING_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a step may block: a file system of the host's can take its time, or for ever, and many guests that start at
+/// once share the host's CPUs. Less than the host waits for the whole; it gives up earlier on a guest that stands still.
+pub const BLOCKING_DEADLINE: Duration = Duration::from_secs(240);
 
 /// Does what may block on a thread of its own, and does not wait for it without end.
 pub async fn blocking<T, E>(

@@ -13,6 +13,8 @@ use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::{PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 
+use crate::error::BLOCKING_DEADLINE;
+
 use super::channel::Channel;
 use super::error::{Result, RunnerError, Step};
 use super::namespaces::Namespaces;
@@ -22,7 +24,7 @@ use super::request::{
 };
 
 /// A setup is a few hundred system calls; what can take long in it is a file system of the host's.
-const SETUP_DEADLINE: Duration = Duration::from_secs(60);
+const SETUP_DEADLINE: Duration = BLOCKING_DEADLINE;
 /// From the start to the command, the hooks of the spec included.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 
