@@ -21,7 +21,7 @@ mod container;
 mod set_up;
 
 pub use container::{Container, text_of_log};
-pub(crate) use set_up::{handler_file, set_up};
+pub(crate) use set_up::{imports, set_up};
 
 /// The handler that a RuntimeClass names. Its pods are on a network with IPv4 and IPv6 and an MTU of 1400.
 pub const HANDLER: &str = "kata-like";

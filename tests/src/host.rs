@@ -335,12 +335,7 @@ impl Daemon {
             Version::V2_1Cri => (3, "", self.cri()?),
             Version::V1_7Cri => (2, "", self.cri()?),
         };
-        let imports = match self.version {
-            Version::V2_1 | Version::V1_7 => Vec::new(),
-            Version::V2_1Cri | Version::V1_7Cri => {
-                vec![cri::handler_file(self.version, &self.directory)?]
-            }
-        };
+        let imports = cri::imports(self.version, &self.directory)?;
         Ok(format!(
             "version = {number}\nimports = {imports:?}\nroot = \"{here}/root\"\nstate = \"{here}/state\"\n\
              disabled_plugins = [{disabled}\"io.containerd.nri.v1.nri\", \

@@ -87,20 +87,26 @@ pub(crate) fn set_up(version: Version, here: &Path, tools: &Path) -> TestResult<
         runtime = runtime(),
         conf = conf(here, LARGE).display(),
     );
+    if version == Version::V1_7Cri {
+        config += &of_deploy("kata-like-1.7.toml")?;
+    }
     Ok(config)
 }
 
-/// The handler's own file, for containerd's configuration to import: that of `deploy/containerd`, with the runtime under
-/// test.
-pub(crate) fn handler_file(version: Version, here: &Path) -> TestResult<PathBuf> {
-    let name = match version {
-        Version::V1_7 | Version::V1_7Cri => "kata-like-1.7.toml",
-        Version::V2_1 | Version::V2_1Cri => "kata-like.toml",
-    };
+/// What containerd's configuration imports: the handler's own file. 1.7 has it as a table in the configuration.
+pub(crate) fn imports(version: Version, here: &Path) -> TestResult<Vec<PathBuf>> {
+    if version != Version::V2_1Cri {
+        return Ok(Vec::new());
+    }
+    let file = here.join("kata-like.toml");
+    fs::write(&file, of_deploy("kata-like.toml")?)?;
+    Ok(vec![file])
+}
+
+/// A file of `deploy/containerd`, for the runtime under test.
+fn of_deploy(name: &str) -> TestResult<String> {
     let text = fs::read_to_string(deploy().join("containerd").join(name))?;
-    let file = here.join(name);
-    fs::write(&file, text.replace(KATA_LIKE, &runtime()))?;
-    Ok(file)
+    Ok(text.replace(KATA_LIKE, &runtime()))
 }
 
 fn conf(here: &Path, handler: &str) -> PathBuf {
