@@ -16,6 +16,7 @@ pub mod footprint;
 pub mod host;
 pub mod kernel_options;
 pub mod manifest;
+pub mod namespace;
 pub mod oracle;
 pub mod pod;
 pub mod probe;

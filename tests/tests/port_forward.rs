@@ -4,20 +4,17 @@
 //! Under runc both are one, which makes it the oracle: only where a refusal is heard differs, for the host's kernel
 //! has accepted a connection before the guest is asked.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kata_like_tests::namespace::{self, Namespace, pattern};
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
-use kata_like_tests::{Call, Host, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A refusal must not take as long as anything that is waited for.
@@ -35,17 +32,17 @@ impl Inside {
         Self(format!("/proc/{pid}/ns/net").into())
     }
 
+    /// That of one of the test's own.
+    fn of(namespace: &Namespace) -> Self {
+        Self(namespace.path())
+    }
+
     /// Does something in a thread that is inside: sockets stay there.
     fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> TestResult<T> + Send + 'static,
     ) -> TestResult<T> {
-        let file = File::open(&self.0)?;
-        let thread = thread::spawn(move || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            work()
-        });
-        thread.join().map_err(|_| failure("a thread panicked"))?
+        namespace::inside(&self.0, work)
     }
 
     fn dial(&self, address: &str) -> TestResult<TcpStream> {
@@ -93,49 +90,6 @@ impl Inside {
             _ => Err(failure(format!("{address}: {error}"))),
         }
     }
-}
-
-/// One with a name, gone with the value.
-struct Namespace(Inside);
-
-impl Namespace {
-    fn new(host: &Host, stem: &str) -> TestResult<Self> {
-        let name = host.name(stem);
-        let path = Path::new("/run/netns").join(&name);
-        ip(&format!("netns add {name}"))?;
-        let namespace = Self(Inside(path));
-        ip(&format!("-n {name} link set lo up"))?;
-        Ok(namespace)
-    }
-
-    /// As `ctr run` has it.
-    fn option(&self) -> String {
-        format!("network:{}", self.0.0.display())
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        if let Some(name) = self.0.0.file_name() {
-            let _ = ip(&format!("netns delete {}", name.display()));
-        }
-    }
-}
-
-fn ip(arguments: &str) -> TestResult {
-    let mut command = Command::new("ip");
-    command.args(arguments.split(' '));
-    Call::new(command).ok().map(drop)
-}
-
-/// Bytes in which a lost, doubled or exchanged piece is seen.
-fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
 }
 
 fn rest(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
@@ -213,7 +167,7 @@ fn every_port_of_loopback_is_the_pods() -> TestResult {
     let host = Host::alone()?;
     let tool = Tool::new(&host)?;
     let namespace = Namespace::new(&host, "pod")?;
-    let inside = &namespace.0;
+    let inside = &Inside::of(&namespace);
     let before = host.footprint();
     let (mount, network) = (tool.mount(), namespace.option());
     let pod = host.start(
@@ -324,14 +278,15 @@ fn a_killed_shim_leaves_no_listener() -> TestResult {
     let options = ["--mount", &mount, "--with-ns", &network];
     let events = host.events()?;
     let pod = host.start("killed", &options, &[TOOL, "listen", "127.0.0.1:80"])?;
-    namespace.0.served("127.0.0.1:80")?;
-    let mut open = namespace.0.dial("127.0.0.1:80")?;
+    let inside = Inside::of(&namespace);
+    inside.served("127.0.0.1:80")?;
+    let mut open = inside.dial("127.0.0.1:80")?;
     pod.process("shim")?.signal(Signal::KILL)?;
     events.exit(pod.id(), pod.id(), PATIENCE)?;
     drop(events);
     let end = rest(&mut open);
     assert!(end.is_err() || end.is_ok_and(|rest| rest.is_empty()));
-    let refused = namespace.0.dial("127.0.0.1:80").map(drop).unwrap_err();
+    let refused = inside.dial("127.0.0.1:80").map(drop).unwrap_err();
     let kind = refused.downcast_ref::<io::Error>().map(io::Error::kind);
     assert_eq!(kind, Some(ErrorKind::ConnectionRefused), "{refused}");
     pod.remove_container()?;

@@ -5,10 +5,10 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::thread;
 
+use kata_like_tests::namespace::{Namespace, pattern};
 use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 
-use crate::namespace::Namespace;
-use crate::{connect, echoed, pattern};
+use crate::{connect, echoed};
 
 /// A tap in the calling thread's namespace, with the end that is not the kernel's.
 fn tap(name: &str) -> TestResult<File> {

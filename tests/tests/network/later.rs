@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
+use kata_like_tests::namespace::{Namespace, pattern};
 use kata_like_tests::process::until;
 use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 
-use crate::namespace::Namespace;
-use crate::{PATIENCE, connect, echoed, pattern};
+use crate::{PATIENCE, connect, echoed};
 
 /// As `docker network connect` does: an interface with an address and a route, twice, for its slot must be free
 /// again; then more than there are slots. What can't be joined is named in the log.

@@ -6,7 +6,6 @@
 
 mod kinds;
 mod later;
-mod namespace;
 mod resolver;
 mod shared;
 
@@ -17,12 +16,11 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use kata_like_tests::namespace::{Namespace, pattern};
 use kata_like_tests::process::until;
 use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
-
-use namespace::Namespace;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const BULK: usize = 4 << 20;
@@ -30,16 +28,6 @@ const BULK: usize = 4 << 20;
 fn patient(stream: &TcpStream) -> TestResult {
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream.set_write_timeout(Some(PATIENCE))?)
-}
-
-/// Bytes in which a lost, doubled or exchanged piece is seen.
-fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    std::iter::repeat_with(next).take(length).collect()
 }
 
 /// Connects from a namespace, as soon as somebody listens.

@@ -6,11 +6,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::thread;
 
+use kata_like_tests::namespace::Namespace;
 use kata_like_tests::process::until;
 use kata_like_tests::{Host, TestResult};
 
 use crate::PATIENCE;
-use crate::namespace::Namespace;
 
 /// An answer to a question for an IPv4 address: 10.9.8.7. None to any other.
 fn answer(question: &[u8]) -> Option<Vec<u8>> {

@@ -1,8 +1,7 @@
 //! Containers without a network of their own: one that shares another's, and one whose namespace is empty.
 
+use kata_like_tests::namespace::Namespace;
 use kata_like_tests::{Host, TestResult};
-
-use crate::namespace::Namespace;
 
 /// `--net container:X`, as Docker (by a file) and nerdctl (by X's pid) give it. The network outlives X.
 #[test]

@@ -1,18 +1,20 @@
-//! A network namespace of the test's own, as a plugin would make it.
+//! A network namespace of the test's own, as a plugin would make it, and what is done inside of one.
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use kata_like_tests::{Call, Host, TestResult, failure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::{Call, Host, TestResult, failure};
 
 /// A network namespace with a name, gone with the value.
 pub struct Namespace(String);
 
 impl Namespace {
+    /// Makes it; its loopback is up.
     pub fn new(host: &Host, stem: &str) -> TestResult<Self> {
         let namespace = Self(host.name(stem));
         ip(&format!("netns add {}", namespace.0))?;
@@ -20,6 +22,7 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The file that stands for it.
     pub fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.0)
     }
@@ -44,12 +47,7 @@ impl Namespace {
         &self,
         work: impl FnOnce() -> TestResult<T> + Send + 'static,
     ) -> TestResult<T> {
-        let file = File::open(self.path())?;
-        let thread = thread::spawn(move || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            work()
-        });
-        thread.join().map_err(|_| failure("a thread panicked"))?
+        inside(&self.path(), work)
     }
 
     /// Interfaces and what traffic control does with them.
@@ -69,6 +67,29 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = ip(&format!("netns delete {}", self.0));
     }
+}
+
+/// Does something in a thread that is inside of the namespace with this file: sockets stay there.
+pub fn inside<T: Send + 'static>(
+    namespace: &Path,
+    work: impl FnOnce() -> TestResult<T> + Send + 'static,
+) -> TestResult<T> {
+    let file = File::open(namespace)?;
+    let thread = thread::spawn(move || {
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        work()
+    });
+    thread.join().map_err(|_| failure("a thread panicked"))?
+}
+
+/// Bytes in which a lost, doubled or exchanged piece is seen.
+pub fn pattern(length: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
 }
 
 /// `ip` of the host.
