@@ -4,6 +4,7 @@
 //! All traffic is between namespaces of the test's own: the pod's, and one at the far end of its interfaces.
 //! All but what speaks of the VM also runs against runc.
 
+mod again;
 mod kinds;
 mod later;
 mod resolver;
