@@ -35,27 +35,23 @@ pub trait Stream: AsFd + Send + Sync {
     ) -> impl Future<Output = io::Result<T>> + Send;
 }
 
-impl Stream for TcpStream {
-    async fn when_ready<T: Send>(
-        &self,
-        interest: Interest,
-        mut operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
-    ) -> io::Result<T> {
-        let attempt = || Ok(operation(self.as_fd())?);
-        self.async_io(interest, attempt).await
-    }
+/// The runtime's own sockets, which share no trait for this.
+macro_rules! of_the_runtime {
+    ($($socket:ty),*) => {$(
+        impl Stream for $socket {
+            async fn when_ready<T: Send>(
+                &self,
+                interest: Interest,
+                mut operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
+            ) -> io::Result<T> {
+                let attempt = || Ok(operation(self.as_fd())?);
+                self.async_io(interest, attempt).await
+            }
+        }
+    )*};
 }
 
-impl Stream for UnixStream {
-    async fn when_ready<T: Send>(
-        &self,
-        interest: Interest,
-        mut operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
-    ) -> io::Result<T> {
-        let attempt = || Ok(operation(self.as_fd())?);
-        self.async_io(interest, attempt).await
-    }
-}
+of_the_runtime!(TcpStream, UnixStream);
 
 impl Stream for AsyncFd<OwnedFd> {
     async fn when_ready<T: Send>(

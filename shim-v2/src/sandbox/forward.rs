@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 
 use super::Sandbox;
 use super::bring_up::blocking;
+use super::network::copy;
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::forward::{self, Forward};
 use crate::request::new_token;
@@ -39,8 +40,7 @@ fn keep(sandbox: &Sandbox, forward: Option<Forward>) {
 }
 
 async fn listen(sandbox: &Arc<Sandbox>) -> Result<Forward, SandboxError> {
-    let copied = sandbox.network.try_clone();
-    let namespace = copied.map_err(|cause| SandboxError::failed("copy a descriptor", cause))?;
+    let namespace = copy(&sandbox.network)?;
     let own = sandbox.network_path.is_none();
     let listener = blocking(move || forward::listen_in(namespace.as_fd(), own)).await?;
     // Weak: connections that are being made don't keep the sandbox.

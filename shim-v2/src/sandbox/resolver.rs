@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::Sandbox;
 use super::bring_up::blocking;
+use super::network::copy;
 use crate::agent::NameQuestion;
 use crate::error::SandboxError;
 use crate::network::resolver::{self, ResolvConf};
@@ -79,7 +80,7 @@ async fn serve_named(sandbox: &Sandbox, conf: ResolvConf) -> Result<(), SandboxE
         if sandbox.resolver.servers().contains(&address) {
             continue;
         }
-        let namespace = super::network::copy(&sandbox.network)?;
+        let namespace = copy(&sandbox.network)?;
         if !blocking(move || resolver::is_served(namespace.as_fd(), address)).await? {
             tracing::debug!("nobody listens at {address} in the pod's namespace");
             continue;
@@ -111,7 +112,7 @@ pub(super) fn answer(sandbox: &Arc<Sandbox>, question: NameQuestion) {
         let _permit = permit;
         let exchange = async {
             let mut stream = sandbox.open_stream(question.token).await?;
-            let namespace = super::network::copy(&sandbox.network)?;
+            let namespace = copy(&sandbox.network)?;
             drop(sandbox); // what waits for an answer keeps no pod
             let failed = |error| SandboxError::failed("carry it to and from the guest", error);
             let asked = resolver::read_message(&mut stream).await.map_err(failed)?;
