@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use rustix::event::epoll::{CreateFlags, create};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use super::registers::{MAGIC, VERSION};
 use super::*;
 use crate::virtio::RING_FEATURES;
 
