@@ -8,6 +8,7 @@
 //! (the host's call) → gone. A create that fails goes from Creating to gone by itself.
 
 mod control;
+mod deletion;
 mod exec;
 mod pause;
 mod placeholder;
@@ -18,13 +19,11 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
 use crate::container::placeholder::Placeholder;
@@ -39,9 +38,6 @@ use crate::stdio::{self, Wanted};
 use crate::storage::{self, MEMORY, ROOTFS, VOLUMES, VolumeHolders};
 
 const SIGKILL: u32 = 9;
-
-/// How long killed processes may take to go.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a container's processes report to, and get their streams from.
 pub struct Surroundings {
@@ -363,77 +359,6 @@ impl Container {
         }
     }
 
-    /// Kills what is left of it, and frees all it holds. Can be tried again if it fails.
-    pub async fn delete(&self) -> Result<(), PodError> {
-        self.end_placeholder(SIGKILL);
-        let creating = self.created.notified();
-        let wait = {
-            let mut state = self.state();
-            match state.phase {
-                Phase::Creating => {
-                    self.kill(&state);
-                    true
-                }
-                Phase::Deleting => return Err(self.wrong_state(&state.phase, "stopped")),
-                _ => {
-                    state.phase = Phase::Deleting;
-                    false
-                }
-            }
-        };
-        if wait {
-            // The create fails, since its process was killed, and cleans up by itself.
-            let step = || format!("delete container {}: wait for its create to end", self.name);
-            let ended = timeout(KILL_DEADLINE, creating).await;
-            ended.map_err(|_| too_late(step(), KILL_DEADLINE))?;
-            self.state().phase = Phase::Deleting;
-        }
-        let result = self.take_down().await;
-        if result.is_err() {
-            self.state().phase = Phase::Stopped;
-        }
-        result
-    }
-
-    /// Undoes `set_up`, as far as that got.
-    async fn take_down(&self) -> Result<(), PodError> {
-        let (cgroup, init) = {
-            let mut state = self.state();
-            state.namespaces.clear();
-            if let Some(watch) = state.memory_watch.take() {
-                watch.abort();
-            }
-            self.kill(&state);
-            (state.cgroup.clone(), state.init.clone())
-        };
-        if let Some(init) = init {
-            let step = || format!("wait for the init of container {} to go", self.name);
-            let gone = timeout(KILL_DEADLINE, init.gone()).await;
-            gone.map_err(|_| too_late(step(), KILL_DEADLINE))?;
-        }
-        if let Some(cgroup) = cgroup {
-            let removed = cgroup.remove(KILL_DEADLINE).await;
-            removed.map_err(PodError::failed(format!("delete container {}", self.name)))?;
-        }
-        {
-            let mut state = self.state();
-            state.cgroup = None;
-            state.init = None;
-            state.execs.clear();
-            state.lingering.clear();
-        }
-        let held = std::mem::take(&mut self.state().volumes);
-        let free = self.around.volumes.remove(&held);
-        let (name, volumes) = (self.name.clone(), free.clone());
-        let freed = blocking("free the rootfs", move || storage::forget(&name, &volumes)).await;
-        if freed.is_err() {
-            // They are still to be freed when it is tried again.
-            self.around.volumes.add(&free);
-            self.state().volumes = free;
-        }
-        freed
-    }
-
     /// Kills all its processes, as far as it has any.
     fn kill(&self, state: &State) {
         let Some(cgroup) = &state.cgroup else {
@@ -481,13 +406,6 @@ impl Container {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held, and a panic would end the machine.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn too_late(step: String, deadline: Duration) -> PodError {
-    PodError::Timeout {
-        step,
-        seconds: deadline.as_secs(),
     }
 }
 

@@ -4,10 +4,12 @@
 //! namespace of its own.
 
 use std::fs;
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::*;
 use crate::cgroup::tests::hierarchy;
