@@ -283,10 +283,12 @@ fn default_spec() -> Value {
     })
 }
 
-/// The functions of both files; the tests that are made of them have the same names.
+/// The functions of these files; the tests that are made of them have the same names.
 mod all {
     pub(super) use super::cases::*;
+    pub(super) use super::files::*;
     pub(super) use super::more::*;
 }
 mod cases;
+mod files;
 mod more;
