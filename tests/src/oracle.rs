@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::{Value, json};
 
-use crate::ctr::Call;
 use crate::host::Host;
 use crate::{TestResult, failure};
+use pods::SharedPod;
 use task::Task;
 
 pub mod catalogue;
 pub mod compare;
+mod pods;
 pub mod reasons;
 mod task;
 
@@ -121,12 +122,6 @@ pub struct Oracle<'host> {
     pods: [Mutex<Option<SharedPod>>; 2],
 }
 
-#[derive(Clone)]
-struct SharedPod {
-    id: String,
-    pid: i32,
-}
-
 impl<'host> Oracle<'host> {
     /// Prepares the files; no container is made yet.
     pub fn new(host: &'host Host) -> TestResult<Self> {
@@ -210,7 +205,7 @@ impl<'host> Oracle<'host> {
                 .container(case, runtime)
                 .unwrap_or_else(|error| Outcome::Broken(error.to_string()));
             // A container can't be refused and its pod be gone by that.
-            let broken = !matches!(outcome, Outcome::Report(_)) && !self.pod_lives(runtime)?;
+            let broken = !matches!(outcome, Outcome::Report(_)) && !self.pod_lives(runtime);
             if !broken || tries == TRIES {
                 return Ok(outcome);
             }
@@ -299,16 +294,6 @@ impl<'host> Oracle<'host> {
         }
     }
 
-    fn remove(&self, id: &str) {
-        for arguments in [
-            ["task", "rm", "--force", id].as_slice(),
-            &["container", "rm", id],
-        ] {
-            let call: Call = self.host.ctr(arguments);
-            let _ = call.output();
-        }
-    }
-
     /// The files of a container, and the default spec.
     fn spec(&self, id: &str, files: &Path) -> TestResult<Spec> {
         let (root, volume) = (files.join("rootfs"), files.join("volume"));
@@ -344,72 +329,6 @@ impl<'host> Oracle<'host> {
             root,
             volume,
         })
-    }
-
-    /// The pod of a runtime, made when it is first asked for.
-    fn pod(&self, runtime: usize) -> TestResult<SharedPod> {
-        let mut pod = self.pods[runtime]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(pod) = &*pod {
-            return Ok(pod.clone());
-        }
-        let id = self.host.name("oracle-pod");
-        let files = self.directory.path().join(&id);
-        let mut spec = self.spec(&id, &files)?;
-        spec.json["process"]["args"] = json!(["/probe", "pause"]);
-        annotate(&mut spec.json, "sandbox", &id);
-        let config = write(&files, &spec.json)?;
-        self.host
-            .ctr([
-                "run",
-                "-d",
-                "--runtime",
-                RUNTIMES[runtime],
-                "--config",
-                &config,
-                &id,
-            ])
-            .ok()?;
-        let (_, pid) = self
-            .task(&id)?
-            .ok_or_else(|| failure("the pod's task is not listed"))?;
-        Ok(pod.insert(SharedPod { id, pid }).clone())
-    }
-
-    fn pod_lives(&self, runtime: usize) -> TestResult<bool> {
-        let pod = self.pods[runtime]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match pod {
-            None => Ok(true),
-            Some(pod) => Ok(self
-                .task(&pod.id)?
-                .is_some_and(|(status, _)| status == "RUNNING")),
-        }
-    }
-
-    fn remove_pod(&self, runtime: usize) {
-        let pod = self.pods[runtime]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(pod) = pod {
-            self.remove(&pod.id);
-        }
-    }
-
-    fn task(&self, id: &str) -> TestResult<Option<(String, i32)>> {
-        let list = self.host.ctr(["task", "ls"]).ok()?.text();
-        let line = list
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .find(|words| words[0] == id);
-        match line.as_deref() {
-            Some([_, pid, status]) => Ok(Some(((*status).to_owned(), pid.parse()?))),
-            _ => Ok(None),
-        }
     }
 }
 

@@ -13,17 +13,34 @@ use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 /// What users read of what is otherwise here.
 const LIMITATIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/limitations.md");
 
-/// The catalogue under both runtimes, once for all tests.
-fn pairs() -> TestResult<&'static [Pair]> {
-    static PAIRS: OnceLock<Result<Vec<Pair>, String>> = OnceLock::new();
-    let run = || -> TestResult<Vec<Pair>> {
+/// What has been seen.
+struct Seen {
+    /// The catalogue under both runtimes.
+    pairs: Vec<Pair>,
+    /// What is refused, and the words that are to name it.
+    refused: Vec<(&'static str, Outcome)>,
+}
+
+/// All of it, once for all tests and in one pod of each runtime.
+fn seen() -> TestResult<&'static Seen> {
+    static SEEN: OnceLock<Result<Seen, String>> = OnceLock::new();
+    let run = || -> TestResult<Seen> {
         let host = Host::shared()?;
-        let pairs = Oracle::new(&host)?.run(&cases())?;
+        let oracle = Oracle::new(&host)?;
+        let pairs = oracle.run(&cases())?;
         kata_like_tests::oracle::keep(&pairs, "oracle")?;
-        Ok(pairs)
+        let refused = REFUSED
+            .iter()
+            .map(|(field, case)| Ok((*field, oracle.ours(case)?)))
+            .collect::<TestResult<_>>()?;
+        Ok(Seen { pairs, refused })
     };
-    let pairs = PAIRS.get_or_init(|| run().map_err(|error| error.to_string()));
-    pairs.as_deref().map_err(|error| failure(error.clone()))
+    let seen = SEEN.get_or_init(|| run().map_err(|error| error.to_string()));
+    seen.as_ref().map_err(|error| failure(error.clone()))
+}
+
+fn pairs() -> TestResult<&'static [Pair]> {
+    Ok(&seen()?.pairs)
 }
 
 /// Whether only a few cases are run, which say nothing of all.
@@ -124,10 +141,8 @@ fn comparable(report: &serde_json::Value) -> serde_json::Value {
 #[test]
 fn what_is_not_done_is_refused_by_its_field() -> TestResult {
     kata_like_only!();
-    let host = Host::shared()?;
-    let oracle = Oracle::new(&host)?;
-    for (field, case) in &REFUSED {
-        match oracle.ours(case)? {
+    for (field, outcome) in &seen()?.refused {
+        match outcome {
             Outcome::Refused(why) => assert!(why.contains(field), "{field}: {why}"),
             other => panic!("{field} was not refused: {other:?}"),
         }
