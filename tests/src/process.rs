@@ -109,6 +109,11 @@ impl Process {
         Ok(number.parse()?)
     }
 
+    /// How many threads it has.
+    pub fn threads(&self) -> TestResult<u64> {
+        Ok(fs::read_dir(format!("/proc/{}/task", self.pid))?.count() as u64)
+    }
+
     /// How many file descriptors it has open.
     pub fn open_files(&self) -> TestResult<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))?.count())
