@@ -9,6 +9,7 @@
 //! of the host itself is told apart from it (exit code 70).
 
 mod archive;
+mod counter;
 mod direct;
 mod emulator;
 mod error;
