@@ -64,12 +64,16 @@ pub fn style_and_units(repository: &Path, count: &mut Count) -> TestResult {
     Ok(())
 }
 
-/// Builds the test host and the integration tests; gives the path of each test binary by its name.
-pub fn tests(repository: &Path) -> TestResult<BTreeMap<String, PathBuf>> {
+/// Builds the test host.
+pub fn host(repository: &Path) -> TestResult {
     must(
         "build the test host",
         cargo(repository, &["build", "--quiet", "-p", "test-host"]),
-    )?;
+    )
+}
+
+/// Builds the integration tests; gives the path of each test binary by its name.
+pub fn tests(repository: &Path) -> TestResult<BTreeMap<String, PathBuf>> {
     println!("== build the integration tests");
     let arguments = [
         "test",

@@ -17,14 +17,15 @@ mod inside;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use kata_like_tests::TestResult;
+use kata_like_tests::{TestResult, failure};
 
 use count::{Count, counted, must};
 use hosts::{Outcome, Run};
 
-/// The parts with their time in minutes, and the test binaries of each, in the order in which they begin.
+/// The parts with their time in minutes, and the test binaries of each.
 const PARTS: [(&str, u64, &[&str]); 9] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
@@ -54,6 +55,18 @@ const PARTS: [(&str, u64, &[&str]); 9] = [
         7,
         &["faults", "bad_input", "slow_hosts", "figures"],
     ),
+];
+
+/// Those that take longest, which begin first: so no host is left with one of them when the others are done.
+const LONGEST: [&str; 8] = [
+    "oci",
+    "cri",
+    "lifecycle",
+    "streams",
+    "pods",
+    "workloads",
+    "task_states",
+    "network",
 ];
 
 /// Tests of the house itself need no host.
@@ -102,9 +115,16 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
     let installed = match installed {
         Some(installed) => installed.canonicalize()?,
         None => {
-            builds::style_and_units(&repository, &mut count)?;
+            // The kernel takes longest on a fresh machine; it has what the others leave of the CPUs.
+            std::thread::scope(|scope| {
+                let kernel =
+                    scope.spawn(|| must("build the kernel", builds::make(&repository, "kernel")));
+                builds::style_and_units(&repository, &mut count)?;
+                must("build the programs", builds::make(&repository, "image"))?;
+                joined(kernel)
+            })?;
             must(
-                "build and install below the target folder",
+                "install below the target folder",
                 builds::make(&repository, "stage"),
             )?;
             target.join("installed").canonicalize()?
@@ -113,7 +133,19 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
     must("build the probe", builds::make(&repository, "probe"))?;
     let built = "guest/x86_64-unknown-linux-gnu/guest/kata-like-probe";
     fs::copy(target.join(built), work.join("probe"))?;
-    let binaries = builds::tests(&repository)?;
+    builds::host(&repository)?;
+    let host = target.join("debug/test-host");
+    let binaries = std::thread::scope(|scope| {
+        // It fetches and unpacks; the compiler has the CPUs meanwhile.
+        let prepared = scope.spawn(|| {
+            let mut prepare = Command::new(&host);
+            prepare.arg("--prepare").stdout(Stdio::null());
+            must("prepare the test host", prepare)
+        });
+        let binaries = builds::tests(&repository)?;
+        joined(prepared)?;
+        TestResult::Ok(binaries)
+    })?;
     for name in OUTSIDE {
         counted(
             Command::new(builds::binary(&binaries, name)?),
@@ -121,15 +153,18 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
             None,
         )?;
     }
-    let host = target.join("debug/test-host");
-    let mut prepare = Command::new(&host);
-    prepare.arg("--prepare").stdout(Stdio::null());
-    must("prepare the test host", prepare)?;
     let built = before + begun.elapsed();
 
-    let wanted = PARTS
+    let mut names: Vec<_> = PARTS
         .iter()
         .flat_map(|(_, _, names)| names.iter().copied())
+        .collect();
+    names.sort_by_key(|name| {
+        let place = LONGEST.iter().position(|longest| longest == name);
+        place.unwrap_or(LONGEST.len())
+    });
+    let wanted = names
+        .into_iter()
         .filter(|name| only.is_empty() || only.iter().any(|one| one == name))
         .map(|name| Ok((name, builds::binary(&binaries, name)?)))
         .collect::<TestResult<Vec<_>>>()?;
@@ -145,6 +180,12 @@ fn outside(installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
     summary(&work, built, &outcome);
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(count.failed == 0)
+}
+
+/// What came of a step that went on beside others.
+fn joined(step: ScopedJoinHandle<'_, TestResult>) -> TestResult {
+    step.join()
+        .map_err(|_| failure("a step's thread panicked"))?
 }
 
 fn summary(work: &Path, built: Duration, outcome: &Outcome) {
