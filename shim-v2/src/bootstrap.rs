@@ -15,13 +15,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use kata_like_config::state::{NetworkLock, StateError};
 use protobuf::Message;
 
 use crate::bundle::{self, BundleError, Membership, Role};
 use crate::cgroup;
 use crate::flags::Flags;
 use crate::sandbox::SandboxError;
-use crate::shared_network;
+use crate::shared_network::{self, Place};
 use crate::socket::{self, Bound, SocketError};
 use crate::spawn::{self, Birth, BirthError, Network};
 
@@ -58,6 +59,15 @@ pub enum StartError {
         id: String,
         /// The pod.
         group: String,
+    },
+    /// Whose the network namespace is can't be found out.
+    #[error("find whose the network namespace of {id} is")]
+    Network {
+        /// The container.
+        id: String,
+        /// Why.
+        #[source]
+        source: StateError,
     },
     /// The cgroup.
     #[error("start the shim of {id}")]
@@ -160,17 +170,25 @@ pub fn start(flags: &Flags) -> Result<(), StartError> {
         socket::path(directory, &flags.address, &flags.namespace, group)
     };
     let mut path = path_of(&member.group)?;
+    let mut network = None;
     if member.role == Role::Alone
         && member.group == flags.id
-        && let Some(sandbox) = shared_network::sandbox_of(&flags.namespace, &bundle)
+        && let Some(given) = &member.network
     {
-        path = Some(path_of(&sandbox)?)
-            .filter(|shared| socket::is_served(shared))
-            .unwrap_or(path);
+        let serving = |sandbox: &str| path_of(sandbox).ok().filter(|it| socket::is_served(it));
+        let place = shared_network::find(&flags.namespace, &flags.id, given, serving);
+        match place.map_err(|source| StartError::Network {
+            id: flags.id.clone(),
+            source,
+        })? {
+            Place::Pod(socket) => path = socket,
+            Place::Own(lock) => network = Some(lock),
+            Place::Unknown => {}
+        }
     }
     let address = socket::address(&path);
     if !join(flags, &member, &path)? {
-        serve_new(flags, &bundle, &path, dialect.events_address())?;
+        serve_new(flags, &bundle, &path, network, dialect.events_address())?;
     }
     bundle::write_address(&bundle, &address)?;
     let mut out = io::stdout().lock();
@@ -193,11 +211,13 @@ fn join(flags: &Flags, member: &Membership, path: &Path) -> Result<bool, StartEr
     Ok(false)
 }
 
-/// Makes the pod's socket and cgroup, and the process that serves there.
+/// Makes the pod's socket and cgroup, and the process that serves there, which gets the pod's network namespace if
+/// that is known already.
 fn serve_new(
     flags: &Flags,
     bundle: &Path,
     path: &Path,
+    network: Option<NetworkLock>,
     events: Option<&str>,
 ) -> Result<(), StartError> {
     // Another `start` may have been faster.
@@ -211,7 +231,8 @@ fn serve_new(
                 source,
             }
         })?;
-        give_birth(flags, bundle, listener.as_fd(), leaf.as_fd(), events).map_err(|source| {
+        let handed = [Some(listener.as_fd()), network.as_ref().map(AsFd::as_fd)];
+        give_birth(flags, bundle, handed, leaf.as_fd(), events).map_err(|source| {
             cgroup::remove_leaf(&flags.namespace, &flags.id, bundle);
             StartError::Birth {
                 id: flags.id.clone(),
@@ -221,13 +242,18 @@ fn serve_new(
     };
     served().inspect_err(|_| {
         let _ = std::fs::remove_file(path);
-    })
+    })?;
+    if let Some(network) = network {
+        network.hand_over();
+    }
+    Ok(())
 }
 
+/// `handed`: descriptors 3 and 4.
 fn give_birth(
     flags: &Flags,
     bundle: &Path,
-    listener: BorrowedFd,
+    handed: [Option<BorrowedFd>; 2],
     leaf: BorrowedFd,
     events: Option<&str>,
 ) -> Result<(), BirthError> {
@@ -258,7 +284,7 @@ fn give_birth(
         cgroup: Some(leaf),
         network: Network::Inherited,
         mounts: None,
-        descriptors: &[None, None, log.as_ref().map(AsFd::as_fd), Some(listener)],
+        descriptors: &[&[None, None, log.as_ref().map(AsFd::as_fd)], &handed[..]].concat(),
     })?;
     raise_oom_score(newborn.pid);
     Ok(())
@@ -366,6 +392,7 @@ mod tests {
         let member = Membership {
             group: "pod".into(),
             role: Role::CriContainer,
+            network: None,
         };
         let mut flags = flags();
         flags.id = "container".into();
@@ -381,6 +408,7 @@ mod tests {
         let member = Membership {
             group: "pod".into(),
             role: Role::CriSandbox,
+            network: None,
         };
         assert!(!join(&flags(), &member, Path::new("/nowhere/socket")).expect("no error"));
     }

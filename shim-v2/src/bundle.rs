@@ -74,12 +74,25 @@ pub struct Membership {
     pub group: String,
     /// What it is there.
     pub role: Role,
+    /// The path of the network namespace that it is given, if it is given one.
+    pub network: Option<PathBuf>,
 }
 
 #[derive(serde::Deserialize)]
 struct Spec {
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
+    /// What is wrong with it is told when the container is made.
+    #[serde(default)]
+    linux: serde_json::Value,
+}
+
+impl Spec {
+    fn network(&self) -> Option<PathBuf> {
+        let mut namespaces = self.linux.get("namespaces")?.as_array()?.iter();
+        let network = namespaces.find(|it| it.get("type").is_some_and(|kind| kind == "network"))?;
+        Some(network.get("path")?.as_str()?.into()).filter(|path: &PathBuf| path.is_absolute())
+    }
 }
 
 impl Membership {
@@ -91,12 +104,16 @@ impl Membership {
             Err(source) => return Err(BundleError::Read { path, source }),
         };
         match serde_json::from_slice::<Spec>(&document) {
-            Ok(spec) => Ok(Self::of(&spec.annotations.unwrap_or_default(), id)),
+            Ok(spec) => {
+                let network = spec.network();
+                let annotations = spec.annotations.unwrap_or_default();
+                Ok(Self::of(&annotations, id, network))
+            }
             Err(source) => Err(BundleError::Parse { path, source }),
         }
     }
 
-    fn of(annotations: &BTreeMap<String, String>, id: &str) -> Self {
+    fn of(annotations: &BTreeMap<String, String>, id: &str, network: Option<PathBuf>) -> Self {
         let named = |key| {
             annotations
                 .get(key)
@@ -113,6 +130,7 @@ impl Membership {
                 Some("container") => Role::CriContainer,
                 _ => Role::Alone,
             },
+            network,
         }
     }
 }
@@ -202,6 +220,20 @@ mod tests {
         let json = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod",
             "io.containerd.runc.v2.group":"group"}}"#;
         assert_eq!(membership(json).expect("annotations").group, "group");
+    }
+
+    #[test]
+    fn only_a_network_namespace_with_a_path_is_given() {
+        let network = |namespace: &str| {
+            let json = format!(r#"{{"linux": {{"namespaces": [{namespace}]}}}}"#);
+            membership(&json).expect("a spec").network
+        };
+        let uts = r#"{"type": "uts", "path": "/run/uts"}"#;
+        let both = format!(r#"{uts}, {{"type": "network", "path": "/run/netns/a"}}"#);
+        assert_eq!(network(&both), Some("/run/netns/a".into()));
+        assert_eq!(network(uts), None);
+        assert_eq!(network(r#"{"type": "network"}"#), None);
+        assert_eq!(network("7"), None);
     }
 
     #[test]

@@ -11,15 +11,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use kata_like_config::state::{Process, ROOT, Record, StateError, StateFolder};
+use kata_like_config::state::{
+    NetworkId, NetworkLock, Occupied, Process, ROOT, Record, StateError, StateFolder,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::bundle::Membership;
 use crate::cgroup;
-use crate::error::SandboxError;
+use crate::error::{SandboxError, SandboxErrorKind};
 use crate::hooks;
-use crate::network;
+use crate::shared_network;
 use crate::spec;
 
 /// How long a shim that ends by itself is waited for.
@@ -65,12 +67,15 @@ fn delete_under(
     let Some(state) = StateFolder::open_under(root, namespace, id).map_err(failed)? else {
         // Its pod's shim has removed all, but for the cgroup that it lived in itself.
         cgroup::remove(&cgroups_by_spec(namespace, id, bundle), OWN_END);
+        let mut record = Record::new(namespace, id);
+        record.network_id = network_by_spec(root, id, bundle);
+        leave_network(root, &record);
         if hooks::owes_poststop(bundle) && pod_is_dead(root, namespace, id, bundle) {
             run_poststop(id, bundle, ALL.saturating_sub(begin.elapsed()));
         }
         return Ok(deleted);
     };
-    let record = match state.read_record() {
+    let mut record = match state.read_record() {
         Ok(record) => record.unwrap_or_else(|| Record::new(namespace, id)),
         Err(error) => {
             // A record that can't be read names nothing; what else there is goes all the same.
@@ -78,6 +83,9 @@ fn delete_under(
             Record::new(namespace, id)
         }
     };
+    record.network_id = record
+        .network_id
+        .or_else(|| network_by_spec(root, id, bundle));
     deleted.pid = record
         .stand_ins
         .iter()
@@ -94,7 +102,7 @@ fn delete_under(
         return Ok(deleted);
     }
     kill_all(&record);
-    leave_network(&record);
+    leave_network(root, &record);
     let mut cgroups = record.cgroups;
     for path in cgroups_by_spec(namespace, id, bundle) {
         if !cgroups.contains(&path) {
@@ -190,7 +198,7 @@ fn remove_dead_under(root: &Path, namespace: &str, id: &str) -> Result<bool, Sta
         return Ok(false);
     };
     kill_all(&record);
-    leave_network(&record);
+    leave_network(root, &record);
     state.remove()?;
     Ok(true)
 }
@@ -209,6 +217,13 @@ fn cgroups_by_spec(namespace: &str, id: &str, bundle: &Path) -> Vec<PathBuf> {
         .and_then(|given| cgroup::path_of(given.as_deref(), namespace, id).ok());
     path.map(|path| cgroup::marked(&path.join(cgroup::LEAF)))
         .unwrap_or_default()
+}
+
+/// The network namespace that the container's spec names, if it is some pod's.
+fn network_by_spec(root: &Path, id: &str, bundle: &Path) -> Option<NetworkId> {
+    let path = Membership::read(bundle, id).ok()?.network?;
+    let network = NetworkId::at(&path).ok()?;
+    NetworkLock::is_there(root, network).then_some(network)
 }
 
 /// Kills every process of the record and waits until all are gone.
@@ -230,11 +245,23 @@ fn kill_all(record: &Record) {
     }
 }
 
-/// Leaves the network namespace that the pod was given as it was before.
-fn leave_network(record: &Record) {
-    if let Some(network) = &record.network
-        && let Err(error) = network::undo(&network.path, &network.qdiscs)
-    {
+/// Leaves the network namespace that the pod had as it was before, and to others. Whoever is there already has seen
+/// to it (`shared_network`).
+fn leave_network(root: &Path, record: &Record) {
+    let (namespace, sandbox) = (&record.namespace, &record.sandbox);
+    let taken = match record.network_id {
+        Some(network) => NetworkLock::take_under(root, network, namespace, sandbox).map(Some),
+        None => Ok(None),
+    };
+    let undone = match &taken {
+        Ok(None | Some(Occupied::Free(_))) => shared_network::undo(record),
+        Ok(Some(_)) => Ok(()),
+        Err(error) => Err(SandboxError::new(
+            SandboxErrorKind::Failed,
+            crate::error::one_line(error),
+        )),
+    };
+    if let Err(error) = undone {
         eprint!("{}; ", error.one_line());
     }
 }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use kata_like_config::state::NetworkLock;
 use tokio::sync::watch;
 
 use crate::bundle::Role;
@@ -176,7 +177,8 @@ struct Entry {
 enum Slot {
     #[default]
     Empty,
-    Making,
+    /// Being made, or taken down.
+    Changing,
     Up(Arc<Sandbox>),
 }
 
@@ -198,33 +200,40 @@ pub struct Pod {
     publisher: Publisher,
     /// The mount namespace of containerd, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
+    /// The pod's network namespace, if it was known before there is a sandbox, until there is one.
+    network: Mutex<Option<NetworkLock>>,
     state: Mutex<State>,
+    /// Told when the sandbox's slot is not changing any more.
+    settled: watch::Sender<()>,
     done: watch::Sender<bool>,
 }
 
 impl Pod {
     /// A pod without a sandbox, which comes with its first container. Hooks run in the mount
-    /// namespace `host_mounts`; none: the shim's own.
+    /// namespace `host_mounts`; none: the shim's own. `network` is its network namespace, if that is known.
     pub fn new(
         namespace: &str,
         id: &str,
         publisher: Publisher,
         host_mounts: Option<OwnedFd>,
+        network: Option<NetworkLock>,
     ) -> Arc<Self> {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             publisher,
             host_mounts: host_mounts.map(Arc::new),
+            network: Mutex::new(network),
             state: Mutex::default(),
+            settled: watch::Sender::new(()),
             done: watch::Sender::new(false),
         })
     }
 
-    /// Whether there is neither a container nor a sandbox in the making.
+    /// Whether there is neither a container nor a sandbox that is being made or taken down.
     pub fn is_idle(&self) -> bool {
         let state = self.state();
-        state.containers.is_empty() && !matches!(state.sandbox, Slot::Making)
+        state.containers.is_empty() && !matches!(state.sandbox, Slot::Changing)
     }
 
     /// Waits until containerd has no more use for the pod.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use kata_like_agent_protocol::TOKEN_LENGTH;
+use kata_like_config::state::NetworkLock;
 use tokio::sync::mpsc;
 
 /// What a sandbox is made from.
@@ -27,6 +28,8 @@ pub struct SandboxRequest {
     pub config_path: Option<PathBuf>,
     /// The mount namespace of containerd, where hooks run; none: the shim's own.
     pub host_mounts: Option<Arc<OwnedFd>>,
+    /// The pod's network namespace, if it is the pod's already.
+    pub network: Option<NetworkLock>,
     /// Where the sandbox tells what happens in it.
     pub events: mpsc::UnboundedSender<SandboxEvent>,
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use kata_like_config::state::{Record, StateFolder, name};
+use kata_like_config::state::{NetworkLock, Record, StateFolder, name};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -43,6 +43,7 @@ mod hooks;
 mod limits;
 mod machine;
 mod memory;
+mod namespace;
 mod network;
 mod resolver;
 
@@ -297,6 +298,9 @@ impl Sandbox {
         let Some(mut machine) = machine.take() else {
             return;
         };
+        if let Some(Err(error)) = machine.network.as_ref().map(NetworkLock::leaving) {
+            tracing::warn!("tell that the pod leaves its network namespace: {error}");
+        }
         let stuck = self.agent.is_stuck();
         if stuck {
             self.vmm.child().kill();
@@ -308,6 +312,7 @@ impl Sandbox {
         }
         machine.stop_processes().await;
         network::leave(self).await;
+        machine.network = None; // while the stand-ins keep the namespace
         let (containers, first) = {
             let mut inner = self.inner();
             let containers: Vec<_> = inner.containers.drain().collect();

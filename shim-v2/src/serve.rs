@@ -1,7 +1,7 @@
 //! The serving process: one pod's shim, from its birth to its end.
 //!
-//! Called by `main`; born by `bootstrap`, with the listening socket as descriptor 3 and containerd's
-//! log FIFO, or nothing, as descriptor 2. It ends by itself: on containerd's `Shutdown`, on SIGTERM
+//! Called by `main`; born by `bootstrap`, with the listening socket as descriptor 3, the lock of the pod's network
+//! namespace, if it has one by then, as descriptor 4, and containerd's log FIFO, or nothing, as descriptor 2. It ends by itself: on containerd's `Shutdown`, on SIGTERM
 //! or SIGINT, and when it has had neither a container nor a client for a while, which also covers a
 //! containerd that died before its first call. At its end socket and sandbox are gone.
 
@@ -17,6 +17,7 @@ use std::time::Duration;
 use containerd_shim_protos::ttrpc;
 use futures::Stream;
 use futures::stream::unfold;
+use kata_like_config::state::NetworkLock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,8 @@ use crate::share;
 
 /// The listening socket's number.
 const LISTENER: RawFd = 3;
+/// The number of the network namespace's lock.
+const NETWORK: RawFd = 4;
 /// How long the shim stays without a container and a client.
 const IDLE: Duration = Duration::from_secs(20);
 /// How often it looks.
@@ -68,6 +71,7 @@ pub enum ServeError {
 /// Serves one pod to its end.
 pub fn run(flags: &Flags) -> Result<(), ServeError> {
     let listener = take_listener().map_err(ServeError::NoListener)?;
+    let network = take_network();
     // Before there is a second thread: a namespace is a thread's.
     let host_mounts = share::own_namespace().map_err(|source| ServeError::Start {
         step: "leave the host's mount namespace",
@@ -83,7 +87,7 @@ pub fn run(flags: &Flags) -> Result<(), ServeError> {
             step: "start the runtime",
             source,
         })?;
-    let served = runtime.block_on(serve(flags, listener, host_mounts));
+    let served = runtime.block_on(serve(flags, listener, host_mounts, network));
     // A blocking call that hangs does not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     cgroup::retire();
@@ -105,10 +109,21 @@ fn take_listener() -> io::Result<StdUnixListener> {
     Ok(listener)
 }
 
+/// The lock that `start` has handed over, if the pod's network namespace was known by then.
+fn take_network() -> Option<NetworkLock> {
+    // SAFETY: borrowed for one question, which fails with EBADF where nothing is open.
+    let inherited = unsafe { BorrowedFd::borrow_raw(NETWORK) };
+    rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // SAFETY: it is open and nobody else's: `start`, which has put the listening socket before it, has opened it
+    // for this process, on /dev/null if there is no lock.
+    NetworkLock::inherited(unsafe { OwnedFd::from_raw_fd(NETWORK) })
+}
+
 async fn serve(
     flags: &Flags,
     listener: StdUnixListener,
     host_mounts: OwnedFd,
+    network: Option<NetworkLock>,
 ) -> Result<(), ServeError> {
     let failed = |step| move |source| ServeError::Start { step, source };
     let path = listener
@@ -120,7 +135,13 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("watch for SIGINT"))?;
 
     let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &flags.namespace);
-    let pod = Pod::new(&flags.namespace, &flags.id, publisher, Some(host_mounts));
+    let pod = Pod::new(
+        &flags.namespace,
+        &flags.id,
+        publisher,
+        Some(host_mounts),
+        network,
+    );
     let clients = watch::Sender::new(0);
     let mut server = Server::new()
         .add_listener(Listener::new(accept(listener, clients.clone())))

@@ -1,74 +1,179 @@
-//! The pod that lives in the network namespace which a container is given: `--net container:X` of Docker and nerdctl.
+//! Where a container goes that is given a network namespace: `--net container:X` of Docker and nerdctl, or a
+//! namespace with a name that several are given.
 //!
-//! Called by `bootstrap`, for a container that belongs to no pod by its annotations. Two virtual machines can't share a
-//! network, so such a container becomes one of that pod's.
+//! Called by `bootstrap`, for a container that belongs to no pod by its annotations, and by `sandbox`. Two virtual
+//! machines can't share a network, so whoever comes second becomes one of the first one's pod; who comes first is
+//! decided by one file's lock (`NetworkLock`), also where both start at once. A pod that is leaving is waited for.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use kata_like_config::state::{ROOT, StateFolder};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use kata_like_config::state::{NetworkId, NetworkLock, Occupied, Record, StateError, StateFolder};
 
-use crate::spec;
+use crate::error::SandboxError;
+use crate::network;
 
-/// The sandbox of the pod, if there is one in this namespace of containerd's.
-pub fn sandbox_of(namespace: &str, bundle: &Path) -> Option<String> {
-    let given = identity(&given(&spec::read(bundle).ok()?)?)?;
-    let folders = fs::read_dir(ROOT).ok()?.flatten();
-    let pods = folders.filter_map(|folder| {
-        let name = folder.file_name().into_string().ok()?;
-        let (of, id) = name.split_once(':')?;
-        let folder = (of == namespace).then(|| StateFolder::open(namespace, id))?;
-        folder.ok()??.read_record().ok()?
-    });
-    let mut pods = pods.filter(|record| {
-        let mut stand_ins = record.stand_ins.iter();
-        stand_ins.any(|it| {
-            let path = format!("/proc/{}/ns/net", it.process.pid);
-            identity(Path::new(&path)) == Some(given)
-        })
-    });
-    pods.next().map(|record| record.sandbox)
+/// How long it may take until it is known whose a namespace is: a pod that leaves is taken down within it.
+const CHANGING: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Where a container goes.
+#[derive(Debug)]
+pub enum Place {
+    /// To the pod that lives in the namespace, whose shim serves here.
+    Pod(PathBuf),
+    /// To a pod of its own, whose the namespace is now.
+    Own(NetworkLock),
+    /// To a pod of its own, whose creation will tell what is wrong with the namespace.
+    Unknown,
 }
 
-/// The path of the network namespace that a spec names.
-fn given(spec: &Spec) -> Option<PathBuf> {
-    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
-    let mut namespaces = namespaces.iter();
-    let network = namespaces.find(|it| it.typ() == LinuxNamespaceType::Network)?;
-    network.path().clone()
+/// Finds the place of the container `id`, given the namespace at `path`. `serving` answers the socket of a
+/// sandbox of the same containerd's namespace, if somebody serves there.
+pub fn find(
+    namespace: &str,
+    id: &str,
+    path: &Path,
+    serving: impl Fn(&str) -> Option<PathBuf>,
+) -> Result<Place, StateError> {
+    let Ok(network) = NetworkId::at(path) else {
+        return Ok(Place::Unknown);
+    };
+    let take = || NetworkLock::take(network, namespace, id);
+    find_by(namespace, take, serving)
 }
 
-/// What a namespace is known by, whatever path leads to it.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let about = fs::metadata(path).ok()?;
-    Some((about.dev(), about.ino()))
+fn find_by(
+    own: &str,
+    take: impl Fn() -> Result<Occupied, StateError>,
+    serving: impl Fn(&str) -> Option<PathBuf>,
+) -> Result<Place, StateError> {
+    let end = Instant::now() + CHANGING;
+    loop {
+        match take()? {
+            Occupied::Free(lock) => {
+                undo_dead(&lock);
+                return Ok(Place::Own(lock));
+            }
+            Occupied::By { namespace, .. } if namespace != own => return Ok(Place::Unknown),
+            Occupied::By { sandbox, .. } => {
+                // Its shim has just begun, or has done all that it had to.
+                if let Some(socket) = serving(&sandbox) {
+                    return Ok(Place::Pod(socket));
+                }
+            }
+            Occupied::Changing => {}
+        }
+        if Instant::now() > end {
+            return Ok(Place::Unknown);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Takes a namespace for a pod; once it is another's for good, the answer is whose. Blocks.
+pub fn take(network: NetworkId, namespace: &str, sandbox: &str) -> Result<Occupied, StateError> {
+    let end = Instant::now() + CHANGING;
+    loop {
+        match NetworkLock::take(network, namespace, sandbox)? {
+            Occupied::Changing if Instant::now() < end => thread::sleep(POLL),
+            occupied => {
+                if let Occupied::Free(lock) = &occupied {
+                    undo_dead(lock);
+                }
+                return Ok(occupied);
+            }
+        }
+    }
+}
+
+/// Does what a dead pod would have done as it left the namespace: who cleans up after it later leaves the next one's
+/// alone. What fails is in the way of nobody.
+fn undo_dead(lock: &NetworkLock) {
+    let Some((namespace, sandbox)) = lock.dead() else {
+        return;
+    };
+    if let Ok(Some(state)) = StateFolder::open(namespace, sandbox)
+        && let Ok(Some(record)) = state.read_record()
+        && record.network_id == Some(lock.id())
+    {
+        let _ = undo(&record);
+    }
+}
+
+/// Takes from the network namespace that a dead pod was given what the pod had put there.
+pub fn undo(record: &Record) -> Result<(), SandboxError> {
+    match &record.network {
+        Some(network) => network::undo(&network.path, &network.qdiscs),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_namespace_is_the_same_by_every_path() {
-        let own = identity(Path::new("/proc/self/ns/net"));
-        assert!(own.is_some());
-        assert_eq!(own, identity(Path::new("/proc/thread-self/ns/net")));
-        assert_ne!(own, identity(Path::new("/proc/self/ns/uts")));
-        assert_eq!(identity(Path::new("/proc/0/ns/net")), None);
+    use std::cell::Cell;
+    use std::os::fd::AsFd;
+
+    fn network() -> NetworkId {
+        NetworkId::at(Path::new("/proc/self/ns/net")).unwrap()
     }
 
     #[test]
-    fn only_a_namespace_with_a_path_is_given() {
-        let spec = |network: &str| -> Spec {
-            let json =
-                format!(r#"{{"ociVersion": "1.2.0", "linux": {{"namespaces": [{network}]}}}}"#);
-            serde_json::from_str(&json).unwrap()
+    fn a_namespace_is_the_same_by_every_path() {
+        assert_eq!(
+            NetworkId::at(Path::new("/proc/thread-self/ns/net")).unwrap(),
+            network()
+        );
+        let open = std::fs::File::open("/proc/self/ns/net").unwrap();
+        assert_eq!(NetworkId::of(open.as_fd()).unwrap(), network());
+        assert_ne!(
+            NetworkId::at(Path::new("/proc/self/ns/uts")).unwrap(),
+            network()
+        );
+        assert!(NetworkId::at(Path::new("/proc/0/ns/net")).is_err());
+    }
+
+    /// One that begins, is there, leaves and has left, as the second one finds it.
+    #[test]
+    fn who_comes_second_goes_to_the_first_ones_pod_unless_that_leaves() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("state");
+        let take =
+            |namespace: &str, id: &str| NetworkLock::take_under(&root, network(), namespace, id);
+        let served = Cell::new(0);
+        let serving = |sandbox: &str| {
+            assert_eq!(sandbox, "first");
+            served.set(served.get() + 1);
+            (served.get() > 1).then(|| PathBuf::from("/socket"))
         };
-        let path = given(&spec(r#"{"type": "network", "path": "/run/netns/a"}"#));
-        assert_eq!(path, Some("/run/netns/a".into()));
-        assert_eq!(given(&spec(r#"{"type": "network"}"#)), None);
-        assert_eq!(given(&spec(r#"{"type": "uts", "path": "/run/uts"}"#)), None);
+        let find = |namespace: &str| find_by(namespace, || take(namespace, "second"), serving);
+
+        let Ok(Place::Own(first)) = find_by("ns", || take("ns", "first"), serving) else {
+            panic!("nobody was there");
+        };
+        assert!(matches!(find("ns"), Ok(Place::Pod(socket)) if socket == Path::new("/socket")));
+        assert_eq!(
+            served.get(),
+            2,
+            "one that does not serve yet is asked again"
+        );
+        assert!(matches!(find("other"), Ok(Place::Unknown)));
+
+        first.leaving().unwrap();
+        let begin = Instant::now();
+        let leaves = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            drop(first);
+        });
+        let Ok(Place::Own(second)) = find("ns") else {
+            panic!("the first one has left");
+        };
+        assert!(begin.elapsed() >= Duration::from_millis(200));
+        leaves.join().unwrap();
+        drop(second);
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
     }
 }

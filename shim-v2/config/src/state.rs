@@ -9,6 +9,7 @@
 //! Sockets are reached through the folder's descriptor: a path of two long ids exceeds the 107 bytes of a UNIX
 //! address. What is mounted below the folder is the caller's to unmount before [`StateFolder::remove`].
 
+mod network;
 mod process;
 mod record;
 
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+pub use network::{NetworkId, NetworkLock, Occupied};
 pub use process::Process;
 pub use record::{Network, RECORD_VERSION, Record, StandIn};
 
@@ -135,11 +137,7 @@ impl StateFolder {
     pub fn create_under(root: &Path, namespace: &str, id: &str) -> Result<Self, StateError> {
         let name = folder_name(namespace, id)?;
         let path = root.join(&name);
-        match rustix::fs::mkdir(root, PRIVATE_DIRECTORY) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(StateError::io("make", root, errno)),
-        }
-        let root = open_checked(CWD, root, root)?;
+        let root = make_root(root)?;
         match rustix::fs::mkdirat(&root, &name, PRIVATE_DIRECTORY) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(StateError::Exists { path }),
@@ -302,6 +300,14 @@ fn folder_name(namespace: &str, id: &str) -> Result<String, StateError> {
         namespace: namespace.into(),
         id: id.into(),
     })
+}
+
+/// Makes `/run/kata-like` where it is missing, and opens it.
+fn make_root(root: &Path) -> Result<OwnedFd, StateError> {
+    match rustix::fs::mkdir(root, PRIVATE_DIRECTORY) {
+        Ok(()) | Err(Errno::EXIST) => open_checked(CWD, root, root),
+        Err(errno) => Err(StateError::io("make", root, errno)),
+    }
 }
 
 /// Opens a directory that belongs to us alone: no link, our owner, mode 0700.

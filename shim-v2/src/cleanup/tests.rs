@@ -6,6 +6,11 @@ use kata_like_config::state::StandIn;
 
 use super::*;
 
+const NETWORK: NetworkId = NetworkId {
+    device: 4,
+    inode: 4_026_531_840,
+};
+
 fn sleeper() -> (Child, Process) {
     let child = Command::new("sleep").arg("600").spawn().unwrap();
     let process = Process::of(child.id() as i32).unwrap();
@@ -36,7 +41,13 @@ fn plant() -> Planted {
         process: sleep(),
     }];
     state.create_directory("share").unwrap();
+    record.network_id = Some(NETWORK);
     state.write_record(&record).unwrap();
+    let taken = NetworkLock::take_under(&place.path().join("state"), NETWORK, "ns", "pod");
+    match taken.unwrap() {
+        Occupied::Free(lock) => lock.hand_over(), // to nobody, as if its shim were killed
+        other => panic!("{other:?}"),
+    }
     Planted {
         place,
         record,
@@ -126,7 +137,7 @@ fn a_new_pod_of_the_name_replaces_a_dead_one_only() {
     drop(lock);
     assert!(remove_dead_under(&pod.root(), "ns", "pod").unwrap());
     assert_eq!(pod.living(), 0);
-    assert!(!pod.root().join("ns:pod").exists());
+    assert_eq!(std::fs::read_dir(pod.root()).unwrap().count(), 0);
 }
 
 #[test]

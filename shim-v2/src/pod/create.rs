@@ -119,37 +119,41 @@ impl Pod {
         Ok(created.pid)
     }
 
-    /// The pod's sandbox, made if this is its first container.
+    /// The pod's sandbox, made if this is its first container. One that is being made is waited for, and
+    /// the end of one that has left.
     async fn sandbox_for(
         self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
     ) -> Result<Arc<Sandbox>, PodError> {
-        {
-            let mut state = self.state();
-            if let Some(reason) = &state.lost {
-                return Err(PodError::Failed(format!(
-                    "create container {:?}: sandbox {:?} has ended: {reason}",
-                    request.id, self.id
-                )));
-            }
-            match &state.sandbox {
-                Slot::Up(sandbox) => return Ok(Arc::clone(sandbox)),
-                Slot::Making => {
-                    return Err(PodError::WrongState(format!(
-                        "create container {:?}: sandbox {:?} is still being made",
+        loop {
+            let mut settled = {
+                let mut state = self.state();
+                if let Some(reason) = &state.lost {
+                    return Err(PodError::Failed(format!(
+                        "create container {:?}: sandbox {:?} has ended: {reason}",
                         request.id, self.id
                     )));
                 }
-                Slot::Empty if container.role == Role::CriContainer => {
-                    return Err(PodError::WrongState(format!(
-                        "create container {:?}: its pod's sandbox is not running",
-                        request.id
-                    )));
+                match &state.sandbox {
+                    Slot::Up(sandbox) => return Ok(Arc::clone(sandbox)),
+                    Slot::Changing => self.settled.subscribe(),
+                    Slot::Empty if container.role == Role::CriContainer => {
+                        return Err(PodError::WrongState(format!(
+                            "create container {:?}: its pod's sandbox is not running",
+                            request.id
+                        )));
+                    }
+                    Slot::Empty => {
+                        state.sandbox = Slot::Changing;
+                        break;
+                    }
                 }
-                Slot::Empty => state.sandbox = Slot::Making,
-            }
+            };
+            // The sender lives in `self`: the wait can't fail.
+            let _ = settled.changed().await;
         }
+        let network = lock(&self.network).take();
         let (events, happened) = mpsc::unbounded_channel();
         let started = Sandbox::start(SandboxRequest {
             namespace: self.namespace.clone(),
@@ -157,10 +161,12 @@ impl Pod {
             bundle: request.bundle.clone(),
             config_path: request.config_path.clone(),
             host_mounts: self.host_mounts.clone(),
+            network,
             events,
         })
         .await;
         let mut state = self.state();
+        self.settled.send_replace(());
         match started {
             Ok(sandbox) => {
                 state.sandbox = Slot::Up(Arc::clone(&sandbox));
@@ -216,7 +222,7 @@ impl Pod {
             );
         }
         if let Some(sandbox) = last {
-            sandbox.stop().await;
+            self.take_down(&sandbox).await;
         }
         if let Some(stdio) = container.init.stdio.get() {
             stdio.close(std::time::Duration::ZERO).await;

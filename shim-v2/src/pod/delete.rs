@@ -77,7 +77,7 @@ impl Pod {
 
         if let Some((sandbox, others)) = self.ends_with(&container) {
             // The guest is told first, so that it writes back what it holds of the root file system.
-            sandbox.stop().await;
+            self.take_down(&sandbox).await;
             self.end_tasks(&others);
         }
         if let Ok(sandbox) = container.sandbox()
@@ -178,18 +178,25 @@ impl Pod {
         Some((self.take_sandbox(&mut state)?, others))
     }
 
-    /// The sandbox leaves the pod; the next container would get a new one.
+    /// The sandbox leaves the pod: whoever takes it takes it down.
     pub(super) fn take_sandbox(&self, state: &mut State) -> Option<Arc<Sandbox>> {
-        match &state.sandbox {
-            Slot::Up(_) => match std::mem::take(&mut state.sandbox) {
-                Slot::Up(sandbox) => {
-                    state.lost = None;
-                    Some(sandbox)
-                }
-                Slot::Empty | Slot::Making => None,
-            },
-            Slot::Empty | Slot::Making => None,
+        match std::mem::replace(&mut state.sandbox, Slot::Changing) {
+            Slot::Up(sandbox) => {
+                state.lost = None;
+                Some(sandbox)
+            }
+            other => {
+                state.sandbox = other;
+                None
+            }
         }
+    }
+
+    /// Takes down a sandbox that has left the pod. The next container gets a new one.
+    pub(super) async fn take_down(&self, sandbox: &Sandbox) {
+        sandbox.stop().await;
+        self.state().sandbox = Slot::Empty;
+        self.settled.send_replace(());
     }
 
     /// The container's name is free. After the last one a remembered end comes true.
@@ -238,7 +245,7 @@ impl Pod {
             return;
         };
         let down = async {
-            sandbox.stop().await;
+            self.take_down(&sandbox).await;
             for container in &containers {
                 if let Err(error) = sandbox.delete_container(&container.id).await {
                     tracing::warn!(

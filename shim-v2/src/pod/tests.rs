@@ -21,7 +21,7 @@ impl Fixture {
         let (server, arrived) = events::tests::containerd(&socket).await;
         let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
         Self {
-            pod: Pod::new("ns", "pod", publisher, None),
+            pod: Pod::new("ns", "pod", publisher, None, None),
             arrived,
             _server: server,
             directory,

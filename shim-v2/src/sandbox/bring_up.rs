@@ -14,13 +14,13 @@ use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
 use kata_like_boot::{CachePolicy, FsdBoot, FsdFds, FsdShare, VERSION, VmBoot, VmShare};
 use kata_like_config::Config;
 use kata_like_config::state::{self, Process, Record, StateFolder, name};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::OFlags;
 use tokio::net::UnixStream;
 
 use super::clock::Clock;
 use super::machine::{Machine, Steps};
 use super::memory::{self, MemoryNames};
-use super::{Inner, Sandbox, limits, resolver};
+use super::{Inner, Sandbox, limits, namespace, resolver};
 use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
@@ -28,7 +28,6 @@ use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
 use crate::share::{PARTS, Share, volumes};
-use crate::spawn::Network;
 use crate::spec::{self, MemorySize, NetworkPart, Split};
 use crate::stand_in::StandIn;
 
@@ -58,7 +57,7 @@ pub(super) async fn start(request: SandboxRequest) -> Result<Arc<Sandbox>, Sandb
 }
 
 async fn bring_up(
-    request: SandboxRequest,
+    mut request: SandboxRequest,
     machine: &mut Machine,
     steps: &mut Steps,
 ) -> Result<Arc<Sandbox>, SandboxError> {
@@ -69,7 +68,9 @@ async fn bring_up(
     let mut record = Record::new(&request.namespace, &request.id);
     let state = make_state(&request, machine, &mut record)?;
     let (cgroup, leaf) = make_cgroups(&wanted, machine, &state, &mut record)?;
-    let network = make_stand_in(&request, &wanted, &cgroup, &state, machine).await?;
+    let given = &wanted.split.host.network;
+    let network =
+        namespace::make(&mut request, given, &cgroup, &state, machine, &mut record).await?;
     steps.done("state");
 
     let share = blocking(move || Share::create(&state).map(|share| (share, state))).await?;
@@ -253,81 +254,6 @@ fn make_cgroups(
     Ok((own, leaf))
 }
 
-/// The first container's stand-in, and with it the pod's network namespace.
-async fn make_stand_in(
-    request: &SandboxRequest,
-    wanted: &Wanted,
-    cgroup: &Cgroup,
-    state: &Arc<StateFolder>,
-    machine: &mut Machine,
-) -> Result<OwnedFd, SandboxError> {
-    let given = match &wanted.split.host.network {
-        NetworkPart::Path(path) => Some(open_network(path)?),
-        NetworkPart::New => None,
-        NetworkPart::Pod => {
-            return Err(SandboxError::new(
-                SandboxErrorKind::BadRequest,
-                "linux.namespaces of type network: a sandbox can't join its own pod",
-            ));
-        }
-    };
-    let directory = cgroup
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|cause| SandboxError::failed("copy a descriptor", cause))?;
-    let (task, empty) = (request.id.clone(), state.path().join(name::EMPTY));
-    let (stand_in, given) = blocking(move || {
-        let network = given
-            .as_ref()
-            .map_or(Network::New, |fd| Network::Join(fd.as_fd()));
-        let stand_in = StandIn::start(&task, directory.as_fd(), network, &empty)
-            .map_err(|cause| SandboxError::failed("make the pod's network namespace", cause))?;
-        Ok((stand_in, given))
-    })
-    .await?;
-    let pid = stand_in.pid();
-    machine.stand_in = Some(stand_in);
-    match given {
-        Some(given) => Ok(given),
-        None => open_network(Path::new(&format!("/proc/{pid}/ns/net"))),
-    }
-}
-
-/// Opens a network namespace, which must not be the host's own.
-fn open_network(path: &Path) -> Result<OwnedFd, SandboxError> {
-    let open = |path: &Path| {
-        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let stat = rustix::fs::fstat(&fd)?;
-        Ok::<_, rustix::io::Errno>((fd, (stat.st_dev, stat.st_ino)))
-    };
-    let failed = |errno: rustix::io::Errno| {
-        let step = format!("open network namespace {}", path.display());
-        SandboxError::failed(step, std::io::Error::from(errno))
-    };
-    let (fd, found) = open(path).map_err(failed)?;
-    let is_network = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type as u64 == NSFS_MAGIC);
-    let own = rustix::fs::statat(CWD, "/proc/self/ns/net", rustix::fs::AtFlags::empty());
-    if own.is_ok_and(|own| (own.st_dev, own.st_ino) == found) {
-        return Err(SandboxError::unsupported(
-            format_args!(
-                "linux.namespaces of type network with path {}",
-                path.display()
-            ),
-            "it is the host's own network (hostNetwork), which a guest can't be given",
-        ));
-    }
-    match is_network {
-        true => Ok(fd),
-        false => Err(SandboxError::new(
-            SandboxErrorKind::BadRequest,
-            format!("open network namespace {}: it is not one", path.display()),
-        )),
-    }
-}
-
-/// NSFS_MAGIC of linux/magic.h.
-const NSFS_MAGIC: u64 = 0x6e73_6673;
-
 /// A vhost-user socket for each share: the file server listens, the VMM is connected. Nothing of
 /// them stays in the folder.
 fn vhost_user_sockets(state: &StateFolder) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), SandboxError> {
@@ -477,7 +403,7 @@ pub(super) fn recorded(task: &str, stand_in: &StandIn) -> Option<state::StandIn>
     })
 }
 
-fn write_record(state: &StateFolder, record: &Record) -> Result<(), SandboxError> {
+pub(super) fn write_record(state: &StateFolder, record: &Record) -> Result<(), SandboxError> {
     state
         .write_record(record)
         .map_err(|cause| SandboxError::failed("keep the pod's state", cause))

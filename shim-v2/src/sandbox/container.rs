@@ -4,11 +4,10 @@
 //! from where a failure, a deletion or the pod's end takes it away.
 
 use std::collections::hash_map::Entry;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use kata_like_config::state::name;
+use kata_like_config::state::{NetworkId, name};
 
 use super::bring_up::blocking;
 use super::hooks::ContainerHooks;
@@ -66,7 +65,10 @@ async fn make(
         .map_err(|error| error.during(format!("read the spec of container {id}")))?;
     let is_pod_s = match &host.network {
         NetworkPart::Pod => true,
-        NetworkPart::Path(path) => is_same(path, &sandbox.network),
+        NetworkPart::Path(path) => {
+            let own = NetworkId::of(&sandbox.network).ok();
+            own.is_some() && NetworkId::at(path).ok() == own
+        }
         NetworkPart::New => false,
     };
     if id != sandbox.id && !is_pod_s {
@@ -172,13 +174,6 @@ async fn make(
         .create_container(id, made_of, &request.streams)
         .await?;
     Ok(CreatedContainer { pid })
-}
-
-/// Whether a path leads to this namespace.
-fn is_same(path: &Path, namespace: &OwnedFd) -> bool {
-    let (found, own) = (rustix::fs::stat(path), rustix::fs::fstat(namespace));
-    matches!((found, own), (Ok(found), Ok(own))
-        if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// Puts the sources of a container's bind mounts into the share.

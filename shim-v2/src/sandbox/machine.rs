@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kata_like_config::state::StateFolder;
+use kata_like_config::state::{NetworkLock, StateFolder};
 
 use crate::cgroup;
 use crate::launch::{Fsd, Vmm};
@@ -23,6 +23,7 @@ pub(super) struct Machine {
     pub(super) state: Option<Arc<StateFolder>>,
     pub(super) cgroups: Vec<PathBuf>,
     pub(super) lock: Option<std::fs::File>,
+    pub(super) network: Option<NetworkLock>,
     pub(super) stand_in: Option<StandIn>,
     pub(super) share: Option<Arc<Share>>,
     pub(super) fsd: Option<Fsd>,
@@ -46,6 +47,8 @@ impl Machine {
         if let Some(share) = self.share.take() {
             share.unmount();
         }
+        // Before what keeps the namespace ends: the next one may have its number.
+        self.network = None;
         if let Some(stand_in) = self.stand_in.take() {
             stand_in.end().await;
         }

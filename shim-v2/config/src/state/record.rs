@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Process;
+use super::{NetworkId, Process};
 
 /// The version of the state folder's format: its names and its record.
 pub const RECORD_VERSION: u32 = 1;
@@ -32,6 +32,9 @@ pub struct Record {
     pub fsd: Option<Process>,
     /// A stand-in for each task.
     pub stand_ins: Vec<StandIn>,
+    /// The pod's network namespace, from just before it is taken (`NetworkLock`).
+    #[serde(default)]
+    pub network_id: Option<NetworkId>,
     /// What was changed in a network namespace that outlives the pod.
     #[serde(default)]
     pub network: Option<Network>,
@@ -71,6 +74,7 @@ impl Record {
             uid: None,
             fsd: None,
             stand_ins: Vec::new(),
+            network_id: None,
             network: None,
             cgroups: Vec::new(),
         }

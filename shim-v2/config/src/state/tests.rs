@@ -7,6 +7,11 @@ use super::*;
 
 struct Root(tempfile::TempDir);
 
+const NETWORK: NetworkId = NetworkId {
+    device: 4,
+    inode: 4_026_531_840,
+};
+
 impl Root {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
@@ -16,6 +21,12 @@ impl Root {
     }
     fn create(&self, id: &str) -> Result<StateFolder, StateError> {
         StateFolder::create_under(&self.path(), "default", id)
+    }
+    fn take(&self, id: &str) -> Occupied {
+        NetworkLock::take_under(&self.path(), NETWORK, "default", id).unwrap()
+    }
+    fn networks(&self) -> usize {
+        fs::read_dir(self.path()).unwrap().count()
     }
     fn open(&self, id: &str) -> Result<Option<StateFolder>, StateError> {
         StateFolder::open_under(&self.path(), "default", id)
@@ -173,4 +184,65 @@ fn one_process_at_a_time_holds_the_lock() {
     assert!(second.try_lock().unwrap().is_none());
     drop(held);
     assert!(second.try_lock().unwrap().is_some());
+}
+
+fn free(taken: Occupied) -> NetworkLock {
+    match taken {
+        Occupied::Free(lock) => lock,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_network_namespace_is_one_pod_s_until_that_leaves() {
+    let root = Root::new();
+    let lock = free(root.take("web"));
+    assert_eq!(lock.id(), NETWORK);
+    let Occupied::By { namespace, sandbox } = root.take("db") else {
+        panic!("two pods have it");
+    };
+    assert_eq!((namespace.as_str(), sandbox.as_str()), ("default", "web"));
+    lock.leaving().unwrap();
+    assert!(matches!(root.take("db"), Occupied::Changing));
+    assert_eq!(root.networks(), 1);
+    drop(lock);
+    assert_eq!(root.networks(), 0);
+    let lock = free(root.take("db"));
+    assert_eq!(lock.dead(), None);
+    assert!(root.open("web").unwrap().is_none(), "it is no state folder");
+}
+
+/// What a killed shim has left: its descriptors are closed, and nothing else has happened.
+#[test]
+fn a_dead_pod_s_network_namespace_is_anybody_s() {
+    let root = Root::new();
+    let die = |lock: NetworkLock| lock.hand_over(); // to nobody
+    die(free(root.take("dead")));
+    assert_eq!(root.networks(), 1);
+    let lock = free(root.take("new"));
+    assert_eq!(lock.dead(), Some(("default", "dead")));
+    assert!(matches!(root.take("db"), Occupied::By { sandbox, .. } if sandbox == "new"));
+    lock.leaving().unwrap();
+    die(lock);
+    let lock = free(root.take("db"));
+    assert_eq!(lock.dead(), Some(("default", "new")));
+    drop(lock);
+    assert_eq!(root.networks(), 0);
+}
+
+/// As a shim that has just been born gets it, from a process that ends.
+#[test]
+fn a_network_namespace_s_lock_is_handed_over() {
+    let root = Root::new();
+    let first = free(root.take("web"));
+    let descriptor = first.as_fd().try_clone_to_owned().unwrap();
+    first.hand_over();
+    let lock = NetworkLock::inherited(descriptor).unwrap();
+    assert_eq!(lock.id(), NETWORK);
+    assert!(matches!(root.take("db"), Occupied::By { .. }));
+    drop(lock);
+    assert_eq!(root.networks(), 0);
+    drop(free(root.take("db")));
+    let other = File::open("/dev/null").unwrap();
+    assert!(NetworkLock::inherited(other.into()).is_none());
 }
