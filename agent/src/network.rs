@@ -1,6 +1,6 @@
 //! The guest's network: what the pod's namespace on the host holds, made again in the guest's.
 //!
-//! Called by `service.rs` before the first container starts, and for interfaces that come later. The VMM has put a
+//! Called by `service.rs` before the first container starts, and for what comes and changes later. The VMM has put a
 //! device for each interface into a slot. Everything here is the copy of something that works on the host: addresses are
 //! not tried for duplicates again, and no route is made but those that the host has.
 
@@ -17,6 +17,8 @@ pub struct Network {
     /// The numbers of interfaces in these are still 0.
     pub routes: Vec<Named<Route>>,
     pub neighbours: Vec<Named<Neighbour>>,
+    /// All that is in it is to go, but for the interfaces themselves.
+    pub remove: bool,
 }
 
 /// An interface that is to be.
@@ -29,6 +31,8 @@ pub struct Interface {
     pub mtu: u32,
     pub up: bool,
     pub no_arp: bool,
+    /// It is there already.
+    pub bound: bool,
     /// Their numbers of the interface are still 0.
     pub addresses: Vec<Address>,
 }
@@ -58,35 +62,82 @@ fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Netlink { step, source }
 }
 
-/// Makes it.
+/// Makes it, or takes it away.
 pub fn configure(network: &Network) -> Result<(), NetworkError> {
     let mut socket = Socket::open().map_err(step("open a netlink socket"))?;
+    if network.remove {
+        return remove(&mut socket, network);
+    }
     let indices = bind(&mut socket, &network.interfaces)?;
     for (interface, index) in network.interfaces.iter().zip(indices) {
         set_up(&mut socket, interface, index)?;
     }
     let links = socket.links().map_err(step("list the interfaces"))?;
     for route in in_order(&network.routes) {
-        add_route(&mut socket, route, &links)?;
+        let route = route_here(route, &links)?;
+        let added = socket.add_route(&route);
+        added.map_err(step(format!("add {}", described(&route))))?;
     }
-    for Named { interfaces, it } in &network.neighbours {
-        let mut neighbour = it.clone();
-        for name in interfaces {
-            neighbour.link = find(&links, name)?;
-        }
+    for neighbour in &network.neighbours {
+        let neighbour = neighbour_here(neighbour, &links)?;
         let added = socket.add_neighbour(&neighbour);
         added.map_err(step(format!("add neighbour {}", neighbour.address)))?;
     }
     Ok(())
 }
 
-/// Binds every device and gives its interface its name. Answers the interfaces' numbers.
+/// What is not there any more, or the interface of it, has gone with something else.
+fn remove(socket: &mut Socket, network: &Network) -> Result<(), NetworkError> {
+    let links = socket.links().map_err(step("list the interfaces"))?;
+    let routes = network.routes.iter();
+    for route in routes.filter_map(|it| route_here(it, &links).ok()) {
+        let removed = absent_is_done(socket.remove_route(&route));
+        removed.map_err(step(format!("remove {}", described(&route))))?;
+    }
+    let neighbours = network.neighbours.iter();
+    for neighbour in neighbours.filter_map(|it| neighbour_here(it, &links).ok()) {
+        let removed = absent_is_done(socket.remove_neighbour(&neighbour));
+        removed.map_err(step(format!("remove neighbour {}", neighbour.address)))?;
+    }
+    for interface in &network.interfaces {
+        let link = device::interface(interface.slot)?;
+        for address in &interface.addresses {
+            let address = Address {
+                link,
+                ..address.clone()
+            };
+            let removed = absent_is_done(socket.remove_address(&address));
+            removed.map_err(step(format!("remove address {}", address.local)))?;
+        }
+    }
+    Ok(())
+}
+
+fn absent_is_done(done: io::Result<()>) -> io::Result<()> {
+    const GONE: [io::ErrorKind; 2] = [io::ErrorKind::NotFound, io::ErrorKind::AddrNotAvailable];
+    match done {
+        Err(error) if GONE.contains(&error.kind()) => Ok(()),
+        // ESRCH has no kind of its own.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// Binds every device that is not yet bound, and gives its interface its name. Answers the interfaces' numbers.
 fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, NetworkError> {
     let mut indices = Vec::new();
     for Interface {
-        slot, name, mac, ..
+        slot,
+        name,
+        mac,
+        bound,
+        ..
     } in interfaces
     {
+        if *bound {
+            indices.push(device::interface(*slot)?);
+            continue;
+        }
         device::bind(*slot)?;
         let index = device::interface(*slot)?;
         let links = socket.links().map_err(step("list the interfaces"))?;
@@ -101,7 +152,8 @@ fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, Netwo
         rename(socket, index, &format!("slot{slot}"))?;
         indices.push(index);
     }
-    for (interface, index) in interfaces.iter().zip(&indices) {
+    let all = interfaces.iter().zip(&indices);
+    for (interface, index) in all.filter(|(interface, _)| !interface.bound) {
         rename(socket, *index, &interface.name)?;
     }
     Ok(indices)
@@ -118,6 +170,7 @@ fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), 
         mtu,
         up,
         no_arp,
+        bound,
         ..
     } = interface;
     let mut set = |what: &str, change| {
@@ -131,6 +184,8 @@ fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), 
     }
     if *up {
         set("change the state", Change::Up)?;
+    } else if *bound {
+        set("change the state", Change::Down)?;
     }
     for address in &interface.addresses {
         let address = Address {
@@ -165,20 +220,31 @@ fn in_order(routes: &[Named<Route>]) -> impl Iterator<Item = &Named<Route>> {
     near.into_iter().chain(behind)
 }
 
-fn add_route(
-    socket: &mut Socket,
+fn route_here(
     Named { interfaces, it }: &Named<Route>,
     links: &[Link],
-) -> Result<(), NetworkError> {
+) -> Result<Route, NetworkError> {
     let mut route = it.clone();
     for (hop, name) in route.hops.iter_mut().zip(interfaces) {
         hop.link = find(links, name)?;
     }
-    let added = socket.add_route(&route);
-    added.map_err(step(format!(
-        "add route {}/{} of table {}",
-        route.destination, route.prefix, route.table
-    )))
+    Ok(route)
+}
+
+fn described(route: &Route) -> String {
+    let (to, prefix, table) = (route.destination, route.prefix, route.table);
+    format!("route {to}/{prefix} of table {table}")
+}
+
+fn neighbour_here(
+    Named { interfaces, it }: &Named<Neighbour>,
+    links: &[Link],
+) -> Result<Neighbour, NetworkError> {
+    let mut neighbour = it.clone();
+    for name in interfaces {
+        neighbour.link = find(links, name)?;
+    }
+    Ok(neighbour)
 }
 
 fn find(links: &[Link], name: &str) -> Result<u32, NetworkError> {
@@ -201,6 +267,7 @@ mod tests {
             it: Route {
                 destination: ip(destination),
                 prefix: 24,
+                from: 0,
                 table: 254,
                 protocol: 3,
                 scope: if gateway.is_some() { 0 } else { 253 },
@@ -237,11 +304,19 @@ mod tests {
                 interfaces: Vec::new(),
                 routes,
                 neighbours: Vec::new(),
+                remove: false,
             };
             configure(&network).unwrap();
             let made = socket.routes().unwrap();
             let made = |wanted: &str| made.iter().any(|it| it.destination.to_string() == wanted);
             assert!(made("10.1.0.0") && made("10.2.0.0"));
+            network.remove = true;
+            configure(&network).unwrap();
+            configure(&network).unwrap(); // what is gone is gone
+            let left = socket.routes().unwrap().into_iter();
+            let left: Vec<_> = left.filter(|it| it.table == 254).collect();
+            assert_eq!(left, []);
+            network.remove = false;
 
             network.routes = vec![route("10.3.0.0", Some("10.9.0.1"))];
             let error = configure(&network).unwrap_err();

@@ -38,7 +38,7 @@ const IPVLAN_MODE_L3S: u16 = 2;
 const OWN_RULES: [u32; 3] = [0, 32_766, 32_767];
 
 /// What a namespace holds, and the guest gets.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Network {
     /// The interfaces, but for loopback.
     pub interfaces: Vec<Interface>,
@@ -49,7 +49,7 @@ pub struct Network {
 }
 
 /// An interface.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Interface {
     /// The number of it in its namespace.
     pub index: u32,
@@ -72,6 +72,8 @@ pub struct Interface {
 pub struct Joined {
     socket: Socket,
     redirects: Vec<tc::Redirect>,
+    /// What the guest has been told.
+    told: Network,
     /// The numbers of interfaces that have come later and could not be joined.
     given_up: HashSet<u32>,
 }
@@ -98,6 +100,7 @@ impl Joined {
     /// Takes the redirection from an interface, and joins it no more.
     pub fn give_up(&mut self, index: u32) {
         self.given_up.insert(index);
+        self.told.interfaces.retain(|it| it.index != index);
         let redirects = std::mem::take(&mut self.redirects);
         let (gone, left) = redirects.into_iter().partition(|it| it.link() == index);
         self.redirects = left;
@@ -127,6 +130,7 @@ pub fn join(namespace: BorrowedFd) -> Result<(Network, Vec<OwnedFd>, Joined), Sa
         let mut joined = Joined {
             socket,
             redirects: Vec::new(),
+            told: Network::default(),
             given_up: HashSet::new(),
         };
         let network = read(&mut joined.socket)?;
@@ -134,6 +138,7 @@ pub fn join(namespace: BorrowedFd) -> Result<(Network, Vec<OwnedFd>, Joined), Sa
         for interface in &network.interfaces {
             taps.push(joined.join(interface)?);
         }
+        joined.told = network.clone();
         Ok((network, taps, joined))
     })
 }
@@ -206,7 +211,7 @@ fn read(socket: &mut Socket) -> Result<Network, SandboxError> {
             "the guest has the rules that every network begins with",
         ));
     }
-    network.add_ways(socket, &links)?;
+    network.add_ways(socket, &links, &mut Err)?;
     Ok(network)
 }
 
@@ -215,12 +220,29 @@ impl Network {
         self.interfaces.iter().any(|found| found.name == name)
     }
 
-    /// Adds the routes over its interfaces, and the neighbours on its interfaces.
-    fn add_ways(&mut self, socket: &mut Socket, links: &[Link]) -> Result<(), SandboxError> {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.interfaces.is_empty() && self.routes.is_empty() && self.neighbours.is_empty()
+    }
+
+    /// Adds the routes over its interfaces, and the neighbours on its interfaces. `refused` is asked what to do about
+    /// a route that the guest can't have.
+    fn add_ways(
+        &mut self,
+        socket: &mut Socket,
+        links: &[Link],
+        refused: &mut dyn FnMut(SandboxError) -> Result<(), SandboxError>,
+    ) -> Result<(), SandboxError> {
         for route in socket.routes().map_err(failed("list the routes"))? {
             // Over what is left out nothing leads.
             let is_there = |name: &String| name == "lo" || self.has(name);
-            let route = named_route(route, links)?;
+            let route = match named_route(route, links) {
+                Ok(route) => route,
+                Err(error) => {
+                    refused(error)?;
+                    continue;
+                }
+            };
             let route = route.filter(|route| route.interfaces.iter().all(is_there));
             self.routes.extend(route);
         }
@@ -327,21 +349,30 @@ fn named_route(route: Route, links: &[Link]) -> Result<Option<Named<Route>>, San
         libc::RTN_BLACKHOLE,
         libc::RTN_UNREACHABLE,
         libc::RTN_PROHIBIT,
+        libc::RTN_THROW,
     ];
     let told = route.protocol == RTPROT_RA || route.flags & RTM_F_CLONED != 0;
-    let own = route.table == u32::from(libc::RT_TABLE_LOCAL)
-        || route.kind != libc::RTN_UNICAST && !leads_nowhere.contains(&route.kind);
-    if told || own {
+    let kernel_s = [libc::RTPROT_UNSPEC, libc::RTPROT_KERNEL].contains(&route.protocol);
+    let is_plain = route.kind == libc::RTN_UNICAST;
+    if told || kernel_s && (!is_plain || route.table == u32::from(libc::RT_TABLE_LOCAL)) {
         return Ok(None);
     }
-    let (to, prefix) = (route.destination, route.prefix);
+    let refuse = |why: String| {
+        let (to, prefix) = (route.destination, route.prefix);
+        let what = format!("route {to}/{prefix} of the pod's network");
+        Err(SandboxError::unsupported(what, why))
+    };
     if route.wraps {
-        return Err(SandboxError::unsupported(
-            format_args!("route {to}/{prefix} of the pod's network"),
-            "it wraps what it carries (an encap route)",
-        ));
+        return refuse("it wraps what it carries (an encap route)".into());
     }
-    let mut route = route;
+    if route.from != 0 {
+        return refuse("it is for packets from certain addresses only (a from route)".into());
+    }
+    if !is_plain && route.kind != libc::RTN_LOCAL && !leads_nowhere.contains(&route.kind) {
+        let kind = route.kind;
+        return refuse(format!("it is neither unicast nor local (kind {kind})"));
+    }
+    let mut route = Route { flags: 0, ..route };
     if leads_nowhere.contains(&route.kind) {
         route.hops.clear(); // IPv6 has them on loopback
     }

@@ -59,10 +59,19 @@ impl Socket {
 
     /// Gives an interface an address.
     pub fn add_address(&mut self, it: &Address) -> io::Result<()> {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        self.change_address(libc::RTM_NEWADDR, flags, it)
+    }
+
+    /// Takes an address from an interface.
+    pub fn remove_address(&mut self, it: &Address) -> io::Result<()> {
+        self.change_address(libc::RTM_DELADDR, 0, it)
+    }
+
+    fn change_address(&mut self, kind: u16, flags: i32, it: &Address) -> io::Result<()> {
         let mut fixed = vec![family(it.local), it.prefix, 0, it.scope];
         fixed.extend_from_slice(&it.link.to_ne_bytes());
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        let mut message = Message::new(libc::RTM_NEWADDR, flags, &fixed);
+        let mut message = Message::new(kind, flags, &fixed);
         message
             .attribute(libc::IFA_LOCAL, &address_bytes(it.local))
             .attribute(

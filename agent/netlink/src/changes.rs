@@ -7,10 +7,10 @@ use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-/// RTMGRP_* of linux/rtnetlink.h: interfaces, addresses and routes of both families.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// RTMGRP_* of linux/rtnetlink.h: interfaces, neighbours, addresses and routes of both families.
+const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400;
 
-/// A socket that becomes readable when interfaces, addresses or routes change in the network namespace of the
+/// A socket that becomes readable when interfaces, neighbours, addresses or routes change in the network namespace of the
 /// thread that has opened it.
 #[derive(Debug)]
 pub struct Changes(OwnedFd);

@@ -22,7 +22,7 @@ pub use route::{Hop, Route};
 pub use socket::Socket;
 
 /// A route or a neighbour with the names of the interfaces in it, which have other numbers in another namespace.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named<T> {
     /// The names, in the order of its own numbers.
     pub interfaces: Vec<String>,

@@ -54,12 +54,21 @@ impl Socket {
 
     /// Adds a neighbour, or puts it in the place of the one that has its address.
     pub fn add_neighbour(&mut self, it: &Neighbour) -> io::Result<()> {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        self.change_neighbour(libc::RTM_NEWNEIGH, flags, it)
+    }
+
+    /// Removes the neighbour that has this address.
+    pub fn remove_neighbour(&mut self, it: &Neighbour) -> io::Result<()> {
+        self.change_neighbour(libc::RTM_DELNEIGH, 0, it)
+    }
+
+    fn change_neighbour(&mut self, kind: u16, flags: i32, it: &Neighbour) -> io::Result<()> {
         let mut fixed = vec![family(it.address), 0, 0, 0];
         fixed.extend_from_slice(&it.link.to_ne_bytes());
         fixed.extend_from_slice(&it.state.to_ne_bytes());
         fixed.extend_from_slice(&[it.flags, 0]);
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        let mut message = Message::new(libc::RTM_NEWNEIGH, flags, &fixed);
+        let mut message = Message::new(kind, flags, &fixed);
         message
             .attribute(libc::NDA_DST, &address_bytes(it.address))
             .attribute(libc::NDA_LLADDR, &it.mac);

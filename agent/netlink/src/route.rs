@@ -40,6 +40,8 @@ pub struct Route {
     pub destination: IpAddr,
     /// How many bits of it count.
     pub prefix: u8,
+    /// How many bits count of where a packet is from, for which it is then; 0: for any.
+    pub from: u8,
     /// The table it is in.
     pub table: u32,
     /// RTPROT_*: who has made it.
@@ -86,6 +88,7 @@ impl Route {
         Some(Self {
             destination: find(libc::RTA_DST).unwrap_or(unspecified(family)),
             prefix: byte(bytes, 1),
+            from: byte(bytes, 2),
             table: word(libc::RTA_TABLE).unwrap_or(u32::from(byte(bytes, 4))),
             protocol: byte(bytes, 5),
             scope: byte(bytes, 6),
@@ -178,6 +181,16 @@ impl Socket {
 
     /// Adds a route, or puts it in the place of the same one.
     pub fn add_route(&mut self, it: &Route) -> io::Result<()> {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        self.change_route(libc::RTM_NEWROUTE, flags, it)
+    }
+
+    /// Removes a route.
+    pub fn remove_route(&mut self, it: &Route) -> io::Result<()> {
+        self.change_route(libc::RTM_DELROUTE, 0, it)
+    }
+
+    fn change_route(&mut self, kind: u16, how: i32, it: &Route) -> io::Result<()> {
         let of = family(it.destination);
         let one = match it.hops.as_slice() {
             [one] => Some(one),
@@ -188,8 +201,7 @@ impl Socket {
         fixed.extend_from_slice(&[it.protocol, it.scope, it.kind]);
         let flags = one.map_or(0, |hop| u32::from(hop.flags()));
         fixed.extend_from_slice(&flags.to_ne_bytes());
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        let mut message = Message::new(libc::RTM_NEWROUTE, flags, &fixed);
+        let mut message = Message::new(kind, how, &fixed);
         if it.prefix > 0 {
             message.attribute(libc::RTA_DST, &address_bytes(it.destination));
         }

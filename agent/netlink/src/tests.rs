@@ -127,6 +127,7 @@ fn addresses_routes_and_neighbours_are_read_as_they_were_set() {
         let route = |destination: &str, prefix, hops| Route {
             destination: ip(destination),
             prefix,
+            from: 0,
             table: u32::from(libc::RT_TABLE_MAIN),
             protocol: libc::RTPROT_BOOT,
             scope: libc::RT_SCOPE_UNIVERSE,

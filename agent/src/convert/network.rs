@@ -23,6 +23,7 @@ pub fn network(request: ConfigureNetworkRequest) -> ttrpc::Result<Network> {
             interfaces: all(request.interfaces, interface)?,
             routes: all(request.routes, route)?,
             neighbours: all(request.neighbours, neighbour)?,
+            remove: request.remove,
         })
     };
     convert().map_err(|error: PodError| status(&error))
@@ -56,6 +57,7 @@ fn interface(message: InterfaceMessage) -> Result<Interface, PodError> {
         mtu: message.mtu,
         up: message.up,
         no_arp: message.no_arp,
+        bound: message.bound,
         addresses: all(message.addresses, address)?,
     })
 }
@@ -123,6 +125,7 @@ fn route(message: RouteMessage) -> Result<Named<Route>, PodError> {
     let route = Route {
         destination: ip("routes.destination", &message.destination)?,
         prefix: small("routes.prefix", message.prefix)?,
+        from: 0,
         table: message.table,
         protocol: small("routes.protocol", message.protocol)?,
         scope: small("routes.scope", message.scope)?,

@@ -17,20 +17,24 @@ pub struct GuestInterface {
     pub slot: u32,
     /// The interface on the host.
     pub interface: Interface,
+    /// Whether the guest has it already.
+    pub bound: bool,
 }
 
 impl Agent {
-    /// Gives the guest its network.
+    /// Gives the guest its network; with `remove` takes addresses, routes and neighbours from it.
     pub async fn configure_network(
         &self,
         interfaces: Vec<GuestInterface>,
         routes: Vec<Named<Route>>,
         neighbours: Vec<Named<Neighbour>>,
+        remove: bool,
     ) -> Result<(), SandboxError> {
         let request = agent::ConfigureNetworkRequest {
             interfaces: interfaces.into_iter().map(interface).collect(),
             routes: routes.into_iter().map(route).collect(),
             neighbours: neighbours.into_iter().map(neighbour).collect(),
+            remove,
             ..Default::default()
         };
         let client = self.client.clone();
@@ -59,7 +63,13 @@ fn optional(address: Option<IpAddr>) -> Vec<u8> {
     address.map(address_bytes).unwrap_or_default()
 }
 
-fn interface(GuestInterface { slot, interface }: GuestInterface) -> agent::Interface {
+fn interface(
+    GuestInterface {
+        slot,
+        interface,
+        bound,
+    }: GuestInterface,
+) -> agent::Interface {
     let address = |address: Address| agent::Address {
         local: address_bytes(address.local),
         peer: optional(address.peer),
@@ -75,6 +85,7 @@ fn interface(GuestInterface { slot, interface }: GuestInterface) -> agent::Inter
         mtu: interface.mtu.into(),
         up: interface.up,
         no_arp: !interface.arp,
+        bound,
         addresses: interface.addresses.into_iter().map(address).collect(),
         ..Default::default()
     }

@@ -1,5 +1,6 @@
-//! What becomes of a namespace after it was joined: interfaces that come and go.
+//! What becomes of a namespace after it was joined: interfaces that come, change and go, and the ways over them.
 //!
+//! The guest is told of the difference only, and so keeps what its containers have changed themselves.
 //! A plugin makes an interface in many steps. So whoever watches is told of a change only when nothing has
 //! changed any more for a while, and an interface counts as soon as it is up.
 
@@ -7,7 +8,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use kata_like_netlink::{Address, Changes, Link};
+use kata_like_netlink::{Address, Changes, Link, Named, Neighbour, Route};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
@@ -66,10 +67,14 @@ impl Watch {
 pub struct Later {
     /// The numbers of interfaces that are gone.
     pub gone: Vec<u32>,
-    /// Interfaces that have come, with the routes and neighbours that lead over them.
+    /// Interfaces that have come, and all routes and neighbours that have.
     pub come: Network,
     /// Their taps.
     pub taps: Vec<OwnedFd>,
+    /// Interfaces that are different, with the addresses that have come.
+    pub changed: Vec<Interface>,
+    /// What has gone from interfaces that are there: their addresses, routes and neighbours.
+    pub removed: Network,
 }
 
 impl Joined {
@@ -100,11 +105,27 @@ impl Joined {
                     }
                 }
             }
-            let come = match come.is_empty() {
-                true => Network::default(),
-                false => self.ways_over(come, &links)?,
-            };
-            Ok(Later { gone, come, taps })
+            let mut now = Network::default();
+            for told in &self.told.interfaces {
+                let link = links.iter().find(|link| link.index == told.index);
+                // One that can't be judged any more, as it is down without an address, stays as it was.
+                let found = link.map(|link| interface(link, &links, &addresses));
+                let stays = link.is_some().then(|| told.clone());
+                let found = found.and_then(|it| it.ok().flatten()).or(stays);
+                now.interfaces.extend(found.map(|found| Interface {
+                    mtu: found.mtu.min(told.mtu), // the device has got its largest one
+                    ..found
+                }));
+            }
+            now.interfaces.extend(come.iter().cloned());
+            now.add_ways(&mut self.socket, &links, &mut |error| {
+                tracing::warn!("what has come is left out: {}", error.one_line());
+                Ok(())
+            })?;
+            let mut later = difference(&self.told, &now);
+            self.told = now;
+            (later.gone, later.taps, later.come.interfaces) = (gone, taps, come);
+            Ok(later)
         })
     }
 
@@ -140,21 +161,57 @@ impl Joined {
         let tap = self.join(&found)?;
         Ok(Some((found, tap)))
     }
+}
 
-    /// The routes and neighbours that lead over these interfaces.
-    fn ways_over(
-        &mut self,
-        interfaces: Vec<Interface>,
-        links: &[Link],
-    ) -> Result<Network, SandboxError> {
-        let mut network = Network {
-            interfaces,
-            ..Network::default()
+/// What is different, but for interfaces that have come or gone.
+fn difference(told: &Network, now: &Network) -> Later {
+    let mut later = Later::default();
+    for interface in &now.interfaces {
+        let Some(before) = told
+            .interfaces
+            .iter()
+            .find(|it| it.index == interface.index)
+        else {
+            continue;
         };
-        network.add_ways(&mut self.socket, links)?;
-        let routes = std::mem::take(&mut network.routes).into_iter();
-        let over = routes.filter(|route| route.interfaces.iter().any(|name| network.has(name)));
-        network.routes = over.collect();
-        Ok(network)
+        let lacks = |of: &Interface, it: &Address| !of.addresses.iter().any(|own| is_same(own, it));
+        let (mut come, mut gone) = (interface.clone(), before.clone());
+        come.addresses.retain(|it| lacks(before, it));
+        // One with a limited life is prolonged by what the guest hears and the host does not.
+        let permanent = |it: &Address| it.flags & libc::IFA_F_PERMANENT != 0;
+        gone.addresses
+            .retain(|it| permanent(it) && lacks(interface, it));
+        let differs = (come.mtu, come.up) != (before.mtu, before.up);
+        if differs || !come.addresses.is_empty() {
+            later.changed.push(come);
+        }
+        if !gone.addresses.is_empty() {
+            later.removed.interfaces.push(gone);
+        }
     }
+    let is_left = |it: &String| it == "lo" || now.has(it);
+    later.come.routes = without(&now.routes, &told.routes);
+    later.removed.routes = without(&told.routes, &now.routes);
+    let gone = |it: &Named<Route>| it.interfaces.iter().all(is_left);
+    later.removed.routes.retain(gone);
+    later.come.neighbours = without(&now.neighbours, &told.neighbours);
+    later.removed.neighbours = without(&told.neighbours, &now.neighbours);
+    let gone = |it: &Named<Neighbour>| it.interfaces.iter().all(is_left);
+    later.removed.neighbours.retain(gone);
+    later
+}
+
+/// Whether two addresses are one, however far the kernel is with it.
+fn is_same(one: &Address, other: &Address) -> bool {
+    let flags = one.flags;
+    *one == Address {
+        flags,
+        ..other.clone()
+    }
+}
+
+/// Those that are not among the others.
+fn without<T: Clone + PartialEq>(these: &[T], others: &[T]) -> Vec<T> {
+    let left = these.iter().filter(|it| !others.contains(it));
+    left.cloned().collect()
 }

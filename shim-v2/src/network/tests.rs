@@ -138,6 +138,23 @@ fn what_the_guest_can_t_have_is_refused_by_its_name_once_it_is_used() {
         let line = read(socket).unwrap_err().one_line();
         assert!(line.contains("(rule 100) is not supported"), "{line}");
     });
+    for (route, why) in [
+        ("10.61.0.0/16 encap ip id 7 dst 10.0.0.1 dev eth0", "encap"),
+        ("fd61::/64 from fd77::/64 dev eth0", "from"),
+        ("broadcast 10.61.0.0/16 dev eth0", "kind 3"),
+    ] {
+        in_new_namespace(move |socket| {
+            ip("link add eth0 type veth peer name far");
+            ip("link set eth0 up");
+            ip("address add fd77::2/64 dev eth0 nodad");
+            ip("address add 10.1.0.2/24 dev eth0");
+            ip(&format!("route add {route}"));
+            let line = read(socket).unwrap_err().one_line();
+            let named =
+                line.starts_with("route 10.61.0.0/16") || line.starts_with("route fd61::/64");
+            assert!(named && line.contains(why), "{line}");
+        });
+    }
     in_new_namespace(|socket| {
         ip("tuntap add dev kltap0 mode tap");
         let line = read(socket).unwrap_err().one_line();
@@ -269,7 +286,9 @@ fn what_comes_later_is_joined_once_and_forgotten_when_it_goes() {
         ip("route add blackhole 10.66.0.0/16");
         ip("tuntap add dev wg7 mode tun");
         ip("link set wg7 up");
-        let Later { gone, come, taps } = look();
+        let Later {
+            gone, come, taps, ..
+        } = look();
         let [eth1] = &come.interfaces[..] else {
             panic!("{come:?}");
         };
@@ -277,9 +296,41 @@ fn what_comes_later_is_joined_once_and_forgotten_when_it_goes() {
         assert_eq!((gone.len(), taps.len()), (0, 1));
         let destinations = come.routes.iter().map(|route| route.it.destination);
         let destinations: Vec<_> = destinations.map(|it| it.to_string()).collect();
-        assert_eq!(destinations, ["10.1.0.0", "10.2.0.0"]);
+        assert_eq!(destinations, ["10.1.0.0", "10.2.0.0", "10.66.0.0"]);
+        ip("address add 10.1.0.3/24 dev eth1");
+        ip("address add fd01::3/64 dev eth1 nodad");
+        ip("route del 10.2.0.0/16");
+        ip("route add 10.4.0.0/16 via 10.1.0.1");
+        ip("route add 10.5.0.0/16 encap ip id 7 dst 10.0.0.1 dev eth1");
+        let Later {
+            come,
+            changed,
+            removed,
+            ..
+        } = look();
+        assert!(come.interfaces.is_empty() && removed.interfaces.is_empty());
+        let addresses = changed[0].addresses.iter();
+        let addresses: Vec<_> = addresses.map(|it| it.local.to_string()).collect();
+        assert_eq!(addresses, ["10.1.0.3", "fd01::3"]);
+        let destinations = |routes: &[Named<Route>]| -> Vec<_> {
+            let routes = routes.iter().filter(|route| route.it.destination.is_ipv4());
+            routes.map(|it| it.it.destination.to_string()).collect()
+        };
+        assert_eq!(destinations(&come.routes), ["10.4.0.0"]);
+        assert_eq!(destinations(&removed.routes), ["10.2.0.0"]);
+        ip("address del 10.1.0.3/24 dev eth1");
+        ip("link set eth1 mtu 1300");
+        let Later {
+            changed, removed, ..
+        } = look();
+        assert_eq!((changed[0].mtu, changed[0].addresses.len()), (1300, 0));
+        assert_eq!(removed.interfaces[0].addresses.len(), 1);
         let again = look();
-        assert!(again.gone.is_empty() && again.come.interfaces.is_empty());
+        assert!(again.gone.is_empty() && again.come.is_empty());
+        assert!(
+            again.changed.is_empty() && again.removed.is_empty(),
+            "{again:?}"
+        );
         ip("link delete eth1");
         assert_eq!(look().gone, [eth1.index]);
         assert!(look().gone.is_empty());

@@ -4,7 +4,8 @@
 //! Called by `sandbox`. Not earlier: `ctr run --cni`, Docker and hooks fill the namespace between Create and
 //! Start. The order of a way in is: a tap beside each interface, a slot of the VM's for each tap, and one call
 //! to the guest. The way out is the VM's end, with which the taps go, and then what is left in a namespace
-//! that lives on. From the first start on the namespace is watched: what comes and goes there does so in the guest.
+//! that lives on. From the first start on the namespace is watched: what comes, changes and goes there does so in the
+//! guest.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use super::{Sandbox, forward};
 use crate::agent::GuestInterface;
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::network::later::{self, Later, Watch};
-use crate::network::{self, Joined, Network};
+use crate::network::{self, Interface, Joined, Network};
 
 /// How long the guest may take to let an interface go.
 const UNBIND: Duration = Duration::from_secs(10);
@@ -128,15 +129,56 @@ async fn give(
             name: interface.name.clone(),
             slot,
         });
-        interfaces.push(GuestInterface { slot, interface });
+        interfaces.push(GuestInterface {
+            slot,
+            interface,
+            bound: false,
+        });
         // From here on the VM alone holds the tap: it goes with it.
     }
-    if interfaces.is_empty() && network.routes.is_empty() {
+    let (routes, neighbours) = (network.routes, network.neighbours);
+    if interfaces.is_empty() && routes.is_empty() && neighbours.is_empty() {
         return Ok(());
     }
     let agent = &sandbox.agent;
     agent
-        .configure_network(interfaces, network.routes, network.neighbours)
+        .configure_network(interfaces, routes, neighbours, false)
+        .await
+}
+
+/// Has the guest follow what is different of interfaces that it has.
+async fn change(
+    sandbox: &Sandbox,
+    bound: &[Bound],
+    changed: Vec<Interface>,
+    removed: Network,
+) -> Result<(), SandboxError> {
+    let in_slots = |interfaces: Vec<Interface>| -> Vec<_> {
+        let interfaces = interfaces.into_iter();
+        let found = interfaces.filter_map(|interface| {
+            let own = bound.iter().find(|it| it.index == interface.index)?;
+            let (slot, bound) = (own.slot, true);
+            Some(GuestInterface {
+                slot,
+                interface,
+                bound,
+            })
+        });
+        found.collect()
+    };
+    let agent = &sandbox.agent;
+    if !removed.is_empty() {
+        let (routes, neighbours) = (removed.routes, removed.neighbours);
+        let gone = in_slots(removed.interfaces);
+        let removed = agent.configure_network(gone, routes, neighbours, true);
+        removed.await?;
+    }
+    let changed = in_slots(changed);
+    if changed.is_empty() {
+        return Ok(());
+    }
+    agent
+        .configure_network(changed, Vec::new(), Vec::new(), false)
         .await
 }
 
@@ -190,7 +232,13 @@ async fn look_again(sandbox: &Sandbox) -> Result<(), SandboxError> {
     };
     let (namespace, looked_at) = (copy(&sandbox.network)?, Arc::clone(joined));
     let look = move || lock(&looked_at).look_again(namespace.as_fd());
-    let Later { gone, come, taps } = blocking(look).await?;
+    let Later {
+        gone,
+        come,
+        taps,
+        changed,
+        removed,
+    } = blocking(look).await?;
     let (left, stay) = std::mem::take(bound)
         .into_iter()
         .partition(|it: &Bound| gone.contains(&it.index));
@@ -198,9 +246,10 @@ async fn look_again(sandbox: &Sandbox) -> Result<(), SandboxError> {
     for Bound { name, .. } in &left {
         tracing::info!("interface {name} of the pod's network has gone");
     }
-    let removed = take_back(sandbox, left).await;
+    let left = take_back(sandbox, left).await;
+    let followed = change(sandbox, bound, changed, removed).await;
     let mut added = Ok(());
-    if !come.interfaces.is_empty() {
+    if !come.is_empty() {
         let mut new = Vec::new();
         for interface in &come.interfaces {
             tracing::info!("interface {} of the pod's network has come", interface.name);
@@ -220,7 +269,7 @@ async fn look_again(sandbox: &Sandbox) -> Result<(), SandboxError> {
         }
     }
     keep(sandbox, lock(joined).qdiscs());
-    removed.and(added)
+    left.and(followed).and(added)
 }
 
 fn lock(joined: &Mutex<Joined>) -> MutexGuard<'_, Joined> {

@@ -77,3 +77,79 @@ fn interfaces_that_come_later_are_there_until_they_go() -> TestResult {
     );
     host.leaves_nothing(&before)
 }
+
+/// A plugin that takes its time: the guest has the interface long before that has what it is for, which then changes
+/// again. What a container has made of it stays.
+#[test]
+fn what_an_interface_gets_later_is_there_until_it_goes() -> TestResult {
+    kata_like_only!(); // under runc there is nothing that could be missing
+    let host = Host::alone()?;
+    let (inner, far) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "far")?);
+    inner.ip(&format!(
+        "link add eth0 mtu 1400 type veth peer name far0 netns {}",
+        far.name()
+    ))?;
+    inner.ip("link set eth0 up")?;
+    far.ip("address add 10.77.0.1/24 dev far0")?;
+    far.ip("link set far0 up")?;
+    let before = host.footprint();
+    let server = ["sh", "-c", "while :; do nc -l -p 6000 -e cat; done"];
+    let options = ["--cap-add", "CAP_NET_ADMIN", "--with-ns", &inner.option()];
+    let pod = host.start("changes", &options, &server)?;
+    let script = "ip -o addr; ip route; ip -6 route; cat /proc/net/arp; echo mtu $(cat /sys/class/net/eth0/mtu)";
+    let sees = |wanted: &[&str], unwanted: &[&str]| {
+        let mut last = String::new();
+        until("the guest has followed", PATIENCE, || {
+            let seen = pod.exec(&["sh", "-c", script]);
+            last = seen.map_or_else(|error| error.to_string(), |seen| seen.both());
+            wanted.iter().all(|words| last.contains(words))
+                && !unwanted.iter().any(|words| last.contains(words))
+        })
+        .map_err(|error| failure(format!("{error}: {wanted:?}, not {unwanted:?}: {last}")))
+    };
+    sees(&["mtu 1400"], &["10.77.0.2"])?;
+    thread::sleep(Duration::from_secs(3)); // the namespace has settled
+
+    let steps = |steps: &[&str]| steps.iter().try_for_each(|step| inner.ip(step).map(drop));
+    steps(&[
+        "link set eth0 mtu 1300",
+        "address add 10.77.0.2/24 dev eth0",
+        "address add fd77::2/64 dev eth0 nodad",
+        "route add 10.99.0.0/16 via 10.77.0.1",
+        "route add fd99::/64 via fd77::1",
+        "neighbour add 10.77.0.9 lladdr 02:00:00:00:08:09 dev eth0 nud permanent",
+    ])?;
+    let (v4, v6) = ("10.99.0.0/16 via 10.77.0.1", "fd99::/64 via fd77::1");
+    let arp = "02:00:00:00:08:09";
+    sees(
+        &["10.77.0.2/24", "fd77::2/64", v4, v6, arp, "mtu 1300"],
+        &[],
+    )?;
+    echoed(connect(&far, "10.77.0.2:6000")?, &pattern(100_000))?;
+
+    let own = "10.55.0.0/16 via 10.77.0.1";
+    pod.exec(&["sh", "-c", &format!("ip route add {own}")])?;
+    steps(&[
+        "route replace 10.99.0.0/16 via 10.77.0.9",
+        "address add 10.77.0.3/24 dev eth0",
+        "neighbour replace 10.77.0.9 lladdr 02:00:00:00:08:0a dev eth0 nud permanent",
+    ])?;
+    let replaced = "10.99.0.0/16 via 10.77.0.9";
+    sees(
+        &[replaced, "10.77.0.3/24", "02:00:00:00:08:0a", own],
+        &[v4, arp],
+    )?;
+
+    steps(&[
+        "route delete 10.99.0.0/16",
+        "route delete fd99::/64",
+        "address delete 10.77.0.3/24 dev eth0",
+        "address delete fd77::2/64 dev eth0",
+        "neighbour delete 10.77.0.9 dev eth0",
+    ])?;
+    let gone = [replaced, v6, "10.77.0.3", "fd77::2/64", "02:00:00:00:08:0a"];
+    sees(&["10.77.0.2/24", own], &gone)?;
+    echoed(connect(&far, "10.77.0.2:6000")?, &pattern(100_000))?;
+    pod.remove()?;
+    host.leaves_nothing(&before)
+}

@@ -8,6 +8,7 @@ mod again;
 mod kinds;
 mod later;
 mod resolver;
+mod routes;
 mod shared;
 
 use std::fs;
