@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::thread;
 
 use kata_like_tests::namespace::{Namespace, pattern};
-use kata_like_tests::{Host, TestResult, failure, kata_like_only};
+use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
 
 use crate::{connect, echoed};
 
@@ -140,6 +140,60 @@ fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
         echoed(connect(&outer, address)?, &pattern(100_000))
             .map_err(|error| failure(format!("{address}: {error}")))?;
     }
+    pod.remove()?;
+    assert_eq!(inner.look()?, untouched);
+    host.leaves_nothing(&before)
+}
+
+/// A bond that has two interfaces of the namespace, one of which fails, and a macvtap that nobody reads.
+#[test]
+fn a_bond_and_a_macvtap_carry_traffic() -> TestResult {
+    let host = Host::alone()?;
+    let (inner, outer) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "out")?);
+    let lower = Namespace::new(&host, "low")?;
+    for step in [
+        "link add br1 type bridge",
+        "link set br1 up",
+        "address add 10.81.0.1/24 dev br1",
+    ] {
+        outer.ip(step)?;
+    }
+    inner.ip("link add bond1 type bond mode active-backup miimon 100")?;
+    for name in ["a", "b"] {
+        let peer = format!("peer name out{name} netns {}", outer.name());
+        inner.ip(&format!("link add port{name} type veth {peer}"))?;
+        inner.ip(&format!("link set port{name} master bond1"))?;
+        outer.ip(&format!("link set out{name} master br1 up"))?;
+    }
+    let peer = format!("peer name out2 netns {}", outer.name());
+    lower.ip(&format!("link add low2 type veth {peer}"))?;
+    lower.ip("link set low2 up")?;
+    lower.ip("link add tap2 link low2 type macvtap mode bridge")?;
+    lower.ip(&format!("link set tap2 netns {}", inner.name()))?;
+    outer.ip("link set out2 up")?;
+    outer.ip("address add 10.82.0.1/24 dev out2")?;
+    for (number, name) in [(1, "bond1"), (2, "tap2")] {
+        inner.ip(&format!("address add 10.8{number}.0.2/24 dev {name}"))?;
+        inner.ip(&format!("link set {name} up"))?;
+    }
+    let (before, untouched) = (host.footprint(), inner.look()?);
+
+    let server = ["sh", "-c", "while :; do nc -l -p 6000 -e cat; done"];
+    let pod = host.start("bond", &["--with-ns", &inner.option()], &server)?;
+    let script = "ls /sys/class/net; for number in 1 2; do \
+        ping -c 1 -W 20 10.8$number.0.1 >/dev/null && echo answer $number; done";
+    let seen = pod.exec(&["sh", "-c", script])?;
+    let words: Vec<_> = seen.text().split_whitespace().map(str::to_owned).collect();
+    if !is_oracle() {
+        let wanted = ["bond1", "lo", "tap2", "answer", "1", "answer", "2"];
+        assert_eq!(words, wanted, "{}", seen.both());
+    }
+    for address in ["10.81.0.2:6000", "10.82.0.2:6000"] {
+        echoed(connect(&outer, address)?, &pattern(100_000))
+            .map_err(|error| failure(format!("{address}: {error}")))?;
+    }
+    outer.ip("link set outa down")?;
+    echoed(connect(&outer, "10.81.0.2:6000")?, &pattern(100_000))?;
     pod.remove()?;
     assert_eq!(inner.look()?, untouched);
     host.leaves_nothing(&before)

@@ -101,3 +101,37 @@ fn a_name_server_on_the_pod_s_loopback_answers() -> TestResult {
     pod.remove()?;
     host.leaves_nothing(&before)
 }
+
+/// The same by IPv6, of which loopback has one address.
+#[test]
+fn a_name_server_on_the_pod_s_ipv6_loopback_answers() -> TestResult {
+    let host = Host::alone()?;
+    let inner = Namespace::new(&host, "pod")?;
+    serve(&inner, "[::1]:53")?;
+    let folder = tempfile::tempdir()?;
+    let conf = folder.path().join("resolv.conf");
+    fs::write(&conf, "search test\nnameserver ::1\n")?;
+    let before = host.footprint();
+    let mount = format!(
+        "type=bind,src={},dst=/etc/resolv.conf,options=rbind:ro",
+        conf.display()
+    );
+    let options = ["--with-ns", &inner.option(), "--mount", &mount];
+    let pod = host.start("resolver", &options, &["sleep", "1000"])?;
+    let question =
+        r"\000\023\022\064\001\000\000\001\000\000\000\000\000\000\001x\000\000\001\000\001";
+    let script = format!(
+        "nslookup some.name.test; printf '{question}' | nc -w 20 ::1 53 | tail -c 4 | od -An -tu1; \
+        nc -w 20 127.0.0.1 53 </dev/null || echo nobody"
+    );
+    let seen = pod.exec(&["sh", "-c", &script])?;
+    let text = seen.text();
+    let has = |wanted: &str| text.lines().any(|line| line.trim().ends_with(wanted));
+    assert!(
+        has("10.9.8.7") && has("10   9   8   7") && has("nobody"),
+        "{}",
+        seen.both()
+    );
+    pod.remove()?;
+    host.leaves_nothing(&before)
+}

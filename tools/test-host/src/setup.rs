@@ -16,14 +16,16 @@ use crate::keeper;
 use crate::packages::output;
 
 /// Modules that udev or a service would load on a real host; none of vhost, which nothing here may need.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 16] = [
     "kvm_amd",
     "tun",
     "fuse",
     "overlay",
     "veth",
     "dummy",
+    "bonding",
     "macvlan",
+    "macvtap",
     "ipvlan",
     "8021q",
     "bridge",
