@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::thread;
 
 use kata_like_tests::namespace::{Namespace, pattern};
-use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 
 use crate::{connect, echoed};
 
@@ -148,6 +148,7 @@ fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
 /// A bond that has two interfaces of the namespace, one of which fails, and a macvtap that nobody reads.
 #[test]
 fn a_bond_and_a_macvtap_carry_traffic() -> TestResult {
+    kata_like_only!(); // under runc nothing comes in on a macvtap but for who reads it
     let host = Host::alone()?;
     let (inner, outer) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "out")?);
     let lower = Namespace::new(&host, "low")?;
@@ -184,10 +185,8 @@ fn a_bond_and_a_macvtap_carry_traffic() -> TestResult {
         ping -c 1 -W 20 10.8$number.0.1 >/dev/null && echo answer $number; done";
     let seen = pod.exec(&["sh", "-c", script])?;
     let words: Vec<_> = seen.text().split_whitespace().map(str::to_owned).collect();
-    if !is_oracle() {
-        let wanted = ["bond1", "lo", "tap2", "answer", "1", "answer", "2"];
-        assert_eq!(words, wanted, "{}", seen.both());
-    }
+    let wanted = ["bond1", "lo", "tap2", "answer", "1", "answer", "2"];
+    assert_eq!(words, wanted, "{}", seen.both());
     for address in ["10.81.0.2:6000", "10.82.0.2:6000"] {
         echoed(connect(&outer, address)?, &pattern(100_000))
             .map_err(|error| failure(format!("{address}: {error}")))?;

@@ -5,10 +5,11 @@ use std::process::Command;
 use kata_like_tests::namespace::Namespace;
 use kata_like_tests::{Call, Host, TestResult, userland};
 
-/// What `ip` tells of routes and neighbours, in its order of words, but for what a kernel has for itself.
-const LOOK: &str = "ip -d -o route show table all; ip -d -o -6 route show table all; \
-    ip -o neighbour show nud permanent; ip -o -6 neighbour show nud permanent";
+/// What iproute2's `ip` tells of routes and neighbours. busybox has one of its own, and its shell prefers that.
+const LOOK: &str = "$ip -d -o route show table all; $ip -d -o -6 route show table all; \
+    $ip -o neighbour show nud permanent; $ip -o -6 neighbour show nud permanent";
 
+/// All lines but those of what a kernel has for itself.
 fn others_than_the_kernel_s(text: &str) -> Vec<String> {
     let is_own = |line: &&str| line.contains("table local") && line.contains("proto kernel");
     let lines = text.lines().filter(|line| !is_own(line));
@@ -69,7 +70,8 @@ fn routes_and_neighbours_are_what_they_are_on_the_host() -> TestResult {
         inner.ip(step)?;
     }
     let mut look = Command::new("ip");
-    look.args(["netns", "exec", inner.name(), "sh", "-c", LOOK]);
+    let script = format!("ip=ip; {LOOK}");
+    look.args(["netns", "exec", inner.name(), "sh", "-c", &script]);
     let wanted = others_than_the_kernel_s(&Call::new(look).ok()?.text());
     for part in ["10.60.0.0/16", "10.62.0.0/24", "fd60::/64", "fd88::9"] {
         assert!(
@@ -81,8 +83,9 @@ fn routes_and_neighbours_are_what_they_are_on_the_host() -> TestResult {
     let mut options = userland::options()?;
     options.extend(["--with-ns".to_owned(), inner.option()]);
     let options: Vec<_> = options.iter().map(String::as_str).collect();
+    let script = format!("ip=/usr/bin/ip; {LOOK}");
     let seen = host
-        .run(&host.name("routes"), &options, &["/bin/sh", "-c", LOOK])
+        .run(&host.name("routes"), &options, &["sh", "-c", &script])
         .ok()?;
     let found = others_than_the_kernel_s(&seen.text());
     assert_eq!(found, wanted, "{}", seen.both());
