@@ -11,11 +11,14 @@ const LOOK: &str = "$ip -d -o route show table all; $ip -d -o -6 route show tabl
 
 /// All lines but those of what a kernel has for itself.
 fn others_than_the_kernel_s(text: &str) -> Vec<String> {
-    let is_own = |line: &&str| line.contains("table local") && line.contains("proto kernel");
-    let lines = text.lines().filter(|line| !is_own(line));
+    // The guest has no objects of their own for next hops, only what they say.
+    let is_object = |line: &str| line.trim_start().starts_with("nh_info");
+    let is_own = |line: &str| line.contains("table local") && line.contains("proto kernel");
+    let lines = text
+        .lines()
+        .filter(|line| !is_own(line) && !is_object(line));
     let mut plain: Vec<_> = lines
         .map(|line| {
-            // The guest has no objects of their own for next hops, only what they say.
             let mut words: Vec<&str> = line.split_whitespace().collect();
             if let Some(place) = words.iter().position(|word| *word == "nhid") {
                 words.drain(place..(place + 2).min(words.len()));
