@@ -217,6 +217,11 @@ impl Pod<'_> {
             .ok_or_else(|| failure(format!("no pid of the VMM in {record}")))
     }
 
+    /// The cgroup that the kubelet has made for it.
+    pub fn cgroup(&self) -> PathBuf {
+        Path::new(CGROUPS).join(&self.name)
+    }
+
     /// A folder for its volumes.
     pub fn volume(&self, name: &str) -> TestResult<PathBuf> {
         let path = PathBuf::from(format!("/run/{}/volumes/{name}", self.name));
@@ -324,7 +329,7 @@ impl Pod<'_> {
 
     /// The cgroup goes only if nothing is in it any more.
     fn clear(&self) -> TestResult {
-        let cgroup = Path::new(CGROUPS).join(&self.name);
+        let cgroup = self.cgroup();
         fs::remove_dir(&cgroup)
             .map_err(|error| failure(format!("remove {}: {error}", cgroup.display())))?;
         Ok(fs::remove_dir_all(format!("/run/{}", self.name))?)

@@ -118,6 +118,11 @@ impl Container<'_> {
         text_of_log(&self.log)
     }
 
+    /// What its log says it has written to one stream, `stdout` or `stderr`.
+    pub fn log_text_of(&self, stream: &str) -> TestResult<String> {
+        text_of(&self.log, &[stream])
+    }
+
     /// Waits until its log says that it has written this.
     pub fn wait_log(&self, text: &str) -> TestResult {
         self.kubelet
@@ -127,6 +132,10 @@ impl Container<'_> {
 
 /// The text in a log of CRI's: each line has a time, a stream, and whether it is partial (`P`) or full (`F`).
 pub fn text_of_log(path: &Path) -> TestResult<String> {
+    text_of(path, &["stdout", "stderr"])
+}
+
+fn text_of(path: &Path, streams: &[&str]) -> TestResult<String> {
     let log = fs::read_to_string(path)
         .map_err(|error| failure(format!("read {}: {error}", path.display())))?;
     let mut text = String::new();
@@ -138,6 +147,9 @@ pub fn text_of_log(path: &Path) -> TestResult<String> {
             && matches!(tag, Some("F" | "P"));
         if !known {
             return Err(failure(format!("{}: {line:?}", path.display())));
+        }
+        if !stream.is_some_and(|stream| streams.contains(&stream)) {
+            continue;
         }
         text.push_str(parts.next().unwrap_or_default());
         if tag == Some("F") {

@@ -10,6 +10,12 @@ use protobuf::MessageField;
 
 use super::host;
 
+/// What a container gets that does not heed SIGTERM, in seconds. An emulated host must not be too slow for it to hear it.
+const GRACE: i64 = 5;
+
+/// What the main container has in memory beside its processes, in bytes.
+const HELD: u64 = 20 << 20;
+
 /// A pod's life with all that may happen to its containers, three times over; the host is then as before.
 #[test]
 fn pods_live_and_leave_nothing() -> TestResult {
@@ -20,7 +26,10 @@ fn pods_live_and_leave_nothing() -> TestResult {
         "lives",
         r#"hostname: "the-pod"
            dns_config { servers: "10.1.2.3" searches: "cluster.local" }
-           linux { sysctls { key: "kernel.shm_rmid_forced" value: "1" } }"#,
+           linux {
+               sysctls { key: "kernel.shm_rmid_forced" value: "1" }
+               sysctls { key: "net.ipv4.tcp_keepalive_time" value: "654" }
+           }"#,
     )?;
     let status = pod.status()?;
     assert_eq!(status.state, PodSandboxState::SANDBOX_READY.into());
@@ -30,10 +39,14 @@ fn pods_live_and_leave_nothing() -> TestResult {
     // An init container leaves something for the others.
     let work = pod.volume("work")?;
     let work = volume(&work, "/work", "");
-    let init = pod.start("init", &["sh", "-c", "echo prepared >/work/file"], &work)?;
+    let script = "echo prepared >/work/file; echo out; echo err >&2; printf unended";
+    let init = pod.start("init", &["sh", "-c", script], &work)?;
     let status = init.wait_exit()?;
     assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
-    assert!(status.finished_at >= status.started_at && status.started_at > 0);
+    assert!(status.created_at > 0 && status.started_at >= status.created_at);
+    assert!(status.finished_at >= status.started_at);
+    assert_eq!(init.log_text_of("stdout")?, "out\nunended");
+    assert_eq!(init.log_text_of("stderr")?, "err\n");
 
     let script = "trap 'echo stops; exit 42' TERM; cat /work/file
         i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
@@ -41,13 +54,13 @@ fn pods_live_and_leave_nothing() -> TestResult {
     let main = pod.start("main", &["sh", "-c", script], &format!("{work}{limits}"))?;
     main.wait_log("prepared\ntick 1\n")?;
     let seen = main.exec(
-        "hostname; cat /proc/sys/kernel/shm_rmid_forced /proc/1/oom_score_adj
-         cat /etc/resolv.conf; uname -r",
+        "hostname; cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/tcp_keepalive_time
+         cat /proc/1/oom_score_adj /etc/resolv.conf; uname -r",
     )?;
     let hosts = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let kernel = seen.lines().last().unwrap_or_default();
     assert_eq!(kernel == hosts.trim(), is_oracle(), "{seen}");
-    let wanted = "the-pod\n1\n999\nsearch cluster.local\nnameserver 10.1.2.3";
+    let wanted = "the-pod\n1\n654\n999\nsearch cluster.local\nnameserver 10.1.2.3";
     assert!(seen.starts_with(wanted), "{seen}");
 
     logs_are_rotated(&kubelet, &main)?;
@@ -55,7 +68,7 @@ fn pods_live_and_leave_nothing() -> TestResult {
     figures_and_limits(&kubelet, &pod, &main)?;
     containers_end(&kubelet, &pod)?;
 
-    // The grace of a stop: the first heeds SIGTERM, the second does not.
+    // The grace of a stop: the first heeds SIGTERM, the second hears it and goes on.
     let began = Instant::now();
     let status = main.stop(600)?;
     assert_eq!((status.exit_code, status.reason.as_str()), (42, "Error"));
@@ -65,11 +78,15 @@ fn pods_live_and_leave_nothing() -> TestResult {
         "{}",
         main.log_text()?
     );
-    let deaf = "trap '' TERM; echo deaf; while :; do sleep 1; done";
-    let deaf = pod.start("deaf", &["sh", "-c", deaf], "")?;
-    deaf.wait_log("deaf")?;
-    let status = deaf.stop(1)?;
+    let stubborn = "trap 'echo goes on' TERM; echo waits; while :; do sleep 0.1; done";
+    let stubborn = pod.start("stubborn", &["sh", "-c", stubborn], "")?;
+    stubborn.wait_log("waits")?;
+    let began = Instant::now();
+    let status = stubborn.stop(GRACE)?;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+    let took = began.elapsed();
+    assert!((GRACE as u64..60).contains(&took.as_secs()), "{took:?}");
+    assert_eq!(stubborn.log_text()?, "waits\ngoes on\n");
 
     // Containers that still run end with the pod.
     let left = pod.start("left", &["sleep", "1000"], "")?;
@@ -141,25 +158,57 @@ fn commands_are_run(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
 
 /// Figures of the container and of the pod, and limits that change while it runs.
 fn figures_and_limits(kubelet: &Kubelet, pod: &cri::Pod, main: &cri::Container) -> TestResult {
-    let used = |stats: &ContainerStats| {
-        let memory = stats.memory.working_set_bytes.value;
+    main.exec("dd if=/dev/zero of=/dev/shm/held bs=1048576 count=20 2>/dev/null")?;
+    // Its processors' time only grows, and so lies between what the container itself sees before and after.
+    let used = |ask: &dyn Fn() -> TestResult<ContainerStats>| -> TestResult {
+        let before = seen_inside(main)?;
+        let stats = ask()?;
+        let after = seen_inside(main)?;
         let time = stats.cpu.usage_core_nano_seconds.value;
         assert!(
-            (1 << 12..1 << 27).contains(&memory) && time > 1_000_000,
-            "{stats}"
+            (before.time..=after.time).contains(&time),
+            "{before:?} {stats} {after:?}"
         );
+        let memory = stats.memory.working_set_bytes.value;
+        let differs = memory.abs_diff(before.memory);
+        assert!(
+            memory > HELD && differs < HELD / 4,
+            "{before:?} {stats} {after:?}"
+        );
+        Ok(())
     };
-    used(&main.stats()?);
-    let all = kubelet.call(ListContainerStatsRequest::new())?.stats;
-    let of_main = all.iter().find(|one| one.attributes.id == main.id());
-    used(of_main.ok_or_else(|| failure(format!("no {} in {all:?}", main.id())))?);
+    used(&|| main.stats())?;
+    used(&|| {
+        let all = kubelet.call(ListContainerStatsRequest::new())?.stats;
+        let mut all = all.into_iter();
+        let found = all.find(|one| one.attributes.id == main.id());
+        found.ok_or_else(|| failure("main is not in the list"))
+    })?;
 
+    // A pod's are those of its cgroup on the host, in which its virtual machine is.
+    let before = seen_in(
+        &fs::read_to_string(pod.cgroup().join("cpu.stat"))?,
+        "usage_usec",
+    )?;
     let stats = pod.stats()?;
+    let after = seen_in(
+        &fs::read_to_string(pod.cgroup().join("cpu.stat"))?,
+        "usage_usec",
+    )?;
+    let time = stats.cpu.usage_core_nano_seconds.value;
     assert!(
-        stats.cpu.usage_core_nano_seconds.value > 1_000_000,
-        "{stats}"
+        (before * 1000..=after * 1000).contains(&time),
+        "{before} {stats} {after}"
     );
-    assert!(stats.memory.usage_bytes.value > 1 << 17, "{stats}");
+    assert!(time > seen_inside(main)?.time / 2, "{stats}");
+    let memory: u64 = fs::read_to_string(pod.cgroup().join("memory.current"))?
+        .trim()
+        .parse()?;
+    let told = stats.memory.usage_bytes.value;
+    assert!(
+        told > HELD && told.abs_diff(memory) < memory / 4,
+        "{memory} {stats}"
+    );
     assert_eq!(stats.network.default_interface.name, "eth0");
     assert!(stats.process.process_count.value > 0, "{stats}");
     let ids: Vec<_> = stats
@@ -189,6 +238,32 @@ fn figures_and_limits(kubelet: &Kubelet, pod: &cri::Pod, main: &cri::Container) 
     let shown = main.status()?.resources.linux.memory_limit_in_bytes;
     assert_eq!(shown, 67_108_864);
     Ok(())
+}
+
+/// What a container sees of itself.
+#[derive(Debug)]
+struct Seen {
+    /// In nanoseconds.
+    time: u64,
+    /// In bytes, without files that were read but lately.
+    memory: u64,
+}
+
+fn seen_inside(container: &cri::Container) -> TestResult<Seen> {
+    let text = container
+        .exec("cd /sys/fs/cgroup; cat cpu.stat memory.stat; echo current $(cat memory.current)")?;
+    Ok(Seen {
+        time: seen_in(&text, "usage_usec")? * 1000,
+        memory: seen_in(&text, "current")? - seen_in(&text, "inactive_file")?,
+    })
+}
+
+/// The figure of this name in what a cgroup's files say.
+fn seen_in(text: &str, name: &str) -> TestResult<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let found = lines.find(|(found, _)| *found == name);
+    let (_, figure) = found.ok_or_else(|| failure(format!("no {name} in {text:?}")))?;
+    Ok(figure.parse()?)
 }
 
 /// Ends and their reasons, and what comes after them: a new container of the same name.

@@ -27,9 +27,10 @@ fn processes_are_shared_as_asked() -> TestResult {
     let apart = apart?;
 
     let one = shared.start("one", &["sleep", "1111"], &config("pid: POD"))?;
-    let list = shared.run("two", "ps -o args; echo $$", &config("pid: POD"))?;
+    let list = shared.run("two", "ps -o pid,args; echo $$", &config("pid: POD"))?;
+    // The pod's first process is the pause container's.
     assert!(
-        list.contains("sleep 1111") && !list.ends_with("\n1\n"),
+        list.contains("    1 /pause\n") && list.contains("sleep 1111") && !list.ends_with("\n1\n"),
         "{list}"
     );
     assert_eq!(one.stop(0)?.exit_code, 137);
@@ -99,7 +100,23 @@ fn streams(kubelet: &Kubelet, pod: &cri::Pod, target: &cri::Container) -> TestRe
     assert_eq!(found, digest, "{} bytes of tar", archive.stdout.len());
     assert_eq!(archive.exit_code(), Some(0));
 
-    // By SPDY the standard input has an end.
+    // And into the container: tar ends with its input, which only SPDY can end.
+    let unpack = ["tar", "-xmf", "-", "-C", "/var"];
+    let mut spdy = Spdy::open(&ask(&unpack, false)?, "v4.channel.k8s.io", MINUTE)?;
+    let mut open = |kind| spdy.stream(&[("streamtype", kind)]);
+    let (error, stdin) = (open("error")?, open("stdin")?);
+    open("stdout")?;
+    open("stderr")?;
+    spdy.send(stdin, &archive.stdout)?;
+    spdy.end(stdin)?;
+    let ended = Ended {
+        status: String::from_utf8(spdy.finish(error)?)?,
+        ..Ended::default()
+    };
+    assert_eq!(ended.exit_code(), Some(0), "{ended:?}");
+    let unpacked = target.exec("sha256sum </var/file | cut -c-64")?;
+    assert_eq!(unpacked, digest);
+
     let url = ask(&["sh", "-c", "wc -c; echo err >&2; exit 5"], false)?;
     let mut spdy = Spdy::open(&url, "v4.channel.k8s.io", MINUTE)?;
     let mut open = |kind| spdy.stream(&[("streamtype", kind)]);
