@@ -31,13 +31,15 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
         "user",
         "id -u; id -g; id -G | tr ' ' '\n' | sort -nu | tr '\n' ' '; echo
          touch /group/file && stat -c '%u %g' /group/file
-         grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\t'",
+         grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\t'
+         unshare -U echo a user namespace || true",
         &(user + &volume(&group, "/group", "")),
     )?;
     assert_eq!(
         text,
         "1000\n3000\n900 2000 3000 \n1000 2000\n\
-         CapEff:0000000000000000\nNoNewPrivs:1\nSeccomp:2\n"
+         CapEff:0000000000000000\nNoNewPrivs:1\nSeccomp:2\n\
+         unshare: unshare(0x10000000): Operation not permitted\n"
     );
     let name = pod.run("name", "id -un", &context(r#"run_as_username: "app""#))?;
     assert_eq!(name, "app\n");
@@ -45,7 +47,8 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
     // Capabilities, and a root that can't be written.
     let text = pod.run(
         "few",
-        "grep ^CapEff /proc/self/status | tr -d '\t'; grep ^Seccomp: /proc/self/status | tr -d '\t'
+        "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\t'
+         unshare -U echo a user namespace
          touch /file; mount -t tmpfs none /tmp; true",
         &context(
             r#"readonly_rootfs: true
@@ -53,7 +56,10 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
         ),
     )?;
     assert!(
-        text.starts_with("CapEff:0000000000001000\nSeccomp:0\n"),
+        text.starts_with(
+            "CapEff:0000000000001000\nCapBnd:0000000000001000\nNoNewPrivs:0\nSeccomp:0\n\
+             a user namespace\n"
+        ),
         "{text}"
     );
     assert!(text.contains("/file: Read-only file system"), "{text}");
@@ -63,10 +69,16 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
     let text = pod.run(
         "privileged",
         "mkdir /mnt; mount -t tmpfs mine /mnt; stat -f -c %T /mnt
-         echo 1 >/proc/sys/vm/overcommit_memory; cat /proc/sys/vm/overcommit_memory",
+         echo 1 >/proc/sys/vm/overcommit_memory; cat /proc/sys/vm/overcommit_memory
+         last=$(cat /proc/sys/kernel/cap_last_cap); printf 'CapEff:%016x\n' $(((2 << last) - 1))
+         grep -E '^(CapEff|Seccomp):' /proc/self/status | tr -d '\t'",
         &context("privileged: true"),
     )?;
-    assert_eq!(text, "tmpfs\n1\n");
+    let lines: Vec<_> = text.lines().collect();
+    assert!(
+        matches!(lines[..], ["tmpfs", "1", all, own, "Seccomp:0"] if all == own),
+        "{text}"
+    );
 
     // Masks are what is asked for, and none where none is (procMount: Unmasked).
     let look = "wc -c </proc/interrupts; v=$(cat /proc/sys/kernel/shmmni)
