@@ -135,6 +135,13 @@ impl<'host> Kubelet<'host> {
         let cgroup = Path::new(CGROUPS).join(name);
         fs::create_dir(&cgroup)?;
         delegate(&cgroup)?;
+        let memory = |resources: &MessageField<LinuxContainerResources>| {
+            let resources = resources.as_ref();
+            resources.map_or(0, |resources| resources.memory_limit_in_bytes)
+        };
+        if let (limit @ 1.., overhead @ 1..) = (memory(&linux.resources), memory(&linux.overhead)) {
+            fs::write(cgroup.join("memory.max"), (limit + overhead).to_string())?;
+        }
         Ok(config)
     }
 

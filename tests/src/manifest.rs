@@ -21,6 +21,9 @@ use serde::de::DeserializeOwned;
 use crate::cri::{self, HANDLER};
 use crate::{TestResult, failure};
 
+/// The time in which processors are shared out, in microseconds.
+const CPU_PERIOD: i64 = 100_000;
+
 /// The folder of what is to be installed in a cluster and on its nodes.
 pub fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -220,6 +223,14 @@ pub fn quantity(text: &str) -> TestResult<i64> {
     Ok(number * unit)
 }
 
+impl RuntimeClass {
+    /// The memory that a pod costs beside its containers, in bytes.
+    pub fn memory(&self) -> TestResult<i64> {
+        let memory = self.overhead.pod_fixed.get("memory");
+        quantity(memory.ok_or_else(|| failure("no overhead of memory"))?)
+    }
+}
+
 impl Pod {
     /// Reads one of the examples, which must be pods for this handler.
     pub fn read(name: &str) -> TestResult<Self> {
@@ -232,15 +243,22 @@ impl Pod {
         Ok(pod)
     }
 
-    /// What CRI is told of the pod (`PodSandboxConfig`).
-    pub fn sandbox(&self) -> TestResult<String> {
-        let mut limit = 0;
+    /// What CRI is told of the pod (`PodSandboxConfig`), which is of this class.
+    pub fn sandbox(&self, class: &RuntimeClass) -> TestResult<String> {
+        let (mut memory, mut quota) = (0, 0);
         for container in &self.spec.containers {
-            limit += container.limit("memory")?;
+            memory += container.limit("memory")?;
+            quota += container.limit("cpu")? * CPU_PERIOD;
         }
-        let groups = self.groups();
+        let (groups, overhead) = (self.groups(), class.memory()?);
         Ok(format!(
-            "linux {{ resources {{ memory_limit_in_bytes: {limit} }} security_context {{ {groups} }} }}"
+            "linux {{
+                 resources {{
+                     memory_limit_in_bytes: {memory} cpu_quota: {quota} cpu_period: {CPU_PERIOD}
+                 }}
+                 overhead {{ memory_limit_in_bytes: {overhead} }}
+                 security_context {{ {groups} }}
+             }}"
         ))
     }
 
@@ -263,10 +281,10 @@ impl Pod {
             )?;
         }
         let memory = container.limit("memory")?;
-        let quota = container.limit("cpu")? * 100_000;
+        let quota = container.limit("cpu")? * CPU_PERIOD;
         write!(
             text,
-            "linux {{ resources {{ memory_limit_in_bytes: {memory} cpu_period: 100000 cpu_quota: {quota} }} "
+            "linux {{ resources {{ memory_limit_in_bytes: {memory} cpu_period: {CPU_PERIOD} cpu_quota: {quota} }} "
         )?;
         let security = &container.security_context;
         write!(text, "security_context {{ {}", self.groups())?;

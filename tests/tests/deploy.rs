@@ -2,13 +2,16 @@
 //!
 //! containerd's configuration from there is the one that all tests of CRI use.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use kata_like_tests::cri::{self, HANDLER, Kubelet};
+use kata_like_cri_client::Forward;
+use kata_like_cri_client::messages::PortForwardRequest;
+use kata_like_tests::cri::{self, HANDLER, Kubelet, MINUTE};
 use kata_like_tests::ctr::DEADLINE;
-use kata_like_tests::manifest::{self, Container, Pod, RuntimeClass, Volumes, quantity};
+use kata_like_tests::manifest::{self, Container, Pod, RuntimeClass, Volumes};
 use kata_like_tests::process::until;
 use kata_like_tests::{Host, TestResult, Version, failure, is_oracle};
 
@@ -20,9 +23,13 @@ struct Example<'kubelet> {
 }
 
 impl<'kubelet> Example<'kubelet> {
-    fn run(kubelet: &'kubelet Kubelet<'kubelet>, file: &str) -> TestResult<Self> {
+    fn run(
+        kubelet: &'kubelet Kubelet<'kubelet>,
+        class: &RuntimeClass,
+        file: &str,
+    ) -> TestResult<Self> {
         let manifest = Pod::read(file)?;
-        let pod = kubelet.pod(&manifest.metadata.name, &manifest.sandbox()?)?;
+        let pod = kubelet.pod(&manifest.metadata.name, &manifest.sandbox(class)?)?;
         let volumes = Volumes::make(&manifest, &pod)?;
         Ok(Self {
             manifest,
@@ -64,22 +71,24 @@ impl<'kubelet> Example<'kubelet> {
 }
 
 /// The kernel's release that a pod of one container prints.
-fn hello(kubelet: &Kubelet<'_>) -> TestResult {
-    let example = Example::run(kubelet, "hello.yaml")?;
+fn hello(kubelet: &Kubelet<'_>, class: &RuntimeClass) -> TestResult {
+    let example = Example::run(kubelet, class, "hello.yaml")?;
     let containers = example.start_all()?;
     let [container] = containers.as_slice() else {
         return Err(failure("hello.yaml: not one container"));
     };
     assert_eq!(container.wait_exit()?.exit_code, 0);
-    let own = container.log_text()?.contains("kata-like");
-    assert_eq!(own, !is_oracle(), "{}", container.log_text()?);
+    let nodes = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let printed = container.log_text()?;
+    assert_eq!(printed == nodes, is_oracle(), "{printed}");
+    assert_eq!(printed.ends_with("-kata-like\n"), !is_oracle(), "{printed}");
     drop(containers);
     example.remove()
 }
 
 /// Both probes as the kubelet makes them.
-fn web(kubelet: &Kubelet<'_>) -> TestResult {
-    let example = Example::run(kubelet, "web.yaml")?;
+fn web(kubelet: &Kubelet<'_>, class: &RuntimeClass) -> TestResult {
+    let example = Example::run(kubelet, class, "web.yaml")?;
     let spec = &example.manifest.spec.containers[0];
     let containers = example.start_all()?;
     let address = example.pod.status()?.network.ip.clone();
@@ -109,14 +118,52 @@ fn web(kubelet: &Kubelet<'_>) -> TestResult {
     let limit = i64::from(alive.timeout_seconds) * 6;
     let answer = kubelet.call(containers[0].command(&words, limit))?;
     assert_eq!(answer.exit_code, 0, "{answer}");
-    let status =
-        containers[0].exec("id -u; grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status")?;
-    assert_eq!(
-        status.replace('\t', ""),
-        "65534\nCapBnd:0000000000000000\nNoNewPrivs:1\nSeccomp:2"
+    // `kubectl port-forward pod/web 8080`, and a page by that port.
+    let request = PortForwardRequest {
+        pod_sandbox_id: example.pod.id().to_owned(),
+        port: vec![ready.port.into()],
+        ..Default::default()
+    };
+    let url = kubelet.call(request)?.url;
+    let mut forward = Forward::open(&url, ready.port, MINUTE)?;
+    forward.send(b"GET / HTTP/1.0\r\n\r\n")?;
+    let (page, error) = forward.finish()?;
+    let page = String::from_utf8(page)?;
+    assert!(
+        page.contains("200 OK") && page.ends_with("it works\n") && error.is_empty(),
+        "{page:?} {error:?}"
     );
+
+    rights_and_limits(&containers[0])?;
+    let limit = fs::read_to_string(example.pod.cgroup().join("memory.max"))?;
+    assert_eq!(limit.trim(), ((128 + 256) << 20).to_string());
     drop(containers);
     example.remove()
+}
+
+/// What the manifest takes from the container, and gives it.
+fn rights_and_limits(container: &cri::Container<'_>) -> TestResult {
+    let status = container.exec(
+        "id -u; id -g; id -G
+         grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status
+         touch /tmp/file 2>&1; touch /www/file && stat -c %g /www/file
+         cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max",
+    )?;
+    assert_eq!(
+        status.replace('\t', ""),
+        "65534\n65534\n65534\nCapBnd:0000000000000000\nNoNewPrivs:1\nSeccomp:2\n\
+         touch: /tmp/file: Read-only file system\n65534\n134217728\n100000 100000"
+    );
+    // The limits size the virtual machine, too.
+    let machine = container.exec("nproc; grep MemTotal /proc/meminfo")?;
+    let mut words = machine.split_whitespace();
+    let (processors, memory) = (words.next().unwrap_or_default(), words.nth(1));
+    let kib: u64 = memory.unwrap_or_default().parse()?;
+    assert!(
+        is_oracle() || processors == "1" && (128 << 10..=256 << 10).contains(&kib),
+        "{machine}"
+    );
+    Ok(())
 }
 
 /// A page by HTTP, with its head.
@@ -131,8 +178,8 @@ fn get(address: &str, port: u16, path: &str) -> TestResult<String> {
 }
 
 /// The containers share the volume, and each begins when it may.
-fn sidecar(kubelet: &Kubelet<'_>) -> TestResult {
-    let example = Example::run(kubelet, "sidecar.yaml")?;
+fn sidecar(kubelet: &Kubelet<'_>, class: &RuntimeClass) -> TestResult {
+    let example = Example::run(kubelet, class, "sidecar.yaml")?;
     let containers = example.start_all()?;
     let main = containers.last().ok_or_else(|| failure("no container"))?;
     assert_eq!(main.wait_exit()?.exit_code, 0, "{}", main.log_text()?);
@@ -151,15 +198,13 @@ fn the_examples_are_what_they_say() -> TestResult {
         (class.metadata.name.as_str(), class.handler.as_str()),
         (HANDLER, HANDLER)
     );
-    let memory = class.overhead.pod_fixed.get("memory");
-    let memory = memory.ok_or_else(|| failure("no overhead of memory"))?;
-    assert_eq!(quantity(memory)?, 256 << 20);
+    assert_eq!(class.memory()?, 256 << 20);
 
     let host = Host::on(Version::V2_1Cri, true)?;
     let kubelet = Kubelet::new(&host)?;
     let before = host.footprint();
-    hello(&kubelet)?;
-    web(&kubelet)?;
-    sidecar(&kubelet)?;
+    hello(&kubelet, &class)?;
+    web(&kubelet, &class)?;
+    sidecar(&kubelet, &class)?;
     host.leaves_nothing(&before)
 }
