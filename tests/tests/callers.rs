@@ -356,6 +356,15 @@ esac
             state["annotations"]["nerdctl/name"], "of the test",
             "{kind}: {state}"
         );
+        let (found, status) = match kind {
+            "createRuntime" => (state["pid"].as_i64(), "creating"),
+            _ => (state["pid"].as_i64().filter(|pid| *pid != 0), "stopped"),
+        };
+        assert_eq!(found.is_some(), kind == "createRuntime", "{state}");
+        assert_eq!(
+            (&state["id"], &state["status"]),
+            (&json!(id), &json!(status))
+        );
     }
     fs::remove_dir_all(place)?;
     drop((rootfs, events));
