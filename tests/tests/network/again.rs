@@ -7,7 +7,9 @@ use kata_like_tests::{Host, IMAGE, Pod, TestResult, kata_like_only, runtime};
 
 use crate::{connect, echoed};
 
-/// What had been joined before the interface that can't be is undone, and joined anew in the same machine.
+const BAD_ROUTE: &str = "route add 10.71.0.0/16 via 10.77.0.1 src 10.70.0.2";
+
+/// What had been joined before something that the guest can't have is undone, and joined anew in the same machine.
 #[test]
 fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult {
     kata_like_only!(); // under runc there is nothing that could fail
@@ -20,12 +22,13 @@ fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult 
         ),
         "address add 10.77.0.2/24 dev eth0",
         "link set eth0 up",
-        "tuntap add dev wg7 mode tun",
-        "address add 10.70.0.2/24 dev wg7",
-        "link set wg7 up",
+        // The guest has no address of the loopback's, and so refuses the route when it has the interface already.
+        "address add 10.70.0.2/32 dev lo",
+        BAD_ROUTE,
     ] {
         inner.ip(step)?;
     }
+    let untouched = inner.look()?;
     far.ip("address add 10.77.0.1/24 dev far0")?;
     far.ip("link set far0 up")?;
     let before = host.footprint();
@@ -38,11 +41,21 @@ fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult 
         .output()?;
     let pod = Pod::new(&host, id);
     assert!(
-        failed.error_text().contains("interface wg7"),
+        failed.error_text().contains("add route 10.71.0.0/16"),
         "{}",
         failed.both()
     );
+    assert_eq!(inner.look()?, untouched);
 
+    // And something that is refused before anything is joined.
+    inner.ip("route delete 10.71.0.0/16")?;
+    for step in [
+        "tuntap add dev wg7 mode tun",
+        "address add 10.70.0.3/24 dev wg7",
+        "link set wg7 up",
+    ] {
+        inner.ip(step)?;
+    }
     let task = Task::of(&host, &pod)?;
     let text = refused(task.start("")?)?.text;
     assert!(text.contains("interface wg7"), "{text}");
