@@ -16,8 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A page of a web server that a container runs.
 fn get(address: &str) -> TestResult<String> {
-    let mut stream = TcpStream::connect_timeout(&address.parse()?, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    get_within(address, PATIENCE)
+}
+
+fn get_within(address: &str, patience: Duration) -> TestResult<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, patience)?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -66,7 +70,7 @@ fn a_container_gets_what_its_command_line_says() -> TestResult {
         "--device",
         "/dev/null:/dev/other",
     ];
-    let script = "id -u; id -g; echo $NAME; cat /data/in; df -k /small | tail -n 1 | awk '{print $2}'; \
+    let script = "id -u; id -g; id -G; echo $NAME; cat /data/in; df -k /small | tail -n 1 | awk '{print $2}'; \
         cat /sys/fs/cgroup/memory.max; cat /proc/1/comm; echo 5 >/dev/other; ls /sys/class/net; \
         echo back >/data/out; echo wrong >&2; exit 7";
     fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
@@ -76,7 +80,7 @@ fn a_container_gets_what_its_command_line_says() -> TestResult {
     assert_eq!(output.status, 7, "{}", output.both());
     assert_eq!(
         output.text(),
-        "5\n6\nvalue\nfrom the host\n1024\n314572800\ndocker-init\nlo"
+        "5\n6\n6 0\nvalue\nfrom the host\n1024\n314572800\ndocker-init\nlo"
     );
     // Above it Docker may warn of what the host lacks.
     let errors = output.error_text();
@@ -103,7 +107,8 @@ fn a_container_lives_as_docker_steers_it() -> TestResult {
     let host = Host::alone()?;
     let docker = Docker::on(&host)?;
     let script = "echo begun; echo wrong >&2; trap 'echo asked to end; exit 3' TERM; mkdir -p /web; \
-        echo a page >/web/page; httpd -p 80 -h /web; while :; do sleep 0.2; done";
+        echo a page >/web/page; httpd -p 80 -h /web; echo of memory >/dev/shm/held; \
+        head -c 20000000 /dev/zero >>/dev/shm/held; while :; do sleep 0.2; done";
     let container = docker.start(
         "web",
         &["--publish", "127.0.0.1:8099:80"],
@@ -127,18 +132,19 @@ fn a_container_lives_as_docker_steers_it() -> TestResult {
         (logs.text(), logs.error_text()),
         ("begun".into(), "wrong".into())
     );
-    let format = "{{.CPUPerc}} {{.MemUsage}} {{.PIDs}} {{.NetIO}}";
-    let stats = docker.output(&["stats", "--no-stream", "--format", format, container.name()])?;
-    let memory = stats.split_whitespace().nth(1).unwrap_or_default();
-    assert!(memory.ends_with("iB") && memory != "0B", "{stats}");
-    assert!(!stats.ends_with("0B / 0B"), "{stats}");
+    figures(&docker, &container)?;
     let top = docker.output(&["top", container.name()])?;
     assert!(top.lines().count() > 1, "{top}");
 
     docker.output(&["pause", container.name()])?;
     assert_eq!(state(&container)?.0, "paused");
+    assert!(
+        get_within("127.0.0.1:8099", Duration::from_secs(3)).is_err(),
+        "a paused server has answered"
+    );
     docker.output(&["unpause", container.name()])?;
     assert_eq!(state(&container)?.0, "running");
+    assert_eq!(get("127.0.0.1:8099")?, "a page\n");
 
     docker.output(&["restart", "--time", "30", container.name()])?;
     assert_eq!(state(&container)?.0, "running");
@@ -162,6 +168,28 @@ fn a_container_lives_as_docker_steers_it() -> TestResult {
     until("it is dead", PATIENCE, || {
         state(&container).is_ok_and(|it| it == ("exited".into(), 137))
     })
+}
+
+/// `docker stats` of a container that holds 20 MB and has a few processes.
+fn figures(docker: &Docker, container: &Container) -> TestResult {
+    let format = "{{.CPUPerc}} {{.MemUsage}} {{.PIDs}} {{.NetIO}}";
+    let stats = docker.output(&["stats", "--no-stream", "--format", format, container.name()])?;
+    let [cpu, memory, _, _, processes, received, _, sent] =
+        stats.split_whitespace().collect::<Vec<_>>()[..]
+    else {
+        return Err(failure(stats));
+    };
+    let number = |text: &str, unit: &str| -> TestResult<f64> {
+        let number = text.strip_suffix(unit).unwrap_or_default();
+        number
+            .parse()
+            .map_err(|_| failure(format!("{text}: {stats}")))
+    };
+    assert!((0.01..400.0).contains(&number(cpu, "%")?), "{stats}");
+    assert!((19.0..40.0).contains(&number(memory, "MiB")?), "{stats}");
+    assert!((3..20).contains(&processes.parse::<u64>()?), "{stats}");
+    assert!(received != "0B" && sent != "0B", "{stats}");
+    Ok(())
 }
 
 /// dockerd copies through the container's root on the host, while the container runs on it.
