@@ -79,12 +79,10 @@ impl GuestLog {
 
     /// Appends what is new to the file. The file's failure is its owner's loss, not the VM's end.
     pub fn write_new(&mut self) -> std::io::Result<()> {
-        let from = self.next;
-        for line in self.read() {
-            // A record of several lines has one sequence number.
-            if line.sequence < from || self.full {
-                continue;
-            }
+        if self.full {
+            return Ok(());
+        }
+        for line in self.read(self.next) {
             self.next = self.next.max(line.sequence.saturating_add(1));
             let text = format(&line);
             let length = text.len() as u64 + 1;
@@ -103,24 +101,25 @@ impl GuestLog {
 
     /// The last lines, oldest first.
     pub fn tail(&self) -> Vec<String> {
-        let lines = self.read();
+        let lines = self.read(0);
         let skipped = lines.len().saturating_sub(TAIL);
         lines.iter().skip(skipped).map(format).collect()
     }
 
     /// The kernel's own words on why it panicked, if it did.
     pub fn panic(&self) -> Option<String> {
-        let lines = self.read().into_iter();
+        let lines = self.read(0).into_iter();
         let mut panics = lines.filter(|line| line.kernel && line.text.contains(PANIC));
         panics.next().map(|line| line.text)
     }
 
-    fn read(&self) -> Vec<Line> {
+    /// The lines from a sequence number on.
+    fn read(&self, from: u64) -> Vec<Line> {
         let ring = self
             .layout
             .as_ref()
             .and_then(|layout| Ring::find(layout, &self.memory));
-        ring.map_or(Vec::new(), |ring| ring.lines())
+        ring.map_or(Vec::new(), |ring| ring.lines(from))
     }
 }
 
@@ -170,15 +169,18 @@ impl<'a> Ring<'a> {
         })
     }
 
-    fn lines(&self) -> Vec<Line> {
+    /// Looked for from the newest on: who asks often reads what is new, and one record of the rest.
+    fn lines(&self, from: u64) -> Vec<Line> {
         let records = (self.head.wrapping_sub(self.tail) & ID_MASK).saturating_add(1);
-        let records = records.min(self.count).min(MAX_RECORDS);
         // The newest ones, should the guest claim more than there can be.
-        let first = self.head.wrapping_sub(records - 1) & ID_MASK;
-        (0..records)
-            .filter_map(|step| self.record(first.wrapping_add(step) & ID_MASK))
-            .flatten()
-            .collect()
+        let records = records.min(self.count).min(MAX_RECORDS);
+        let is_new = |record: &Vec<Line>| record.iter().all(|line| line.sequence >= from);
+        let mut found: Vec<_> = (0..records)
+            .filter_map(|step| self.record(self.head.wrapping_sub(step) & ID_MASK))
+            .take_while(is_new)
+            .collect();
+        found.reverse();
+        found.into_iter().flatten().collect()
     }
 
     fn word(&self, base: u64, index: u64, size: u64, field: u64) -> Option<u64> {

@@ -125,6 +125,24 @@ fn new_lines_are_appended_once() {
     assert_eq!(content(&mut file), expected);
 }
 
+/// What has been written is not read again, however much of it there is.
+#[test]
+fn a_record_that_was_written_ends_a_look() {
+    let mut kernel = Kernel::new();
+    let (mut log, mut file) = kernel.log();
+    for text in ["first", "second"] {
+        kernel.say(text, 0);
+    }
+    log.write_new().unwrap();
+    // A sequence number that the kernel would not give an older record shows whether it is read.
+    kernel.put(INFOS, 1000);
+    kernel.say("third", 0);
+    log.write_new().unwrap();
+    let text = content(&mut file);
+    assert_eq!(text.matches("first").count(), 1, "{text}");
+    assert_eq!(text.matches("third").count(), 1, "{text}");
+}
+
 #[test]
 fn a_full_ring_gives_its_newest_records() {
     let mut kernel = Kernel::new();
