@@ -150,8 +150,9 @@ impl Vmm {
     pub async fn agent_dialled(&self, patience: Duration) -> Result<Figures, SandboxError> {
         let (begin, mut progress) = (Instant::now(), Progress::default());
         let mut changed = begin;
+        // A look costs CPU time, of which guests that boot at once have little.
+        let step = (patience / 10).max(Duration::from_millis(50));
         loop {
-            let step = (patience / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
             let dialled = self.reached(|phase| matches!(phase, Phase::Connected(_)));
             if let Ok(reached) = tokio::time::timeout(step, dialled).await
                 && let Phase::Connected(figures) = reached?
