@@ -7,8 +7,6 @@
 use crate::ctr::Call;
 use crate::host::Host;
 use crate::pod::Pod;
-use crate::task::Task;
-use crate::task_api::done;
 use crate::{TestResult, runtime};
 
 /// The pod's first container, which holds what the others share.
@@ -34,9 +32,7 @@ impl<'host> Sandbox<'host> {
         ];
         all.extend(options);
         let pod = host.start_as(&id, &all, &["sleep", "100000"])?;
-        // Of its shim, since `ctr` takes most of a second for it under emulation.
-        let pid = done(Task::of(host, &pod)?.state("")?)?.pid;
-        let pid = i32::try_from(pid)?;
+        let (_, pid) = pod.status()?;
         Ok(Self { host, pod, pid })
     }
 
