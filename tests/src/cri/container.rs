@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use kata_like_cri_client::messages::*;
 use protobuf::EnumOrUnknown;
 
-use super::{Kubelet, no_answer};
+use super::{Kubelet, MINUTE, no_answer};
+use crate::process::until;
 use crate::{TestResult, failure};
 
 /// A container of a pod; it goes with the pod.
@@ -49,10 +50,13 @@ impl Container<'_> {
 
     /// The same where an event that CRI gets beside the exit tells the reason.
     pub fn wait_reason(&self, reason: &str) -> TestResult<ContainerStatus> {
-        self.kubelet.until(reason, || {
-            let status = Some(self.status()?);
-            Ok(status.filter(|status| status.state == exited() && status.reason == reason))
-        })
+        let mut status = self.wait_exit()?;
+        let told = until(reason, MINUTE, || {
+            status = self.status().unwrap_or_default();
+            status.reason == reason
+        });
+        told.map_err(|error| failure(format!("{error}: {status}")))?;
+        Ok(status)
     }
 
     /// Its figures.

@@ -103,8 +103,8 @@ fn traffic(pod: &Pod) -> TestResult<[u64; 2]> {
 /// Sends a file from the pod, which must come back as it was. The server may not be there yet.
 fn from_pod(client: &Container, address: &str, port: u16, digest: &str) -> TestResult {
     let script = format!(
-        "i=0; until nc -w 30 {address} {port} </tmp/x >/tmp/back; do
-             i=$((i+1)); [ $i = 50 ] && exit 1; sleep 0.2
+        "end=$(($(date +%s) + 60)); until nc -w 30 {address} {port} </tmp/x >/tmp/back; do
+             [ $(date +%s) -lt $end ] || exit 1; sleep 0.2
          done; md5sum </tmp/back"
     );
     let back = client.exec(&script)?;
