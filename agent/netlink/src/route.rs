@@ -179,10 +179,14 @@ impl Socket {
         })
     }
 
-    /// Adds a route, or puts it in the place of the same one.
+    /// Adds a route, behind others to the same destination. One that is there already is no error.
     pub fn add_route(&mut self, it: &Route) -> io::Result<()> {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        self.change_route(libc::RTM_NEWROUTE, flags, it)
+        // Not NLM_F_REPLACE: of IPv6 that takes one over another interface for the same.
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
+        match self.change_route(libc::RTM_NEWROUTE, flags, it) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            done => done,
+        }
     }
 
     /// Removes a route.

@@ -21,6 +21,8 @@ use crate::error::SandboxError;
 
 /// The port of name servers.
 const PORT: u16 = 53;
+/// The only address of loopback that is itself reached over TCP: Docker's.
+const DOCKER_S: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
 /// How many name servers the C library takes from a file (MAXNS of resolv.h).
 const SERVERS: usize = 3;
 /// No longer file is read.
@@ -120,8 +122,8 @@ fn local(line: &str) -> Option<SocketAddr> {
     ))
 }
 
-/// Puts a question to the name server at this address of the namespace, and takes its answer. It has no
-/// deadline: the caller has.
+/// Puts a question to the name server at this address of the namespace, and takes its answer: by UDP, and with `tcp`
+/// by TCP where that leads there. It has no deadline: the caller has.
 pub async fn ask(
     namespace: OwnedFd,
     address: IpAddr,
@@ -129,7 +131,8 @@ pub async fn ask(
     question: Vec<u8>,
 ) -> Result<Vec<u8>, SandboxError> {
     let server = SocketAddr::new(address, PORT);
-    let answer = match tcp {
+    // Else it would be port-forward that accepts (`forward::steer`), and the guest be asked by itself.
+    let answer = match tcp && address == DOCKER_S {
         true => {
             let stream = open(namespace, move || connected(server)).await?;
             ask_stream(stream, &question).await

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -15,6 +16,10 @@ use crate::process::Life;
 use crate::request::new_token;
 use crate::sandbox::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
 use crate::stdio::{Stdio, StdioPaths};
+
+/// How long a container that joins waits for the one that the shim was started for, where both start at once.
+const OWN_CONTAINER: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
 
 /// A container to be made.
 #[derive(Debug)]
@@ -126,8 +131,9 @@ impl Pod {
         container: &Container,
         request: &CreateRequest,
     ) -> Result<Arc<Sandbox>, PodError> {
+        let begin = Instant::now();
         loop {
-            let mut settled = {
+            let settled = {
                 let mut state = self.state();
                 if let Some(reason) = &state.lost {
                     return Err(PodError::Failed(format!(
@@ -137,7 +143,15 @@ impl Pod {
                 }
                 match &state.sandbox {
                     Slot::Up(sandbox) => return Ok(Arc::clone(sandbox)),
-                    Slot::Changing => self.settled.subscribe(),
+                    Slot::Changing => Some(self.settled.subscribe()),
+                    // The VM, the cgroup and the stand-in are made by what its own container asks for.
+                    Slot::Empty
+                        if request.id != self.id
+                            && lock(&self.network).is_some()
+                            && begin.elapsed() < OWN_CONTAINER =>
+                    {
+                        None
+                    }
                     Slot::Empty if container.role == Role::CriContainer => {
                         return Err(PodError::WrongState(format!(
                             "create container {:?}: its pod's sandbox is not running",
@@ -150,8 +164,11 @@ impl Pod {
                     }
                 }
             };
-            // The sender lives in `self`: the wait can't fail.
-            let _ = settled.changed().await;
+            match settled {
+                // The sender lives in `self`: the wait can't fail.
+                Some(mut settled) => drop(settled.changed().await),
+                None => tokio::time::sleep(POLL).await,
+            }
         }
         let network = lock(&self.network).take();
         let (events, happened) = mpsc::unbounded_channel();
