@@ -45,6 +45,9 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 oops=panic panic=-1 mit
 /// a fifth level makes each walk of the page tables longer, those of the guests' memory among them.
 const CPU: &str = "max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off";
 
+/// What chooses SELinux: of it and AppArmor, which Debian's kernels prefer, a kernel has one.
+const SELINUX: &str = "security=selinux";
+
 /// How long the reader of our output may take for the rest of it.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -296,8 +299,9 @@ fn start(args: &Args, prepared: &Prepared, run: &Path) -> Result<Qemu, HostError
         .arg(prepared.path("initrd.img"))
         .arg("-append")
         .arg(format!(
-            "{KERNEL_ARGUMENTS} tsc_early_khz={} host.program={} host.run={}",
+            "{KERNEL_ARGUMENTS} tsc_early_khz={} {} host.program={} host.run={}",
             counter::khz(),
+            if args.selinux { SELINUX } else { "" },
             run.join("test-host").display(),
             run.display()
         ))

@@ -57,6 +57,9 @@ pub struct Args {
     /// Don't try this machine's own KVM.
     #[arg(long)]
     emulate: bool,
+    /// The host's kernel has SELinux, with no policy loaded, in the place of AppArmor; this is always an emulated host.
+    #[arg(long)]
+    selinux: bool,
     /// Only fetch and unpack what the host needs, and print where it is.
     #[arg(long)]
     prepare: bool,
@@ -100,7 +103,7 @@ fn run(args: &Args) -> Result<u8, HostError> {
     if args.command.is_empty() {
         return Err(HostError::Usage("no command given".into()));
     }
-    if !args.emulate {
+    if !args.emulate && !args.selinux {
         match direct::usable(&prepared) {
             Ok(()) => {
                 eprintln!("test-host: this machine's own KVM boots a kernel; running here");

@@ -105,6 +105,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         ("xz", "xz-utils"),
         ("ip", "iproute2"),
         ("iptables", "iptables"), // which CNI's portmap runs
+        ("secilc", "secilc"),     // which makes a policy for SELinux
     ])?;
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
     let cache = Path::new(&home).join(".cache/kata-like/test-host");
