@@ -284,6 +284,7 @@ fn give_birth(
         cgroup: Some(leaf),
         network: Network::Inherited,
         mounts: None,
+        label: None,
         descriptors: &[&[None, None, log.as_ref().map(AsFd::as_fd)], &handed[..]].concat(),
     })?;
     raise_oom_score(newborn.pid);

@@ -428,6 +428,7 @@ mod tests {
             cgroup: Some(cgroup.as_fd()),
             network: crate::spawn::Network::New,
             mounts: None,
+            label: None,
             descriptors: &[],
         })
         .unwrap();

@@ -150,6 +150,7 @@ async fn run_one(
             cgroup: place.cgroup.as_ref().map(|cgroup| cgroup.as_fd()),
             network: Network::Inherited,
             mounts: place.mounts.as_ref().map(|mounts| mounts.as_fd()),
+            label: None,
             descriptors: &[
                 Some(input.as_fd()),
                 Some(stdout.as_fd()),

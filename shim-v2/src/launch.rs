@@ -45,11 +45,12 @@ pub struct Parts {
     kernel: OwnedFd,
     initrd: OwnedFd,
     printk: Option<PrintkLayout>,
+    label: Option<String>,
 }
 
 impl Parts {
-    /// Opens all of it, or tells what is missing.
-    pub fn open(config: &Config) -> Result<Self, SandboxError> {
+    /// Opens all of it, or tells what is missing. VMM and fs server are to run under the SELinux label `label`.
+    pub fn open(config: &Config, label: Option<String>) -> Result<Self, SandboxError> {
         for (what, path) in [("VMM", &config.vmm), ("fs server", &config.fsd)] {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(|errno| {
                 SandboxError::failed(
@@ -67,6 +68,7 @@ impl Parts {
             kernel: open("guest kernel", &config.kernel)?.into(),
             initrd: open("guest image", &config.initrd)?.into(),
             printk: read_printk(&config.printk)?,
+            label,
         })
     }
 
@@ -117,11 +119,12 @@ impl AsRawFd for Control {
     }
 }
 
-/// Starts a program with a control socket.
+/// Starts a program with a control socket, under a label of SELinux if there is one.
 fn start(
     what: &str,
     program: &Path,
     cgroup: Option<BorrowedFd>,
+    label: Option<&str>,
 ) -> Result<(Child, AsyncFd<Control>), SandboxError> {
     let failed = |step: &str| format!("{step} of the {what}");
     let (ours, theirs) = Channel::pair()
@@ -136,6 +139,7 @@ fn start(
         cgroup,
         network: Network::Inherited,
         mounts: None,
+        label,
         descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
     })
     .map_err(|cause| SandboxError::failed(format!("start the {what}"), cause))?;

@@ -25,6 +25,7 @@ mod pod;
 mod process;
 mod request;
 mod sandbox;
+mod selinux;
 mod serve;
 mod service;
 mod share;

@@ -30,6 +30,7 @@ pub use crate::request::{
     ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
     Stats, StreamTokens,
 };
+use crate::selinux::Labels;
 use crate::share::{Mounted, Share, SharedVolume};
 use crate::spec::{MemorySize, Split};
 use crate::stand_in::StandIn;
@@ -88,6 +89,8 @@ pub struct Sandbox {
     resolver: Resolver,
     /// containerd's mount namespace, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
+    /// What VMM and fs server run under.
+    labels: Labels,
     /// The sandbox container's cgroup, which has the pod's limits on the host.
     limited: PathBuf,
     /// The VM's memory.

@@ -27,6 +27,7 @@ use rustix::mount::{
 
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::request::RootfsMount;
+use crate::selinux::Labels;
 use crate::spec::Volume;
 
 mod filesystem;
@@ -161,8 +162,8 @@ impl Drop for Mounted {
 }
 
 impl Share {
-    /// Makes the share of a pod. Blocks.
-    pub fn create(state: &StateFolder) -> Result<Self, SandboxError> {
+    /// Makes the share of a pod, its directories with the label of the pod's files. Blocks.
+    pub fn create(state: &StateFolder, labels: &Labels) -> Result<Self, SandboxError> {
         let path = state.path().join(name::SHARE);
         let failed = |step: &str, cause: io::Error| {
             SandboxError::failed(format!("{step} {}", path.display()), cause)
@@ -176,6 +177,9 @@ impl Share {
         });
         let rootfs = rootfs.map_err(|errno| failed("make directories in", errno.into()))?;
         let volumes = volumes.map_err(|errno| failed("make directories in", errno.into()))?;
+        for directory in [&below, &rootfs, &volumes] {
+            labels.mark("share", directory);
+        }
         mount_bind(&path, &path).map_err(|errno| failed("bind onto itself", errno.into()))?;
         let share = Self {
             path: path.clone(),

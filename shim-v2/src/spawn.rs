@@ -6,7 +6,7 @@
 //! instruction. Nobody in the shim waits for "any child": each is waited for through its pidfd,
 //! by [`Child`] alone.
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -46,6 +46,8 @@ pub struct Birth<'a> {
     pub network: Network<'a>,
     /// The mount namespace that it lives in; none: the shim's.
     pub mounts: Option<BorrowedFd<'a>>,
+    /// The SELinux label that its program begins under; none: what the host's policy says of a child of the shim.
+    pub label: Option<&'a str>,
     /// Standard input, output, error and then descriptors 3, 4, …; none: `/dev/null`.
     pub descriptors: &'a [Option<BorrowedFd<'a>>],
 }
@@ -113,12 +115,13 @@ const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The child's steps, as it reports them through the pipe.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "arrange the descriptors of",
     "join the network namespace of",
     "enter the mount namespace of",
     "enter the directory of",
     "close the descriptors of",
+    "set the SELinux label of",
     "run",
 ];
 
@@ -234,6 +237,7 @@ struct Plan {
     _strings: Vec<CString>,
     arguments: Vec<*const c_char>,
     environment: Vec<*const c_char>,
+    label: Option<CString>,
 }
 
 impl Plan {
@@ -258,6 +262,7 @@ impl Plan {
             _strings: strings,
             arguments,
             environment,
+            label: how.label.map(CString::new).transpose()?,
         })
     }
 
@@ -302,13 +307,31 @@ impl Plan {
             if rest != 0 {
                 fail(reporter, 4);
             }
+            if let Some(label) = &self.label
+                && !set_label(label)
+            {
+                fail(reporter, 5);
+            }
             libc::execve(
                 self.program.as_ptr(),
                 self.arguments.as_ptr(),
                 self.environment.as_ptr(),
             );
         }
-        fail(reporter, 5)
+        fail(reporter, 6)
+    }
+}
+
+/// Has SELinux run this process's next program under a label (attr/exec of proc_pid_attr(5)). If not, errno says why.
+fn set_label(label: &CStr) -> bool {
+    let length = label.count_bytes();
+    // SAFETY: open reads a C string; write reads `length` bytes of the live label.
+    unsafe {
+        let file = libc::open(
+            c"/proc/self/attr/exec".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
+        file >= 0 && libc::write(file, label.as_ptr().cast(), length) == length as isize
     }
 }
 

@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::error::SandboxError;
+use crate::selinux::Labels;
 
 mod devices;
 mod hooks;
@@ -62,6 +63,8 @@ pub struct HostPart {
     pub cpu_quota: Option<i64>,
     /// What it may use, for the size of a VM that is made for it.
     pub size: SizePart,
+    /// Its labels of SELinux.
+    pub labels: Labels,
 }
 
 /// The network namespace that the spec asks for.
@@ -157,6 +160,7 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
         .map(|root| absolute(bundle, root.path()));
     let size = size_of(&spec)?;
     let cgroups_path = cgroups_path(&spec)?;
+    let labels = labels_of(&spec);
     strip_host_paths(&mut spec);
     let guest = serde_json::to_vec(&spec)
         .map_err(|cause| SandboxError::failed("write the guest's part of the spec", cause))?;
@@ -174,9 +178,19 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
             memory_limit: size::own_memory(&spec),
             cpu_quota: size::own_quota(&spec),
             size,
+            labels,
         },
         guest,
     })
+}
+
+/// The labels of SELinux; an empty one is none, as containerd writes it for a privileged container.
+fn labels_of(spec: &Spec) -> Labels {
+    let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
+    Labels {
+        process: (spec.process().as_ref()).and_then(|process| given(process.selinux_label())),
+        file: (spec.linux().as_ref()).and_then(|linux| given(linux.mount_label())),
+    }
 }
 
 /// An exec's process, as JSON, without what is loaded on the host.

@@ -92,6 +92,7 @@ impl StandIn {
             cgroup,
             network,
             mounts: None,
+            label: None,
             descriptors: &[Some(ends.as_fd()), None, Some(stderr.as_fd())],
         })
         .map_err(|source| StandInError::Birth {

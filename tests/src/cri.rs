@@ -219,12 +219,17 @@ impl Pod<'_> {
 
     /// The pid of its VMM.
     pub fn vmm(&self) -> TestResult<i64> {
+        self.process("vmm")
+    }
+
+    /// The pid of its `shim`, `vmm` or `fsd`.
+    pub fn process(&self, name: &str) -> TestResult<i64> {
         let path = Path::new("/run/kata-like").join(format!("{NAMESPACE}:{}", self.id));
         let record = fs::read(path.join("shim.json"))?;
         let record: serde_json::Value = serde_json::from_slice(&record)?;
-        record["vmm"]["pid"]
+        record[name]["pid"]
             .as_i64()
-            .ok_or_else(|| failure(format!("no pid of the VMM in {record}")))
+            .ok_or_else(|| failure(format!("no pid of the {name} in {record}")))
     }
 
     /// The cgroup that the kubelet has made for it.

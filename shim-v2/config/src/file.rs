@@ -69,6 +69,7 @@ struct Keys {
     max_vcpus: Option<Spanned<u8>>,
     hugepages: Option<HugePages>,
     log_level: Option<LogLevel>,
+    selinux: Option<bool>,
     boot_deadline_seconds: Option<Spanned<u32>>,
 }
 
@@ -140,6 +141,7 @@ pub(crate) fn apply(path: &Path, config: &mut Config) -> Result<(), ConfigError>
     }
     config.hugepages = keys.hugepages.unwrap_or(config.hugepages);
     config.log_level = keys.log_level.unwrap_or(config.log_level);
+    config.selinux = keys.selinux.unwrap_or(config.selinux);
     Ok(())
 }
 

@@ -80,6 +80,8 @@ pub struct Config {
     pub hugepages: HugePages,
     /// How much is written to the log.
     pub log_level: LogLevel,
+    /// Whether the VMM and the fs server run under the SELinux label that the pod's spec gives.
+    pub selinux: bool,
     /// How long a guest may take from its first instruction to the agent's dial.
     pub boot_deadline: Duration,
 }
@@ -99,6 +101,7 @@ impl Config {
             max_vcpus: online_cpus().min(4),
             hugepages: HugePages::Transparent,
             log_level: LogLevel::Info,
+            selinux: true,
             boot_deadline: Duration::from_secs(30),
         }
     }

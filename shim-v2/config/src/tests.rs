@@ -109,12 +109,13 @@ fn the_default_file_says_the_defaults() {
         .collect();
     let defaults = Config {
         max_vcpus: 4,
+        selinux: true,
         ..Config::defaults(Path::new("/usr/local"))
     };
     assert_eq!(load(&[("config.toml", &keys)]).unwrap(), defaults);
     assert_eq!(
         keys.lines().count(),
-        10,
+        11,
         "a key is missing from the file:\n{keys}"
     );
 }

@@ -36,7 +36,8 @@ impl Fsd {
         boot: &FsdBoot,
         fds: FsdFds,
     ) -> Result<Self, SandboxError> {
-        let (child, control) = start("fs server", &parts.fsd, Some(cgroup))?;
+        let label = parts.label.as_deref();
+        let (child, control) = start("fs server", &parts.fsd, Some(cgroup), label)?;
         let (tell, over) = watch::channel(None);
         let fsd = Self { child, over };
         boot.send(&fds, &control.get_ref().0).map_err(|cause| {

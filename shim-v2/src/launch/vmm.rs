@@ -86,7 +86,7 @@ impl Vmm {
             streams: resources.streams,
             shares: resources.shares,
         };
-        let (child, control) = start("VMM", &parts.vmm, cgroup)?;
+        let (child, control) = start("VMM", &parts.vmm, cgroup, parts.label.as_deref())?;
         let (tell_phase, phase) = watch::channel(Phase::Starting);
         let (tell_over, over) = watch::channel(None);
         let vmm = Self(Arc::new(Running {

@@ -27,6 +27,7 @@ use crate::cleanup;
 use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
+use crate::selinux::Labels;
 use crate::share::{PARTS, Share, volumes};
 use crate::spec::{self, MemorySize, NetworkPart, Split};
 use crate::stand_in::StandIn;
@@ -62,7 +63,8 @@ async fn bring_up(
     steps: &mut Steps,
 ) -> Result<Arc<Sandbox>, SandboxError> {
     let (config, wanted) = read(&request)?;
-    let parts = Parts::open(&config)?;
+    let labels = (wanted.split.host.labels.clone()).on_this_host(config.selinux);
+    let parts = Parts::open(&config, labels.process.clone())?;
     steps.done("read");
 
     let mut record = Record::new(&request.namespace, &request.id);
@@ -73,7 +75,8 @@ async fn bring_up(
         namespace::make(&mut request, given, &cgroup, &state, machine, &mut record).await?;
     steps.done("state");
 
-    let share = blocking(move || Share::create(&state).map(|share| (share, state))).await?;
+    let own = labels.clone();
+    let share = blocking(move || Share::create(&state, &own).map(|share| (share, state))).await?;
     let (share, state) = (Arc::new(share.0), share.1);
     machine.share = Some(Arc::clone(&share));
     let (listening, connected) = vhost_user_sockets(&state)?;
@@ -84,7 +87,7 @@ async fn bring_up(
         sockets: listening,
     };
     let resources = Resources {
-        log: make_log(&state)?,
+        log: make_log(&state, &labels)?,
         agent: theirs.into(),
         streams: make_streams(&state)?,
         shares: connected,
@@ -97,7 +100,8 @@ async fn bring_up(
         Vmm::start(&parts, leaf.as_fd(), &boot, resources),
     );
     // The server's failure first: the VMM's is its consequence.
-    let (fsd, vmm) = (fsd?, vmm?);
+    let started = fsd.and_then(|fsd| Ok((fsd, vmm?)));
+    let (fsd, vmm) = started.map_err(|error| labels.blame(error))?;
     record.fsd = process_of(fsd.child().pid);
     record.vmm = process_of(vmm.child().pid);
     let over = either_over(vmm.over(), fsd.over());
@@ -145,6 +149,7 @@ async fn bring_up(
         forward: Mutex::default(),
         resolver: Default::default(),
         host_mounts: request.host_mounts,
+        labels,
         limited: Path::new(cgroup::ROOT).join(&wanted.cgroup),
         memory: wanted.memory,
         vcpus: boot.vcpus,
@@ -317,10 +322,11 @@ fn vm_boot(config: &Config, wanted: &Wanted, parts: &Parts) -> VmBoot {
 }
 
 /// The VMM appends to the log; it is handed a descriptor that can do nothing else to what is there.
-fn make_log(state: &StateFolder) -> Result<std::fs::File, SandboxError> {
+fn make_log(state: &StateFolder, labels: &Labels) -> Result<std::fs::File, SandboxError> {
     let log = state
         .create_file(name::GUEST_LOG)
         .map_err(|cause| SandboxError::failed("make the file of the guest's log", cause))?;
+    labels.mark("guest's log", &log);
     match rustix::fs::fcntl_setfl(&log, OFlags::APPEND) {
         Ok(()) => Ok(log),
         Err(errno) => {

@@ -172,7 +172,8 @@ async fn make(
     sandbox
         .agent
         .create_container(id, made_of, &request.streams)
-        .await?;
+        .await
+        .map_err(|error| sandbox.labels.blame_files(error))?;
     Ok(CreatedContainer { pid })
 }
 

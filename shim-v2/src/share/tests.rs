@@ -55,7 +55,7 @@ fn volume(name: &str, source: &Path, read_only: bool) -> Volume {
 fn a_root_and_volumes_come_and_go() {
     apart(|place| {
         let state = state(place);
-        let share = Share::create(&state).unwrap();
+        let share = Share::create(&state, &Labels::default()).unwrap();
         let (bundle, image) = (place.join("bundle"), place.join("image"));
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
         fs::create_dir_all(image.join("etc")).unwrap();
@@ -95,7 +95,7 @@ fn a_root_and_volumes_come_and_go() {
 fn the_file_server_s_clone_follows() {
     apart(|place| {
         let state = state(place);
-        let share = Share::create(&state).unwrap();
+        let share = Share::create(&state, &Labels::default()).unwrap();
         let tree = share.tree().unwrap();
         let (bundle, image) = (place.join("bundle"), place.join("image"));
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
@@ -149,7 +149,7 @@ fn a_socket_is_shared_as_one() {
     use std::os::unix::fs::FileTypeExt;
     apart(|place| {
         let state = state(place);
-        let share = Share::create(&state).unwrap();
+        let share = Share::create(&state, &Labels::default()).unwrap();
         let socket = place.join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let mounted = share.add_volume(&volume("v", &socket, false)).unwrap();
@@ -164,7 +164,7 @@ fn a_socket_is_shared_as_one() {
 fn what_can_t_be_shared_is_refused_and_nothing_stays() {
     apart(|place| {
         let state = state(place);
-        let share = Share::create(&state).unwrap();
+        let share = Share::create(&state, &Labels::default()).unwrap();
         let before = mounts_below(place);
         let device = Path::new("/dev/null");
         let line = share

@@ -14,6 +14,7 @@ fn shell<'a>(arguments: &'a [&'a str], descriptors: &'a [Option<BorrowedFd<'a>>]
         cgroup: None,
         network: Network::Inherited,
         mounts: None,
+        label: None,
         descriptors,
     }
 }
@@ -46,6 +47,18 @@ async fn a_child_finds_its_descriptors_and_no_other() {
 async fn the_status_is_the_child_s() {
     let child = Child::watch(birth(&shell(&["sh", "-c", "exit 7"], &[])).unwrap()).unwrap();
     assert_eq!(child.exited().await, Exit::Status(7));
+}
+
+/// With SELinux in the kernel or without: no policy has such a label.
+#[tokio::test]
+async fn a_label_that_is_none_is_told() {
+    let mut how = shell(&["sh", "-c", "exit 0"], &[]);
+    how.label = Some("no label");
+    let line = crate::error::one_line(&birth(&how).unwrap_err());
+    assert!(
+        line.starts_with("set the SELinux label of /bin/sh: "),
+        "{line}"
+    );
 }
 
 #[tokio::test]

@@ -60,6 +60,11 @@ fn a_plain_container_is_split() {
         Some(Path::new("/bundle/rootfs"))
     );
     assert!(split.host.volumes.is_empty());
+    let labels = &split.host.labels;
+    assert_eq!(labels.process.as_deref(), Some("y"));
+    assert_eq!(labels.file.as_deref(), Some("z"));
+    let unlabelled = try_split(|spec| spec["process"]["selinuxLabel"] = "".into()).unwrap();
+    assert_eq!(unlabelled.host.labels.process, None);
     let guest = String::from_utf8(split.guest).unwrap();
     for word in [
         "/default/a",

@@ -39,6 +39,9 @@ const NETWORKS: [Network; 2] = [
     },
 ];
 
+/// There where the host has SELinux: CRI gives labels only if it is told to.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
+
 /// The plugin for an interface on a bridge, which first notes what there is of a pod when its interface is to be
 /// taken away.
 const WATCHED: &str = "watched-bridge";
@@ -56,11 +59,12 @@ pub(crate) fn set_up(version: Version, here: &Path, tools: &Path) -> TestResult<
     fs::create_dir_all(CGROUPS)?;
     delegate(Path::new(CGROUPS))?;
     let plugins = plugins(here, tools)?;
+    let selinux = Path::new(SELINUX).exists();
     let (runtimes, mut config) = match version {
         Version::V1_7 | Version::V1_7Cri => {
             let cri = r#"plugins."io.containerd.grpc.v1.cri""#;
             let config = format!(
-                "[{cri}]\nsandbox_image = \"{PAUSE}\"\n[{cri}.cni]\nbin_dir = \"{}\"\nconf_dir = \"{}\"\n\
+                "[{cri}]\nenable_selinux = {selinux}\nsandbox_image = \"{PAUSE}\"\n[{cri}.cni]\nbin_dir = \"{}\"\nconf_dir = \"{}\"\n\
                  [{cri}.containerd]\ndefault_runtime_name = \"{HANDLER}\"\n",
                 plugins.display(),
                 conf(here, HANDLER).display(),
@@ -71,7 +75,7 @@ pub(crate) fn set_up(version: Version, here: &Path, tools: &Path) -> TestResult<
             let cri = r#"plugins."io.containerd.cri.v1.runtime""#;
             let config = format!(
                 "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{PAUSE}\"\n\
-                 [{cri}.cni]\nbin_dirs = [\"{}\"]\nconf_dir = \"{}\"\n",
+                 [{cri}]\nenable_selinux = {selinux}\n[{cri}.cni]\nbin_dirs = [\"{}\"]\nconf_dir = \"{}\"\n",
                 plugins.display(),
                 conf(here, HANDLER).display(),
             );

@@ -28,6 +28,9 @@ const MEMORY: u64 = 9 << 20;
 /// No more hosts than this: the tests are too few.
 const MOST: u64 = 2;
 
+/// Those that want a host whose kernel has SELinux: one more, once the first has nothing left to do.
+const SELINUX: [&str; 1] = ["selinux"];
+
 /// One test binary that has been run.
 pub struct Run {
     pub name: String,
@@ -63,10 +66,15 @@ pub fn run(
     fs::create_dir_all(&claims)?;
     let outcome = Mutex::new(Outcome::default());
     let number = how_many()?.min(binaries.len() as u64);
+    let last = number + 1;
     println!("== {number} test host(s) side by side");
-    let boot = |number: u64| {
+    let (selinux, ordinary): (Vec<_>, Vec<_>) = binaries
+        .iter()
+        .partition(|(name, _)| SELINUX.contains(name));
+    let boot = |number: u64, options: &[&str], binaries: &[(&str, &Path)]| {
         let mut command = Command::new(host);
         command
+            .args(options)
             .arg("--share")
             .arg(work)
             .arg("--console")
@@ -87,8 +95,18 @@ pub fn run(
     thread::scope(|scope| {
         let hosts: Vec<_> = (1..=number)
             .map(|number| {
-                let (claims, outcome) = (&claims, &outcome);
-                scope.spawn(move || keep_going(number, || boot(number), claims, outcome))
+                let (claims, outcome, boot) = (&claims, &outcome, &boot);
+                let (ordinary, selinux) = (&ordinary, &selinux);
+                scope.spawn(move || {
+                    if !ordinary.is_empty() {
+                        keep_going(number, || boot(number, &[], ordinary), claims, outcome)?;
+                    }
+                    if number == 1 && !selinux.is_empty() {
+                        let boot = || boot(last, &["--selinux"], selinux);
+                        keep_going(last, boot, claims, outcome)?;
+                    }
+                    TestResult::Ok(())
+                })
             })
             .collect();
         for host in hosts {
@@ -100,7 +118,7 @@ pub fn run(
     let mut outcome = outcome
         .into_inner()
         .map_err(|_| failure("a host's thread panicked"))?;
-    for number in 1..=number {
+    for number in 1..=last {
         outcome.figures +=
             &fs::read_to_string(work.join(format!("figures-{number}"))).unwrap_or_default();
     }

@@ -48,7 +48,7 @@ const PARTS: [(&str, u64, &[&str]); 9] = [
     ),
     ("workloads", 6, &["workloads", "host_devices"]),
     ("network", 9, &["network", "port_forward"]),
-    ("Kubernetes", 9, &["cri", "cri_1_7", "deploy"]),
+    ("Kubernetes", 10, &["cri", "cri_1_7", "deploy", "selinux"]),
     ("callers", 5, &["docker", "callers"]),
     (
         "faults and hostile",
