@@ -168,6 +168,20 @@ fn a_pod_is_confined_to_its_own_files() -> TestResult {
     host.leaves_nothing(&before)
 }
 
+/// Who looks at such a host before the first pod is told.
+#[test]
+fn the_check_names_it() -> TestResult {
+    let _host = host()?;
+    let program = Path::new(&std::env::var("KATA_LIKE_PREFIX")?).join("bin/kata-like");
+    let mut check = Command::new(program);
+    check.arg("check");
+    let output = Call::new(check).ok()?;
+    let text = output.text();
+    assert!(text.starts_with("ok: "), "{text}");
+    assert!(text.contains("note: SELinux is enforced here"), "{text}");
+    Ok(())
+}
+
 /// CRI gives a privileged pod no label.
 #[test]
 fn a_privileged_pod_has_the_shims_label() -> TestResult {
@@ -206,7 +220,6 @@ fn a_refused_label_is_named_with_its_cure() -> TestResult {
         for words in [&*label, why, "`selinux = false`"] {
             assert!(line.contains(words), "{kind}: no {words:?} in {line}");
         }
-        println!("{line}");
         host.leaves_nothing(&before)?;
     }
 

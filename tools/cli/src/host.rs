@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use kata_like_config::{Config, HugePages};
 
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+const SELINUX_ENFORCES: &str = "/sys/fs/selinux/enforce";
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 const CGROUP: &str = "/sys/fs/cgroup";
 /// linux/magic.h
@@ -55,6 +56,14 @@ pub fn notes(config: &Config, huge_pages: u64) -> Vec<String> {
         notes.push(
             "note: the mount `/` is private, so volumes mounted after a pod's start don't reach it; \
              run `mount --make-rshared /` before containerd starts"
+                .into(),
+        );
+    }
+    let enforces = fs::read_to_string(SELINUX_ENFORCES).unwrap_or_default();
+    if config.selinux && enforces.trim() == "1" {
+        notes.push(
+            "note: SELinux is enforced here: pods that containerd gives a label (its `enable_selinux`) run under that, which \
+             was not tried; what the policy refuses then is in `ausearch -m avc`"
                 .into(),
         );
     }
