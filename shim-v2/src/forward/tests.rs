@@ -13,10 +13,21 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn ip(arguments: &str) {
+fn ip(arguments: &str) -> String {
     let done = Command::new("ip").args(arguments.split(' ')).output();
     let done = done.unwrap();
     assert!(done.status.success(), "ip {arguments}: {done:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// The kernel makes the route to an address of IPv6 after it has answered, in a work queue (net/ipv6/addrconf.c,
+/// `addrconf_dad_work`).
+fn until_local(address: &str) {
+    let end = std::time::Instant::now() + PATIENCE;
+    while !ip("-6 route show table local").contains(&format!("local {address} ")) {
+        assert!(std::time::Instant::now() < end, "{address} stays unknown");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Does something in a thread with a namespace of its own, on a runtime.
@@ -95,6 +106,7 @@ fn nothing_but_loopback_is_steered() {
         ip("link set eth0 up");
         ip("address add 10.1.0.2/24 dev eth0");
         ip("address add fd00::2/64 dev eth0 nodad");
+        until_local("fd00::2");
         let listener = listen_in(namespace.as_fd(), true).unwrap();
         let _forward = listener.serve(guest).unwrap();
         for address in ["10.1.0.2:80", "[fd00::2]:80", "127.0.0.11:53"] {
