@@ -140,6 +140,8 @@ impl<'host> Oracle<'host> {
         let probe = directory.path().join("probe");
         fs::copy(&built, &probe)?;
         fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
+        // New network namespaces begin with what the host has, and networks of other tests may have set it there.
+        fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
         let printed = host.ctr(["oci", "spec"]).ok()?;
         Ok(Self {
             host,
