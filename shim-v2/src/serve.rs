@@ -1,9 +1,9 @@
 //! The serving process: one pod's shim, from its birth to its end.
 //!
 //! Called by `main`; born by `bootstrap`, with the listening socket as descriptor 3, the lock of the pod's network
-//! namespace, if it has one by then, as descriptor 4, and containerd's log FIFO, or nothing, as descriptor 2. It ends by itself: on containerd's `Shutdown`, on SIGTERM
-//! or SIGINT, and when it has had neither a container nor a client for a while, which also covers a
-//! containerd that died before its first call. At its end socket and sandbox are gone.
+//! namespace, if it has one by then, as descriptor 4, and containerd's log FIFO, or nothing, as descriptor 2. It ends by
+//! itself: on containerd's `Shutdown`, on SIGTERM or SIGINT, and when it has had neither a container nor a client for a
+//! while, which also covers a containerd that died before its first call. At its end socket and sandbox are gone.
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};

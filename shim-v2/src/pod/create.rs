@@ -165,7 +165,8 @@ impl Pod {
                 }
             };
             match settled {
-                // The sender lives in `self`: the wait can't fail.
+                // The sender lives in `self`: the wait can't fail. It ends with a sandbox's making or taking down, whose
+                // steps have deadlines and which go on if who has asked for them does not wait any more.
                 Some(mut settled) => drop(settled.changed().await),
                 None => tokio::time::sleep(POLL).await,
             }
