@@ -10,9 +10,9 @@ use crate::{BOOT_DEADLINE, Channel, ChannelError, VERSION};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CachePolicy {
-    /// Nobody: the guest caches everything, writes back, and remembers missing names.
+    /// Nobody: the guest caches everything it has read, and remembers missing names.
     Private,
-    /// The host too: the guest asks again after a short time and writes through.
+    /// The host too: the guest asks again after a short time.
     Shared,
 }
 

@@ -131,7 +131,6 @@ fn prepare_one(
             CachePolicy::Private => passthrough::CachePolicy::Always,
             CachePolicy::Shared => passthrough::CachePolicy::Auto,
         },
-        writeback: share.cache == CachePolicy::Private,
         xattr: true,
         xattrmap: Some(trusted_attributes(&directory)?),
         announce_submounts: true,
