@@ -25,9 +25,11 @@ use virtiofsd::fuse::{Attr, SetattrIn};
 
 mod checks;
 mod others;
+mod seen;
 
 pub use checks::check_name;
 pub use others::Others;
+use seen::Seen;
 
 use checks::{check, check_node, check_open, check_xattr_name, own_groups};
 
@@ -38,12 +40,32 @@ const MAX_XATTR_SIZE: u32 = 65_536;
 pub struct Checked<F> {
     inner: Arc<F>,
     others: Others,
+    seen: Seen,
 }
 
 impl<F> Checked<F> {
     /// Puts the check in front of `inner`.
     pub fn new(inner: Arc<F>, others: Others) -> Self {
-        Self { inner, others }
+        Self {
+            inner,
+            others,
+            seen: Seen::new(),
+        }
+    }
+}
+
+impl<F: FileSystem<Inode = u64, Handle = u64>> Checked<F> {
+    /// The guest has changed a file's content: it knows what it is now.
+    fn changed(&self, ctx: Context, inode: u64) {
+        if let Ok((attr, _)) = self.inner.getattr(ctx, inode, None) {
+            self.seen.tell(inode, &attr);
+        }
+    }
+
+    /// What the guest is told of a name, and for how long it may remember it.
+    fn named(&self, entry: Entry) -> Entry {
+        self.seen.tell(entry.inode, &entry.attr);
+        self.others.named(entry)
     }
 }
 
@@ -61,23 +83,15 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
             // The shim makes and removes what is at the top while the pod runs.
             return found.map(|entry| Entry {
                 entry_timeout: Duration::ZERO,
-                ..entry
+                ..self.named(entry)
             });
         }
-        match (found, &self.others) {
-            (Err(error), &Others::Nobody { missing_names })
-                if error.raw_os_error() == Some(libc::ENOENT) =>
-            {
-                Ok(Entry {
-                    inode: 0, // "there is no such name, and you may remember it"
-                    generation: 0,
-                    attr: Attr::default(),
-                    attr_timeout: Duration::ZERO,
-                    entry_timeout: missing_names,
-                })
+        match found {
+            Ok(entry) => Ok(self.named(entry)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.others.missing().ok_or(error)
             }
-            (Ok(entry), _) => Ok(self.others.named(entry)),
-            (Err(error), _) => Err(error),
+            Err(error) => Err(error),
         }
     }
 
@@ -107,8 +121,10 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         check(name)?;
         check_node(mode, rdev)?;
         let extensions = own_groups(&ctx, extensions);
-        self.inner
-            .mknod(ctx, parent, name, mode, rdev, umask, extensions)
+        let entry = self
+            .inner
+            .mknod(ctx, parent, name, mode, rdev, umask, extensions)?;
+        Ok(self.named(entry))
     }
 
     fn mkdir(
@@ -153,7 +169,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
     fn link(&self, ctx: Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
         check(newname)?;
         let entry = self.inner.link(ctx, inode, newparent, newname)?;
-        Ok(self.others.named(entry))
+        Ok(self.named(entry))
     }
 
     fn open(
@@ -164,7 +180,16 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         flags: u32,
     ) -> io::Result<(Option<Self::Handle>, OpenOptions)> {
         check_open(flags)?;
-        self.inner.open(ctx, inode, kill_priv, flags)
+        let (handle, options) = self.inner.open(ctx, inode, kill_priv, flags)?;
+        let (attr, _) = self.inner.getattr(ctx, inode, None)?;
+        let is_current = self.seen.is_current(inode, &attr);
+        // One that is cut off is new to the guest in any case.
+        if let (Some(handle), false, 0) = (handle, is_current, flags & libc::O_TRUNC as u32) {
+            self.inner
+                .release(ctx, inode, flags, handle, false, false, None)?;
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
+        Ok((handle, options))
     }
 
     fn opendir(
@@ -194,7 +219,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         let (entry, handle, options) = self
             .inner
             .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)?;
-        Ok((self.others.named(entry), handle, options))
+        Ok((self.named(entry), handle, options))
     }
 
     fn setxattr(
@@ -265,6 +290,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         handle: Option<Self::Handle>,
     ) -> io::Result<(Attr, Duration)> {
         let (attr, usually) = self.inner.getattr(ctx, inode, handle)?;
+        self.seen.tell(inode, &attr);
         Ok((attr, self.others.keep(inode, usually)))
     }
 
@@ -277,6 +303,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
         let (attr, usually) = self.inner.setattr(ctx, inode, attr, handle, valid)?;
+        self.seen.tell(inode, &attr);
         Ok((attr, self.others.keep(inode, usually)))
     }
 
@@ -312,7 +339,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<usize> {
-        self.inner.write(
+        let written = self.inner.write(
             ctx,
             inode,
             handle,
@@ -323,7 +350,9 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
             delayed_write,
             kill_priv,
             flags,
-        )
+        )?;
+        self.changed(ctx, inode);
+        Ok(written)
     }
 
     fn flush(
@@ -359,7 +388,9 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         length: u64,
     ) -> io::Result<()> {
         self.inner
-            .fallocate(ctx, inode, handle, mode, offset, length)
+            .fallocate(ctx, inode, handle, mode, offset, length)?;
+        self.changed(ctx, inode);
+        Ok(())
     }
 
     fn release(
@@ -442,9 +473,11 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         len: u64,
         flags: u64,
     ) -> io::Result<usize> {
-        self.inner.copyfilerange(
+        let copied = self.inner.copyfilerange(
             ctx, inode_in, handle_in, offset_in, inode_out, handle_out, offset_out, len, flags,
-        )
+        )?;
+        self.changed(ctx, inode_out);
+        Ok(copied)
     }
 
     fn syncfs(&self, ctx: Context, inode: u64) -> io::Result<()> {

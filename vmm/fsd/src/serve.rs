@@ -35,8 +35,8 @@ const OWN_FILES: u64 = 256;
 /// And those of the guest's that the library does not count.
 const LOCK_FILES: u64 = MAX_OWNERS as u64;
 
-/// For how long the guest may keep what nobody else changes: the library's own "always".
-const KEEP: Duration = Duration::from_secs(86_400);
+/// For how long the guest may keep names and attributes that nobody but an administrator changes.
+const KEEP: Duration = Duration::from_secs(60);
 
 /// For how long it may keep what the host may change: a change is to be seen within a second.
 const KEEP_SHARED: Duration = Duration::from_millis(500);

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtiofsd::filesystem::Entry;
+use virtiofsd::fuse::Attr;
 
 use crate::locks::Locks;
 
 /// Who changes the files beside the guest.
 #[derive(Clone, Debug)]
 pub enum Others {
-    /// Nobody. For so long the guest may remember that a name does not exist; its kernel's own file
+    /// Nobody but an administrator. For so long the guest may remember that a name does not exist; its kernel's own file
     /// locks are all there are.
     Nobody {
         /// How long.
@@ -31,6 +32,20 @@ impl Others {
         match self {
             Self::Nobody { .. } => None,
             Self::Somebody { locks } => Some(locks),
+        }
+    }
+
+    /// "There is no such name, and you may remember it", where the guest may.
+    pub fn missing(&self) -> Option<Entry> {
+        match self {
+            &Self::Nobody { missing_names } => Some(Entry {
+                inode: 0,
+                generation: 0,
+                attr: Attr::default(),
+                attr_timeout: Duration::ZERO,
+                entry_timeout: missing_names,
+            }),
+            Self::Somebody { .. } => None,
         }
     }
 

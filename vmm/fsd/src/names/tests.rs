@@ -239,6 +239,52 @@ fn missing_names_are_remembered_below_the_top_only() {
     );
 }
 
+/// An open of what the host has changed is refused once, so that the guest's kernel looks again; what the guest
+/// changes itself is not.
+#[test]
+fn an_open_finds_what_the_host_has_changed() {
+    let share = tempfile::tempdir().unwrap();
+    let path = share.path().join("file");
+    fs::write(&path, "first").unwrap();
+    let server = serve(share.path());
+    let node = server.lookup(root(), ROOT_ID, c"file").unwrap().inode;
+    let open = |flags: i32| {
+        let opened = server.open(root(), node, false, flags as u32);
+        opened
+            .map(|(handle, _)| handle.unwrap())
+            .map_err(|error| error.raw_os_error())
+    };
+    assert!(open(libc::O_RDONLY).is_ok(), "it is as it was told");
+    fs::write(&path, "longer").unwrap();
+    assert_eq!(open(libc::O_RDONLY), Err(Some(libc::ESTALE)));
+    assert!(open(libc::O_RDONLY).is_ok(), "once is enough");
+
+    let handle = open(libc::O_RDWR).unwrap();
+    server.fallocate(root(), node, handle, 0, 0, 100).unwrap();
+    assert!(open(libc::O_RDONLY).is_ok(), "the guest has done it");
+    fs::write(&path, "again").unwrap();
+    server.lookup(root(), ROOT_ID, c"file").unwrap();
+    assert!(open(libc::O_RDONLY).is_ok(), "the guest has looked");
+    fs::write(&path, "and again").unwrap();
+    assert!(open(libc::O_RDWR | libc::O_TRUNC).is_ok(), "it is cut off");
+    assert!(open(libc::O_RDONLY).is_ok());
+    // A file that the host has put in its place.
+    let new = share.path().join("new");
+    fs::write(&new, "new").unwrap();
+    let kept = server.lookup(root(), ROOT_ID, c"file").unwrap().inode;
+    assert_eq!(kept, node);
+    fs::rename(&new, &path).unwrap();
+    assert_eq!(open(libc::O_RDONLY), Err(Some(libc::ESTALE)));
+    let node = server.lookup(root(), ROOT_ID, c"file").unwrap().inode;
+    assert_ne!(node, kept);
+    let open = |flags: i32| server.open(root(), node, false, flags as u32);
+    // A new name or mode is none of the content's.
+    let moved = share.path().join("moved");
+    fs::rename(&path, &moved).unwrap();
+    fs::set_permissions(&moved, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(open(libc::O_RDONLY).is_ok());
+}
+
 #[test]
 fn attributes_with_absurd_names_and_sizes_are_refused_or_cut() {
     let share = tempfile::tempdir().unwrap();

@@ -357,7 +357,7 @@ fn both_shares_are_served_each_with_its_policy() {
     let mut shared = Guest::mount(server.connect(1));
     let top = lookup(&mut private, 1, "d").unwrap().nodeid;
     let missing = lookup(&mut private, top, "missing").unwrap();
-    assert_eq!((missing.nodeid, missing.entry_valid), (0, 86_400));
+    assert_eq!((missing.nodeid, missing.entry_valid), (0, 60));
     let top = lookup(&mut shared, 1, "d").unwrap();
     assert_eq!((top.attr_valid, top.attr_valid_nsec), (0, 500_000_000));
     assert_eq!((top.entry_valid, top.entry_valid_nsec), (0, 0));
