@@ -26,10 +26,12 @@ use virtiofsd::fuse::{Attr, SetattrIn};
 mod checks;
 mod others;
 mod seen;
+mod short_write;
 
 pub use checks::check_name;
 pub use others::Others;
 use seen::Seen;
+use short_write::ShortWrite;
 
 use checks::{check, check_node, check_open, check_xattr_name, own_groups};
 
@@ -343,7 +345,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
             ctx,
             inode,
             handle,
-            r,
+            ShortWrite(r),
             size,
             offset,
             lock_owner,
