@@ -25,6 +25,7 @@ use virtiofsd::fuse::{Attr, SetattrIn};
 
 mod checks;
 mod others;
+mod room;
 mod seen;
 mod short_write;
 
@@ -389,8 +390,13 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         offset: u64,
         length: u64,
     ) -> io::Result<()> {
-        self.inner
-            .fallocate(ctx, inode, handle, mode, offset, length)?;
+        let made = self
+            .inner
+            .fallocate(ctx, inode, handle, mode, offset, length);
+        if let Err(error) = made {
+            let (at, range) = ((ctx, inode, handle), (mode, offset, length));
+            room::is_there(&*self.inner, at, range, error)?;
+        }
         self.changed(ctx, inode);
         Ok(())
     }
