@@ -214,7 +214,6 @@ pub fn fail(why: &str) -> ! {
 
 /// Resets the machine: the end that the host has been told of, or has brought about.
 pub fn restart() -> ! {
-    rustix::fs::sync();
     let error = reboot(RebootCommand::Restart);
     fail(&format!("reset the machine: {error:?}"))
 }

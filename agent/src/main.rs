@@ -25,6 +25,7 @@ mod service;
 mod spec;
 mod stdio;
 mod storage;
+mod write_back;
 
 use std::process::ExitCode;
 use std::sync::Arc;

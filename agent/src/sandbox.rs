@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::system::{sethostname, uname};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::container::{Container, Surroundings};
@@ -26,14 +27,15 @@ use crate::spec::GuestSpec;
 use crate::stdio::port::StreamPort;
 use crate::stdio::{Token, Wanted};
 use crate::storage::{self, MemoryVolume, VolumeHolders};
+use crate::write_back;
 
 /// How far ahead of the host's clock ours may be before it is set back, in nanoseconds: the request has
 /// travelled. At the start that is any way; later the host has just been stepped, and says so at once.
 const AHEAD_AT_START: i128 = 1_000_000_000;
 const AHEAD: i128 = 2_000_000;
 
-/// How long the end may take before the machine is reset all the same.
-const END_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a call that asks for the end waits for it.
+const END_WAIT: Duration = Duration::from_millis(500);
 
 /// The pod.
 pub struct Pod {
@@ -42,6 +44,18 @@ pub struct Pod {
     dialled_at_ns: i64,
     started: AtomicBool,
     listened_to: AtomicBool,
+    /// Whether the end is there; none: nobody has asked for it.
+    ending: OnceLock<watch::Receiver<bool>>,
+}
+
+/// How far the end of the pod has come.
+pub struct Ending {
+    /// All containers have gone, and the host has what they have written.
+    pub done: bool,
+    /// What it does not have yet.
+    pub dirty_bytes: u64,
+    /// How many containers have processes.
+    pub containers: usize,
 }
 
 /// What the host asks for in a container.
@@ -82,6 +96,7 @@ impl Pod {
             dialled_at_ns,
             started: AtomicBool::new(false),
             listened_to: AtomicBool::new(false),
+            ending: OnceLock::new(),
         }
     }
 
@@ -215,27 +230,43 @@ impl Pod {
         Ok(())
     }
 
-    /// Ends all containers, and gives the shares back. Does as much as it can in its time; the
-    /// machine is reset after it in any case.
-    pub async fn end(&self) {
-        let names: Vec<String> = self.containers().keys().cloned().collect();
-        let ending = async {
-            for name in names {
-                if let Err(error) = self.delete(&name).await {
+    /// Ends all containers, so that the host has what they have written, and waits a moment for that. Nothing is
+    /// unmounted or taken away: that goes with the machine.
+    pub async fn end(&self) -> Ending {
+        let mut done = self.ending.get_or_init(|| self.begin_end()).clone();
+        // The sender is dropped once it has said so.
+        let is_done = timeout(END_WAIT, done.wait_for(|done| *done)).await.is_ok();
+        let dirty_bytes = write_back::dirty_bytes().unwrap_or_else(|error| {
+            log::warn!("ask how much is dirty: {error}");
+            0
+        });
+        let all: Vec<_> = self.containers().values().cloned().collect();
+        Ending {
+            done: is_done,
+            dirty_bytes,
+            containers: all
+                .iter()
+                .filter(|container| container.has_processes())
+                .count(),
+        }
+    }
+
+    fn begin_end(&self) -> watch::Receiver<bool> {
+        let (tell, done) = watch::channel(false);
+        let all: Vec<_> = self.containers().values().cloned().collect();
+        tokio::spawn(async move {
+            let ends = all.iter().map(|container| container.end());
+            for result in futures::future::join_all(ends).await {
+                if let Err(error) = result {
                     log::warn!("end the pod: {}", one_line(&error));
                 }
             }
-            let unmount = || {
-                rustix::fs::sync();
-                storage::unmount_shares()
-            };
-            if let Err(error) = blocking("give the pod's shares back", unmount).await {
+            if let Err(error) = write_back::write_back().await {
                 log::warn!("end the pod: {}", one_line(&error));
             }
-        };
-        if timeout(END_DEADLINE, ending).await.is_err() {
-            log::warn!("end the pod: not done after {END_DEADLINE:?}");
-        }
+            tell.send_replace(true);
+        });
+        done
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {

@@ -15,8 +15,8 @@ use kata_like_agent_protocol::agent::{
     ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateContainerRequest,
     CreateContainerResponse, DeviceRequest, Empty, Event as EventMessage, EventsRequest,
     ExecRequest, ExecResponse, ListProcessesResponse, Process as ProcessMessage,
-    ResizeTerminalRequest, ServeNamesRequest, SetTimeRequest, SignalRequest, StartContainerRequest,
-    StartPodRequest, StartPodResponse, StatsResponse, UpdateRequest,
+    ResizeTerminalRequest, ServeNamesRequest, SetTimeRequest, ShutdownResponse, SignalRequest,
+    StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse, UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
@@ -276,20 +276,18 @@ impl Agent for Service {
         Ok(Empty::new())
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ShutdownResponse> {
         let pod = self.pod.clone();
-        detached(async move {
-            pod.end().await;
-            Ok(())
-        })
-        .await?;
-        // The host hangs up when it has the answer, which ends the machine too.
-        tokio::spawn(async {
-            tokio::time::sleep(FAREWELL).await;
-            log::info!("the host has asked for the end");
-            init::restart()
-        });
-        Ok(Empty::new())
+        let ending = detached(async move { Ok(pod.end().await) }).await?;
+        if ending.done {
+            // The host hangs up when it has the answer, which ends the machine too.
+            tokio::spawn(async {
+                tokio::time::sleep(FAREWELL).await;
+                log::info!("the host has asked for the end");
+                init::restart()
+            });
+        }
+        Ok(convert::ending_message(&ending))
     }
 }
 

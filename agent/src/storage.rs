@@ -209,12 +209,6 @@ pub fn forget(container: &str, volumes: &[String]) -> Result<(), StorageError> {
     Ok(())
 }
 
-/// Unmounts both shares with all in them. What is busy is detached: the machine ends.
-pub fn unmount_shares() -> Result<(), StorageError> {
-    let roots = SHARES.map(|share| PathBuf::from(share.target));
-    unmount_below(&roots)
-}
-
 /// Unmounts every mount at or below `roots`, the latest first.
 fn unmount_below(roots: &[PathBuf]) -> Result<(), StorageError> {
     let table = fs::read("/proc/thread-self/mountinfo").map_err(|source| StorageError {

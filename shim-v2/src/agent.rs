@@ -331,18 +331,30 @@ impl Agent {
         self.call(&what, limit, work).await.map(drop)
     }
 
-    /// The announced end: when it is answered, the guest resets.
-    pub async fn shutdown(&self, limit: Duration) -> Result<(), SandboxError> {
+    /// Has the guest end, and answers what the host does not have yet of what its containers have written. Nothing: it
+    /// resets.
+    pub async fn shutdown(&self) -> Result<Option<Unwritten>, SandboxError> {
         let client = self.client.clone();
         let work = async move {
             client
-                .shutdown(with_duration(limit), &agent::Empty::new())
+                .shutdown(with_duration(MAKE), &agent::Empty::new())
                 .await
         };
-        self.call("shut the guest down", limit, work)
-            .await
-            .map(drop)
+        let answer = self.call("shut the guest down", MAKE, work).await?;
+        Ok((!answer.done).then_some(Unwritten {
+            dirty_bytes: answer.dirty_bytes,
+            containers: answer.containers,
+        }))
     }
+}
+
+/// What a guest that is to end still has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unwritten {
+    /// So many bytes that the host has not.
+    pub dirty_bytes: u64,
+    /// So many containers with processes.
+    pub containers: u32,
 }
 
 /// What a container is made of in the guest.

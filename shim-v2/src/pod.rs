@@ -137,6 +137,8 @@ struct Container {
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     freeze: Mutex<Freeze>,
+    /// Told when a deletion has ended, one that failed too.
+    deleted: watch::Sender<()>,
 }
 
 impl Container {

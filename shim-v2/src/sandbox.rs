@@ -39,6 +39,7 @@ mod bring_up;
 mod clock;
 mod container;
 mod disks;
+mod ending;
 mod forward;
 mod hooks;
 mod limits;
@@ -56,9 +57,8 @@ use memory::MemoryNames;
 use network::PodNetwork;
 use resolver::Resolver;
 
-/// How long the agent has for an announced end of the guest.
-const SHUTDOWN: Duration = Duration::from_secs(2);
-/// How long the agent has to take a container away before the host goes on without it.
+/// How long the agent has to take a container away before the host goes on without it. Nothing is lost then: what the
+/// fs server has open it goes on to serve. containerd's CRI plugin gives all of a deletion ten seconds.
 const DELETE_IN_GUEST: Duration = Duration::from_secs(5);
 /// How long a stream may take to be taken by the VMM.
 const OPEN_STREAM: Duration = Duration::from_secs(10);
@@ -293,7 +293,7 @@ impl Sandbox {
         }
     }
 
-    /// Ends the pod: the guest is told, then VM, file server, stand-ins, mounts, cgroups and state
+    /// Ends the pod: the guest writes back what it has, then VM, file server, stand-ins, mounts, cgroups and state
     /// folder go. Can be called again.
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
@@ -307,11 +307,8 @@ impl Sandbox {
         let stuck = self.agent.is_stuck();
         if stuck {
             self.vmm.child().kill();
-        } else if !self.vmm.is_over()
-            && let Err(error) = self.agent.shutdown(SHUTDOWN).await
-            && !self.vmm.is_over()
-        {
-            tracing::warn!("{}; the VM is stopped", error.one_line());
+        } else {
+            ending::write_back(self).await;
         }
         machine.stop_processes().await;
         network::leave(self).await;

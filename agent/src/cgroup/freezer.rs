@@ -1,7 +1,7 @@
-//! Freezes and thaws all processes of a container, by the freezer of cgroup v2.
+//! Freezes and thaws all processes of a container, by the freezer of cgroup v2, and waits until all have gone.
 //!
-//! Called by `container/control.rs`. The kernel answers a write at once and freezes by and by; it wakes
-//! the readers of `cgroup.events` when that is done (cgroup-v2.rst, "Core Interface Files"). A frozen
+//! Called by `container/pause.rs` and `container/deletion.rs`. The kernel answers a write at once and freezes by and
+//! by; it wakes the readers of `cgroup.events` when that is done (cgroup-v2.rst, "Core Interface Files"). A frozen
 //! process can be killed by SIGKILL and moved, and everything else waits.
 
 use std::fs::File;
@@ -24,7 +24,7 @@ impl Cgroup {
         let doing = || format!("{what} cgroup {}", self.directory.display());
         write(&self.directory, "cgroup.freeze", number(frozen))
             .map_err(PodError::failed(doing()))?;
-        let result = match timeout(deadline, self.settled(frozen)).await {
+        let result = match timeout(deadline, self.becomes("frozen", frozen)).await {
             Ok(result) => result.map_err(PodError::failed(doing())),
             Err(_) => Err(PodError::Timeout {
                 step: doing(),
@@ -40,7 +40,14 @@ impl Cgroup {
         result
     }
 
-    async fn settled(&self, frozen: bool) -> Result<(), CgroupError> {
+    /// Waits until no process is in it or below: each has closed its files and given up its mappings and mounts by
+    /// then (kernel/exit.c, do_exit: cgroup_exit comes after all that).
+    pub async fn empty(&self) -> Result<(), CgroupError> {
+        self.becomes("populated", false).await
+    }
+
+    /// Waits until a line of `cgroup.events` says so.
+    async fn becomes(&self, key: &str, wanted: bool) -> Result<(), CgroupError> {
         let path = self.directory.join("cgroup.events");
         let failed = || step("watch the file", &path);
         let file = File::open(&path).map_err(failed())?;
@@ -50,11 +57,11 @@ impl Cgroup {
         loop {
             let length = pread(&events, &mut text, 0).map_err(|errno| failed()(errno.into()))?;
             let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
-            match is_frozen(&text) {
-                Some(now) if now == frozen => return Ok(()),
+            match says(&text, key) {
+                Some(now) if now == wanted => return Ok(()),
                 Some(_) => {}
                 None => {
-                    let error = io::Error::other("it does not tell whether it is frozen");
+                    let error = io::Error::other(format!("it does not tell whether it is {key}"));
                     return Err(failed()(error));
                 }
             }
@@ -68,9 +75,9 @@ fn number(frozen: bool) -> &'static str {
     if frozen { "1" } else { "0" }
 }
 
-fn is_frozen(events: &str) -> Option<bool> {
+fn says(events: &str, wanted: &str) -> Option<bool> {
     let mut lines = events.lines().filter_map(|line| line.split_once(' '));
-    let (_, value) = lines.find(|(key, _)| *key == "frozen")?;
+    let (_, value) = lines.find(|(key, _)| *key == wanted)?;
     Some(value.trim() == "1")
 }
 
@@ -98,7 +105,8 @@ mod tests {
     }
 
     fn frozen(cgroup: &Cgroup) -> Option<bool> {
-        is_frozen(&std::fs::read_to_string(cgroup.directory().join("cgroup.events")).unwrap())
+        let events = std::fs::read_to_string(cgroup.directory().join("cgroup.events")).unwrap();
+        says(&events, "frozen")
     }
 
     const SOON: Duration = Duration::from_secs(10);
@@ -137,6 +145,21 @@ mod tests {
         cgroup.remove(SOON).await.unwrap();
         assert!(!cgroup.directory().exists());
         child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_killed_container_is_empty_when_its_last_process_has_gone() {
+        let hierarchy = Hierarchy::new();
+        let cgroup = hierarchy.cgroup("emptied");
+        let mut child = spawn_in(&cgroup, "sleep 60 & wait");
+        until(|| cgroup.pids().unwrap().len() == 2).await;
+        let early = timeout(Duration::from_millis(50), cgroup.empty()).await;
+        assert!(early.is_err(), "it has two processes");
+        cgroup.kill().unwrap();
+        timeout(SOON, cgroup.empty()).await.unwrap().unwrap();
+        assert_eq!(cgroup.pids().unwrap(), [0; 0]);
+        child.wait().unwrap();
+        cgroup.remove(SOON).await.unwrap();
     }
 
     #[tokio::test]

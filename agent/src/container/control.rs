@@ -96,6 +96,12 @@ impl Container {
             .collect())
     }
 
+    /// Whether it has any, zombies aside.
+    pub fn has_processes(&self) -> bool {
+        let cgroup = self.cgroup();
+        cgroup.is_ok_and(|cgroup| cgroup.pids().is_ok_and(|pids| !pids.is_empty()))
+    }
+
     /// Its figures.
     pub async fn stats(&self) -> Result<Stats, PodError> {
         let cgroup = self.cgroup()?;
@@ -104,6 +110,7 @@ impl Container {
         })
         .await
     }
+
     /// Changes its limits, all or none, by the JSON of OCI `linux.resources`.
     pub async fn update(&self, update: &[u8]) -> Result<(), PodError> {
         let (cgroup, before) = {

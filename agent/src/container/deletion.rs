@@ -7,8 +7,9 @@ use tokio::time::timeout;
 use crate::container::{Container, Phase, SIGKILL};
 use crate::error::{PodError, blocking};
 use crate::storage;
+use crate::write_back;
 
-/// How long killed processes may take to go.
+/// How long killed processes may take to go that have nothing to write back.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Container {
@@ -44,6 +45,23 @@ impl Container {
         result
     }
 
+    /// Kills all its processes, and waits until they have gone: what they have written is written back then.
+    pub async fn end(&self) -> Result<(), PodError> {
+        self.end_placeholder(SIGKILL);
+        let cgroup = {
+            let state = self.state();
+            self.kill(&state);
+            state.cgroup.clone()
+        };
+        match cgroup {
+            Some(cgroup) => cgroup.empty().await.map_err(PodError::failed(format!(
+                "wait for the processes of container {} to go",
+                self.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Undoes `set_up`, as far as that got.
     pub(super) async fn take_down(&self) -> Result<(), PodError> {
         let (cgroup, init) = {
@@ -57,8 +75,7 @@ impl Container {
         };
         if let Some(init) = init {
             let step = || format!("wait for the init of container {} to go", self.name);
-            let gone = timeout(KILL_DEADLINE, init.gone()).await;
-            gone.map_err(|_| too_late(step(), KILL_DEADLINE))?;
+            write_back::while_it_shrinks(step, init.gone()).await?;
         }
         if let Some(cgroup) = cgroup {
             let removed = cgroup.remove(KILL_DEADLINE).await;

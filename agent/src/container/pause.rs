@@ -8,17 +8,25 @@ use std::time::Duration;
 
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Phase};
-use crate::error::PodError;
+use crate::error::{PodError, one_line};
+use crate::write_back;
 
 /// How long it may take until every process stands still, or goes on.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 impl Container {
-    /// Freezes every process of it. If that can't be done, all go on.
+    /// Freezes every process of it; what they have written is on the host then, for whoever copies its files there. If
+    /// they can't be frozen, all go on.
     pub async fn pause(&self) -> Result<(), PodError> {
         let running = |phase: &Phase| matches!(phase, Phase::Running);
         let cgroup = self.begin(running, Phase::Pausing, "running")?;
         let result = cgroup.freeze(true, DEADLINE).await;
+        if result.is_ok()
+            && let Err(error) = write_back::write_back().await
+        {
+            // It stands still, as was asked.
+            log::warn!("pause container {}: {}", self.name, one_line(&error));
+        }
         let pausing = |phase: &Phase| matches!(phase, Phase::Pausing);
         self.finish(pausing, result, Phase::Paused, Phase::Running, "running")
     }

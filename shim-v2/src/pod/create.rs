@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{Container, Entry, Phase, Pod, PodError, Process, Slot, check_name, lock};
 use crate::bundle::{Membership, Role};
@@ -84,6 +84,7 @@ impl Pod {
             )),
             execs: Mutex::default(),
             freeze: Mutex::default(),
+            deleted: watch::Sender::new(()),
         });
         let mut state = self.state();
         if state.containers.contains_key(&request.id) {

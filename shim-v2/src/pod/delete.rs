@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
+
 use super::{Container, KILL, KILLED, Phase, Pod, PodError, Slot, State, at_once, lock, not_found};
 use crate::bundle::Role;
 use crate::events::TaskEvent;
@@ -16,8 +18,9 @@ use crate::sandbox::Sandbox;
 const STREAMS_PATIENCE: Duration = Duration::from_millis(400);
 /// How long the shim stays for containerd's own `Shutdown` after the last container.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
-/// How long taking everything down may last when the shim is told to end.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long taking everything down may last when the shim is told to end: less than systemd waits for a process that
+/// it has told so (DefaultTimeoutStopSec).
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a deletion tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,13 @@ pub struct Deleted {
     pub pid: u32,
     /// How and when it ended.
     pub exit: Exit,
+}
+
+/// Whose a deletion is.
+enum Deletion {
+    Ours(Arc<Container>),
+    /// Another call's, which tells when it has ended.
+    UnderWay(watch::Receiver<()>),
 }
 
 impl Pod {
@@ -63,7 +73,15 @@ impl Pod {
     }
 
     async fn delete_container(self: &Arc<Self>, id: &str) -> Result<Deleted, PodError> {
-        let container = self.begin_delete(id)?;
+        let container = loop {
+            match self.begin_delete(id)? {
+                Deletion::Ours(container) => break container,
+                // A caller that lost its patience asks again. The answer is that it is gone, once it is.
+                Deletion::UnderWay(mut ended) => {
+                    let _ = ended.changed().await;
+                }
+            }
+        };
         if container.init.life().exit().is_none() {
             self.kill_created(&container).await;
         }
@@ -86,6 +104,7 @@ impl Pod {
             if let Some(entry) = self.state().containers.get_mut(id) {
                 entry.phase = Phase::Made;
             }
+            container.deleted.send_replace(());
             return Err(error.into());
         }
         let (pid, exit) = {
@@ -106,8 +125,8 @@ impl Pod {
         Ok(Deleted { pid, exit })
     }
 
-    /// From here on the deletion is ours.
-    fn begin_delete(&self, id: &str) -> Result<Arc<Container>, PodError> {
+    /// From here on the deletion is ours, or it is somebody's already.
+    fn begin_delete(&self, id: &str) -> Result<Deletion, PodError> {
         let mut state = self.state();
         let Some(entry) = state.containers.get_mut(id) else {
             return Err(not_found(id, ""));
@@ -119,7 +138,8 @@ impl Pod {
                 entry.phase = Phase::Abandoned;
                 return Err(not_found(id, ""));
             }
-            Phase::Abandoned | Phase::Deleting => return Err(not_found(id, "")),
+            Phase::Abandoned => return Err(not_found(id, "")),
+            Phase::Deleting => return Ok(Deletion::UnderWay(entry.container.deleted.subscribe())),
         }
         let container = Arc::clone(&entry.container);
         {
@@ -131,7 +151,7 @@ impl Pod {
             }
         }
         entry.phase = Phase::Deleting;
-        Ok(container)
+        Ok(Deletion::Ours(container))
     }
 
     /// Kills an init that was never started. Its exit is told like any other.
@@ -203,7 +223,9 @@ impl Pod {
     pub(super) fn forget(self: &Arc<Self>, id: &str) {
         let ending = {
             let mut state = self.state();
-            state.containers.remove(id);
+            if let Some(entry) = state.containers.remove(id) {
+                entry.container.deleted.send_replace(());
+            }
             state.shutdown && state.containers.is_empty()
         };
         if ending {

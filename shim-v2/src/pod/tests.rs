@@ -53,6 +53,7 @@ impl Fixture {
             )),
             execs: Mutex::default(),
             freeze: Mutex::default(),
+            deleted: watch::Sender::new(()),
         });
         let entry = Entry {
             container: Arc::clone(&container),
@@ -249,6 +250,41 @@ async fn a_shutdown_is_remembered_until_the_last_container_is_gone() {
     done.await.expect("nothing is left");
     fixture.flushed().await;
     assert_eq!(fixture.arrived.topics(), ["/tasks/exit", "/tasks/delete"]);
+}
+
+/// A caller of containerd's that has given up asks again; "not found" would make it take the rest away.
+#[tokio::test]
+async fn a_second_deletion_waits_for_the_first() {
+    let fixture = Fixture::new().await;
+    let container = fixture.running("c");
+    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.wait("c", "").await.expect("an exit");
+    if let Some(entry) = fixture.pod.state().containers.get_mut("c") {
+        entry.phase = Phase::Deleting;
+    }
+    let delete = || Arc::clone(&fixture.pod).delete("c".into(), String::new());
+    let mut second = std::pin::pin!(delete());
+    let short = Duration::from_millis(50);
+    assert!(tokio::time::timeout(short, &mut second).await.is_err());
+    fixture.pod.forget("c");
+    assert!(matches!(second.await, Err(PodError::NotFound(_))));
+
+    // Where the first has failed, the second is one by itself.
+    fixture.running("d");
+    fixture.pod.gone("d", "", gone(0));
+    fixture.pod.wait("d", "").await.expect("an exit");
+    let entry = |phase| {
+        if let Some(entry) = fixture.pod.state().containers.get_mut("d") {
+            entry.phase = phase;
+            entry.container.deleted.send_replace(());
+        }
+    };
+    entry(Phase::Deleting);
+    let mut second = std::pin::pin!(Arc::clone(&fixture.pod).delete("d".into(), String::new()));
+    assert!(tokio::time::timeout(short, &mut second).await.is_err());
+    entry(Phase::Made);
+    second.await.expect("an exited container");
+    drop(container);
 }
 
 #[tokio::test]

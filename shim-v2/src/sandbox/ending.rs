@@ -1,0 +1,130 @@
+//! The announced end of the guest: first the host gets what its containers have written.
+//!
+//! Called by `sandbox` before VMM and fs server are stopped. The agent is asked again and again how much is left, which
+//! it answers within a second. Nothing is cut off as long as that goes down; a guest in which it does not has lost
+//! what is left, and the log says how much.
+
+use std::time::{Duration, Instant};
+
+use super::Sandbox;
+use crate::agent::Unwritten;
+
+/// For how long what is left may not become less.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For how long it may become less: a guest that gives its bytes back one by one is not waited for.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Has the guest end its containers and write back what they have written.
+pub(super) async fn write_back(sandbox: &Sandbox) {
+    let mut watch = Watch::new();
+    let why = loop {
+        if sandbox.vmm.is_over() {
+            return; // why it has ended was told
+        }
+        match sandbox.agent.shutdown().await {
+            Ok(None) => return,
+            Ok(Some(left)) => {
+                if let Err(why) = watch.goes_on(left) {
+                    break why;
+                }
+            }
+            Err(_) if sandbox.vmm.is_over() => return,
+            Err(error) => break error.one_line(),
+        }
+    };
+    tracing::error!(
+        sandbox = sandbox.id,
+        namespace = sandbox.namespace,
+        "the guest is stopped before it has written everything back: {why}; {}",
+        watch.lost()
+    );
+}
+
+/// What was left at last, the least that it was, and since when.
+struct Watch {
+    begun: Instant,
+    last: Option<Unwritten>,
+    least: Option<Unwritten>,
+    since: Instant,
+}
+
+impl Watch {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            begun: now,
+            last: None,
+            least: None,
+            since: now,
+        }
+    }
+
+    /// Whether there is reason to wait on; why not, if there is none.
+    fn goes_on(&mut self, left: Unwritten) -> Result<(), String> {
+        self.last = Some(left);
+        let less = self.least.is_none_or(|least| {
+            left.dirty_bytes < least.dirty_bytes || left.containers < least.containers
+        });
+        if less {
+            let least = self.least.unwrap_or(left);
+            self.least = Some(Unwritten {
+                dirty_bytes: left.dirty_bytes.min(least.dirty_bytes),
+                containers: left.containers.min(least.containers),
+            });
+            self.since = Instant::now();
+        }
+        if self.since.elapsed() >= PATIENCE {
+            return Err(format!("what is left was not less for {PATIENCE:?}"));
+        }
+        if self.begun.elapsed() >= LIMIT {
+            return Err(format!("it was not done after {LIMIT:?}"));
+        }
+        Ok(())
+    }
+
+    /// What is lost if nothing more is waited for.
+    fn lost(&self) -> String {
+        match self.last {
+            Some(left) => format!(
+                "{} bytes are lost, {} of its containers had processes",
+                left.dirty_bytes, left.containers
+            ),
+            None => "how many bytes are lost is not known".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(dirty_bytes: u64, containers: u32) -> Unwritten {
+        Unwritten {
+            dirty_bytes,
+            containers,
+        }
+    }
+
+    #[test]
+    fn a_guest_is_waited_for_while_less_and_less_is_left() {
+        let mut watch = Watch::new();
+        assert!(watch.lost().contains("not known"));
+        assert_eq!(watch.goes_on(left(100, 2)), Ok(()));
+        for (now, goes_on) in [
+            (left(100, 1), true), // a container less
+            (left(90, 1), true),
+            (left(95, 1), false),
+            (left(90, 1), false), // it was as little before
+            (left(89, 2), true),
+            (left(89, 1), false),
+            (left(89, 0), true),
+        ] {
+            watch.since = Instant::now().checked_sub(PATIENCE).unwrap();
+            assert_eq!(watch.goes_on(now).is_ok(), goes_on, "{now:?}");
+        }
+        assert!(watch.lost().starts_with("89 bytes are lost, 0 of"));
+        watch.begun = Instant::now().checked_sub(LIMIT).unwrap();
+        let why = watch.goes_on(left(1, 0)).unwrap_err();
+        assert_eq!(why, "it was not done after 240s");
+    }
+}
