@@ -71,7 +71,7 @@ const MOUNTS: [Kernel; 7] = [
 
 /// What a host of containers sets, as kubelet and the distributions do; and what keeps a container
 /// from learning about or wearing out the kernel that it shares with its pod.
-const SYSCTLS: [(&str, &str); 14] = [
+const SYSCTLS: [(&str, &str); 16] = [
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_user_watches", "524288"),
     ("kernel/dmesg_restrict", "1"),
@@ -83,6 +83,9 @@ const SYSCTLS: [(&str, &str); 14] = [
     ("kernel/printk_devkmsg", "on"),
     ("kernel/unprivileged_bpf_disabled", "2"),
     ("net/core/bpf_jit_harden", "1"),
+    // What was stored through a mapping is on the host after two seconds. No timer runs while nothing is dirty.
+    ("vm/dirty_expire_centisecs", "100"),
+    ("vm/dirty_writeback_centisecs", "100"),
     ("vm/max_map_count", "1048576"),
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
