@@ -1,4 +1,7 @@
-//! Tells the guest when the host's clock was stepped.
+//! Tells the guest the host's time: once more when it is up, and when the host's clock was stepped.
+//!
+//! Files have the host's time, and one that is in a guest's future is taken for an error by programs such as make. The
+//! first call has the time, too, but travels while the guest is busy with its start.
 //!
 //! A guest keeps its own time from the moment it was told; a step of the host's clock, by a person, by
 //! NTP or by a suspended host that wakes up, is news to it. The kernel tells of a step by cancelling a
@@ -65,11 +68,20 @@ impl Clock {
         // AsyncFd owns the `Clock`.
         let watched = unsafe { AsyncFd::register(self) }.map_err(io::Error::from)?;
         tokio::spawn(async move {
-            while stepped(&watched, &sandbox).await {
-                let Some(sandbox) = sandbox.upgrade() else {
+            let mut was_stepped = false;
+            loop {
+                match sandbox.upgrade() {
+                    Some(sandbox) if tell(&sandbox).await && was_stepped => tracing::info!(
+                        sandbox = sandbox.id,
+                        "the host's clock was stepped: the guest has its time"
+                    ),
+                    Some(_) => {}
+                    None => return,
+                }
+                if !stepped(&watched, &sandbox).await {
                     return;
-                };
-                tell(&sandbox).await;
+                }
+                was_stepped = true;
             }
         });
         Ok(())
@@ -107,23 +119,23 @@ async fn stepped(watched: &AsyncFd<Clock>, sandbox: &Weak<Sandbox>) -> bool {
     }
 }
 
-async fn tell(sandbox: &Sandbox) {
+/// Whether the guest has taken the time.
+async fn tell(sandbox: &Sandbox) -> bool {
     for _ in 0..TRIES {
         if sandbox.stopping.load(Ordering::SeqCst) || sandbox.vmm.is_over() {
-            return;
+            return false;
         }
         match sandbox.agent.set_time().await {
-            Ok(()) => {
-                tracing::info!(
-                    sandbox = sandbox.id,
-                    "the host's clock was stepped: the guest has its time"
-                );
-                return;
+            Ok(()) => return true,
+            // A pod that ends meanwhile is none to be told.
+            Err(_) if sandbox.stopping.load(Ordering::SeqCst) || sandbox.vmm.is_over() => {
+                return false;
             }
             Err(error) => tracing::warn!(sandbox = sandbox.id, "{}", error.one_line()),
         }
         tokio::time::sleep(PAUSE).await;
     }
+    false
 }
 
 #[cfg(test)]
