@@ -13,6 +13,7 @@ mod cleanup;
 mod convert;
 mod error;
 mod events;
+mod file_systems;
 mod flags;
 mod forward;
 mod hooks;

@@ -26,11 +26,13 @@ use rustix::mount::{
 };
 
 use crate::error::{SandboxError, SandboxErrorKind};
+use crate::file_systems;
 use crate::request::RootfsMount;
 use crate::selinux::Labels;
 use crate::spec::Volume;
 
 mod filesystem;
+mod staging;
 pub mod volumes;
 
 pub use volumes::SharedVolume;
@@ -135,6 +137,7 @@ pub struct Share {
     /// The directories as they are below the bind, where names can be made.
     rootfs: OwnedFd,
     volumes: OwnedFd,
+    staging: staging::Staging,
     shared: Arc<volumes::Table>,
     gone: AtomicBool,
 }
@@ -185,6 +188,7 @@ impl Share {
             path: path.clone(),
             rootfs,
             volumes,
+            staging: staging::Staging::create(state)?,
             shared: Arc::default(),
             gone: AtomicBool::new(false),
         };
@@ -246,7 +250,12 @@ impl Share {
                 format!("root file system {} is not a directory", source.display()),
             ));
         }
-        made.push(self.attach(Part::Rootfs, container, &tree)?);
+        refuse_kernel_s("the root file system", &source, &tree)?;
+        set_following(tree.as_fd(), false).map_err(|cause| {
+            let step = format!("set the propagation of {}", source.display());
+            SandboxError::failed(step, cause)
+        })?;
+        made.push(self.attach(Part::Rootfs, container, "the root file system", &tree)?);
         Ok(made)
     }
 
@@ -278,6 +287,8 @@ impl Share {
                 ));
             }
         }
+        // `spec` has looked at the path; this is what the path has led to.
+        refuse_kernel_s(&volume.field, source, &tree)?;
         set_following(tree.as_fd(), volume.follows).map_err(|cause| {
             SandboxError::failed(format!("{}: set the propagation", volume.field), cause)
         })?;
@@ -287,11 +298,17 @@ impl Share {
                 SandboxError::failed(format!("{}: make read-only", volume.field), cause)
             })?;
         }
-        self.attach(Part::Volumes, &volume.name, &tree)
+        self.attach(Part::Volumes, &volume.name, &volume.field, &tree)
     }
 
-    /// Puts a detached tree into the share.
-    fn attach(&self, part: Part, name: &str, tree: &OwnedFd) -> Result<Mounted, SandboxError> {
+    /// Puts a detached tree, from which nothing propagates, into the share: without what is of the host's kernel.
+    fn attach(
+        &self,
+        part: Part,
+        name: &str,
+        field: &str,
+        tree: &OwnedFd,
+    ) -> Result<Mounted, SandboxError> {
         let path = self.path.join(part.name()).join(name);
         let failed = |step: &str, cause: io::Error| {
             SandboxError::failed(format!("{step} {}", path.display()), cause)
@@ -318,6 +335,11 @@ impl Share {
             .try_clone()
             .map_err(|cause| failed("make", cause))?;
         let is_directory = kind_of(tree) == Some(FileType::Directory);
+        // To the end of this: from there the tree is moved, or goes.
+        let _staged = match is_directory {
+            true => Some(self.staging.strip(tree, field)?),
+            false => None, // nothing can be mounted below a file
+        };
         let made = if is_directory {
             rustix::fs::mkdirat(directory, name, Mode::RWXU)
         } else {
@@ -409,6 +431,14 @@ fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     Ok(open_tree(CWD, path, flags)?)
+}
+
+fn refuse_kernel_s(field: &str, source: &Path, tree: &OwnedFd) -> Result<(), SandboxError> {
+    let found = file_systems::of(tree).map_err(|cause| {
+        let step = format!("{field}: look at source {}", source.display());
+        SandboxError::failed(step, cause)
+    })?;
+    found.map_or(Ok(()), |found| Err(found.refusal(field, source)))
 }
 
 fn kind_of(fd: &OwnedFd) -> Option<FileType> {

@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::error::SandboxError;
+use crate::file_systems::Found;
 use crate::selinux::Labels;
 
 mod devices;
@@ -95,6 +96,8 @@ pub struct Pod<'a> {
     pub volume_name: &'a dyn Fn(&Volume) -> Result<String, SandboxError>,
     /// The pod's memory in the place of a tmpfs of the host, if this path leads to one.
     pub memory_of: &'a mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, SandboxError>,
+    /// What a path lies on, if no guest can have that.
+    pub system_of: &'a dyn Fn(&Path) -> std::io::Result<Option<Found>>,
 }
 
 /// Reads a bundle's spec.
@@ -153,7 +156,7 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
     let hooks = HostHooks::take(&mut spec)?;
     let (disks, left_out) = split_devices(&mut spec)?;
     let resolv_conf = mounts::resolv_conf(&spec, bundle);
-    let (volumes, memory) = split_mounts(&mut spec, bundle, pod.volume_name, pod.memory_of)?;
+    let (volumes, memory) = split_mounts(&mut spec, bundle, pod)?;
     let root = spec
         .root()
         .as_ref()

@@ -41,6 +41,8 @@ pub mod name {
     pub const GUEST_LOG: &str = "guest.log";
     /// The directory that fsd serves: the pod's share.
     pub const SHARE: &str = "share";
+    /// An empty directory, on which the shim alone sees what is about to be put into the share.
+    pub const STAGING: &str = "staging";
     /// An empty directory: the root of the stand-ins.
     pub const EMPTY: &str = "empty";
 }

@@ -25,6 +25,7 @@ use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
 use crate::error::{SandboxError, SandboxErrorKind};
+use crate::file_systems;
 use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
 use crate::selinux::Labels;
@@ -196,6 +197,7 @@ fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
         task_of: &|_| None,
         volume_name: &volumes::name,
         memory_of: &mut |source| Ok(memory::look(source)?.map(|found| names.volume(found))),
+        system_of: &file_systems::of_path,
     };
     let split = spec::split(spec, &request.bundle, pod)?;
     let given = split.host.cgroups_path.as_deref();

@@ -16,6 +16,7 @@ use super::{Container, Exec, Sandbox, disks, hooks, memory};
 use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{SandboxError, SandboxErrorKind};
+use crate::file_systems;
 use crate::network::resolver::ResolvConf;
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
 use crate::share::{SharedVolume, volumes};
@@ -258,6 +259,7 @@ fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, Sandbox
             let found = memory::look(source)?;
             Ok(found.map(|found| sandbox.inner().memory.volume(found)))
         },
+        system_of: &file_systems::of_path,
     };
     spec::split(spec, &request.bundle, pod)
 }

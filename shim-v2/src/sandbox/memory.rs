@@ -10,10 +10,9 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::SandboxError;
+use crate::file_systems::TMPFS_MAGIC;
 use crate::spec::MemoryVolume;
 
-/// TMPFS_MAGIC of linux/magic.h.
-const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// As /dev/shm is everywhere: for all, and each deletes its own only.
 const MODE: u32 = 0o1777;
 
@@ -40,7 +39,7 @@ pub(super) fn look(source: &Path) -> Result<Option<HostMemory>, SandboxError> {
             return Err(SandboxError::failed(step, io::Error::from(errno)));
         }
     };
-    if system.f_type as u64 != TMPFS_MAGIC {
+    if system.f_type as u32 != TMPFS_MAGIC {
         return Ok(None);
     }
     let block = u64::try_from(system.f_bsize).unwrap_or_default();
@@ -96,7 +95,7 @@ mod tests {
         assert!(look(Path::new("/nowhere/at/all")).is_err());
         let shm = look(Path::new("/dev/shm")).unwrap();
         let stat = rustix::fs::statfs("/dev/shm").unwrap();
-        let wanted = (stat.f_type as u64 == TMPFS_MAGIC)
+        let wanted = (stat.f_type as u32 == TMPFS_MAGIC)
             .then(|| stat.f_blocks * u64::try_from(stat.f_bsize).unwrap());
         assert_eq!(shm.map(|memory| memory.size_bytes), wanted);
     }

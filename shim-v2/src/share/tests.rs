@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 
 /// Runs `work` in a thread with a mount namespace of its own; the rest of the tests see nothing.
-fn apart(work: impl FnOnce(&Path) + Send) {
+pub(super) fn apart(work: impl FnOnce(&Path) + Send) {
     let place = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         let path = place.path();
@@ -20,7 +20,7 @@ fn apart(work: impl FnOnce(&Path) + Send) {
     });
 }
 
-fn state(place: &Path) -> StateFolder {
+pub(super) fn state(place: &Path) -> StateFolder {
     let root = place.join("state");
     StateFolder::create_under(&root, "ns", "pod").unwrap()
 }
@@ -40,7 +40,7 @@ fn bind_of(source: &Path) -> RootfsMount {
     }
 }
 
-fn volume(name: &str, source: &Path, read_only: bool) -> Volume {
+pub(super) fn volume(name: &str, source: &Path, read_only: bool) -> Volume {
     Volume {
         name: name.into(),
         field: "mounts[0] (/x)".into(),

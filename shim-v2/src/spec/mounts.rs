@@ -1,11 +1,13 @@
 //! The spec's mounts: what the guest makes itself, and what comes from the host as a volume.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{absolute, bad};
+use super::{Pod, absolute, bad};
 use crate::error::SandboxError;
+use crate::file_systems::Found;
 
 /// The most bind mounts of one container.
 const MAX_VOLUMES: usize = 512;
@@ -44,12 +46,11 @@ const OF_THE_GUEST: [&str; 8] = [
 ];
 
 /// Gives each bind mount a name in the place of its source. Answers what is behind the names: files
-/// of the host, and memory.
+/// of the host, and memory. What lies on a file system of the host's kernel becomes the guest's own, or is refused.
 pub(super) fn split_mounts(
     spec: &mut Spec,
     bundle: &Path,
-    name: &dyn Fn(&Volume) -> Result<String, SandboxError>,
-    memory_of: &mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, SandboxError>,
+    pod: Pod,
 ) -> Result<(Vec<Volume>, Vec<MemoryVolume>), SandboxError> {
     let (mut volumes, mut memory) = (Vec::new(), Vec::<MemoryVolume>::new());
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
@@ -73,8 +74,8 @@ pub(super) fn split_mounts(
         // Shared memory through a file server would be neither shared nor memory.
         if mount.destination() == Path::new("/dev/shm")
             && let Some(source) = mount.source()
-            && let Some(volume) =
-                memory_of(&absolute(bundle, source)).map_err(|error| error.during(field.clone()))?
+            && let Some(volume) = (pod.memory_of)(&absolute(bundle, source))
+                .map_err(|error| error.during(field.clone()))?
         {
             mount.set_source(Some(format!("memory:{}", volume.name).into()));
             mount.set_typ(Some("bind".into()));
@@ -84,7 +85,10 @@ pub(super) fn split_mounts(
             continue;
         }
         let mut volume = volume_of(mount, field, bundle)?;
-        volume.name = name(&volume)?;
+        if become_own(mount, &volume, pod.system_of)? {
+            continue;
+        }
+        volume.name = (pod.volume_name)(&volume)?;
         if volumes.len() >= MAX_VOLUMES {
             return Err(bad(&format!(
                 "mounts holds more than {MAX_VOLUMES} bind mounts"
@@ -114,6 +118,33 @@ fn options(mount: &Mount) -> impl Iterator<Item = &str> {
 /// As runc has it: the options decide, whatever the type says.
 fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || options(mount).any(|o| o == "bind" || o == "rbind")
+}
+
+/// Whether a bind mount has become one of the guest's own kind: the host's can't be had. Others of the host's kernel
+/// are refused.
+fn become_own(
+    mount: &mut Mount,
+    volume: &Volume,
+    system_of: &dyn Fn(&Path) -> io::Result<Option<Found>>,
+) -> Result<bool, SandboxError> {
+    let found = system_of(&volume.source).map_err(|cause| {
+        let step = format!("{}: open source {}", volume.field, volume.source.display());
+        SandboxError::failed(step, cause)
+    })?;
+    let Some(found) = found else {
+        return Ok(false);
+    };
+    let Some(kind) = found.own_kind() else {
+        return Err(found.refusal(&volume.field, &volume.source));
+    };
+    mount.set_typ(Some(kind.into()));
+    mount.set_source(Some(kind.into()));
+    let left: Vec<String> = options(mount)
+        .filter(|option| !matches!(*option, "bind" | "rbind"))
+        .map(str::to_owned)
+        .collect();
+    mount.set_options(Some(left));
+    Ok(true)
 }
 
 fn volume_of(mount: &Mount, field: String, bundle: &Path) -> Result<Volume, SandboxError> {

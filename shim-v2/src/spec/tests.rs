@@ -3,6 +3,7 @@
 use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_PERIOD, SANDBOX_QUOTA};
 use super::*;
 use crate::error::SandboxErrorKind;
+use crate::file_systems;
 
 /// What `ctr run` writes, shortened.
 const PLAIN: &str = r#"{"ociVersion":"1.2.0","process":{"user":{"uid":0,"gid":0},"args":["sh"],
@@ -33,6 +34,10 @@ fn try_split(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Split, Sandbox
                 size_bytes: 64 << 20,
                 mode: 0o1777,
             }))
+        },
+        system_of: &|source| match source.starts_with("/proc") || source.ends_with("cgroup") {
+            true => file_systems::of_path(source),
+            false => Ok(None),
         },
     };
     split(edited(edit), Path::new("/bundle"), pod)
@@ -178,6 +183,38 @@ fn shared_memory_from_a_disk_stays_a_volume() {
     })
     .unwrap();
     assert_eq!((split.host.volumes.len(), split.host.memory.len()), (1, 0));
+}
+
+/// What is the host kernel's is refused by its field. A whole cgroup file system is meant as the guest's own.
+#[test]
+fn file_systems_of_the_host_s_kernel_are_no_volumes() {
+    let bind = |source: &str| {
+        let source = source.to_owned();
+        try_split(move |spec| {
+            spec["mounts"] = serde_json::json!([{"destination": "/x", "type": "none", "source": source,
+                "options": ["rbind", "rslave", "ro"]}]);
+        })
+    };
+    let line = bind("/proc/self/status").unwrap_err().one_line();
+    let wanted = "mounts[0] (/x) with source /proc/self/status of type proc is not supported: ";
+    assert!(line.starts_with(wanted), "{line}");
+    let line = bind("/proc/none").unwrap_err().one_line();
+    assert!(
+        line.starts_with("mounts[0] (/x): open source /proc/none: No such"),
+        "{line}"
+    );
+    let all = file_systems::mount_table::read().unwrap();
+    let mut all = all.iter();
+    let Some(cgroup) = all.find(|mount| mount.kind == "cgroup2" && mount.path.ends_with("cgroup"))
+    else {
+        return; // a machine without it
+    };
+    let split = bind(cgroup.path.to_str().unwrap()).unwrap();
+    assert!(split.host.volumes.is_empty());
+    let guest: serde_json::Value = serde_json::from_slice(&split.guest).unwrap();
+    let wanted = serde_json::json!({"destination": "/x", "type": "cgroup", "source": "cgroup",
+        "options": ["rslave", "ro"]});
+    assert_eq!(guest["mounts"][0], wanted);
 }
 
 #[test]
