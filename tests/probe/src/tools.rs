@@ -1,9 +1,10 @@
 //! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a database's log,
-//! the clock to the nanosecond, a server of many connections, a program without BPF.
+//! the clock to the nanosecond, a server of many connections, a program without BPF, what a file system can.
 //!
-//! Each prints one line: what it found, or the error's name. Nothing here changes anything but the files that
+//! Each prints one line: what it found, or the error's name; `features` has many lines. Nothing here changes anything but the files that
 //! are named.
 
+mod features;
 mod locks;
 mod log;
 mod ports;
@@ -32,6 +33,8 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "log-write" => log::write(text(1)?, text(2)?),
         "listen" => ports::listen(arguments.get(1..)?),
         "without-bpf" => ports::without_bpf(arguments.get(1..)?),
+        "features" => features::report(text(1)?),
+        "carried" => features::carried(text(1)?),
         "log-check" => log::check(text(1)?),
         _ => return None,
     };

@@ -106,6 +106,18 @@ pub fn prepare() -> Result<Prepared, HostError> {
         ("ip", "iproute2"),
         ("iptables", "iptables"), // which CNI's portmap runs
         ("secilc", "secilc"),     // which makes a policy for SELinux
+        // File systems, which the tests make images of.
+        ("mkfs.ext4", "e2fsprogs"),
+        ("mkfs.xfs", "xfsprogs"),
+        ("mkfs.btrfs", "btrfs-progs"),
+        ("mkfs.f2fs", "f2fs-tools"),
+        ("mkfs.vfat", "dosfstools"),
+        ("mkfs.exfat", "exfatprogs"),
+        ("mkfs.udf", "udftools"),
+        ("mksquashfs", "squashfs-tools"),
+        ("mkfs.erofs", "erofs-utils"),
+        ("genisoimage", "genisoimage"),
+        ("fuse2fs", "fuse2fs"),
     ])?;
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
     let cache = Path::new(&home).join(".cache/kata-like/test-host");

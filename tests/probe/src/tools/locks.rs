@@ -35,7 +35,8 @@ fn say(word: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{word}")
 }
 
-fn flock(file: &File, wait: bool) -> io::Result<()> {
+/// An exclusive lock of flock's.
+pub fn flock(file: &File, wait: bool) -> io::Result<()> {
     let how = if wait { 0 } else { libc::LOCK_NB };
     // SAFETY: flock takes a descriptor that `file` keeps open, and a number.
     match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | how) } {

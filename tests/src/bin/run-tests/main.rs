@@ -36,6 +36,7 @@ const PARTS: [(&str, u64, &[&str]); 9] = [
             "oci",
             "oci_1_7",
             "volumes",
+            "file_systems",
             "databases",
             "pods",
             "task_states",
