@@ -13,7 +13,7 @@
 //! | `runc/runc` | of the machine's own suite: newer ones want a newer libc |
 //! | `cni/` | the CNI plugins of the machine's own suite |
 //! | `busybox.tar`, `pause.tar` | the image that tests run, and that of the first container of a Kubernetes pod |
-//! | `userland/` | a `/usr` with systemd and others: see `userland` |
+//! | `userland/` | a `/usr` with systemd, databases and others: see `userland` |
 //! | `versions` | what was taken, for people |
 
 use std::fs::{self, File};
@@ -133,6 +133,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         INIT,
         &format!("{DOCKER:?}"),
         &userland::PACKAGES.join(" "),
+        &userland::ALONE.join(" "),
     ]
     .join("\n");
     let key = image::digest(recipe.as_bytes())[..16].to_owned();

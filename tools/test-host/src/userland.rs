@@ -1,5 +1,5 @@
-//! What images bring along and busybox has not: systemd, iptables and other programs of the machine's own
-//! suite, with the libraries that they need.
+//! What images bring along and busybox has not: systemd, iptables, databases and other programs of the machine's
+//! own suite, with the libraries that they need.
 //!
 //! `prepare` calls this, and tests mount the result into containers as `/usr`, read-only, with its `lib`
 //! and `lib64` once more as those of the root. No script of a package is run: what that would have set up,
@@ -13,7 +13,7 @@ use crate::error::HostError;
 use crate::packages::{Beside, output};
 
 /// What the tests run; apt adds what these depend on.
-pub const PACKAGES: [&str; 9] = [
+pub const PACKAGES: [&str; 11] = [
     "acl",
     "attr",
     "catatonit",
@@ -21,19 +21,45 @@ pub const PACKAGES: [&str; 9] = [
     "iproute2",
     "iptables",
     "keyutils",
+    "lmdb-utils",
     "nftables",
+    "sqlite3",
     "systemd",
 ];
+
+/// Taken without what they depend on: the tests need no more of perl, and nothing of git that speaks over networks.
+/// Their libraries are there, with the packages above and here.
+pub const ALONE: [&str; 4] = ["git", "liblmdb-file-perl", "liblmdb0", "perl-base"];
 
 /// Directories of a root that are links into `usr`, but not yet in each package.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
-/// For people.
-const LEFT_OUT: [&str; 4] = ["share/doc", "share/i18n", "share/locale", "share/man"];
+/// For people, or for networks: half of git is its clients and servers.
+const LEFT_OUT: [&str; 16] = [
+    "bin/git-shell",
+    "bin/scalar",
+    "lib/git-core/git-daemon",
+    "lib/git-core/git-http-backend",
+    "lib/git-core/git-http-fetch",
+    "lib/git-core/git-http-push",
+    "lib/git-core/git-imap-send",
+    "lib/git-core/git-remote-http",
+    "lib/git-core/git-sh-i18n--envsubst",
+    "lib/git-core/git-shell",
+    "lib/git-core/scalar",
+    "share/doc",
+    "share/gitweb",
+    "share/i18n",
+    "share/locale",
+    "share/man",
+];
 
 /// Makes the content of `/usr` in `target`, with `root` for what is not to be kept.
 pub fn build(apt: &Beside, root: &Path, target: &Path) -> Result<(), HostError> {
     apt.unpack_all(&PACKAGES, root)?;
+    for package in ALONE {
+        apt.unpack_own(package, root)?;
+    }
     let usr = root.join("usr");
     for name in MERGED {
         let unmerged = root.join(name);
@@ -42,9 +68,12 @@ pub fn build(apt: &Beside, root: &Path, target: &Path) -> Result<(), HostError> 
         }
     }
     for name in LEFT_OUT.map(|name| usr.join(name)) {
-        if name.exists() {
-            fs::remove_dir_all(&name).map_err(HostError::file("remove", &name))?;
-        }
+        let removed = match name.is_dir() {
+            true => fs::remove_dir_all(&name),
+            false if name.exists() => fs::remove_file(&name),
+            false => Ok(()),
+        };
+        removed.map_err(HostError::file("remove", &name))?;
     }
     copy(&usr, target)
 }
