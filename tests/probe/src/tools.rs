@@ -1,13 +1,16 @@
 //! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a database's log,
-//! the clock to the nanosecond, a server of many connections, a program without BPF, what a file system can.
+//! records that say how far they have come, the clock to the nanosecond, a server of many connections, a program
+//! without BPF, what a file system can.
 //!
-//! Each prints one line: what it found, or the error's name; `features` has many lines. Nothing here changes anything but the files that
+//! Each prints one line: what it found, or the error's name; `features` has many lines, and those that go on tell of
+//! each step. Nothing here changes anything but the files that
 //! are named.
 
 mod features;
 mod locks;
 mod log;
 mod ports;
+mod records;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -16,7 +19,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::ptr::NonNull;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Runs a tool with its arguments; `None`: there is no such tool, or too few arguments.
 pub fn run(arguments: &[String]) -> Option<String> {
@@ -25,7 +28,7 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "time" => now(),
         "lock" => locks::lock(text(1)?, text(2)?, text(3)?),
         "count" => locks::count(text(1)?, text(2)?),
-        "map" => map(text(1)?),
+        "map" => map_and_read(text(1)?),
         "serve" => serve(text(1)?),
         "ask" => ask(text(1)?),
         "unnamed" => unnamed(text(1)?),
@@ -36,6 +39,8 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "features" => features::report(text(1)?),
         "carried" => features::carried(text(1)?),
         "log-check" => log::check(text(1)?),
+        "ticks" => ticks(text(1)?),
+        "records" => records::write(text(1)?, arguments.get(2..)?),
         _ => return None,
     };
     Some(match result {
@@ -50,8 +55,19 @@ fn now() -> io::Result<String> {
     Ok(format!("{}.{:09}", now.as_secs(), now.subsec_nanos()))
 }
 
+/// Prints numbers, one each so many milliseconds, until nobody reads them.
+fn ticks(pace: &str) -> io::Result<String> {
+    let wrong = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    let pace = Duration::from_millis(pace.parse().map_err(wrong)?);
+    for number in 1_u64.. {
+        writeln!(io::stdout(), "{number}")?;
+        std::thread::sleep(pace);
+    }
+    Ok("all".into())
+}
+
 /// Writes through a shared mapping of a file of one page, and reads it back through the file.
-fn map(path: &str) -> io::Result<String> {
+fn map_and_read(path: &str) -> io::Result<String> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -79,11 +95,16 @@ const PAGE: usize = 4096;
 
 /// The first page of a file that has one, shared and writable, to the end of the process.
 fn map_page(file: &File) -> io::Result<NonNull<u8>> {
+    map(file, PAGE)
+}
+
+/// So many bytes of a file that has them, in the same way.
+fn map(file: &File, length: usize) -> io::Result<NonNull<u8>> {
     // SAFETY: a new mapping where the kernel likes, of a file as long as it.
     let page = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
-            PAGE,
+            length,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_SHARED,
             file.as_raw_fd(),

@@ -80,7 +80,7 @@ pub fn carried(directory: &str) -> io::Result<String> {
     file.sync_all()?;
     fs::rename(&new, &written)?;
     File::open(directory)?.sync_all()?;
-    let mapped = super::map(&directory.join("mapped").to_string_lossy())?;
+    let mapped = super::map_and_read(&directory.join("mapped").to_string_lossy())?;
     let right = mapped == "mapped" && fs::read(&written)? == b"of the container\n";
     Ok(if right { "carried" } else { "lost" }.into())
 }
@@ -374,7 +374,7 @@ fn syncfs(path: &Path) -> io::Result<&'static str> {
 }
 
 fn mapping(path: &Path) -> io::Result<&'static str> {
-    let mapped = super::map(&path.to_string_lossy())?;
+    let mapped = super::map_and_read(&path.to_string_lossy())?;
     word(mapped == "mapped", "read back", "another content")
 }
 

@@ -26,7 +26,7 @@ use count::{Count, counted, must};
 use hosts::{Outcome, Run};
 
 /// The parts with their time in minutes, and the test binaries of each.
-const PARTS: [(&str, u64, &[&str]); 9] = [
+const PARTS: [(&str, u64, &[&str]); 10] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -48,6 +48,7 @@ const PARTS: [(&str, u64, &[&str]); 9] = [
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
     ),
     ("workloads", 6, &["workloads", "host_devices"]),
+    ("the worst moment", 18, &["worst_moment"]),
     ("network", 9, &["network", "port_forward"]),
     ("Kubernetes", 10, &["cri", "cri_1_7", "deploy", "selinux"]),
     ("callers", 5, &["docker", "callers"]),
@@ -59,7 +60,8 @@ const PARTS: [(&str, u64, &[&str]); 9] = [
 ];
 
 /// Those that take longest, which begin first: so no host is left with one of them when the others are done.
-const LONGEST: [&str; 8] = [
+const LONGEST: [&str; 9] = [
+    "worst_moment",
     "oci",
     "cri",
     "lifecycle",
