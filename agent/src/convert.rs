@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::agent::{
     ConnectRequest, CreateContainerRequest, DeviceIo as DeviceIoMessage, Event as EventMessage,
-    HugePages as HugePagesMessage, NameQuestion, OutOfMemory, ProcessExited, ShutdownResponse,
-    StatsResponse, Streams as StreamsMessage,
+    HugePages as HugePagesMessage, NameQuestion, OutOfMemory, ProcessExited, StatsResponse,
+    Streams as StreamsMessage, Unwritten as UnwrittenMessage,
 };
 use kata_like_agent_protocol::is_name;
 use kata_like_netlink::address_bytes;
@@ -21,7 +21,7 @@ use crate::error::{PodError, one_line};
 use crate::events::Event;
 use crate::process::MAX_SIGNAL;
 use crate::runner::RunnerError;
-use crate::sandbox::{Creation, Ending};
+use crate::sandbox::{Creation, Unwritten};
 use crate::stdio::{Token, Wanted};
 use crate::storage::MemoryVolume;
 
@@ -202,12 +202,11 @@ fn nanoseconds(time: SystemTime) -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// How far the end has come.
-pub fn ending_message(ending: &Ending) -> ShutdownResponse {
-    ShutdownResponse {
-        done: ending.done,
-        dirty_bytes: ending.dirty_bytes,
-        containers: u32::try_from(ending.containers).unwrap_or(u32::MAX),
+/// What the host does not have yet.
+pub fn unwritten_message(left: &Unwritten) -> UnwrittenMessage {
+    UnwrittenMessage {
+        dirty_bytes: left.dirty_bytes,
+        containers: u32::try_from(left.containers).unwrap_or(u32::MAX),
         ..Default::default()
     }
 }

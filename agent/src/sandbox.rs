@@ -48,11 +48,9 @@ pub struct Pod {
     ending: OnceLock<watch::Receiver<bool>>,
 }
 
-/// How far the end of the pod has come.
-pub struct Ending {
-    /// All containers have gone, and the host has what they have written.
-    pub done: bool,
-    /// What it does not have yet.
+/// What the host does not have yet.
+pub struct Unwritten {
+    /// Whole pages, of all containers.
     pub dirty_bytes: u64,
     /// How many containers have processes.
     pub containers: usize,
@@ -232,17 +230,21 @@ impl Pod {
 
     /// Ends all containers, so that the host has what they have written, and waits a moment for that. Nothing is
     /// unmounted or taken away: that goes with the machine.
-    pub async fn end(&self) -> Ending {
+    /// Answers whether it is there.
+    pub async fn end(&self) -> bool {
         let mut done = self.ending.get_or_init(|| self.begin_end()).clone();
         // The sender is dropped once it has said so.
-        let is_done = timeout(END_WAIT, done.wait_for(|done| *done)).await.is_ok();
+        timeout(END_WAIT, done.wait_for(|done| *done)).await.is_ok()
+    }
+
+    /// What the host does not have yet of what containers have written.
+    pub fn unwritten(&self) -> Unwritten {
         let dirty_bytes = write_back::dirty_bytes().unwrap_or_else(|error| {
             log::warn!("ask how much is dirty: {error}");
             0
         });
         let all: Vec<_> = self.containers().values().cloned().collect();
-        Ending {
-            done: is_done,
+        Unwritten {
             dirty_bytes,
             containers: all
                 .iter()

@@ -16,7 +16,8 @@ use kata_like_agent_protocol::agent::{
     CreateContainerResponse, DeviceRequest, Empty, Event as EventMessage, EventsRequest,
     ExecRequest, ExecResponse, ListProcessesResponse, Process as ProcessMessage,
     ResizeTerminalRequest, ServeNamesRequest, SetTimeRequest, ShutdownResponse, SignalRequest,
-    StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse, UpdateRequest,
+    StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse,
+    Unwritten as UnwrittenMessage, UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
@@ -278,8 +279,8 @@ impl Agent for Service {
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ShutdownResponse> {
         let pod = self.pod.clone();
-        let ending = detached(async move { Ok(pod.end().await) }).await?;
-        if ending.done {
+        let done = detached(async move { Ok(pod.end().await) }).await?;
+        if done {
             // The host hangs up when it has the answer, which ends the machine too.
             tokio::spawn(async {
                 tokio::time::sleep(FAREWELL).await;
@@ -287,7 +288,15 @@ impl Agent for Service {
                 init::restart()
             });
         }
-        Ok(convert::ending_message(&ending))
+        Ok(ShutdownResponse {
+            done,
+            left: Some(convert::unwritten_message(&self.pod.unwritten())).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn get_unwritten(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<UnwrittenMessage> {
+        Ok(convert::unwritten_message(&self.pod.unwritten()))
     }
 }
 

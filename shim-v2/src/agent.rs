@@ -341,20 +341,40 @@ impl Agent {
                 .await
         };
         let answer = self.call("shut the guest down", MAKE, work).await?;
-        Ok((!answer.done).then_some(Unwritten {
-            dirty_bytes: answer.dirty_bytes,
-            containers: answer.containers,
-        }))
+        let left = answer.left.unwrap_or_default();
+        Ok((!answer.done).then(|| Unwritten::of(&left)))
+    }
+
+    /// What the host does not have yet of what containers have written.
+    pub async fn unwritten(&self) -> Result<Unwritten, SandboxError> {
+        let client = self.client.clone();
+        let work = async move {
+            client
+                .get_unwritten(with_duration(ASK), &agent::Empty::new())
+                .await
+        };
+        let what = "ask the guest what is not written back";
+        let left = self.call(what, ASK, work).await?;
+        Ok(Unwritten::of(&left))
     }
 }
 
-/// What a guest that is to end still has.
+/// What a guest still has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unwritten {
     /// So many bytes that the host has not.
     pub dirty_bytes: u64,
     /// So many containers with processes.
     pub containers: u32,
+}
+
+impl Unwritten {
+    fn of(message: &agent::Unwritten) -> Self {
+        Self {
+            dirty_bytes: message.dirty_bytes,
+            containers: message.containers,
+        }
+    }
 }
 
 /// What a container is made of in the guest.

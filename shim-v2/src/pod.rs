@@ -367,6 +367,9 @@ impl Pod {
         let pod = Arc::clone(&self);
         let killed = at_once(async move {
             let killed = sandbox.signal(&id, &exec, signal, all).await;
+            if killed.is_ok() && signal == KILL && exec.is_empty() {
+                pod.expect_exit(&sandbox, process);
+            }
             if let Err(error) = &killed
                 && error.kind() == SandboxErrorKind::DeadlineExceeded
                 && signal == KILL

@@ -218,6 +218,12 @@ impl Sandbox {
         self.agent.signal(id, exec, signal, all).await
     }
 
+    /// Waits until a process that was killed is gone, for as long as what is to be written back becomes less. The
+    /// error is why there is nothing to wait for.
+    pub async fn killed(&self, is_gone: impl Fn() -> bool) -> Result<(), String> {
+        ending::gone(self, is_gone).await
+    }
+
     /// Sets the size of a process's terminal.
     pub async fn resize(
         &self,

@@ -98,6 +98,19 @@ impl Pod {
         sandbox.stop().await;
     }
 
+    /// An init that was killed goes: it may have much to write back, and is waited for as long as that becomes less. One
+    /// that does not go takes the pod with it.
+    pub(super) fn expect_exit(self: &Arc<Self>, sandbox: &Arc<Sandbox>, init: Arc<Process>) {
+        let (pod, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        tokio::spawn(async move {
+            let is_gone = || init.life().is_gone();
+            if let Err(why) = sandbox.killed(is_gone).await {
+                let reason = format!("SIGKILL had no effect: {why}");
+                pod.lose(&sandbox, &reason).await;
+            }
+        });
+    }
+
     /// Tells every exit of a sandbox that is gone.
     fn all_gone(self: &Arc<Self>, sandbox: &Weak<Sandbox>, reason: &str) {
         let containers: Vec<_> = {

@@ -1,22 +1,27 @@
-//! The announced end of the guest: first the host gets what its containers have written.
+//! How long an end may take: as long as what containers have written becomes less in the guest.
 //!
-//! Called by `sandbox` before VMM and fs server are stopped. The agent is asked again and again how much is left, which
-//! it answers within a second. Nothing is cut off as long as that goes down; a guest in which it does not has lost
-//! what is left, and the log says how much.
+//! Called by `sandbox` before VMM and fs server are stopped, and where a process was killed. The agent is asked again and
+//! again how much is left, which it answers within a second. Nothing is cut off as long as that goes down; a guest in
+//! which it does not has lost what is left, and the log says how much.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Sandbox;
 use crate::agent::Unwritten;
 
-/// For how long what is left may not become less.
+/// For how long what is left may not become less at the end of a pod.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The same for a process that was killed: giving back much memory takes its time, too.
+const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at one.
+const LOOK: Duration = Duration::from_secs(2);
 /// For how long it may become less: a guest that gives its bytes back one by one is not waited for.
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// Has the guest end its containers and write back what they have written.
 pub(super) async fn write_back(sandbox: &Sandbox) {
-    let mut watch = Watch::new();
+    let mut watch = Watch::new(PATIENCE);
     let why = loop {
         if sandbox.vmm.is_over() {
             return; // why it has ended was told
@@ -40,8 +45,26 @@ pub(super) async fn write_back(sandbox: &Sandbox) {
     );
 }
 
+/// Waits until a process that was killed is gone, or the VM is. The error is why there is nothing to wait for.
+pub(super) async fn gone(sandbox: &Sandbox, is_gone: impl Fn() -> bool) -> Result<(), String> {
+    let mut watch = Watch::new(KILL_PATIENCE);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let over = || sandbox.vmm.is_over() || sandbox.stopping.load(Ordering::SeqCst);
+        if is_gone() || over() {
+            return Ok(());
+        }
+        match sandbox.agent.unwritten().await {
+            Ok(left) => watch.goes_on(left)?,
+            Err(_) if over() => return Ok(()),
+            Err(error) => return Err(error.one_line()),
+        }
+    }
+}
+
 /// What was left at last, the least that it was, and since when.
 struct Watch {
+    patience: Duration,
     begun: Instant,
     last: Option<Unwritten>,
     least: Option<Unwritten>,
@@ -49,9 +72,10 @@ struct Watch {
 }
 
 impl Watch {
-    fn new() -> Self {
+    fn new(patience: Duration) -> Self {
         let now = Instant::now();
         Self {
+            patience,
             begun: now,
             last: None,
             least: None,
@@ -73,8 +97,11 @@ impl Watch {
             });
             self.since = Instant::now();
         }
-        if self.since.elapsed() >= PATIENCE {
-            return Err(format!("what is left was not less for {PATIENCE:?}"));
+        if self.since.elapsed() >= self.patience {
+            return Err(format!(
+                "what is left to write was not less for {:?}",
+                self.patience
+            ));
         }
         if self.begun.elapsed() >= LIMIT {
             return Err(format!("it was not done after {LIMIT:?}"));
@@ -107,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_waited_for_while_less_and_less_is_left() {
-        let mut watch = Watch::new();
+        let mut watch = Watch::new(PATIENCE);
         assert!(watch.lost().contains("not known"));
         assert_eq!(watch.goes_on(left(100, 2)), Ok(()));
         for (now, goes_on) in [
