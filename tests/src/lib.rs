@@ -8,6 +8,7 @@
 pub mod cri;
 pub mod ctr;
 pub mod direct;
+pub mod disk;
 pub mod docker;
 pub mod events;
 pub mod fifo;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kata_like_tests::docker::{Container, Docker};
+use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
 use kata_like_tests::{Call, Host, TestResult, failure, is_oracle, kata_like_only};
 
@@ -305,4 +306,34 @@ fn an_unknown_device_is_refused_by_name() -> TestResult {
         docker.run(&["--network", "none", "--device", "/dev/kvm"], &["true"]),
         "/dev/kvm",
     )
+}
+
+/// `docker commit` of a container that runs: what it has written is in the image, what it has stored through a
+/// mapping, too.
+#[test]
+fn a_commit_has_all_that_was_written() -> TestResult {
+    const BYTES: u64 = 8 << 20;
+    let host = Host::alone()?;
+    let docker = Docker::on(&host)?;
+    let tool = Tool::new(&host)?;
+    let mount = format!("{}:{TOOL}:ro", tool.path().display());
+    let options = ["--network", "none", "--volume", &mount];
+    let bytes = BYTES.to_string();
+    let script = format!("seq 1000 >/numbers; exec {TOOL} store /file {bytes} hold");
+    let container = docker.start("committed", &options, &["sh", "-c", &script])?;
+    until("all is stored", PATIENCE, || {
+        let logs = docker.output(&["logs", container.name()]);
+        logs.is_ok_and(|logs| logs.contains("stored"))
+    })?;
+    let image = host.name("committed");
+    docker.call(&["commit", container.name(), &image]).ok()?;
+    let script = format!("{TOOL} stored /file {bytes}; wc -l </numbers");
+    let mut arguments = vec!["run", "--rm", "--runtime", "io.containerd.runc.v2"];
+    arguments.extend(options);
+    arguments.extend([image.as_str(), "sh", "-c", &script]);
+    let seen = docker.call(&arguments).ok()?.text();
+    drop(container);
+    docker.call(&["image", "rm", "--force", &image]).ok()?;
+    assert_eq!(seen, "whole\n1000");
+    Ok(())
 }

@@ -127,6 +127,7 @@ fn error_name(error: &std::io::Error) -> String {
         (libc::EISDIR, "EISDIR"),
         (libc::EINVAL, "EINVAL"),
         (libc::ENOTTY, "ENOTTY"),
+        (libc::EFBIG, "EFBIG"),
         (libc::ENOSPC, "ENOSPC"),
         (libc::EROFS, "EROFS"),
         (libc::ENOLCK, "ENOLCK"),

@@ -1,6 +1,6 @@
 //! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a database's log,
-//! records that say how far they have come, the clock to the nanosecond, a server of many connections, a program
-//! without BPF, what a file system can.
+//! records that say how far they have come, what is stored through mappings, a file system without room, what a file
+//! system can, the clock to the nanosecond, a server of many connections, a program without BPF.
 //!
 //! Each prints one line: what it found, or the error's name; `features` has many lines, and those that go on tell of
 //! each step. Nothing here changes anything but the files that
@@ -9,8 +9,10 @@
 mod features;
 mod locks;
 mod log;
+mod mapping;
 mod ports;
 mod records;
+mod room;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -33,6 +35,11 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "ask" => ask(text(1)?),
         "unnamed" => unnamed(text(1)?),
         "watch" => watch(text(1)?),
+        "store" => mapping::store(text(1)?, text(2)?, text(3)?),
+        "stored" => mapping::stored(text(1)?, text(2)?),
+        "fill" => room::fill(text(1)?, text(2)?),
+        "fill-map" => room::fill_map(text(1)?, text(2)?),
+        "stat-open" => room::stat_open(text(1)?, text(2)?),
         "log-write" => log::write(text(1)?, text(2)?),
         "listen" => ports::listen(arguments.get(1..)?),
         "without-bpf" => ports::without_bpf(arguments.get(1..)?),

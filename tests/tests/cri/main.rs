@@ -4,6 +4,7 @@
 
 use kata_like_tests::{Host, TestResult, Version};
 
+mod data;
 mod lifecycle;
 mod many;
 mod node;

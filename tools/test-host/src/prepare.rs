@@ -118,6 +118,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         ("mkfs.erofs", "erofs-utils"),
         ("genisoimage", "genisoimage"),
         ("fuse2fs", "fuse2fs"),
+        ("setquota", "quota"),
     ])?;
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
     let cache = Path::new(&home).join(".cache/kata-like/test-host");

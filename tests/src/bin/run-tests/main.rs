@@ -26,7 +26,7 @@ use count::{Count, counted, must};
 use hosts::{Outcome, Run};
 
 /// The parts with their time in minutes, and the test binaries of each.
-const PARTS: [(&str, u64, &[&str]); 10] = [
+const PARTS: [(&str, u64, &[&str]); 11] = [
     ("set-up and builds", 25, &[]),
     ("virtual machine", 4, &["boot", "devices"]),
     (
@@ -36,7 +36,6 @@ const PARTS: [(&str, u64, &[&str]); 10] = [
             "oci",
             "oci_1_7",
             "volumes",
-            "file_systems",
             "databases",
             "pods",
             "task_states",
@@ -46,6 +45,11 @@ const PARTS: [(&str, u64, &[&str]); 10] = [
         "lifecycle",
         8,
         &["lifecycle", "streams", "task_api", "containerd_1_7"],
+    ),
+    (
+        "data",
+        15,
+        &["full_disk", "ends", "attributes", "file_systems"],
     ),
     ("workloads", 6, &["workloads", "host_devices"]),
     ("the worst moment", 18, &["worst_moment"]),

@@ -1,0 +1,57 @@
+//! What a pod's containers have written is on the host, however impatiently the pod is taken away.
+
+use std::fs;
+use std::time::Instant;
+
+use kata_like_tests::cri::{Kubelet, volume};
+use kata_like_tests::probe::{TOOL, Tool};
+use kata_like_tests::{TestResult, figures};
+
+use super::host;
+
+/// As many bytes as a container stores through a mapping, and syncs nothing.
+const BYTES: u64 = 16 << 20;
+
+/// The calls of `kubectl delete --force --grace-period=0`: the kubelet stops the container with no grace, the pod, and
+/// removes both at once. A second pod is taken away by stopping it alone, as the kubelet cleans up what it does not know.
+#[test]
+fn a_pod_deleted_by_force_loses_nothing() -> TestResult {
+    let host = host()?;
+    let kubelet = Kubelet::new(&host)?;
+    let tool = Tool::new(&host)?;
+    for by_container in [true, false] {
+        let pod = kubelet.pod("forced", "")?;
+        let data = pod.volume("data")?;
+        let mounts = format!(
+            "{}{}",
+            volume(&data, "/data", ""),
+            volume(tool.path(), TOOL, "readonly: true")
+        );
+        let bytes = BYTES.to_string();
+        let command = [TOOL, "store", "/data/file", &bytes, "hold"];
+        let container = pod.start("stores", &command, &mounts)?;
+        container.wait_log("stored")?;
+        // The folder goes with the pod; the file is kept by another name of its own.
+        let kept = format!("/run/{}", host.name("kept"));
+        fs::hard_link(data.join("file"), &kept)?;
+        let begun = Instant::now();
+        if by_container {
+            assert_eq!(container.stop(0)?.exit_code, 137);
+            container.remove()?;
+        }
+        pod.remove()?;
+        figures::note(&format!(
+            "a pod that has stored {} MiB, deleted by force: {:.1} s",
+            BYTES >> 20,
+            begun.elapsed().as_secs_f32()
+        ));
+        let found = fs::read(&kept)?;
+        fs::remove_file(&kept)?;
+        assert_eq!(found.len() as u64, BYTES);
+        for (found, at) in found.chunks_exact(8).zip(1_u64..) {
+            let word = at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            assert_eq!(found, word.to_le_bytes(), "word {at}");
+        }
+    }
+    Ok(())
+}
