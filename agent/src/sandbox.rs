@@ -44,7 +44,7 @@ pub struct Pod {
     dialled_at_ns: i64,
     started: AtomicBool,
     listened_to: AtomicBool,
-    /// Whether the end is there; none: nobody has asked for it.
+    /// Whether the end is done; none: nobody has asked for it.
     ending: OnceLock<watch::Receiver<bool>>,
 }
 
@@ -228,9 +228,8 @@ impl Pod {
         Ok(())
     }
 
-    /// Ends all containers, so that the host has what they have written, and waits a moment for that. Nothing is
-    /// unmounted or taken away: that goes with the machine.
-    /// Answers whether it is there.
+    /// Ends all containers, so that the host has what they have written, and waits a moment for that. Answers whether it
+    /// is done. Nothing is unmounted or taken away: that goes with the machine.
     pub async fn end(&self) -> bool {
         let mut done = self.ending.get_or_init(|| self.begin_end()).clone();
         // The sender is dropped once it has said so.
@@ -253,6 +252,7 @@ impl Pod {
         }
     }
 
+    /// Waits without a deadline of its own: the host asks how much is left, and has one.
     fn begin_end(&self) -> watch::Receiver<bool> {
         let (tell, done) = watch::channel(false);
         let all: Vec<_> = self.containers().values().cloned().collect();
