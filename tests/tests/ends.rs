@@ -4,14 +4,13 @@
 //! speaks of the VM also runs against runc.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use kata_like_tests::probe::{TOOL, Tool};
+use kata_like_tests::probe::{TOOL, Tool, check_stored};
 use kata_like_tests::process::until;
 use kata_like_tests::{
     Call, Directory, Host, Pod, TestResult, failure, figures, is_oracle, kata_like_only,
@@ -26,29 +25,6 @@ const CUT_OFF: &str = "the guest is stopped before it has written everything bac
 
 /// How many files a container has looked at before it ends.
 const FILES: usize = 20_000;
-
-/// Whether a file is as `/tool store` makes it (`tests/probe/src/tools/mapping.rs`).
-fn is_whole(path: &Path, bytes: u64) -> TestResult {
-    let mut found = Vec::new();
-    File::open(path)
-        .and_then(|mut file| file.read_to_end(&mut found))
-        .map_err(|error| failure(format!("read {}: {error}", path.display())))?;
-    let words = (1..).map(|at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let right = found
-        .chunks_exact(8)
-        .zip(words)
-        .take_while(|(found, word)| *found == word.to_le_bytes())
-        .count() as u64
-        * 8;
-    match right == bytes && found.len() as u64 == bytes {
-        true => Ok(()),
-        false => Err(failure(format!(
-            "{}: {right} of {bytes} bytes are right, it has {}",
-            path.display(),
-            found.len()
-        ))),
-    }
-}
 
 /// A pod's root on the host, kept there by an open directory, whoever unmounts it.
 struct Root(File);
@@ -97,8 +73,8 @@ fn stored<'host>(
 }
 
 fn check(volume: &Directory, root: &Root, bytes: u64) -> TestResult {
-    is_whole(&volume.join("file"), bytes)?;
-    is_whole(&root.join("root-file"), bytes)
+    check_stored(&volume.join("file"), bytes)?;
+    check_stored(&root.join("root-file"), bytes)
 }
 
 fn make_files(volume: &Directory) -> TestResult {
@@ -170,7 +146,7 @@ fn a_container_killed_for_memory_loses_nothing() -> TestResult {
     let command = [TOOL, "store", "/data/file", &bytes, "eat"];
     let pod = host.start("eats", &options, &command)?;
     assert_eq!(events.exit(pod.id(), pod.id(), 120 * SECOND)?.status(), 137);
-    is_whole(&volume.join("file"), 8 * MIB)?;
+    check_stored(&volume.join("file"), 8 * MIB)?;
     pod.remove()
 }
 
@@ -213,7 +189,7 @@ fn a_disk_s_file_system_is_whole_when_its_container_was_killed() -> TestResult {
         "mount",
         &["-o", "ro,noload", &disk.0, &there.display().to_string()],
     )?;
-    let whole = is_whole(&there.join("file"), 4 * MIB).and_then(|()| {
+    let whole = check_stored(&there.join("file"), 4 * MIB).and_then(|()| {
         let numbers = fs::read_to_string(there.join("numbers"))?;
         assert_eq!(numbers.lines().count(), 1000);
         Ok(())
@@ -312,7 +288,7 @@ fn a_loaded_host_cuts_nobody_off() -> TestResult {
         begun.elapsed().as_secs_f32()
     ));
     for number in 0..COUNT {
-        is_whole(&volume.join(&number.to_string()), bytes)?;
+        check_stored(&volume.join(&number.to_string()), bytes)?;
     }
     no_guest_was_cut_off(&host, "loaded-")
 }

@@ -3,8 +3,7 @@
 //! system can, the clock to the nanosecond, a server of many connections, a program without BPF.
 //!
 //! Each prints one line: what it found, or the error's name; `features` has many lines, and those that go on tell of
-//! each step. Nothing here changes anything but the files that
-//! are named.
+//! each step. Nothing here changes anything but the files that are named.
 
 mod features;
 mod locks;

@@ -1,10 +1,11 @@
 //! What a pod's containers have written is on the host, however impatiently the pod is taken away.
 
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use kata_like_tests::cri::{Kubelet, volume};
-use kata_like_tests::probe::{TOOL, Tool};
+use kata_like_tests::probe::{TOOL, Tool, check_stored};
 use kata_like_tests::{TestResult, figures};
 
 use super::host;
@@ -45,13 +46,9 @@ fn a_pod_deleted_by_force_loses_nothing() -> TestResult {
             BYTES >> 20,
             begun.elapsed().as_secs_f32()
         ));
-        let found = fs::read(&kept)?;
+        let whole = check_stored(Path::new(&kept), BYTES);
         fs::remove_file(&kept)?;
-        assert_eq!(found.len() as u64, BYTES);
-        for (found, at) in found.chunks_exact(8).zip(1_u64..) {
-            let word = at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            assert_eq!(found, word.to_le_bytes(), "word {at}");
-        }
+        whole?;
     }
     Ok(())
 }
