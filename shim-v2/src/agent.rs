@@ -13,20 +13,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::PROTOCOL_VERSION;
-use kata_like_agent_protocol::agent;
 use kata_like_agent_protocol::agent_ttrpc::AgentClient;
+use kata_like_agent_protocol::{agent, status as codes};
 use protobuf::MessageField;
 use rustix::system::uname;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use ttrpc::Code;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::with_duration;
 
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::launch::Vmm;
 use crate::request::{SandboxEvent, StreamTokens};
 use crate::spec::MemoryVolume;
+use kata_like_failure::{Failure, Kind};
 
 mod control;
 mod event;
@@ -85,7 +84,7 @@ impl Agent {
         what: &str,
         limit: Duration,
         work: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
-    ) -> Result<T, SandboxError> {
+    ) -> Result<T, Failure> {
         let mut work = tokio::spawn(work);
         let begin = Instant::now();
         let (mut progress, mut changed) = (None, begin);
@@ -95,7 +94,7 @@ impl Agent {
                 answer = &mut work => return match answer {
                     Ok(Ok(answer)) => Ok(answer),
                     Ok(Err(error)) => Err(self.refused(what, error).await),
-                    Err(panic) => Err(SandboxError::failed(what, panic)),
+                    Err(panic) => Err(Failure::failed(what, panic)),
                 },
                 why = self.vmm.over() => return Err(gone(what, &why)),
                 () = tokio::time::sleep(LOOK.min(limit)) => {}
@@ -115,7 +114,7 @@ impl Agent {
         }
     }
 
-    async fn refused(&self, what: &str, error: ttrpc::Error) -> SandboxError {
+    async fn refused(&self, what: &str, error: ttrpc::Error) -> Failure {
         let status = match error {
             ttrpc::Error::RpcStatus(status) => status,
             other => {
@@ -124,23 +123,15 @@ impl Agent {
                 {
                     return gone(what, &why);
                 }
-                return SandboxError::failed(format!("{what}: call the agent"), other);
+                return Failure::failed(format!("{what}: call the agent"), other);
             }
         };
-        let kind = match status.code.enum_value_or_default() {
-            Code::NOT_FOUND => SandboxErrorKind::NotFound,
-            Code::ALREADY_EXISTS => SandboxErrorKind::AlreadyExists,
-            Code::FAILED_PRECONDITION => SandboxErrorKind::WrongState,
-            Code::INVALID_ARGUMENT => SandboxErrorKind::BadRequest,
-            Code::UNIMPLEMENTED => SandboxErrorKind::Unsupported,
-            Code::DEADLINE_EXCEEDED => SandboxErrorKind::DeadlineExceeded,
-            _ => SandboxErrorKind::Failed,
-        };
-        SandboxError::new(kind, clean(&status.message)).during(what)
+        let kind = codes::kind(status.code.enum_value_or_default());
+        Failure::new(kind, clean(&status.message)).during(what)
     }
 
     /// The first call.
-    pub async fn start_pod(&self) -> Result<PodStarted, SandboxError> {
+    pub async fn start_pod(&self) -> Result<PodStarted, Failure> {
         let request = agent::StartPodRequest {
             version: PROTOCOL_VERSION,
             host_time_ns: host_time_ns(),
@@ -164,7 +155,7 @@ impl Agent {
         known: impl Fn(&GuestEvent) -> bool + Send + 'static,
         events: mpsc::UnboundedSender<SandboxEvent>,
         asked: impl Fn(NameQuestion) + Send + 'static,
-    ) -> Result<oneshot::Receiver<String>, SandboxError> {
+    ) -> Result<oneshot::Receiver<String>, Failure> {
         let what = "follow the guest's events";
         let request = agent::EventsRequest::new();
         let client = self.client.clone();
@@ -214,7 +205,7 @@ impl Agent {
         container: &str,
         made_of: GuestContainer,
         streams: &StreamTokens,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         let memory = |volume: MemoryVolume| agent::MemoryVolume {
             name: volume.name,
             size_bytes: volume.size_bytes,
@@ -244,7 +235,7 @@ impl Agent {
     }
 
     /// Lets a created container run.
-    pub async fn start_container(&self, container: &str) -> Result<(), SandboxError> {
+    pub async fn start_container(&self, container: &str) -> Result<(), Failure> {
         let request = agent::StartContainerRequest {
             container: container.to_owned(),
             ..Default::default()
@@ -262,7 +253,7 @@ impl Agent {
         exec: &str,
         process: Vec<u8>,
         streams: &StreamTokens,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         let request = agent::ExecRequest {
             container: container.to_owned(),
             exec: exec.to_owned(),
@@ -283,7 +274,7 @@ impl Agent {
         exec: &str,
         signal: u32,
         all: bool,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         let request = agent::SignalRequest {
             container: container.to_owned(),
             exec: exec.to_owned(),
@@ -304,7 +295,7 @@ impl Agent {
         exec: &str,
         width: u32,
         height: u32,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         let request = agent::ResizeTerminalRequest {
             container: container.to_owned(),
             exec: exec.to_owned(),
@@ -319,11 +310,7 @@ impl Agent {
     }
 
     /// Takes a container away in the guest, which then holds nothing of its mounts.
-    pub async fn delete_container(
-        &self,
-        container: &str,
-        limit: Duration,
-    ) -> Result<(), SandboxError> {
+    pub async fn delete_container(&self, container: &str, limit: Duration) -> Result<(), Failure> {
         let request = request_for(container);
         let client = self.client.clone();
         let work = async move { client.delete_container(with_duration(MAKE), &request).await };
@@ -333,7 +320,7 @@ impl Agent {
 
     /// Has the guest end, and answers what the host does not have yet of what its containers have written. Nothing: it
     /// resets.
-    pub async fn shutdown(&self) -> Result<Option<Unwritten>, SandboxError> {
+    pub async fn shutdown(&self) -> Result<Option<Unwritten>, Failure> {
         let client = self.client.clone();
         let work = async move {
             client
@@ -346,7 +333,7 @@ impl Agent {
     }
 
     /// What the host does not have yet of what containers have written.
-    pub async fn unwritten(&self) -> Result<Unwritten, SandboxError> {
+    pub async fn unwritten(&self) -> Result<Unwritten, Failure> {
         let client = self.client.clone();
         let work = async move {
             client
@@ -440,15 +427,15 @@ fn streams_of(tokens: &StreamTokens) -> agent::Streams {
     }
 }
 
-fn gone(what: &str, why: &str) -> SandboxError {
-    SandboxError::new(SandboxErrorKind::Failed, format!("{what}: {why}"))
+fn gone(what: &str, why: &str) -> Failure {
+    Failure::new(Kind::Failed, format!("{what}: {why}"))
 }
 
-fn late(what: &str, why: &str) -> SandboxError {
-    SandboxError::new(SandboxErrorKind::DeadlineExceeded, format!("{what}: {why}"))
+fn late(what: &str, why: &str) -> Failure {
+    Failure::new(Kind::DeadlineExceeded, format!("{what}: {why}"))
 }
 
 /// A text of the guest's.
 fn clean(text: &str) -> String {
-    crate::error::clean(text, MAX_TEXT)
+    kata_like_failure::clean(text, MAX_TEXT)
 }

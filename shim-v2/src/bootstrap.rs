@@ -21,10 +21,10 @@ use protobuf::Message;
 use crate::bundle::{self, BundleError, Membership, Role};
 use crate::cgroup;
 use crate::flags::Flags;
-use crate::sandbox::SandboxError;
 use crate::shared_network::{self, Place};
 use crate::socket::{self, Bound, SocketError};
 use crate::spawn::{self, Birth, BirthError, Network};
+use kata_like_failure::Failure;
 
 /// The most that is read of what containerd sends.
 const MAX_STDIN: u64 = 10 << 20;
@@ -76,7 +76,7 @@ pub enum StartError {
         id: String,
         /// Why.
         #[source]
-        source: SandboxError,
+        source: Failure,
     },
     /// The serving process.
     #[error("start the shim of {id}")]

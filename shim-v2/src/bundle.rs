@@ -4,6 +4,7 @@
 //! Called by `bootstrap` (which pod a container belongs to) and `pod` (whether it is a CRI pod's
 //! sandbox). Everything else of the spec is read by `spec`, which also caps the file's length.
 
+use kata_like_failure::Failure;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -54,6 +55,12 @@ pub enum BundleError {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<BundleError> for Failure {
+    fn from(error: BundleError) -> Self {
+        Self::failed(error.to_string(), error)
+    }
 }
 
 /// What a container is within its pod.
@@ -239,13 +246,14 @@ mod tests {
     #[test]
     fn a_broken_spec_is_named_with_the_place() {
         let error = membership(r#"{"annotations":"#).expect_err("half a document");
-        let line = crate::error::one_line(&error);
+        let line = kata_like_failure::one_line(&error);
         assert!(line.contains("config.json: EOF"), "{line}");
     }
 
     #[test]
     fn what_is_no_object_or_too_long_is_no_spec() {
-        let line = |json: &str| crate::error::one_line(&membership(json).expect_err("no spec"));
+        let line =
+            |json: &str| kata_like_failure::one_line(&membership(json).expect_err("no spec"));
         assert!(line(" []").contains("config.json: it is a JSON array"));
         let long = format!("{{\"annotations\":{{\"a\":\"{}\"}}}}", "x".repeat(4 << 20));
         assert!(line(&long).contains("config.json: it is longer than"));

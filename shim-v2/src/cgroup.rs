@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 pub mod limits;
 
@@ -253,18 +253,18 @@ fn marked_under(root: &Path, path: &Path) -> Vec<PathBuf> {
 }
 
 /// The path of the cgroup of the container in `bundle`.
-fn path_for(namespace: &str, id: &str, bundle: &Path) -> Result<PathBuf, SandboxError> {
+fn path_for(namespace: &str, id: &str, bundle: &Path) -> Result<PathBuf, Failure> {
     let given = crate::spec::cgroups_path(&crate::spec::read(bundle)?)?;
     path_of(given.as_deref(), namespace, id)
-        .map_err(|cause| SandboxError::failed(format!("find the cgroup of container {id}"), cause))
+        .map_err(|cause| Failure::failed(format!("find the cgroup of container {id}"), cause))
 }
 
 /// Makes the leaf of the sandbox whose first container is in `bundle`: its shim is born there.
-pub fn make_leaf(namespace: &str, id: &str, bundle: &Path) -> Result<Cgroup, SandboxError> {
+pub fn make_leaf(namespace: &str, id: &str, bundle: &Path) -> Result<Cgroup, Failure> {
     let path = path_for(namespace, id, bundle)?.join(LEAF);
     Cgroup::create(&path).map_err(|cause| {
         remove(&marked(&path), Duration::ZERO);
-        SandboxError::failed(format!("make the cgroup of sandbox {id}"), cause)
+        Failure::failed(format!("make the cgroup of sandbox {id}"), cause)
     })
 }
 

@@ -19,10 +19,10 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::bundle::Membership;
 use crate::cgroup;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::hooks;
 use crate::shared_network;
 use crate::spec;
+use kata_like_failure::{Failure, Kind};
 
 /// How long a shim that ends by itself is waited for.
 const OWN_END: Duration = Duration::from_millis(1500);
@@ -47,18 +47,13 @@ pub struct Deleted {
 }
 
 /// Removes what is left of a container. Done within containerd's five seconds.
-pub fn delete(namespace: &str, id: &str, bundle: &Path) -> Result<Deleted, SandboxError> {
+pub fn delete(namespace: &str, id: &str, bundle: &Path) -> Result<Deleted, Failure> {
     delete_under(Path::new(ROOT), namespace, id, bundle)
 }
 
-fn delete_under(
-    root: &Path,
-    namespace: &str,
-    id: &str,
-    bundle: &Path,
-) -> Result<Deleted, SandboxError> {
+fn delete_under(root: &Path, namespace: &str, id: &str, bundle: &Path) -> Result<Deleted, Failure> {
     let begin = Instant::now();
-    let failed = |cause: StateError| SandboxError::failed("take the pod down", cause);
+    let failed = |cause: StateError| Failure::failed("take the pod down", cause);
     let mut deleted = Deleted {
         pid: 0,
         status: STATUS,
@@ -79,7 +74,7 @@ fn delete_under(
         Ok(record) => record.unwrap_or_else(|| Record::new(namespace, id)),
         Err(error) => {
             // A record that can't be read names nothing; what else there is goes all the same.
-            eprint!("{}; ", crate::error::one_line(&error));
+            eprint!("{}; ", kata_like_failure::one_line(&error));
             Record::new(namespace, id)
         }
     };
@@ -256,9 +251,9 @@ fn leave_network(root: &Path, record: &Record) {
     let undone = match &taken {
         Ok(None | Some(Occupied::Free(_))) => shared_network::undo(record),
         Ok(Some(_)) => Ok(()),
-        Err(error) => Err(SandboxError::new(
-            SandboxErrorKind::Failed,
-            crate::error::one_line(error),
+        Err(error) => Err(Failure::new(
+            Kind::Failed,
+            kata_like_failure::one_line(error),
         )),
     };
     if let Err(error) = undone {

@@ -12,14 +12,12 @@ use containerd_shim_protos::ttrpc;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{CodedInputStream, EnumOrUnknown, Message, MessageField};
-use ttrpc::Code;
 
-use crate::error::one_line;
-use crate::pod::{CreateRequest, ExecRegistration, PodError, TaskProcess};
+use crate::pod::{CreateRequest, ExecRegistration, TaskProcess};
 use crate::process::{Exit, Status};
 use crate::request::RootfsMount;
-use crate::sandbox::SandboxErrorKind;
 use crate::stdio::StdioPaths;
+use kata_like_failure::{Failure, Kind};
 
 mod figures;
 
@@ -77,9 +75,10 @@ fn mount(mount: Mount) -> RootfsMount {
 }
 
 /// A container to be made.
-pub fn create(request: CreateTaskRequest) -> Result<CreateRequest, PodError> {
+pub fn create(request: CreateTaskRequest) -> Result<CreateRequest, Failure> {
     if !request.checkpoint.is_empty() {
-        return Err(PodError::Unsupported(
+        return Err(Failure::new(
+            Kind::Unsupported,
             "create a container from a checkpoint: not supported".to_owned(),
         ));
     }
@@ -98,11 +97,16 @@ pub fn create(request: CreateTaskRequest) -> Result<CreateRequest, PodError> {
 }
 
 /// The configuration file that the runtime's options name, if any.
-fn config_path(options: Option<&Any>) -> Result<Option<PathBuf>, PodError> {
+fn config_path(options: Option<&Any>) -> Result<Option<PathBuf>, Failure> {
     let Some(options) = options else {
         return Ok(None);
     };
-    let bad = |why: String| PodError::BadRequest(format!("read the runtime's options: {why}"));
+    let bad = |why: String| {
+        Failure::new(
+            Kind::BadRequest,
+            format!("read the runtime's options: {why}"),
+        )
+    };
     // Some encoders put a host before the name.
     let name = options.type_url.rsplit('/').next().unwrap_or_default();
     match name {
@@ -161,12 +165,12 @@ impl RuntimeOptions {
 /// An exec's process as JSON; the request's word on its terminal wins.
 pub fn exec(
     request: containerd_shim_protos::api::ExecProcessRequest,
-) -> Result<ExecRegistration, PodError> {
+) -> Result<ExecRegistration, Failure> {
     let bad = |why: String| {
-        PodError::BadRequest(format!(
-            "read the process of exec {:?}: {why}",
-            request.exec_id
-        ))
+        Failure::new(
+            Kind::BadRequest,
+            format!("read the process of exec {:?}: {why}", request.exec_id),
+        )
     };
     let spec = request.spec.as_ref().cloned().unwrap_or_default();
     if !spec.type_url.ends_with("/Process") {
@@ -195,13 +199,16 @@ pub fn exec(
 /// An update's limits as JSON. Its annotations mean nothing here, as with runc.
 pub fn resources(
     request: containerd_shim_protos::api::UpdateTaskRequest,
-) -> Result<Vec<u8>, PodError> {
+) -> Result<Vec<u8>, Failure> {
     let resources = request.resources.into_option().unwrap_or_default();
     if !resources.type_url.ends_with("/LinuxResources") {
-        return Err(PodError::BadRequest(format!(
-            "read the limits for container {:?}: their type is {:?}, not {RESOURCES:?}",
-            request.id, resources.type_url
-        )));
+        return Err(Failure::new(
+            Kind::BadRequest,
+            format!(
+                "read the limits for container {:?}: their type is {:?}, not {RESOURCES:?}",
+                request.id, resources.type_url
+            ),
+        ));
     }
     Ok(resources.value)
 }
@@ -219,7 +226,7 @@ pub fn status(status: Status) -> EnumOrUnknown<TaskStatus> {
 }
 
 /// A process in the answer to `Pids`; an exec's name goes with it.
-pub fn process(process: TaskProcess) -> Result<ProcessInfo, PodError> {
+pub fn process(process: TaskProcess) -> Result<ProcessInfo, Failure> {
     let mut info = ProcessInfo {
         pid: process.pid,
         ..ProcessInfo::default()
@@ -234,10 +241,10 @@ pub fn process(process: TaskProcess) -> Result<ProcessInfo, PodError> {
     Ok(info)
 }
 
-fn any(name: &str, message: &impl Message) -> Result<Any, PodError> {
+fn any(name: &str, message: &impl Message) -> Result<Any, Failure> {
     let value = message
         .write_to_bytes()
-        .map_err(|error| PodError::Failed(format!("encode {name}: {error}")))?;
+        .map_err(|error| Failure::new(Kind::Failed, format!("encode {name}: {error}")))?;
     Ok(Any {
         type_url: name.to_owned(),
         value,
@@ -245,28 +252,9 @@ fn any(name: &str, message: &impl Message) -> Result<Any, PodError> {
     })
 }
 
-/// The one place where our errors become containerd's codes: it retries, ignores or reports by them.
-pub fn failure(error: PodError) -> ttrpc::Error {
-    let code = match &error {
-        PodError::NotFound(_) => Code::NOT_FOUND,
-        PodError::AlreadyExists(_) => Code::ALREADY_EXISTS,
-        PodError::WrongState(_) => Code::FAILED_PRECONDITION,
-        PodError::BadRequest(_) => Code::INVALID_ARGUMENT,
-        PodError::Unsupported(_) => Code::UNIMPLEMENTED,
-        PodError::Refused(_) | PodError::Failed(_) | PodError::Stdio(_) | PodError::Bundle(_) => {
-            Code::UNKNOWN
-        }
-        PodError::Sandbox(error) => match error.kind() {
-            SandboxErrorKind::NotFound => Code::NOT_FOUND,
-            SandboxErrorKind::AlreadyExists => Code::ALREADY_EXISTS,
-            SandboxErrorKind::WrongState => Code::FAILED_PRECONDITION,
-            SandboxErrorKind::BadRequest => Code::INVALID_ARGUMENT,
-            SandboxErrorKind::DeadlineExceeded => Code::DEADLINE_EXCEEDED,
-            // UNIMPLEMENTED would make containerd try another version of the task API.
-            SandboxErrorKind::Unsupported | SandboxErrorKind::Failed => Code::UNKNOWN,
-        },
-    };
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, one_line(&error)))
+/// A failure with its status code, for containerd.
+pub fn failure(error: Failure) -> ttrpc::Error {
+    kata_like_agent_protocol::status::of(&error)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 pub mod mount_table;
 
@@ -131,11 +131,11 @@ impl Found {
     }
 
     /// The error that names the field, the type, the reason and what helps.
-    pub fn refusal(&self, field: &str, source: &Path) -> SandboxError {
+    pub fn refusal(&self, field: &str, source: &Path) -> Failure {
         let KernelSystem {
             name, why, helps, ..
         } = self.system;
-        SandboxError::unsupported(
+        Failure::unsupported(
             format_args!("{field} with source {} of type {name}", source.display()),
             format_args!("{why}; {helps}"),
         )

@@ -23,8 +23,8 @@ use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::network::inside;
+use kata_like_failure::{Failure, Kind};
 
 mod steer;
 
@@ -62,8 +62,8 @@ impl Drop for Forward {
 
 /// Listens in a namespace; nothing is accepted yet. Where the namespace is the pod's `own`, its loopback interface is
 /// brought up first. Blocks.
-pub fn listen_in(namespace: BorrowedFd, own: bool) -> Result<Listener, SandboxError> {
-    let failed = |step: &'static str| move |cause: io::Error| SandboxError::failed(step, cause);
+pub fn listen_in(namespace: BorrowedFd, own: bool) -> Result<Listener, Failure> {
+    let failed = |step: &'static str| move |cause: io::Error| Failure::failed(step, cause);
     inside(namespace, || {
         if own {
             loopback_up().map_err(failed("bring the loopback interface up"))?;
@@ -112,12 +112,12 @@ impl Listener {
     pub fn serve<F>(
         self,
         connect: impl Fn(u16) -> F + Send + Sync + 'static,
-    ) -> Result<Forward, SandboxError>
+    ) -> Result<Forward, Failure>
     where
-        F: Future<Output = Result<UnixStream, SandboxError>> + Send + 'static,
+        F: Future<Output = Result<UnixStream, Failure>> + Send + 'static,
     {
         let listener = TcpListener::from_std(self.socket.into())
-            .map_err(|cause| SandboxError::failed("watch the listening socket", cause))?;
+            .map_err(|cause| Failure::failed("watch the listening socket", cause))?;
         let accepting = tokio::spawn(accept(listener, most(), Arc::new(connect)));
         Ok(Forward {
             steering: self.steering,
@@ -138,7 +138,7 @@ async fn accept<F>(
     most: usize,
     connect: Arc<impl Fn(u16) -> F + Send + Sync + 'static>,
 ) where
-    F: Future<Output = Result<UnixStream, SandboxError>> + Send + 'static,
+    F: Future<Output = Result<UnixStream, Failure>> + Send + 'static,
 {
     let (mut connections, mut full) = (JoinSet::new(), false);
     loop {
@@ -169,7 +169,7 @@ async fn accept<F>(
 
 async fn forward<F>(client: TcpStream, connect: &(impl Fn(u16) -> F + Sync))
 where
-    F: Future<Output = Result<UnixStream, SandboxError>> + Send + 'static,
+    F: Future<Output = Result<UnixStream, Failure>> + Send + 'static,
 {
     // What is small goes on at once: it has been held together by whoever sends it.
     let port = client
@@ -178,14 +178,14 @@ where
         .map(|address| address.port());
     let guest = match port {
         Ok(port) => connect(port).await,
-        Err(cause) => Err(SandboxError::failed("look at a connection", cause)),
+        Err(cause) => Err(Failure::failed("look at a connection", cause)),
     };
     match guest {
         Ok(guest) => relay(client, guest).await,
         Err(error) => {
             match error.kind() {
                 // A port that nobody listens on, most likely.
-                SandboxErrorKind::Failed => tracing::debug!("{}", error.one_line()),
+                Kind::Failed => tracing::debug!("{}", error.one_line()),
                 _ => tracing::warn!("{}", error.one_line()),
             }
             reset(&client);

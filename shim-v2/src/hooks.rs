@@ -20,9 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
 use crate::cgroup::Cgroup;
-use crate::error::{SandboxError, SandboxErrorKind, one_line};
 use crate::spawn::{Birth, Child, Exit, Network, birth};
 use crate::spec::HostHook;
+use kata_like_failure::{Failure, Kind, one_line};
 
 /// How long a hook may run where the spec does not say it.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -61,11 +61,11 @@ fn is_zero(pid: &u32) -> bool {
 const DUE: &str = "poststop-due";
 
 /// Notes that a container's poststop hooks are to run, whatever becomes of the shim.
-pub fn owe_poststop(bundle: &Path) -> Result<(), SandboxError> {
+pub fn owe_poststop(bundle: &Path) -> Result<(), Failure> {
     let path = bundle.join(DUE);
     std::fs::File::create(&path)
         .map(drop)
-        .map_err(|cause| SandboxError::failed(format!("write {}", path.display()), cause))
+        .map_err(|cause| Failure::failed(format!("write {}", path.display()), cause))
 }
 
 /// Whether a container's poststop hooks are still to run; from now on they are the caller's to run.
@@ -98,20 +98,19 @@ pub async fn run(
     state: &State<'_>,
     place: &Place,
     limit: Duration,
-) -> Result<(), SandboxError> {
+) -> Result<(), Failure> {
     if hooks.is_empty() {
         return Ok(());
     }
-    let state = serde_json::to_vec(state).map_err(|cause| {
-        SandboxError::failed(format!("write the state for the {kind} hooks"), cause)
-    })?;
+    let state = serde_json::to_vec(state)
+        .map_err(|cause| Failure::failed(format!("write the state for the {kind} hooks"), cause))?;
     for (index, hook) in hooks.iter().enumerate() {
         let deadline = hook.timeout.unwrap_or(DEADLINE).min(limit);
         run_one(hook, state.clone(), place, deadline)
             .await
             .map_err(|why| {
                 let text = format!("error running {kind} hook #{index}: {why}");
-                SandboxError::new(SandboxErrorKind::Failed, text)
+                Failure::new(Kind::Failed, text)
             })?;
         tracing::debug!("{kind} hook #{index} ({}) has run", hook.path.display());
     }
@@ -220,7 +219,7 @@ async fn text(gathered: tokio::task::JoinHandle<Vec<u8>>) -> String {
             Vec::new()
         }
     };
-    crate::error::clean(String::from_utf8_lossy(&bytes).trim_end(), MAX_OUTPUT)
+    kata_like_failure::clean(String::from_utf8_lossy(&bytes).trim_end(), MAX_OUTPUT)
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ use crate::bundle;
 use crate::cleanup;
 use crate::convert;
 use crate::flags::Flags;
-use crate::sandbox::SandboxError;
 use crate::socket;
+use kata_like_failure::Failure;
 
 /// The runtime's name in containerd's configuration.
 const RUNTIME: &str = "io.containerd.kata-like.v2";
@@ -34,7 +34,7 @@ pub enum InfoError {
         id: String,
         /// Why.
         #[source]
-        source: SandboxError,
+        source: Failure,
     },
     /// The answer.
     #[error("encode the answer to containerd")]

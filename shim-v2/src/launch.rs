@@ -18,8 +18,8 @@ use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spawn::{Birth, Child, Exit, Network, birth};
+use kata_like_failure::{Failure, Kind};
 
 mod fsd;
 mod vmm;
@@ -50,10 +50,10 @@ pub struct Parts {
 
 impl Parts {
     /// Opens all of it, or tells what is missing. VMM and fs server are to run under the SELinux label `label`.
-    pub fn open(config: &Config, label: Option<String>) -> Result<Self, SandboxError> {
+    pub fn open(config: &Config, label: Option<String>) -> Result<Self, Failure> {
         for (what, path) in [("VMM", &config.vmm), ("fs server", &config.fsd)] {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(|errno| {
-                SandboxError::failed(
+                Failure::failed(
                     format!("find the {what} {}", path.display()),
                     io::Error::from(errno),
                 )
@@ -62,9 +62,8 @@ impl Parts {
         Ok(Self {
             vmm: config.vmm.clone(),
             fsd: config.fsd.clone(),
-            kvm: open_kvm(Path::new(KVM)).map_err(|error| {
-                SandboxError::new(SandboxErrorKind::Failed, kata_like_boot::one_line(&error))
-            })?,
+            kvm: open_kvm(Path::new(KVM))
+                .map_err(|error| Failure::new(Kind::Failed, kata_like_failure::one_line(&error)))?,
             kernel: open("guest kernel", &config.kernel)?.into(),
             initrd: open("guest image", &config.initrd)?.into(),
             printk: read_printk(&config.printk)?,
@@ -78,8 +77,8 @@ impl Parts {
     }
 }
 
-fn open(what: &str, path: &Path) -> Result<File, SandboxError> {
-    let failed = |cause| SandboxError::failed(format!("open the {what} {}", path.display()), cause);
+fn open(what: &str, path: &Path) -> Result<File, Failure> {
+    let failed = |cause| Failure::failed(format!("open the {what} {}", path.display()), cause);
     let file = File::open(path).map_err(failed)?;
     let about = file.metadata().map_err(failed)?;
     match about.is_file() {
@@ -89,7 +88,7 @@ fn open(what: &str, path: &Path) -> Result<File, SandboxError> {
 }
 
 /// A kernel without the record has no log, and runs.
-fn read_printk(path: &Path) -> Result<Option<PrintkLayout>, SandboxError> {
+fn read_printk(path: &Path) -> Result<Option<PrintkLayout>, Failure> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
@@ -98,14 +97,14 @@ fn read_printk(path: &Path) -> Result<Option<PrintkLayout>, SandboxError> {
         }
         Err(cause) => {
             let step = format!("open the layout of the guest's log {}", path.display());
-            return Err(SandboxError::failed(step, cause));
+            return Err(Failure::failed(step, cause));
         }
     };
     serde_json::from_reader(io::BufReader::new(file))
         .map(Some)
         .map_err(|cause| {
             let step = format!("read the layout of the guest's log {}", path.display());
-            SandboxError::failed(step, cause)
+            Failure::failed(step, cause)
         })
 }
 
@@ -125,10 +124,10 @@ fn start(
     program: &Path,
     cgroup: Option<BorrowedFd>,
     label: Option<&str>,
-) -> Result<(Child, AsyncFd<Control>), SandboxError> {
+) -> Result<(Child, AsyncFd<Control>), Failure> {
     let failed = |step: &str| format!("{step} of the {what}");
     let (ours, theirs) = Channel::pair()
-        .map_err(|cause| SandboxError::failed(failed("make the control socket"), cause))?;
+        .map_err(|cause| Failure::failed(failed("make the control socket"), cause))?;
     let stderr = io::stderr();
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let newborn = birth(&Birth {
@@ -142,19 +141,19 @@ fn start(
         label,
         descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
     })
-    .map_err(|cause| SandboxError::failed(format!("start the {what}"), cause))?;
+    .map_err(|cause| Failure::failed(format!("start the {what}"), cause))?;
     let child = Child::watch(newborn)
-        .map_err(|cause| SandboxError::failed(failed("watch the process"), cause))?;
+        .map_err(|cause| Failure::failed(failed("watch the process"), cause))?;
     // A child that reads no more must not hold a thread of the shim's up.
     ours.set_nonblocking().map_err(|cause| {
         child.kill();
-        SandboxError::failed(failed("prepare the control socket"), cause)
+        Failure::failed(failed("prepare the control socket"), cause)
     })?;
     // SAFETY: `Control` owns the one descriptor of the socket and neither closes nor changes it
     // while it lives, and the AsyncFd owns the `Control`.
     let control = unsafe { AsyncFd::register(Control(ours)) }.map_err(|cause| {
         child.kill();
-        SandboxError::failed(failed("watch the control socket"), io::Error::from(cause))
+        Failure::failed(failed("watch the control socket"), io::Error::from(cause))
     })?;
     Ok((child, control))
 }
@@ -211,7 +210,7 @@ pub async fn either_over(
 
 /// A line from a jailed child, which may be the guest's by now.
 fn clean(line: &str) -> String {
-    crate::error::clean(line, MAX_LINE)
+    kata_like_failure::clean(line, MAX_LINE)
 }
 
 /// Waits for what a child does by itself, for as long as it gets on: `patience` is how long it may use no CPU time, which
@@ -222,7 +221,7 @@ async fn getting_on<T>(
     child: &Child,
     patience: Duration,
     work: impl Future<Output = T>,
-) -> Result<T, SandboxError> {
+) -> Result<T, Failure> {
     tokio::pin!(work);
     let begin = Instant::now();
     let (mut used, mut changed) = (cpu_time(child.pid), begin);
@@ -235,8 +234,8 @@ async fn getting_on<T>(
             (used, changed) = (now, Instant::now());
         }
         if changed.elapsed() >= patience || begin.elapsed() >= patience * 10 {
-            return Err(SandboxError::new(
-                SandboxErrorKind::DeadlineExceeded,
+            return Err(Failure::new(
+                Kind::DeadlineExceeded,
                 format!(
                     "wait until {wanted}: no word from the {what} within {:.1?}, and no work for {:.1?}",
                     begin.elapsed(),

@@ -11,7 +11,6 @@ mod bundle;
 mod cgroup;
 mod cleanup;
 mod convert;
-mod error;
 mod events;
 mod file_systems;
 mod flags;
@@ -54,7 +53,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("{}", error::one_line(&*error));
+            eprint!("{}", kata_like_failure::one_line(&*error));
             ExitCode::FAILURE
         }
     }

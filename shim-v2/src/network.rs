@@ -17,7 +17,7 @@ use std::path::Path;
 
 use kata_like_netlink::{Address, Link, Named, Neighbour, Route, Socket};
 
-use crate::error::{SandboxError, SandboxErrorKind};
+use kata_like_failure::{Failure, Kind};
 
 pub mod later;
 pub mod resolver;
@@ -86,10 +86,10 @@ impl Joined {
     }
 
     /// Makes a tap and joins the interface to it. Within the namespace.
-    fn join(&mut self, interface: &Interface) -> Result<OwnedFd, SandboxError> {
+    fn join(&mut self, interface: &Interface) -> Result<OwnedFd, Failure> {
         let joining = |source: io::Error| {
             let step = format!("join interface {} to a tap", interface.name);
-            SandboxError::failed(step, source)
+            Failure::failed(step, source)
         };
         let (tap, index) = tap::make(&mut self.socket, interface.mtu.into()).map_err(joining)?;
         let redirect = tc::redirect(&mut self.socket, interface.index, index);
@@ -124,7 +124,7 @@ impl Drop for Joined {
 }
 
 /// Reads a namespace and makes a tap for each of its interfaces, in their order. Blocks.
-pub fn join(namespace: BorrowedFd) -> Result<(Network, Vec<OwnedFd>, Joined), SandboxError> {
+pub fn join(namespace: BorrowedFd) -> Result<(Network, Vec<OwnedFd>, Joined), Failure> {
     inside(namespace, || {
         let socket = Socket::open().map_err(failed("open a netlink socket"))?;
         let mut joined = Joined {
@@ -145,7 +145,7 @@ pub fn join(namespace: BorrowedFd) -> Result<(Network, Vec<OwnedFd>, Joined), Sa
 
 /// Takes from a namespace what a killed shim has left there: the redirections, and the queueing disciplines of
 /// the interfaces with these numbers. The VM has ended. A namespace that is gone is no error.
-pub fn undo(path: &Path, qdiscs: &[u32]) -> Result<(), SandboxError> {
+pub fn undo(path: &Path, qdiscs: &[u32]) -> Result<(), Failure> {
     let Ok(namespace) = File::open(path) else {
         return Ok(());
     };
@@ -163,8 +163,8 @@ pub fn undo(path: &Path, qdiscs: &[u32]) -> Result<(), SandboxError> {
 /// Does something in a thread of the namespace's: what is opened there belongs to it.
 pub fn inside<T: Send>(
     namespace: BorrowedFd,
-    work: impl FnOnce() -> Result<T, SandboxError> + Send,
-) -> Result<T, SandboxError> {
+    work: impl FnOnce() -> Result<T, Failure> + Send,
+) -> Result<T, Failure> {
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -174,17 +174,17 @@ pub fn inside<T: Send>(
         });
         let panicked = |_| {
             let what = "look into the pod's network namespace: the thread panicked";
-            SandboxError::new(SandboxErrorKind::Failed, what)
+            Failure::new(Kind::Failed, what)
         };
         thread.join().map_err(panicked)?
     })
 }
 
-fn failed(step: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
-    move |source| SandboxError::failed(step, source)
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    move |source| Failure::failed(step, source)
 }
 
-fn read(socket: &mut Socket) -> Result<Network, SandboxError> {
+fn read(socket: &mut Socket) -> Result<Network, Failure> {
     let links = socket.links().map_err(failed("list the interfaces"))?;
     let addresses = socket.addresses().map_err(failed("list the addresses"))?;
     let mut network = Network::default();
@@ -197,7 +197,7 @@ fn read(socket: &mut Socket) -> Result<Network, SandboxError> {
         network.interfaces.extend(found);
     }
     if network.interfaces.len() > MAX_INTERFACES {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             format_args!("a network of {} interfaces", network.interfaces.len()),
             format_args!("a virtual machine has at most {MAX_INTERFACES}"),
         ));
@@ -206,7 +206,7 @@ fn read(socket: &mut Socket) -> Result<Network, SandboxError> {
         .rules()
         .map_err(failed("list the rules of routing"))?;
     if let Some(priority) = rules.iter().find(|rule| !OWN_RULES.contains(rule)) {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             format_args!("policy routing in the pod's network (rule {priority})"),
             "the guest has the rules that every network begins with",
         ));
@@ -231,8 +231,8 @@ impl Network {
         &mut self,
         socket: &mut Socket,
         links: &[Link],
-        refused: &mut dyn FnMut(SandboxError) -> Result<(), SandboxError>,
-    ) -> Result<(), SandboxError> {
+        refused: &mut dyn FnMut(Failure) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         for route in socket.routes().map_err(failed("list the routes"))? {
             // Over what is left out nothing leads.
             let is_there = |name: &String| name == "lo" || self.has(name);
@@ -283,11 +283,11 @@ fn is_global(address: &Address) -> bool {
     address.scope == libc::RT_SCOPE_UNIVERSE
 }
 
-fn refused(link: &Link, why: impl std::fmt::Display) -> SandboxError {
+fn refused(link: &Link, why: impl std::fmt::Display) -> Failure {
     let (name, kind) = (&link.name, link.kind.as_deref());
     let kind = kind.unwrap_or("without a name");
     let what = format!("interface {name} of the pod's network (of kind {kind})");
-    SandboxError::unsupported(what, why)
+    Failure::unsupported(what, why)
 }
 
 /// An interface for the guest; none if it is nobody's, or there for others only.
@@ -295,7 +295,7 @@ fn interface(
     link: &Link,
     links: &[Link],
     addresses: &[Address],
-) -> Result<Option<Interface>, SandboxError> {
+) -> Result<Option<Interface>, Failure> {
     let Link { name, hardware, .. } = link;
     let refuse = |why: String| Err(refused(link, why));
     if *hardware == libc::ARPHRD_LOOPBACK {
@@ -342,7 +342,7 @@ fn interface(
 }
 
 /// A route that the guest must be given: not those that the kernel has for itself, or that a router tells.
-fn named_route(route: Route, links: &[Link]) -> Result<Option<Named<Route>>, SandboxError> {
+fn named_route(route: Route, links: &[Link]) -> Result<Option<Named<Route>>, Failure> {
     const RTM_F_CLONED: u32 = 0x200;
     const RTPROT_RA: u8 = 9;
     let leads_nowhere = [
@@ -360,7 +360,7 @@ fn named_route(route: Route, links: &[Link]) -> Result<Option<Named<Route>>, San
     let refuse = |why: String| {
         let (to, prefix) = (route.destination, route.prefix);
         let what = format!("route {to}/{prefix} of the pod's network");
-        Err(SandboxError::unsupported(what, why))
+        Err(Failure::unsupported(what, why))
     };
     if route.wraps {
         return refuse("it wraps what it carries (an encap route)".into());

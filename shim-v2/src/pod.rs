@@ -25,20 +25,19 @@ use tokio::sync::watch;
 use crate::bundle::Role;
 use crate::events::{Publisher, TaskEvent};
 use crate::process::{Exit, Life, Status};
-use crate::sandbox::{RootfsMount, Sandbox, SandboxErrorKind, Stats};
+use crate::sandbox::{RootfsMount, Sandbox, Stats};
 use crate::stdio::{Stdio, StdioPaths};
+use kata_like_failure::{Failure, Kind};
 
 use freeze::Freeze;
 
 mod create;
 mod delete;
-mod error;
 mod exits;
 mod freeze;
 mod start;
 
 pub use create::CreateRequest;
-pub use error::PodError;
 
 /// How long a call may wait for the guest where it must answer within a second.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -142,10 +141,13 @@ struct Container {
 }
 
 impl Container {
-    fn sandbox(&self) -> Result<&Arc<Sandbox>, PodError> {
-        self.sandbox
-            .get()
-            .ok_or_else(|| PodError::WrongState(format!("container {:?} has no sandbox", self.id)))
+    fn sandbox(&self) -> Result<&Arc<Sandbox>, Failure> {
+        self.sandbox.get().ok_or_else(|| {
+            Failure::new(
+                Kind::WrongState,
+                format!("container {:?} has no sandbox", self.id),
+            )
+        })
     }
 
     fn execs(&self) -> Vec<Arc<Process>> {
@@ -250,7 +252,7 @@ impl Pod {
     }
 
     /// A process's state.
-    pub fn process_state(&self, id: &str, exec: &str) -> Result<ProcessState, PodError> {
+    pub fn process_state(&self, id: &str, exec: &str) -> Result<ProcessState, Failure> {
         let (container, process) = self.find(id, exec)?;
         let status = container.status_of(&process);
         let life = process.life();
@@ -264,7 +266,7 @@ impl Pod {
     }
 
     /// Waits for a process's exit.
-    pub async fn wait(&self, id: &str, exec: &str) -> Result<Exit, PodError> {
+    pub async fn wait(&self, id: &str, exec: &str) -> Result<Exit, Failure> {
         let (_, process) = self.find(id, exec)?;
         let mut exit = process.exit.subscribe();
         let exit = exit
@@ -283,7 +285,7 @@ impl Pod {
 
     /// The processes of a container that the host knows: its init, which is named until it is
     /// deleted, and its running execs.
-    pub fn pids(&self, id: &str) -> Result<Vec<TaskProcess>, PodError> {
+    pub fn pids(&self, id: &str) -> Result<Vec<TaskProcess>, Failure> {
         let (container, _) = self.find(id, "")?;
         let init = TaskProcess {
             pid: container.init.life().pid(),
@@ -300,22 +302,26 @@ impl Pod {
     }
 
     /// A container's figures, until it is deleted.
-    pub async fn stats(&self, id: &str) -> Result<Stats, PodError> {
+    pub async fn stats(&self, id: &str) -> Result<Stats, Failure> {
         let (container, _) = self.find(id, "")?;
-        Ok(container.sandbox()?.stats(id).await?)
+        container.sandbox()?.stats(id).await
     }
 
     /// Makes an exec known; it has no process before its start.
-    pub fn register_exec(&self, exec: ExecRegistration) -> Result<(), PodError> {
+    pub fn register_exec(&self, exec: ExecRegistration) -> Result<(), Failure> {
         let (container, init) = self.find(&exec.container, "")?;
         check_name("exec", &exec.exec)?;
         if init.life().is_gone() {
-            return Err(PodError::Refused(
+            return Err(Failure::new(
+                Kind::Failed,
                 "cannot exec in a stopped state".to_owned(),
             ));
         }
         if let Some(word) = container.freeze().word() {
-            return Err(PodError::Refused(format!("cannot exec in a {word} state")));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("cannot exec in a {word} state"),
+            ));
         }
         let process = Process::new(
             &exec.container,
@@ -327,10 +333,13 @@ impl Pod {
         {
             let mut execs = lock(&container.execs);
             if execs.contains_key(&exec.exec) {
-                return Err(PodError::AlreadyExists(format!(
-                    "exec {:?} of container {:?} exists already",
-                    exec.exec, exec.container
-                )));
+                return Err(Failure::new(
+                    Kind::AlreadyExists,
+                    format!(
+                        "exec {:?} of container {:?} exists already",
+                        exec.exec, exec.container
+                    ),
+                ));
             }
             execs.insert(exec.exec.clone(), Arc::new(process));
         }
@@ -348,7 +357,7 @@ impl Pod {
         exec: String,
         signal: u32,
         all: bool,
-    ) -> Result<(), PodError> {
+    ) -> Result<(), Failure> {
         let (container, process) = self.find(&id, &exec)?;
         // With `all` an exec is named for nothing, as with runc.
         let all = all && exec.is_empty();
@@ -358,9 +367,10 @@ impl Pod {
                 return if all { Ok(()) } else { Err(finished()) };
             }
             if !exec.is_empty() && life.status() == Status::Created && !life.is_under_way() {
-                return Err(PodError::WrongState(format!(
-                    "exec {exec:?} of container {id:?} is not started"
-                )));
+                return Err(Failure::new(
+                    Kind::WrongState,
+                    format!("exec {exec:?} of container {id:?} is not started"),
+                ));
             }
         }
         let sandbox = Arc::clone(container.sandbox()?);
@@ -371,7 +381,7 @@ impl Pod {
                 pod.expect_exit(&sandbox, process);
             }
             if let Err(error) = &killed
-                && error.kind() == SandboxErrorKind::DeadlineExceeded
+                && error.kind() == Kind::DeadlineExceeded
                 && signal == KILL
             {
                 // A guest that can't even be told to kill holds nothing worth keeping.
@@ -386,7 +396,7 @@ impl Pod {
         match killed.await {
             // The signal is on its way; that it has not arrived yet is nothing a caller could see.
             None => Ok(()),
-            Some(Err(error)) if error.kind() == SandboxErrorKind::NotFound => {
+            Some(Err(error)) if error.kind() == Kind::NotFound => {
                 if all {
                     Ok(())
                 } else {
@@ -404,7 +414,7 @@ impl Pod {
         exec: String,
         width: u32,
         height: u32,
-    ) -> Result<(), PodError> {
+    ) -> Result<(), Failure> {
         let (container, process) = self.find(&id, &exec)?;
         if !process.paths.terminal {
             return Ok(());
@@ -412,7 +422,8 @@ impl Pod {
         {
             let life = process.life();
             if life.is_gone() {
-                return Err(PodError::Refused(
+                return Err(Failure::new(
+                    Kind::Failed,
                     "cannot resize a stopped container".to_owned(),
                 ));
             }
@@ -422,11 +433,11 @@ impl Pod {
             }
         }
         let sandbox = container.sandbox()?;
-        Ok(sandbox.resize(&id, &exec, width, height).await?)
+        sandbox.resize(&id, &exec, width, height).await
     }
 
     /// Closes our own end of a process's stdin: it ends when the client's end closes too.
-    pub fn close_stdin(&self, id: &str, exec: &str) -> Result<(), PodError> {
+    pub fn close_stdin(&self, id: &str, exec: &str) -> Result<(), Failure> {
         let (_, process) = self.find(id, exec)?;
         process.stdin_closed.store(true, Ordering::SeqCst);
         if let Some(stdio) = process.stdio.get() {
@@ -440,7 +451,7 @@ impl Pod {
     }
 
     /// A process that clients may know of.
-    fn find(&self, id: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>), PodError> {
+    fn find(&self, id: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>), Failure> {
         let container = match self.state().containers.get(id) {
             Some(entry) if matches!(entry.phase, Phase::Made | Phase::Deleting) => {
                 Arc::clone(&entry.container)
@@ -452,26 +463,32 @@ impl Pod {
     }
 }
 
-fn not_found(id: &str, exec: &str) -> PodError {
-    PodError::NotFound(if exec.is_empty() {
-        format!("container {id:?} not created")
-    } else {
-        format!("exec {exec:?} of container {id:?} does not exist")
-    })
+fn not_found(id: &str, exec: &str) -> Failure {
+    Failure::new(
+        Kind::NotFound,
+        if exec.is_empty() {
+            format!("container {id:?} not created")
+        } else {
+            format!("exec {exec:?} of container {id:?} does not exist")
+        },
+    )
 }
 
-fn finished() -> PodError {
-    PodError::NotFound("process already finished".to_owned())
+fn finished() -> Failure {
+    Failure::new(Kind::NotFound, "process already finished".to_owned())
 }
 
-fn check_name(what: &str, name: &str) -> Result<(), PodError> {
+fn check_name(what: &str, name: &str) -> Result<(), Failure> {
     if kata_like_agent_protocol::is_name(name) {
         return Ok(());
     }
-    Err(PodError::BadRequest(format!(
-        "{what} {name:?}: a name is 1 to {} letters, digits, '.', '_' and '-', and begins with a letter or a digit",
-        kata_like_agent_protocol::MAX_NAME
-    )))
+    Err(Failure::new(
+        Kind::BadRequest,
+        format!(
+            "{what} {name:?}: a name is 1 to {} letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+            kata_like_agent_protocol::MAX_NAME
+        ),
+    ))
 }
 
 /// Starts the work and waits for it, but not for long: it goes on by itself.

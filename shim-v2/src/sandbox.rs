@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use kata_like_config::state::{NetworkLock, Record, StateFolder, name};
+use kata_like_failure::{Failure, Kind};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, GuestEvent};
 use crate::cgroup::Cgroup;
-pub use crate::error::{SandboxError, SandboxErrorKind};
 use crate::forward::Forward;
 use crate::launch::Vmm;
 use crate::network::resolver::ResolvConf;
@@ -154,11 +154,11 @@ impl Drop for Container {
 
 impl Sandbox {
     /// Brings the VM up, to the agent's answer to its first call. Goes on if the caller leaves.
-    pub async fn start(request: SandboxRequest) -> Result<Arc<Self>, SandboxError> {
+    pub async fn start(request: SandboxRequest) -> Result<Arc<Self>, Failure> {
         let id = request.id.clone();
         let work = tokio::spawn(bring_up::start(request));
         work.await
-            .unwrap_or_else(|panic| Err(SandboxError::failed(format!("start sandbox {id}"), panic)))
+            .unwrap_or_else(|panic| Err(Failure::failed(format!("start sandbox {id}"), panic)))
     }
 
     /// Makes a container up to the point before its first instruction. Goes on if the caller
@@ -166,21 +166,17 @@ impl Sandbox {
     pub async fn create_container(
         &self,
         request: ContainerRequest,
-    ) -> Result<CreatedContainer, SandboxError> {
+    ) -> Result<CreatedContainer, Failure> {
         let me = self.me()?;
         let id = request.id.clone();
         let work = tokio::spawn(async move { container::create(&me, request).await });
-        work.await.unwrap_or_else(|panic| {
-            Err(SandboxError::failed(
-                format!("create container {id}"),
-                panic,
-            ))
-        })
+        work.await
+            .unwrap_or_else(|panic| Err(Failure::failed(format!("create container {id}"), panic)))
     }
 
     /// Lets a created container run, and runs its hooks for that moment: if one fails, the container
     /// is killed. The first one to start finds the pod's network as it is then.
-    pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
+    pub async fn start_container(&self, id: &str) -> Result<(), Failure> {
         network::join(&self.me()?).await?;
         resolver::serve(self, id).await;
         self.agent.start_container(id).await?;
@@ -198,12 +194,12 @@ impl Sandbox {
 
     /// Runs a further process in a container and answers the host pid of its stand-in. Goes on if
     /// the caller leaves.
-    pub async fn exec(&self, request: ExecRequest) -> Result<u32, SandboxError> {
+    pub async fn exec(&self, request: ExecRequest) -> Result<u32, Failure> {
         let me = self.me()?;
         let exec = request.exec.clone();
         let work = tokio::spawn(async move { container::exec(&me, request).await });
         work.await
-            .unwrap_or_else(|panic| Err(SandboxError::failed(format!("exec {exec}"), panic)))
+            .unwrap_or_else(|panic| Err(Failure::failed(format!("exec {exec}"), panic)))
     }
 
     /// Signals a process, or with `all` every process of the container. `exec` is empty for the
@@ -214,7 +210,7 @@ impl Sandbox {
         exec: &str,
         signal: u32,
         all: bool,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         self.agent.signal(id, exec, signal, all).await
     }
 
@@ -231,18 +227,18 @@ impl Sandbox {
         exec: &str,
         width: u32,
         height: u32,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         self.agent.resize(id, exec, width, height).await
     }
 
     /// A container's figures; also after its exit.
-    pub async fn stats(&self, id: &str) -> Result<Stats, SandboxError> {
+    pub async fn stats(&self, id: &str) -> Result<Stats, Failure> {
         self.agent.stats(id).await
     }
 
     /// Takes a container away: in the guest, its mounts on the host, its stand-ins. Succeeds with a
     /// dead VM, and for a container that was never made.
-    pub async fn delete_container(&self, id: &str) -> Result<(), SandboxError> {
+    pub async fn delete_container(&self, id: &str) -> Result<(), Failure> {
         if !self.inner().containers.contains_key(id) {
             return Ok(());
         }
@@ -250,7 +246,7 @@ impl Sandbox {
         if asked && !self.vmm.is_over() {
             let gone = self.agent.delete_container(id, DELETE_IN_GUEST).await;
             if let Err(error) = gone
-                && error.kind() != SandboxErrorKind::NotFound
+                && error.kind() != Kind::NotFound
             {
                 // The mounts are taken away under it: lazily, so this can't fail.
                 tracing::warn!("{}; the host's side goes on", error.one_line());
@@ -277,7 +273,7 @@ impl Sandbox {
     }
 
     /// Opens a standard stream in the guest: connects and sends the token.
-    pub async fn open_stream(&self, token: [u8; 16]) -> Result<UnixStream, SandboxError> {
+    pub async fn open_stream(&self, token: [u8; 16]) -> Result<UnixStream, Failure> {
         let what = "open a stream into the guest";
         let path = self.state.short_path(name::STREAMS);
         let work = async {
@@ -287,14 +283,14 @@ impl Sandbox {
         };
         tokio::select! {
             opened = tokio::time::timeout(OPEN_STREAM, work) => match opened {
-                Ok(opened) => opened.map_err(|cause| SandboxError::failed(what, cause)),
-                Err(_) => Err(SandboxError::new(
-                    SandboxErrorKind::DeadlineExceeded,
+                Ok(opened) => opened.map_err(|cause| Failure::failed(what, cause)),
+                Err(_) => Err(Failure::new(
+                    Kind::DeadlineExceeded,
                     format!("{what}: the VMM has not taken it within {OPEN_STREAM:?}"),
                 )),
             },
             why = self.vmm.over() => {
-                Err(SandboxError::new(SandboxErrorKind::Failed, format!("{what}: {why}")))
+                Err(Failure::new(Kind::Failed, format!("{what}: {why}")))
             }
         }
     }
@@ -381,10 +377,10 @@ impl Sandbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn me(&self) -> Result<Arc<Self>, SandboxError> {
-        self.me.upgrade().ok_or_else(|| {
-            SandboxError::new(SandboxErrorKind::WrongState, "the sandbox has been stopped")
-        })
+    fn me(&self) -> Result<Arc<Self>, Failure> {
+        self.me
+            .upgrade()
+            .ok_or_else(|| Failure::new(Kind::WrongState, "the sandbox has been stopped"))
     }
 
     /// Whether an event of the guest is about a process that is there and has not exited yet. An
@@ -463,7 +459,7 @@ impl Sandbox {
         if let Err(error) = self.state.write_record(&record)
             && !self.stopping.load(Ordering::SeqCst)
         {
-            tracing::warn!("{}", crate::error::one_line(&error));
+            tracing::warn!("{}", kata_like_failure::one_line(&error));
         }
     }
 }

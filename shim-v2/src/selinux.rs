@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 /// There where the kernel has SELinux and somebody has mounted its files, as who loads a policy does.
 const ENFORCE: &str = "/sys/fs/selinux/enforce";
@@ -55,7 +55,7 @@ impl Labels {
     }
 
     /// An error of the start of what runs under the label, which the policy may be the cause of: names label and cure.
-    pub fn blame(&self, error: SandboxError) -> SandboxError {
+    pub fn blame(&self, error: Failure) -> Failure {
         match &self.process {
             None => error,
             Some(label) => error.during(format!(
@@ -66,7 +66,7 @@ impl Labels {
     }
 
     /// The same for what the guest was refused: it reaches only such files of the host's as the label may use.
-    pub fn blame_files(&self, error: SandboxError) -> SandboxError {
+    pub fn blame_files(&self, error: Failure) -> Failure {
         let refused = Errno::ACCESS.to_string();
         match &self.process {
             Some(label) if error.one_line().contains(&refused) => error.during(format!(
@@ -81,7 +81,7 @@ impl Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::SandboxErrorKind;
+    use kata_like_failure::Kind;
 
     #[test]
     fn only_an_error_under_a_label_names_it() {
@@ -90,14 +90,14 @@ mod tests {
             file: None,
         };
         assert_eq!(labels.clone().on_this_host(false), Labels::default());
-        let error = || SandboxError::new(SandboxErrorKind::Failed, "start the VMM");
+        let error = || Failure::new(Kind::Failed, "start the VMM");
         let line = labels.blame(error()).one_line();
         assert!(line.starts_with("run VMM and fs server under the SELinux label a:b:c:s0, "));
         assert!(line.contains("`selinux = false`") && line.ends_with(": start the VMM"));
         assert_eq!(Labels::default().blame(error()).one_line(), "start the VMM");
 
         assert_eq!(labels.blame_files(error()).one_line(), "start the VMM");
-        let error = || SandboxError::failed("look", std::io::Error::from(Errno::ACCESS));
+        let error = || Failure::failed("look", std::io::Error::from(Errno::ACCESS));
         let line = labels.blame_files(error()).one_line();
         assert!(line.contains(" a:b:c:s0 ") && line.contains("`selinux = false`"));
         assert!(

@@ -4,6 +4,7 @@
 //! time is over; so what changes the pod runs in a task of its own, and the handler only waits for it.
 //! Every method is here: one left at its default would answer NOT_FOUND, which means "deleted" to containerd.
 
+use kata_like_failure::Failure;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use ttrpc::Code;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::convert;
-use crate::pod::{Pod, PodError};
+use crate::pod::Pod;
 
 /// The service's name for containerd 2.x, as generated.
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -45,7 +46,7 @@ struct TaskService {
 
 /// Runs the work to its end, whoever waits for it.
 async fn apart<T: Send + 'static>(
-    work: impl Future<Output = Result<T, PodError>> + Send + 'static,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
         Ok(answer) => answer.map_err(convert::failure),
@@ -155,13 +156,10 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::CheckpointTaskRequest,
     ) -> ttrpc::Result<Empty> {
-        Err(status(
-            Code::UNIMPLEMENTED,
-            format!(
-                "checkpoint container {:?}: not supported: the state of a virtual machine's processes can't be saved",
-                request.id
-            ),
-        ))
+        Err(convert::failure(Failure::unsupported(
+            format!("checkpoint of container {:?}", request.id),
+            "the state of a virtual machine's processes can't be saved",
+        )))
     }
 
     async fn update(

@@ -25,11 +25,11 @@ use rustix::mount::{
     move_mount, open_tree, unmount,
 };
 
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::file_systems;
 use crate::request::RootfsMount;
 use crate::selinux::Labels;
 use crate::spec::Volume;
+use kata_like_failure::{Failure, Kind};
 
 mod filesystem;
 mod staging;
@@ -166,14 +166,14 @@ impl Drop for Mounted {
 
 impl Share {
     /// Makes the share of a pod, its directories with the label of the pod's files. Blocks.
-    pub fn create(state: &StateFolder, labels: &Labels) -> Result<Self, SandboxError> {
+    pub fn create(state: &StateFolder, labels: &Labels) -> Result<Self, Failure> {
         let path = state.path().join(name::SHARE);
         let failed = |step: &str, cause: io::Error| {
-            SandboxError::failed(format!("{step} {}", path.display()), cause)
+            Failure::failed(format!("{step} {}", path.display()), cause)
         };
         let below = state
             .create_directory(name::SHARE)
-            .map_err(|cause| SandboxError::failed("make the pod's share", cause))?;
+            .map_err(|cause| Failure::failed("make the pod's share", cause))?;
         let [rootfs, volumes] = PARTS.map(|part| {
             rustix::fs::mkdirat(&below, part, Mode::RWXU)?;
             open_directory(below.as_fd(), part)
@@ -207,13 +207,13 @@ impl Share {
     }
 
     /// A clone of the share for the fs server: what is mounted later follows there.
-    pub fn tree(&self) -> Result<OwnedFd, SandboxError> {
+    pub fn tree(&self) -> Result<OwnedFd, Failure> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE;
         open_tree(CWD, &self.path, flags).map_err(|errno| {
             let step = format!("clone the mounts at {}", self.path.display());
-            SandboxError::failed(step, io::Error::from(errno))
+            Failure::failed(step, io::Error::from(errno))
         })
     }
 
@@ -224,7 +224,7 @@ impl Share {
         container: &str,
         bundle: &Path,
         mounts: &[RootfsMount],
-    ) -> Result<Vec<Mounted>, SandboxError> {
+    ) -> Result<Vec<Mounted>, Failure> {
         let mut made = Vec::new();
         let source = bundle.join("rootfs");
         for (index, mount) in mounts.iter().enumerate() {
@@ -242,18 +242,18 @@ impl Share {
             made.push(one);
         }
         let tree = clone_tree(&source, true).map_err(|cause| {
-            SandboxError::failed(format!("open root file system {}", source.display()), cause)
+            Failure::failed(format!("open root file system {}", source.display()), cause)
         })?;
         if kind_of(&tree) != Some(FileType::Directory) {
-            return Err(SandboxError::new(
-                SandboxErrorKind::BadRequest,
+            return Err(Failure::new(
+                Kind::BadRequest,
                 format!("root file system {} is not a directory", source.display()),
             ));
         }
         refuse_kernel_s("the root file system", &source, &tree)?;
         set_following(tree.as_fd(), false).map_err(|cause| {
             let step = format!("set the propagation of {}", source.display());
-            SandboxError::failed(step, cause)
+            Failure::failed(step, cause)
         })?;
         made.push(self.attach(Part::Rootfs, container, "the root file system", &tree)?);
         Ok(made)
@@ -261,15 +261,15 @@ impl Share {
 
     /// Binds a file or directory of the host into the share, unless another container has it there already.
     /// Blocks.
-    pub fn add_volume(&self, volume: &Volume) -> Result<SharedVolume, SandboxError> {
+    pub fn add_volume(&self, volume: &Volume) -> Result<SharedVolume, Failure> {
         SharedVolume::hold(&self.shared, &volume.name, || self.bind_volume(volume))
     }
 
-    fn bind_volume(&self, volume: &Volume) -> Result<Mounted, SandboxError> {
+    fn bind_volume(&self, volume: &Volume) -> Result<Mounted, Failure> {
         let source = &volume.source;
         let tree = clone_tree(source, volume.recursive).map_err(|cause| {
             let step = format!("{}: open source {}", volume.field, source.display());
-            SandboxError::failed(step, cause)
+            Failure::failed(step, cause)
         })?;
         let kind = kind_of(&tree);
         match kind {
@@ -281,7 +281,7 @@ impl Share {
                 source.display()
             ),
             _ => {
-                return Err(SandboxError::unsupported(
+                return Err(Failure::unsupported(
                     format_args!("{} with source {}", volume.field, source.display()),
                     "a device of the host can't be mounted; name a block device in linux.devices (ctr --device)",
                 ));
@@ -290,12 +290,12 @@ impl Share {
         // `spec` has looked at the path; this is what the path has led to.
         refuse_kernel_s(&volume.field, source, &tree)?;
         set_following(tree.as_fd(), volume.follows).map_err(|cause| {
-            SandboxError::failed(format!("{}: set the propagation", volume.field), cause)
+            Failure::failed(format!("{}: set the propagation", volume.field), cause)
         })?;
         if volume.read_only {
             // Below the top only what the host has made read-only is: as `ro` means to runc.
             set_attributes(tree.as_fd(), RDONLY, false).map_err(|cause| {
-                SandboxError::failed(format!("{}: make read-only", volume.field), cause)
+                Failure::failed(format!("{}: make read-only", volume.field), cause)
             })?;
         }
         self.attach(Part::Volumes, &volume.name, &volume.field, &tree)
@@ -308,20 +308,20 @@ impl Share {
         name: &str,
         field: &str,
         tree: &OwnedFd,
-    ) -> Result<Mounted, SandboxError> {
+    ) -> Result<Mounted, Failure> {
         let path = self.path.join(part.name()).join(name);
         let failed = |step: &str, cause: io::Error| {
-            SandboxError::failed(format!("{step} {}", path.display()), cause)
+            Failure::failed(format!("{step} {}", path.display()), cause)
         };
         if !kata_like_agent_protocol::is_name(name) {
-            return Err(SandboxError::new(
-                SandboxErrorKind::BadRequest,
+            return Err(Failure::new(
+                Kind::BadRequest,
                 format!("{name:?} is not a name of a container or volume"),
             ));
         }
         if self.gone.load(Ordering::SeqCst) {
-            return Err(SandboxError::new(
-                SandboxErrorKind::WrongState,
+            return Err(Failure::new(
+                Kind::WrongState,
                 format!("mount {}: the pod ends", path.display()),
             ));
         }
@@ -347,8 +347,8 @@ impl Share {
             rustix::fs::openat(directory, name, flags, Mode::RUSR).map(drop)
         };
         made.map_err(|errno| match errno {
-            Errno::EXIST => SandboxError::new(
-                SandboxErrorKind::AlreadyExists,
+            Errno::EXIST => Failure::new(
+                Kind::AlreadyExists,
                 format!("make {}: it exists already", path.display()),
             ),
             errno => failed("make", errno.into()),
@@ -387,13 +387,13 @@ impl Drop for Share {
 }
 
 /// One mount of a root file system.
-fn mount_one(rootfs: &Path, mount: &RootfsMount) -> Result<Mounted, SandboxError> {
+fn mount_one(rootfs: &Path, mount: &RootfsMount) -> Result<Mounted, Failure> {
     let target = target_in(rootfs, &mount.target)?;
     match mount.kind.as_str() {
         "overlay" => filesystem::overlay(mount, &target)?,
         "bind" | "rbind" => filesystem::bind(mount, &target)?,
         kind => {
-            return Err(SandboxError::unsupported(
+            return Err(Failure::unsupported(
                 format_args!("a root file system of type {kind:?}"),
                 "only overlay and bind mounts are; choose the overlayfs or native snapshotter",
             ));
@@ -407,14 +407,14 @@ fn mount_one(rootfs: &Path, mount: &RootfsMount) -> Result<Mounted, SandboxError
 
 /// A path for a mount's target below `rootfs`, which a guest may have written: resolved without
 /// links, and given as a path that leads to what was resolved.
-fn target_in(rootfs: &Path, target: &str) -> Result<PathBuf, SandboxError> {
+fn target_in(rootfs: &Path, target: &str) -> Result<PathBuf, Failure> {
     let target = target.trim_matches('/');
     if target.is_empty() {
         return Ok(rootfs.to_path_buf());
     }
     let failed = |cause: Errno| {
         let step = format!("find target {target:?} in {}", rootfs.display());
-        SandboxError::failed(step, io::Error::from(cause))
+        Failure::failed(step, io::Error::from(cause))
     };
     let root = open_directory(CWD, rootfs).map_err(failed)?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -433,10 +433,10 @@ fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags)?)
 }
 
-fn refuse_kernel_s(field: &str, source: &Path, tree: &OwnedFd) -> Result<(), SandboxError> {
+fn refuse_kernel_s(field: &str, source: &Path, tree: &OwnedFd) -> Result<(), Failure> {
     let found = file_systems::of(tree).map_err(|cause| {
         let step = format!("{field}: look at source {}", source.display());
-        SandboxError::failed(step, cause)
+        Failure::failed(step, cause)
     })?;
     found.map_or(Ok(()), |found| Err(found.refusal(field, source)))
 }

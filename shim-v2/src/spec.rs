@@ -13,9 +13,9 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use crate::error::SandboxError;
 use crate::file_systems::Found;
 use crate::selinux::Labels;
+use kata_like_failure::Failure;
 
 mod devices;
 mod hooks;
@@ -93,22 +93,22 @@ pub struct Pod<'a> {
     /// The container whose stand-in has this pid, if it is of this pod.
     pub task_of: &'a dyn Fn(u32) -> Option<String>,
     /// The name of a volume: the same for all of the pod that show the same files in the same way.
-    pub volume_name: &'a dyn Fn(&Volume) -> Result<String, SandboxError>,
+    pub volume_name: &'a dyn Fn(&Volume) -> Result<String, Failure>,
     /// The pod's memory in the place of a tmpfs of the host, if this path leads to one.
-    pub memory_of: &'a mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, SandboxError>,
+    pub memory_of: &'a mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, Failure>,
     /// What a path lies on, if no guest can have that.
     pub system_of: &'a dyn Fn(&Path) -> std::io::Result<Option<Found>>,
 }
 
 /// Reads a bundle's spec.
-pub fn read(bundle: &Path) -> Result<Spec, SandboxError> {
+pub fn read(bundle: &Path) -> Result<Spec, Failure> {
     let path = bundle.join(FILE);
     let bytes = document(bundle)
-        .map_err(|cause| SandboxError::failed(format!("read {}", path.display()), cause))?;
+        .map_err(|cause| Failure::failed(format!("read {}", path.display()), cause))?;
     serde_json::from_slice(&bytes).map_err(|error| {
         // serde_json's own text ends with line and column.
-        SandboxError::new(
-            crate::error::SandboxErrorKind::BadRequest,
+        Failure::new(
+            kata_like_failure::Kind::BadRequest,
             format!("parse {}: {error}", path.display()),
         )
     })
@@ -133,7 +133,7 @@ pub fn document(bundle: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// `cgroupsPath` of a spec.
-pub fn cgroups_path(spec: &Spec) -> Result<Option<String>, SandboxError> {
+pub fn cgroups_path(spec: &Spec) -> Result<Option<String>, Failure> {
     let path = spec
         .linux()
         .as_ref()
@@ -146,7 +146,7 @@ pub fn cgroups_path(spec: &Spec) -> Result<Option<String>, SandboxError> {
 }
 
 /// Splits a container's spec.
-pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxError> {
+pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, Failure> {
     if spec.process().is_none() {
         // In runc's words.
         return Err(bad("process property must not be empty"));
@@ -166,7 +166,7 @@ pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, SandboxEr
     let labels = labels_of(&spec);
     strip_host_paths(&mut spec);
     let guest = serde_json::to_vec(&spec)
-        .map_err(|cause| SandboxError::failed("write the guest's part of the spec", cause))?;
+        .map_err(|cause| Failure::failed("write the guest's part of the spec", cause))?;
     Ok(Split {
         host: HostPart {
             cgroups_path,
@@ -197,7 +197,7 @@ fn labels_of(spec: &Spec) -> Labels {
 }
 
 /// An exec's process, as JSON, without what is loaded on the host.
-pub fn guest_process(json: &[u8]) -> Result<Vec<u8>, SandboxError> {
+pub fn guest_process(json: &[u8]) -> Result<Vec<u8>, Failure> {
     if json.len() as u64 > MAX_LENGTH {
         return Err(bad("the process of an exec is too long"));
     }
@@ -206,16 +206,16 @@ pub fn guest_process(json: &[u8]) -> Result<Vec<u8>, SandboxError> {
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
     serde_json::to_vec(&process)
-        .map_err(|cause| SandboxError::failed("write the guest's part of a process", cause))
+        .map_err(|cause| Failure::failed("write the guest's part of a process", cause))
 }
 
 /// Fields whose meaning lies on the host and that nothing here gives them.
-fn refuse_host_fields(spec: &Spec) -> Result<(), SandboxError> {
+fn refuse_host_fields(spec: &Spec) -> Result<(), Failure> {
     let Some(linux) = spec.linux() else {
         return Ok(());
     };
     if linux.intel_rdt().is_some() {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             "linux.intelRdt",
             "the guest has no resource control of the host's caches",
         ));
@@ -225,7 +225,7 @@ fn refuse_host_fields(spec: &Spec) -> Result<(), SandboxError> {
         .as_ref()
         .is_some_and(|list| !list.is_empty())
     {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             "linux.netDevices",
             "devices of the host can't be moved into the guest",
         ));
@@ -233,7 +233,7 @@ fn refuse_host_fields(spec: &Spec) -> Result<(), SandboxError> {
     if let Some(seccomp) = linux.seccomp()
         && seccomp.listener_path().is_some()
     {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             "linux.seccomp.listenerPath",
             "a socket of the host can't be reached from the guest",
         ));
@@ -271,7 +271,7 @@ fn name_of(kind: LinuxNamespaceType) -> &'static str {
 fn split_namespaces(
     spec: &mut Spec,
     task_of: &dyn Fn(u32) -> Option<String>,
-) -> Result<NetworkPart, SandboxError> {
+) -> Result<NetworkPart, Failure> {
     let linux = spec
         .linux_mut()
         .as_mut()
@@ -279,7 +279,7 @@ fn split_namespaces(
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     for (needed, asked) in NEEDED {
         if !namespaces.iter().any(|namespace| namespace.typ() == needed) {
-            return Err(SandboxError::unsupported(
+            return Err(Failure::unsupported(
                 format_args!(
                     "linux.namespaces without an entry of type {}",
                     name_of(needed)
@@ -309,7 +309,7 @@ fn split_namespaces(
                     LinuxNamespaceType::User => " (hostUsers: false)",
                     _ => "",
                 };
-                return Err(SandboxError::unsupported(
+                return Err(Failure::unsupported(
                     format_args!(
                         "linux.namespaces of type {} with path {}",
                         name_of(kind),
@@ -364,8 +364,8 @@ fn strip_host_paths(spec: &mut Spec) {
     }
 }
 
-fn bad(text: &str) -> SandboxError {
-    SandboxError::new(crate::error::SandboxErrorKind::BadRequest, text)
+fn bad(text: &str) -> Failure {
+    Failure::new(kata_like_failure::Kind::BadRequest, text)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //!   client's end is closed too, and what is under way still arrives.
 //! - A reader that stalls delays its own bytes and nothing else.
 
+use kata_like_failure::Failure;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,12 @@ pub enum StdioError {
     /// The program of `binary://`.
     #[error(transparent)]
     Logger(#[from] LoggerError),
+}
+
+impl From<StdioError> for Failure {
+    fn from(error: StdioError) -> Self {
+        Self::failed(error.to_string(), error)
+    }
 }
 
 /// Where bytes of the guest are written to.

@@ -11,32 +11,41 @@ use kata_like_tests::{TestResult, failure};
 const MOST_LINES: usize = 500;
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-const CRATES: [(&str, &[&str]); 16] = [
+const CRATES: [(&str, &[&str]); 17] = [
+    ("failure", &[]),
     (
         "shim-v2",
         &[
             "kata-like-config",
             "kata-like-boot",
             "kata-like-agent-protocol",
+            "kata-like-failure",
             "kata-like-netlink",
             "kata-like-relay",
         ],
     ),
     ("shim-v2/config", &[]),
-    ("vmm", &["kata-like-boot", "kata-like-jail"]),
-    ("vmm/boot", &[]),
+    (
+        "vmm",
+        &["kata-like-boot", "kata-like-failure", "kata-like-jail"],
+    ),
+    ("vmm/boot", &["kata-like-failure"]),
     ("vmm/jail", &[]),
-    ("vmm/fsd", &["kata-like-boot", "kata-like-jail"]),
+    (
+        "vmm/fsd",
+        &["kata-like-boot", "kata-like-failure", "kata-like-jail"],
+    ),
     (
         "agent",
         &[
             "kata-like-agent-protocol",
+            "kata-like-failure",
             "kata-like-netlink",
             "kata-like-relay",
         ],
     ),
     ("agent/netlink", &[]),
-    ("agent/protocol", &[]),
+    ("agent/protocol", &["kata-like-failure"]),
     ("agent/relay", &[]),
     ("guest-image", &[]),
     (
@@ -45,6 +54,7 @@ const CRATES: [(&str, &[&str]); 16] = [
             "kata-like-config",
             "kata-like-boot",
             "kata-like-agent-protocol",
+            "kata-like-failure",
         ],
     ),
     ("tools/test-host", &[]),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use kata_like_boot::{
     Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport, VmState,
-    one_line,
 };
+use kata_like_failure::one_line;
 
 use crate::bus::Bus;
 use crate::cpuid;

@@ -7,7 +7,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
-use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport, one_line};
+use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport};
+use kata_like_failure::one_line;
 use kata_like_vmm::machine::Machine;
 
 fn main() -> ExitCode {

@@ -13,7 +13,8 @@ use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kata_like_boot::{VcpuState, one_line};
+use kata_like_boot::VcpuState;
+use kata_like_failure::one_line;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 

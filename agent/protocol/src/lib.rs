@@ -15,6 +15,8 @@ pub mod agent_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }
 
+pub mod status;
+
 /// Version of `agent.proto` and of what is said about it there.
 pub const PROTOCOL_VERSION: u32 = 1;
 

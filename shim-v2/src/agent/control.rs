@@ -6,14 +6,14 @@ use kata_like_agent_protocol::agent;
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, MAKE, host_time_ns, request_for};
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 /// How long a guest may take to set its clock.
 const SET_TIME: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Freezes a container; answered when all its processes stand still.
-    pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
+    pub async fn pause(&self, container: &str) -> Result<(), Failure> {
         let request = request_for(container);
         let client = self.client.clone();
         let work = async move { client.pause(with_duration(ASK), &request).await };
@@ -22,7 +22,7 @@ impl Agent {
     }
 
     /// Lets a paused container go on.
-    pub async fn resume(&self, container: &str) -> Result<(), SandboxError> {
+    pub async fn resume(&self, container: &str) -> Result<(), Failure> {
         let request = request_for(container);
         let client = self.client.clone();
         let work = async move { client.resume(with_duration(ASK), &request).await };
@@ -31,7 +31,7 @@ impl Agent {
     }
 
     /// Changes a container's limits: an OCI `linux.resources` object as JSON.
-    pub async fn update(&self, container: &str, resources: &[u8]) -> Result<(), SandboxError> {
+    pub async fn update(&self, container: &str, resources: &[u8]) -> Result<(), Failure> {
         let request = agent::UpdateRequest {
             container: container.to_owned(),
             resources: resources.to_vec(),
@@ -44,7 +44,7 @@ impl Agent {
     }
 
     /// Sets the guest's clock by the host's. The time is taken when the call is sent.
-    pub async fn set_time(&self) -> Result<(), SandboxError> {
+    pub async fn set_time(&self) -> Result<(), Failure> {
         let client = self.client.clone();
         let work = async move {
             let request = agent::SetTimeRequest {
@@ -60,7 +60,7 @@ impl Agent {
 
     /// Connects to a port of the guest's loopback, and joins the connection to the stream that is dialled with this
     /// token afterwards.
-    pub async fn connect(&self, port: u16, token: [u8; 16]) -> Result<(), SandboxError> {
+    pub async fn connect(&self, port: u16, token: [u8; 16]) -> Result<(), Failure> {
         let request = agent::ConnectRequest {
             port: port.into(),
             token: token.to_vec(),
@@ -73,7 +73,7 @@ impl Agent {
     }
 
     /// Binds the device that the VMM has put into a slot.
-    pub async fn bind_device(&self, slot: u32) -> Result<(), SandboxError> {
+    pub async fn bind_device(&self, slot: u32) -> Result<(), Failure> {
         let request = agent::DeviceRequest {
             slot,
             ..Default::default()
@@ -85,7 +85,7 @@ impl Agent {
     }
 
     /// Takes the device in a slot from its driver, before the VMM empties it.
-    pub async fn unbind_device(&self, slot: u32, limit: Duration) -> Result<(), SandboxError> {
+    pub async fn unbind_device(&self, slot: u32, limit: Duration) -> Result<(), Failure> {
         let request = agent::DeviceRequest {
             slot,
             ..Default::default()

@@ -7,8 +7,8 @@ use kata_like_agent_protocol::agent;
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, request_for};
-use crate::error::SandboxError;
 use crate::request::{DeviceIo, HugePages, Stats};
+use kata_like_failure::Failure;
 
 /// The most devices that are told of.
 const MOST_DEVICES: usize = 64;
@@ -19,7 +19,7 @@ const MAX_SIZE_NAME: usize = 16;
 
 impl Agent {
     /// A container's figures.
-    pub async fn stats(&self, container: &str) -> Result<Stats, SandboxError> {
+    pub async fn stats(&self, container: &str) -> Result<Stats, Failure> {
         let request = request_for(container);
         let client = self.client.clone();
         let work = async move { client.stats(with_duration(ASK), &request).await };
@@ -38,7 +38,7 @@ fn stats_of(answer: agent::StatsResponse) -> Stats {
         writes: device.writes,
     };
     let pages = |pages: agent::HugePages| HugePages {
-        size: crate::error::clean(&pages.size, MAX_SIZE_NAME),
+        size: kata_like_failure::clean(&pages.size, MAX_SIZE_NAME),
         current: pages.current,
         max: pages.max,
         failures: pages.failures,

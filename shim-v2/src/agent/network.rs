@@ -7,8 +7,8 @@ use kata_like_netlink::{Address, Hop, Named, Neighbour, Route, address_bytes};
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, MAKE};
-use crate::error::SandboxError;
 use crate::network::Interface;
+use kata_like_failure::Failure;
 
 /// An interface, and where the VM has it.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Agent {
         routes: Vec<Named<Route>>,
         neighbours: Vec<Named<Neighbour>>,
         remove: bool,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         let request = agent::ConfigureNetworkRequest {
             interfaces: interfaces.into_iter().map(interface).collect(),
             routes: routes.into_iter().map(route).collect(),
@@ -47,7 +47,7 @@ impl Agent {
     }
 
     /// Has the guest take questions to the name server at this loopback address.
-    pub async fn serve_names(&self, address: IpAddr) -> Result<(), SandboxError> {
+    pub async fn serve_names(&self, address: IpAddr) -> Result<(), Failure> {
         let request = agent::ServeNamesRequest {
             address: address_bytes(address),
             ..Default::default()

@@ -5,15 +5,15 @@
 //! bursts, interfaces, which are the pod's).
 
 use containerd_shim_protos::cgroups_v2::metrics as cgroups;
+use kata_like_failure::Failure;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 
 use super::any;
-use crate::pod::PodError;
 use crate::request::Stats;
 
 /// A container's figures, as those of a cgroup v2.
-pub fn stats(stats: &Stats) -> Result<Any, PodError> {
+pub fn stats(stats: &Stats) -> Result<Any, Failure> {
     let io = stats.io.iter().map(|device| cgroups::IOEntry {
         major: device.major,
         minor: device.minor,

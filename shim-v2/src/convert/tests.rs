@@ -2,8 +2,10 @@
 
 use containerd_shim_protos::cgroups_v2::metrics as cgroups;
 
+use kata_like_failure::Failure;
+use ttrpc::Code;
+
 use super::*;
-use crate::error::SandboxError;
 use crate::request::{DeviceIo, HugePages, Stats};
 
 fn any_of(type_url: &str, value: &[u8]) -> Any {
@@ -14,7 +16,7 @@ fn any_of(type_url: &str, value: &[u8]) -> Any {
     }
 }
 
-fn code(error: PodError) -> (Code, String) {
+fn code(error: Failure) -> (Code, String) {
     match failure(error) {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
         other => panic!("not a status: {other}"),
@@ -115,18 +117,19 @@ fn no_time_is_the_one_of_go() {
 fn errors_get_the_codes_that_containerd_acts_on() {
     let text = || "x".to_owned();
     for (error, wanted) in [
-        (PodError::NotFound(text()), Code::NOT_FOUND),
-        (PodError::AlreadyExists(text()), Code::ALREADY_EXISTS),
-        (PodError::WrongState(text()), Code::FAILED_PRECONDITION),
-        (PodError::Refused(text()), Code::UNKNOWN),
-        (PodError::Unsupported(text()), Code::UNIMPLEMENTED),
+        (Failure::new(Kind::NotFound, text()), Code::NOT_FOUND),
         (
-            SandboxError::new(SandboxErrorKind::NotFound, "x").into(),
-            Code::NOT_FOUND,
+            Failure::new(Kind::AlreadyExists, text()),
+            Code::ALREADY_EXISTS,
         ),
         (
+            Failure::new(Kind::WrongState, text()),
+            Code::FAILED_PRECONDITION,
+        ),
+        (Failure::new(Kind::Failed, text()), Code::UNKNOWN),
+        (
             // Not UNIMPLEMENTED: containerd would call another version of the service.
-            SandboxError::new(SandboxErrorKind::Unsupported, "x").into(),
+            Failure::new(Kind::Unsupported, text()),
             Code::UNKNOWN,
         ),
     ] {
@@ -137,9 +140,9 @@ fn errors_get_the_codes_that_containerd_acts_on() {
 #[test]
 fn an_error_s_text_is_its_whole_chain_on_one_line() {
     let cause = std::io::Error::other("exec: \"x\": executable file\nnot found in $PATH");
-    let error = SandboxError::failed("create container c", cause);
+    let error = Failure::failed("create container c", cause);
     assert_eq!(
-        code(error.into()).1,
+        code(error).1,
         "create container c: exec: \"x\": executable file not found in $PATH"
     );
 }

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 /// A program that hangs on a namespace. Dropped, it is gone.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub struct Steering {
 
 impl Steering {
     /// Steers to `listener` each TCP connection to 127.0.0.0/8 and ::1 in `namespace`, but for Docker's resolver.
-    pub fn new(namespace: BorrowedFd, listener: BorrowedFd) -> Result<Self, SandboxError> {
-        let failed = |step: &'static str| move |cause: io::Error| SandboxError::failed(step, cause);
+    pub fn new(namespace: BorrowedFd, listener: BorrowedFd) -> Result<Self, Failure> {
+        let failed = |step: &'static str| move |cause: io::Error| Failure::failed(step, cause);
         let map = make_map(listener).map_err(failed("make a BPF map of the listening socket"))?;
         let program = load(&program(map.as_raw_fd()))
             .map_err(failed("load the BPF program that steers connections"))?;

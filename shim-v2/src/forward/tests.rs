@@ -46,9 +46,9 @@ fn in_new_namespace<F: Future<Output = ()>>(test: impl FnOnce(File) -> F + Send 
 }
 
 /// The guest: port 7 is refused, another's number is told, and then all that comes is sent back.
-async fn guest(port: u16) -> Result<UnixStream, SandboxError> {
+async fn guest(port: u16) -> Result<UnixStream, Failure> {
     if port == 7 {
-        return Err(SandboxError::new(SandboxErrorKind::Failed, "refused"));
+        return Err(Failure::new(Kind::Failed, "refused"));
     }
     let (host, mut guest) = UnixStream::pair().unwrap();
     tokio::spawn(async move {

@@ -9,8 +9,8 @@ use kata_like_boot::{FsdBoot, FsdFds, FsdReport};
 use tokio::sync::watch;
 
 use super::{OWN_START, Parts, clean, getting_on, last_act, next, start};
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spawn::{Child, Exit};
+use kata_like_failure::{Failure, Kind};
 
 /// How the fs server ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,28 +35,27 @@ impl Fsd {
         cgroup: BorrowedFd<'_>,
         boot: &FsdBoot,
         fds: FsdFds,
-    ) -> Result<Self, SandboxError> {
+    ) -> Result<Self, Failure> {
         let label = parts.label.as_deref();
         let (child, control) = start("fs server", &parts.fsd, Some(cgroup), label)?;
         let (tell, over) = watch::channel(None);
         let fsd = Self { child, over };
-        boot.send(&fds, &control.get_ref().0).map_err(|cause| {
-            SandboxError::failed("send the boot request to the fs server", cause)
-        })?;
+        boot.send(&fds, &control.get_ref().0)
+            .map_err(|cause| Failure::failed("send the boot request to the fs server", cause))?;
         drop(fds);
         let (first, wanted) = (next::<FsdReport>(&control), "it serves the pod's share");
         match getting_on("fs server", wanted, &fsd.child, OWN_START, first).await? {
             Ok(FsdReport::Serving) => {}
             Ok(FsdReport::Failed { why }) => {
-                return Err(SandboxError::new(
-                    SandboxErrorKind::Failed,
+                return Err(Failure::new(
+                    Kind::Failed,
                     format!("start the fs server: {}", clean(&why)),
                 ));
             }
             Err(cause) => {
                 let exit = last_act(&fsd.child).await;
                 let step = format!("wait for the fs server, which {exit}");
-                return Err(SandboxError::failed(step, cause));
+                return Err(Failure::failed(step, cause));
             }
         }
         let child = fsd.child.clone();

@@ -42,7 +42,7 @@ fn a_missing_part_is_named() {
 /// Reads the boot request, then says what it is told to say.
 const TAKE: &str = "open(my $s, '+<&=', 3); recv($s, my $m, 200000, 0);";
 
-async fn start_vmm(script: &str) -> Result<Vmm, SandboxError> {
+async fn start_vmm(script: &str) -> Result<Vmm, Failure> {
     let place = tempfile::tempdir().unwrap();
     let path = program(place.path(), &format!("{TAKE}{script}"));
     let null = || OwnedFd::from(File::open("/dev/null").unwrap());

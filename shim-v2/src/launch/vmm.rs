@@ -15,8 +15,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::{Control, OWN_START, Parts, clean, getting_on, last_act, next, start, wait_for};
-use crate::error::{SandboxError, SandboxErrorKind, one_line};
 use crate::spawn::Child;
+use kata_like_failure::{Failure, Kind, one_line};
 
 /// How long a VMM may take to tell something.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ impl Vmm {
         cgroup: BorrowedFd<'_>,
         boot: &VmBoot,
         resources: Resources,
-    ) -> Result<Self, SandboxError> {
+    ) -> Result<Self, Failure> {
         Self::start_in(parts, Some(cgroup), boot, resources).await
     }
 
@@ -69,14 +69,15 @@ impl Vmm {
         cgroup: Option<BorrowedFd<'_>>,
         boot: &VmBoot,
         resources: Resources,
-    ) -> Result<Self, SandboxError> {
+    ) -> Result<Self, Failure> {
         let copy = |fd: &OwnedFd| {
             fd.try_clone()
-                .map_err(|cause| SandboxError::failed("copy a descriptor for the VMM", cause))
+                .map_err(|cause| Failure::failed("copy a descriptor for the VMM", cause))
         };
-        let log_copy = resources.log.try_clone().map_err(|cause| {
-            SandboxError::failed("copy the descriptor of the guest's log", cause)
-        })?;
+        let log_copy = resources
+            .log
+            .try_clone()
+            .map_err(|cause| Failure::failed("copy the descriptor of the guest's log", cause))?;
         let fds = VmFds {
             kvm: copy(&parts.kvm)?,
             kernel: copy(&parts.kernel)?,
@@ -98,7 +99,7 @@ impl Vmm {
             log: resources.log,
         }));
         boot.send(&fds, &vmm.0.control.get_ref().0)
-            .map_err(|cause| SandboxError::failed("send the boot request to the VMM", cause))?;
+            .map_err(|cause| Failure::failed("send the boot request to the VMM", cause))?;
         drop(fds);
         let control = Arc::clone(&vmm.0.control);
         let pending = Arc::clone(&vmm.0.pending);
@@ -132,7 +133,7 @@ impl Vmm {
         self.0.over.borrow().is_some() || self.0.child.exit().is_some()
     }
 
-    async fn reached(&self, is_it: impl Fn(&Phase) -> bool + Send) -> Result<Phase, SandboxError> {
+    async fn reached(&self, is_it: impl Fn(&Phase) -> bool + Send) -> Result<Phase, Failure> {
         let mut phase = self.0.phase.clone();
         tokio::select! {
             biased;
@@ -147,7 +148,7 @@ impl Vmm {
 
     /// Waits for the agent's dial, for as long as the guest gets on with its boot: `patience` is
     /// how long it may show no progress, ten times that the end in any case.
-    pub async fn agent_dialled(&self, patience: Duration) -> Result<Figures, SandboxError> {
+    pub async fn agent_dialled(&self, patience: Duration) -> Result<Figures, Failure> {
         let (begin, mut progress) = (Instant::now(), Progress::default());
         let mut changed = begin;
         // A look costs CPU time, of which guests that boot at once have little.
@@ -171,8 +172,8 @@ impl Vmm {
                 continue;
             };
             let why = self.with_state(&format!("wait for the agent: {why}")).await;
-            return Err(SandboxError::new(
-                SandboxErrorKind::DeadlineExceeded,
+            return Err(Failure::new(
+                Kind::DeadlineExceeded,
                 // Looking for progress has just had the log written.
                 format!(
                     "{why}{}",
@@ -208,7 +209,7 @@ impl Vmm {
     pub async fn with_state(&self, error: &str) -> String {
         match self.command(VmCommand::State).await {
             Ok(VmReport::State(state)) => {
-                let line = crate::error::clean(&state.to_string(), STATE_LINE);
+                let line = kata_like_failure::clean(&state.to_string(), STATE_LINE);
                 tracing::warn!("{error}; {line}");
                 format!("{error}; {}", clean(&state.short()))
             }
@@ -228,7 +229,7 @@ impl Vmm {
     }
 
     /// Puts a disk into a free slot; answers N of the guest's `virtio-mmio.N`.
-    pub async fn add_disk(&self, disk: &OwnedFd, read_only: bool) -> Result<u32, SandboxError> {
+    pub async fn add_disk(&self, disk: &OwnedFd, read_only: bool) -> Result<u32, Failure> {
         let command = VmCommand::AddDisk { read_only };
         match self.command_within(SLOT, command, &[disk.as_fd()]).await? {
             VmReport::SlotFilled { slot } => Ok(slot),
@@ -237,7 +238,7 @@ impl Vmm {
     }
 
     /// Empties a disk's slot, which the guest's driver has let go.
-    pub async fn remove_disk(&self, slot: u32) -> Result<(), SandboxError> {
+    pub async fn remove_disk(&self, slot: u32) -> Result<(), Failure> {
         let command = VmCommand::RemoveDisk { slot };
         match self.command_within(SLOT, command, &[]).await? {
             VmReport::SlotEmptied => Ok(()),
@@ -251,7 +252,7 @@ impl Vmm {
         tap: &OwnedFd,
         mac: [u8; 6],
         mtu: u16,
-    ) -> Result<u32, SandboxError> {
+    ) -> Result<u32, Failure> {
         let command = VmCommand::AddInterface { mac, mtu };
         match self.command_within(SLOT, command, &[tap.as_fd()]).await? {
             VmReport::SlotFilled { slot } => Ok(slot),
@@ -260,7 +261,7 @@ impl Vmm {
     }
 
     /// Empties an interface's slot, which the guest's driver has let go; the VM's end of the tap is closed.
-    pub async fn remove_interface(&self, slot: u32) -> Result<(), SandboxError> {
+    pub async fn remove_interface(&self, slot: u32) -> Result<(), Failure> {
         match self.command(VmCommand::RemoveInterface { slot }).await? {
             VmReport::SlotEmptied => Ok(()),
             other => {
@@ -270,7 +271,7 @@ impl Vmm {
         }
     }
 
-    async fn command(&self, command: VmCommand) -> Result<VmReport, SandboxError> {
+    async fn command(&self, command: VmCommand) -> Result<VmReport, Failure> {
         self.command_within(ANSWER, command, &[]).await
     }
 
@@ -279,23 +280,20 @@ impl Vmm {
         deadline: Duration,
         command: VmCommand,
         fds: &[BorrowedFd<'_>],
-    ) -> Result<VmReport, SandboxError> {
+    ) -> Result<VmReport, Failure> {
         let (tell, answer) = oneshot::channel();
         {
             // Both under the lock: answers come in the order of the commands.
             let mut pending = lock(&self.0.pending);
             let sent = self.0.control.get_ref().0.send(&command, fds);
-            sent.map_err(|cause| SandboxError::failed("send a command to the VMM", cause))?;
+            sent.map_err(|cause| Failure::failed("send a command to the VMM", cause))?;
             pending.push_back(tell);
         }
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(report)) => Ok(report),
-            Ok(Err(_)) => Err(SandboxError::new(
-                SandboxErrorKind::Failed,
-                "ask the VMM: it has ended",
-            )),
-            Err(_) => Err(SandboxError::new(
-                SandboxErrorKind::DeadlineExceeded,
+            Ok(Err(_)) => Err(Failure::new(Kind::Failed, "ask the VMM: it has ended")),
+            Err(_) => Err(Failure::new(
+                Kind::DeadlineExceeded,
                 format!("ask the VMM: no answer within {deadline:?}"),
             )),
         }
@@ -375,16 +373,16 @@ fn lock(pending: &Pending) -> MutexGuard<'_, VecDeque<oneshot::Sender<VmReport>>
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refused(step: &str, answer: &VmReport) -> SandboxError {
+fn refused(step: &str, answer: &VmReport) -> Failure {
     let why = match answer {
         VmReport::Refused { why } => clean(why),
         _ => "the VMM's answer is of another kind".to_owned(),
     };
-    SandboxError::new(SandboxErrorKind::Failed, format!("{step}: {why}"))
+    Failure::new(Kind::Failed, format!("{step}: {why}"))
 }
 
-fn ended(why: &str) -> SandboxError {
-    SandboxError::new(SandboxErrorKind::Failed, format!("run the VM: {why}"))
+fn ended(why: &str) -> Failure {
+    Failure::new(Kind::Failed, format!("run the VM: {why}"))
 }
 
 /// Follows a VMM's reports to its end, and tells why it ended.

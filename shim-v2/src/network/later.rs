@@ -14,14 +14,14 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Interface, Joined, MAX_INTERFACES, Network, TAP_PREFIX, failed, inside, interface};
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 /// How long nothing must have changed, and how long that is waited for.
 const QUIET: Duration = Duration::from_secs(1);
 const RESTLESS: Duration = Duration::from_secs(10);
 
 /// Has the kernel tell of changes in a namespace from now on. Blocks.
-pub fn open(namespace: BorrowedFd) -> Result<Changes, SandboxError> {
+pub fn open(namespace: BorrowedFd) -> Result<Changes, Failure> {
     inside(namespace, || {
         Changes::open().map_err(failed("watch the pod's network namespace"))
     })
@@ -79,7 +79,7 @@ pub struct Later {
 
 impl Joined {
     /// Looks again, and joins what has come to taps. What can't be joined is logged once. Blocks.
-    pub fn look_again(&mut self, namespace: BorrowedFd) -> Result<Later, SandboxError> {
+    pub fn look_again(&mut self, namespace: BorrowedFd) -> Result<Later, Failure> {
         inside(namespace, || {
             let links = self.socket.links().map_err(failed("list the interfaces"))?;
             let addresses = self
@@ -150,13 +150,13 @@ impl Joined {
         link: &Link,
         links: &[Link],
         addresses: &[Address],
-    ) -> Result<Option<(Interface, OwnedFd)>, SandboxError> {
+    ) -> Result<Option<(Interface, OwnedFd)>, Failure> {
         let Some(found) = interface(link, links, addresses)? else {
             return Ok(None);
         };
         if self.redirects.len() >= MAX_INTERFACES {
             let why = format!("a virtual machine has at most {MAX_INTERFACES} interfaces");
-            return Err(SandboxError::unsupported("one more", why));
+            return Err(Failure::unsupported("one more", why));
         }
         let tap = self.join(&found)?;
         Ok(Some((found, tap)))

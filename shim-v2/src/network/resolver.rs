@@ -17,7 +17,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{failed, inside};
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 /// The port of name servers.
 const PORT: u16 = 53;
@@ -84,7 +84,7 @@ fn on_loopback(text: &str) -> Vec<IpAddr> {
 
 /// Whether somebody in the namespace takes datagrams at this address: at any port of the address itself, for
 /// rules can lead there, or at port 53 of all addresses. Blocks.
-pub fn is_served(namespace: BorrowedFd, address: IpAddr) -> Result<bool, SandboxError> {
+pub fn is_served(namespace: BorrowedFd, address: IpAddr) -> Result<bool, Failure> {
     inside(namespace, || {
         for table in ["udp", "udp6"] {
             let path = Path::new("/proc/thread-self/net").join(table);
@@ -129,7 +129,7 @@ pub async fn ask(
     address: IpAddr,
     tcp: bool,
     question: Vec<u8>,
-) -> Result<Vec<u8>, SandboxError> {
+) -> Result<Vec<u8>, Failure> {
     let server = SocketAddr::new(address, PORT);
     // Else it would be port-forward that accepts (`forward::steer`), and the guest be asked by itself.
     let answer = match tcp && address == DOCKER_S {
@@ -149,11 +149,11 @@ pub async fn ask(
 async fn open<T: Send + 'static>(
     namespace: OwnedFd,
     open: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, SandboxError> {
+) -> Result<T, Failure> {
     const STEP: &str = "open a socket to the name server";
     let work = move || inside(namespace.as_fd(), || open().map_err(failed(STEP)));
     let opened = tokio::task::spawn_blocking(work).await;
-    opened.map_err(|panic| SandboxError::failed(STEP, panic))?
+    opened.map_err(|panic| Failure::failed(STEP, panic))?
 }
 
 fn connected(server: SocketAddr) -> io::Result<TcpStream> {

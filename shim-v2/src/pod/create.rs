@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Container, Entry, Phase, Pod, PodError, Process, Slot, check_name, lock};
+use super::{Container, Entry, Phase, Pod, Process, Slot, check_name, lock};
 use crate::bundle::{Membership, Role};
-use crate::error::one_line;
 use crate::events::TaskEvent;
 use crate::process::Life;
 use crate::request::new_token;
 use crate::sandbox::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
 use crate::stdio::{Stdio, StdioPaths};
+use kata_like_failure::{Failure, Kind, one_line};
 
 /// How long a container that joins waits for the one that the shim was started for, where both start at once.
 const OWN_CONTAINER: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ pub struct CreateRequest {
 
 impl Pod {
     /// Makes a container; answers its init's host pid.
-    pub async fn create(self: Arc<Self>, request: CreateRequest) -> Result<u32, PodError> {
+    pub async fn create(self: Arc<Self>, request: CreateRequest) -> Result<u32, Failure> {
         check_name("container", &request.id)?;
         let role = Membership::read(&request.bundle, &request.id)?.role;
         let container = self.reserve(&request, role)?;
@@ -54,10 +54,13 @@ impl Pod {
         };
         if !self.enter(&container, pid) {
             self.undo(&container).await;
-            return Err(PodError::Failed(format!(
-                "create container {:?}: it was deleted meanwhile",
-                request.id
-            )));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!(
+                    "create container {:?}: it was deleted meanwhile",
+                    request.id
+                ),
+            ));
         }
         let held = container.init.life().created(pid);
         if let Some(gone) = held {
@@ -68,7 +71,7 @@ impl Pod {
     }
 
     /// Takes the name.
-    fn reserve(&self, request: &CreateRequest, role: Role) -> Result<Arc<Container>, PodError> {
+    fn reserve(&self, request: &CreateRequest, role: Role) -> Result<Arc<Container>, Failure> {
         let container = Arc::new(Container {
             id: request.id.clone(),
             bundle: request.bundle.clone(),
@@ -88,10 +91,10 @@ impl Pod {
         });
         let mut state = self.state();
         if state.containers.contains_key(&request.id) {
-            return Err(PodError::AlreadyExists(format!(
-                "container {:?} exists already",
-                request.id
-            )));
+            return Err(Failure::new(
+                Kind::AlreadyExists,
+                format!("container {:?} exists already", request.id),
+            ));
         }
         let entry = Entry {
             container: Arc::clone(&container),
@@ -105,7 +108,7 @@ impl Pod {
         self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
-    ) -> Result<u32, PodError> {
+    ) -> Result<u32, Failure> {
         let process = &container.init;
         let stdio = Stdio::open(&request.stdio, &self.namespace, &request.id).await?;
         let streams = tokens(&stdio, process)?;
@@ -131,16 +134,19 @@ impl Pod {
         self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
-    ) -> Result<Arc<Sandbox>, PodError> {
+    ) -> Result<Arc<Sandbox>, Failure> {
         let begin = Instant::now();
         loop {
             let settled = {
                 let mut state = self.state();
                 if let Some(reason) = &state.lost {
-                    return Err(PodError::Failed(format!(
-                        "create container {:?}: sandbox {:?} has ended: {reason}",
-                        request.id, self.id
-                    )));
+                    return Err(Failure::new(
+                        Kind::Failed,
+                        format!(
+                            "create container {:?}: sandbox {:?} has ended: {reason}",
+                            request.id, self.id
+                        ),
+                    ));
                 }
                 match &state.sandbox {
                     Slot::Up(sandbox) => return Ok(Arc::clone(sandbox)),
@@ -154,10 +160,13 @@ impl Pod {
                         None
                     }
                     Slot::Empty if container.role == Role::CriContainer => {
-                        return Err(PodError::WrongState(format!(
-                            "create container {:?}: its pod's sandbox is not running",
-                            request.id
-                        )));
+                        return Err(Failure::new(
+                            Kind::WrongState,
+                            format!(
+                                "create container {:?}: its pod's sandbox is not running",
+                                request.id
+                            ),
+                        ));
                     }
                     Slot::Empty => {
                         state.sandbox = Slot::Changing;
@@ -195,7 +204,7 @@ impl Pod {
             }
             Err(error) => {
                 state.sandbox = Slot::Empty;
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -251,10 +260,10 @@ impl Pod {
 }
 
 /// Random tokens for the streams that somebody wants.
-pub(super) fn tokens(stdio: &Stdio, process: &Process) -> Result<StreamTokens, PodError> {
+pub(super) fn tokens(stdio: &Stdio, process: &Process) -> Result<StreamTokens, Failure> {
     let token = |wanted: bool| {
         let token = wanted.then(new_token).transpose();
-        token.map_err(|error| PodError::Failed(format!("read /dev/urandom: {error}")))
+        token.map_err(|error| Failure::new(Kind::Failed, format!("read /dev/urandom: {error}")))
     };
     let (width, height) = *lock(&process.size);
     Ok(StreamTokens {
@@ -272,7 +281,7 @@ pub(super) async fn attach(
     sandbox: &Sandbox,
     process: &Process,
     streams: StreamTokens,
-) -> Result<(), PodError> {
+) -> Result<(), Failure> {
     let open = async |token: Option<[u8; 16]>| match token {
         Some(token) => sandbox.open_stream(token).await.map(Some),
         None => Ok(None),

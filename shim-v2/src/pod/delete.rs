@@ -3,12 +3,13 @@
 //! A CRI pod's sandbox container takes the sandbox with it whatever else is left: CNI tears the
 //! network down as soon as its deletion has been answered. Other pods end with their last container.
 
+use kata_like_failure::{Failure, Kind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::{Container, KILL, KILLED, Phase, Pod, PodError, Slot, State, at_once, lock, not_found};
+use super::{Container, KILL, KILLED, Phase, Pod, Slot, State, at_once, lock, not_found};
 use crate::bundle::Role;
 use crate::events::TaskEvent;
 use crate::process::{Exit, Gone, Status};
@@ -40,7 +41,7 @@ enum Deletion {
 
 impl Pod {
     /// Takes a container (`exec` is empty) or an exec away.
-    pub async fn delete(self: Arc<Self>, id: String, exec: String) -> Result<Deleted, PodError> {
+    pub async fn delete(self: Arc<Self>, id: String, exec: String) -> Result<Deleted, Failure> {
         if exec.is_empty() {
             self.delete_container(&id).await
         } else {
@@ -48,7 +49,7 @@ impl Pod {
         }
     }
 
-    async fn delete_exec(&self, id: &str, exec: &str) -> Result<Deleted, PodError> {
+    async fn delete_exec(&self, id: &str, exec: &str) -> Result<Deleted, Failure> {
         let (container, process) = self.find(id, exec)?;
         let deleted = {
             let life = process.life();
@@ -72,7 +73,7 @@ impl Pod {
         }
     }
 
-    async fn delete_container(self: &Arc<Self>, id: &str) -> Result<Deleted, PodError> {
+    async fn delete_container(self: &Arc<Self>, id: &str) -> Result<Deleted, Failure> {
         let container = loop {
             match self.begin_delete(id)? {
                 Deletion::Ours(container) => break container,
@@ -105,7 +106,7 @@ impl Pod {
                 entry.phase = Phase::Made;
             }
             container.deleted.send_replace(());
-            return Err(error.into());
+            return Err(error);
         }
         let (pid, exit) = {
             let life = container.init.life();
@@ -126,7 +127,7 @@ impl Pod {
     }
 
     /// From here on the deletion is ours, or it is somebody's already.
-    fn begin_delete(&self, id: &str) -> Result<Deletion, PodError> {
+    fn begin_delete(&self, id: &str) -> Result<Deletion, Failure> {
         let mut state = self.state();
         let Some(entry) = state.containers.get_mut(id) else {
             return Err(not_found(id, ""));
@@ -288,7 +289,7 @@ impl Pod {
 }
 
 /// `frozen` is the word for a container that stands still.
-fn running(frozen: Option<&str>) -> PodError {
+fn running(frozen: Option<&str>) -> Failure {
     let word = frozen.unwrap_or("running");
-    PodError::Refused(format!("cannot delete a {word} process"))
+    Failure::new(Kind::Failed, format!("cannot delete a {word} process"))
 }

@@ -3,9 +3,10 @@
 //! A refusal is in the words of runc's shim, which clients know. While the guest freezes, the state is
 //! "pausing": whoever asks then is answered at once.
 
+use kata_like_failure::{Failure, Kind};
 use std::sync::Arc;
 
-use super::{Container, Pod, PodError, Process, lock};
+use super::{Container, Pod, Process, lock};
 use crate::events::TaskEvent;
 use crate::process::Status;
 
@@ -68,7 +69,7 @@ impl Container {
 
 impl Pod {
     /// Freezes a running container; answers when all its processes stand still.
-    pub async fn pause(self: Arc<Self>, id: String) -> Result<(), PodError> {
+    pub async fn pause(self: Arc<Self>, id: String) -> Result<(), Failure> {
         let (container, init) = self.find(&id, "")?;
         running(&init, |state| match state {
             NotRunning::Created => "cannot pause task in created state",
@@ -78,10 +79,10 @@ impl Pod {
             .turn(Freeze::Thawed, Freeze::Pausing)
             .map_err(|now| {
                 let word = now.word().unwrap_or("running");
-                PodError::Refused(format!("cannot pause a {word} container"))
+                Failure::new(Kind::Failed, format!("cannot pause a {word} container"))
             })?;
         let paused = match container.sandbox() {
-            Ok(sandbox) => sandbox.pause(&id).await.map_err(PodError::from),
+            Ok(sandbox) => sandbox.pause(&id).await,
             Err(error) => Err(error),
         };
         if let Err(error) = paused {
@@ -98,7 +99,7 @@ impl Pod {
     }
 
     /// Lets a paused container go on.
-    pub async fn resume(self: Arc<Self>, id: String) -> Result<(), PodError> {
+    pub async fn resume(self: Arc<Self>, id: String) -> Result<(), Failure> {
         let (container, init) = self.find(&id, "")?;
         running(&init, |state| match state {
             NotRunning::Created => "cannot resume task in created state",
@@ -107,16 +108,19 @@ impl Pod {
         container
             .turn(Freeze::Paused, Freeze::Resuming)
             .map_err(|now| {
-                PodError::Refused(match now {
-                    Freeze::Thawed => "cannot resume a running process".to_owned(),
-                    Freeze::Pausing => "cannot resume a pausing container".to_owned(),
-                    Freeze::Paused | Freeze::Resuming => {
-                        "cannot resume a container that is being resumed".to_owned()
-                    }
-                })
+                Failure::new(
+                    Kind::Failed,
+                    match now {
+                        Freeze::Thawed => "cannot resume a running process".to_owned(),
+                        Freeze::Pausing => "cannot resume a pausing container".to_owned(),
+                        Freeze::Paused | Freeze::Resuming => {
+                            "cannot resume a container that is being resumed".to_owned()
+                        }
+                    },
+                )
             })?;
         let resumed = match container.sandbox() {
-            Ok(sandbox) => sandbox.resume(&id).await.map_err(PodError::from),
+            Ok(sandbox) => sandbox.resume(&id).await,
             Err(error) => Err(error),
         };
         if let Err(error) = resumed {
@@ -132,14 +136,15 @@ impl Pod {
     }
 
     /// Changes a container's limits: an OCI `linux.resources` object as JSON.
-    pub async fn update(self: Arc<Self>, id: String, resources: Vec<u8>) -> Result<(), PodError> {
+    pub async fn update(self: Arc<Self>, id: String, resources: Vec<u8>) -> Result<(), Failure> {
         let (container, init) = self.find(&id, "")?;
         if init.life().is_gone() {
-            return Err(PodError::Refused(
+            return Err(Failure::new(
+                Kind::Failed,
                 "cannot update a stopped container".to_owned(),
             ));
         }
-        Ok(container.sandbox()?.update(&id, &resources).await?)
+        container.sandbox()?.update(&id, &resources).await
     }
 }
 
@@ -149,7 +154,7 @@ enum NotRunning {
     Stopped,
 }
 
-fn running(init: &Process, words: impl Fn(NotRunning) -> &'static str) -> Result<(), PodError> {
+fn running(init: &Process, words: impl Fn(NotRunning) -> &'static str) -> Result<(), Failure> {
     let life = init.life();
     let state = if life.is_gone() {
         NotRunning::Stopped
@@ -158,5 +163,5 @@ fn running(init: &Process, words: impl Fn(NotRunning) -> &'static str) -> Result
     } else {
         NotRunning::Created
     };
-    Err(PodError::Refused(words(state).to_owned()))
+    Err(Failure::new(Kind::Failed, words(state).to_owned()))
 }

@@ -3,37 +3,42 @@
 use std::sync::Arc;
 
 use super::create::{attach, tokens};
-use super::{Container, KILL, Pod, PodError, Process};
-use crate::error::one_line;
+use super::{Container, KILL, Pod, Process};
 use crate::events::TaskEvent;
 use crate::process::{Exit, Refusal};
 use crate::sandbox::ExecRequest;
 use crate::stdio::Stdio;
+use kata_like_failure::{Failure, Kind, one_line};
 
 impl Pod {
     /// Starts an init (`exec` is empty) or an exec; answers its host pid.
-    pub async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, PodError> {
+    pub async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, Failure> {
         let (container, process) = self.find(&id, &exec)?;
         if !process.is_init() && container.init.life().is_gone() {
-            return Err(PodError::WrongState(format!(
-                "cannot start exec {exec:?}: container {id:?} has stopped"
-            )));
+            return Err(Failure::new(
+                Kind::WrongState,
+                format!("cannot start exec {exec:?}: container {id:?} has stopped"),
+            ));
         }
         let frozen = container.freeze().word();
         if let (Some(word), false) = (frozen, process.is_init()) {
-            return Err(PodError::Refused(format!(
-                "cannot exec in a {word} container"
-            )));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("cannot exec in a {word} container"),
+            ));
         }
         process.life().begin_start().map_err(|refusal| {
-            PodError::Refused(match (refusal, frozen) {
-                (Refusal::Started, None) => "cannot start a running process".to_owned(),
-                (Refusal::Started, Some(word)) => format!("cannot start a {word} process"),
-                (Refusal::Stopped, _) => "cannot start a stopped process".to_owned(),
-                (Refusal::Failed, _) => {
-                    format!("cannot start exec {exec:?}: its start has failed before")
-                }
-            })
+            Failure::new(
+                Kind::Failed,
+                match (refusal, frozen) {
+                    (Refusal::Started, None) => "cannot start a running process".to_owned(),
+                    (Refusal::Started, Some(word)) => format!("cannot start a {word} process"),
+                    (Refusal::Stopped, _) => "cannot start a stopped process".to_owned(),
+                    (Refusal::Failed, _) => {
+                        format!("cannot start exec {exec:?}: its start has failed before")
+                    }
+                },
+            )
         })?;
         if process.is_init() {
             self.start_init(&container).await
@@ -42,13 +47,10 @@ impl Pod {
         }
     }
 
-    async fn start_init(self: &Arc<Self>, container: &Arc<Container>) -> Result<u32, PodError> {
+    async fn start_init(self: &Arc<Self>, container: &Arc<Container>) -> Result<u32, Failure> {
         let init = &container.init;
         let started = match container.sandbox() {
-            Ok(sandbox) => sandbox
-                .start_container(&container.id)
-                .await
-                .map_err(PodError::from),
+            Ok(sandbox) => sandbox.start_container(&container.id).await,
             Err(error) => Err(error),
         };
         let pid = init.life().pid();
@@ -76,7 +78,7 @@ impl Pod {
         self: &Arc<Self>,
         container: &Arc<Container>,
         process: &Arc<Process>,
-    ) -> Result<u32, PodError> {
+    ) -> Result<u32, Failure> {
         match self.run_exec(container, process).await {
             Ok(pid) => {
                 self.publisher.publish(TaskEvent::ExecStarted {
@@ -101,7 +103,7 @@ impl Pod {
         }
     }
 
-    async fn run_exec(&self, container: &Container, process: &Process) -> Result<u32, PodError> {
+    async fn run_exec(&self, container: &Container, process: &Process) -> Result<u32, Failure> {
         let sandbox = container.sandbox()?;
         let stdio = Stdio::open(&process.paths, &self.namespace, &container.id).await?;
         let streams = tokens(&stdio, process)?;

@@ -1,6 +1,7 @@
 //! The order of what is told, against a real ttrpc server in containerd's place. No guest is
 //! needed for it: containers are entered as a creation would, and news comes as from a sandbox.
 
+use kata_like_failure::{Failure, Kind};
 use std::time::{Instant, SystemTime};
 
 use super::*;
@@ -63,7 +64,7 @@ impl Fixture {
         container
     }
 
-    fn register(&self, container: &str, exec: &str) -> Result<(), PodError> {
+    fn register(&self, container: &str, exec: &str) -> Result<(), Failure> {
         self.pod.register_exec(ExecRegistration {
             container: container.to_owned(),
             exec: exec.to_owned(),
@@ -173,7 +174,9 @@ async fn a_finished_process_can_t_be_killed_but_all_is_fine() {
     fixture.pod.wait("c", "").await.expect("an exit");
     let kill = |all| Arc::clone(&fixture.pod).kill("c".into(), String::new(), 15, all);
     match kill(false).await {
-        Err(PodError::NotFound(text)) => assert_eq!(text, "process already finished"),
+        Err(error) if error.kind() == Kind::NotFound => {
+            assert_eq!(error.to_string(), "process already finished");
+        }
         other => panic!("{other:?}"),
     }
     kill(true).await.expect("with all it is no error");
@@ -188,24 +191,24 @@ async fn what_runs_or_never_ran_is_refused_as_runc_does() {
     fixture.register("c", "e").expect("a new exec");
     assert!(matches!(
         fixture.register("c", "e"),
-        Err(PodError::AlreadyExists(_))
+        Err(error) if error.kind() == Kind::AlreadyExists
     ));
     assert!(matches!(
         fixture.register("c", "../e"),
-        Err(PodError::BadRequest(_))
+        Err(error) if error.kind() == Kind::BadRequest
     ));
     let pod = || Arc::clone(&fixture.pod);
     assert!(matches!(
         pod().kill("c".into(), "e".into(), 9, false).await,
-        Err(PodError::WrongState(_))
+        Err(error) if error.kind() == Kind::WrongState
     ));
     assert!(matches!(
         pod().delete("c".into(), String::new()).await,
-        Err(PodError::Refused(_))
+        Err(error) if error.kind() == Kind::Failed
     ));
     assert!(matches!(
         pod().start("c".into(), String::new()).await,
-        Err(PodError::Refused(_))
+        Err(error) if error.kind() == Kind::Failed
     ));
     pod()
         .delete("c".into(), "e".into())
@@ -213,7 +216,7 @@ async fn what_runs_or_never_ran_is_refused_as_runc_does() {
         .expect("an exec that never ran");
     assert!(matches!(
         pod().delete("c".into(), "e".into()).await,
-        Err(PodError::NotFound(_))
+        Err(error) if error.kind() == Kind::NotFound
     ));
 }
 
@@ -223,11 +226,14 @@ async fn a_container_in_the_making_is_not_there() {
     fixture.container("c", Life::creating(), Phase::Making);
     assert!(matches!(
         fixture.pod.process_state("c", ""),
-        Err(PodError::NotFound(_))
+        Err(error) if error.kind() == Kind::NotFound
     ));
     assert_eq!(fixture.pod.init_pid("c"), 0);
     let deleted = Arc::clone(&fixture.pod).delete("c".into(), String::new());
-    assert!(matches!(deleted.await, Err(PodError::NotFound(_))));
+    assert!(matches!(
+        deleted.await,
+        Err(error) if error.kind() == Kind::NotFound
+    ));
     let phase = fixture.pod.state().containers["c"].phase;
     assert_eq!(phase, Phase::Abandoned, "it is undone when it is made");
 }
@@ -267,7 +273,7 @@ async fn a_second_deletion_waits_for_the_first() {
     let short = Duration::from_millis(50);
     assert!(tokio::time::timeout(short, &mut second).await.is_err());
     fixture.pod.forget("c");
-    assert!(matches!(second.await, Err(PodError::NotFound(_))));
+    assert!(matches!(second.await, Err(error) if error.kind() == Kind::NotFound));
 
     // Where the first has failed, the second is one by itself.
     fixture.running("d");
@@ -303,9 +309,9 @@ async fn an_exited_init_keeps_its_pid_until_it_is_deleted() {
     assert_eq!(pids(&fixture.pod), [100]);
 }
 
-fn refusal<T: std::fmt::Debug>(answer: Result<T, PodError>) -> String {
+fn refusal<T: std::fmt::Debug>(answer: Result<T, Failure>) -> String {
     match answer {
-        Err(PodError::Refused(text)) => text,
+        Err(error) if error.kind() == Kind::Failed => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
@@ -387,7 +393,7 @@ async fn what_does_not_run_is_neither_paused_nor_resumed() {
     assert_eq!(refusal(update.await), stopped);
     assert!(matches!(
         pod().pause("nobody".into()).await,
-        Err(PodError::NotFound(_))
+        Err(error) if error.kind() == Kind::NotFound
     ));
 }
 
@@ -397,7 +403,10 @@ async fn a_failed_pause_leaves_the_container_as_it_was() {
     let fixture = Fixture::new().await;
     fixture.running("c");
     let paused = Arc::clone(&fixture.pod).pause("c".into()).await;
-    assert!(matches!(paused, Err(PodError::WrongState(_))), "{paused:?}");
+    assert!(
+        matches!(&paused, Err(error) if error.kind() == Kind::WrongState),
+        "{paused:?}"
+    );
     let state = fixture.pod.process_state("c", "").expect("a container");
     assert_eq!(state.status, Status::Running);
     fixture.flushed().await;
@@ -423,7 +432,7 @@ async fn an_exec_whose_start_failed_is_as_runc_leaves_it() {
     assert!(again.contains("its start has failed before"), "{again}");
     assert!(matches!(
         pod().kill("c".into(), "e".into(), 9, false).await,
-        Err(PodError::WrongState(_))
+        Err(error) if error.kind() == Kind::WrongState
     ));
     let deleted = pod().delete("c".into(), "e".into()).await;
     assert_eq!(deleted.expect("a deletion").exit.status, 0);

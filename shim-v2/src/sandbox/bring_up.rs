@@ -24,7 +24,6 @@ use super::{Inner, Sandbox, limits, namespace, resolver};
 use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::cleanup;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::file_systems;
 use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
 use crate::request::{SandboxEvent, SandboxRequest};
@@ -32,9 +31,10 @@ use crate::selinux::Labels;
 use crate::share::{PARTS, Share, volumes};
 use crate::spec::{self, MemorySize, NetworkPart, Split};
 use crate::stand_in::StandIn;
+use kata_like_failure::{Failure, Kind};
 
 /// Starts a sandbox; what was made is taken down again if a step fails.
-pub(super) async fn start(request: SandboxRequest) -> Result<Arc<Sandbox>, SandboxError> {
+pub(super) async fn start(request: SandboxRequest) -> Result<Arc<Sandbox>, Failure> {
     let (mut machine, mut steps) = (Machine::default(), Steps::new());
     let id = request.id.clone();
     match bring_up(request, &mut machine, &mut steps).await {
@@ -62,7 +62,7 @@ async fn bring_up(
     mut request: SandboxRequest,
     machine: &mut Machine,
     steps: &mut Steps,
-) -> Result<Arc<Sandbox>, SandboxError> {
+) -> Result<Arc<Sandbox>, Failure> {
     let (config, wanted) = read(&request)?;
     let labels = (wanted.split.host.labels.clone()).on_this_host(config.selinux);
     let parts = Parts::open(&config, labels.process.clone())?;
@@ -81,8 +81,8 @@ async fn bring_up(
     let (share, state) = (Arc::new(share.0), share.1);
     machine.share = Some(Arc::clone(&share));
     let (listening, connected) = vhost_user_sockets(&state)?;
-    let (ours, theirs) = StdUnixStream::pair()
-        .map_err(|cause| SandboxError::failed("make the agent's socket", cause))?;
+    let (ours, theirs) =
+        StdUnixStream::pair().map_err(|cause| Failure::failed("make the agent's socket", cause))?;
     let fds = FsdFds {
         tree: share.tree()?,
         sockets: listening,
@@ -113,7 +113,7 @@ async fn bring_up(
     steps.done("VMM and fs server");
 
     tokio::pin!(over);
-    let failed = |why| Err(SandboxError::new(SandboxErrorKind::Failed, why));
+    let failed = |why| Err(Failure::new(Kind::Failed, why));
     let figures = tokio::select! {
         dialled = vmm.agent_dialled(config.boot_deadline) => match dialled {
             // Of two that end together the cause is told.
@@ -126,8 +126,7 @@ async fn bring_up(
     steps.done("guest's boot");
 
     let agent = connect(ours, vmm.clone())?;
-    let clock =
-        Clock::watch().map_err(|cause| SandboxError::failed("watch the host's clock", cause))?;
+    let clock = Clock::watch().map_err(|cause| Failure::failed("watch the host's clock", cause))?;
     let started = agent.start_pod().await?;
     tracing::debug!(
         kernel = started.kernel_release,
@@ -170,7 +169,7 @@ async fn bring_up(
     watch(&sandbox, machine).await?;
     clock
         .follow(Arc::downgrade(&sandbox))
-        .map_err(|cause| SandboxError::failed("watch the host's clock", cause))?;
+        .map_err(|cause| Failure::failed("watch the host's clock", cause))?;
     steps.done("agent");
     Ok(sandbox)
 }
@@ -185,12 +184,12 @@ struct Wanted {
     memory: MemorySize,
 }
 
-fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
+fn read(request: &SandboxRequest) -> Result<(Config, Wanted), Failure> {
     let config = match &request.config_path {
         None => Config::load(),
         Some(path) => Config::load_file(path),
     };
-    let config = config.map_err(|cause| SandboxError::failed("read the configuration", cause))?;
+    let config = config.map_err(|cause| Failure::failed("read the configuration", cause))?;
     let spec = spec::read(&request.bundle)?;
     let mut names = MemoryNames::default();
     let pod = spec::Pod {
@@ -202,7 +201,7 @@ fn read(request: &SandboxRequest) -> Result<(Config, Wanted), SandboxError> {
     let split = spec::split(spec, &request.bundle, pod)?;
     let given = split.host.cgroups_path.as_deref();
     let cgroup = cgroup::path_of(given, &request.namespace, &request.id)
-        .map_err(|cause| SandboxError::failed("find the sandbox's cgroup", cause))?;
+        .map_err(|cause| Failure::failed("find the sandbox's cgroup", cause))?;
     let default = u64::from(config.memory_mib) << 20;
     let memory = split.host.size.memory(default, host_memory())?;
     let wanted = Wanted {
@@ -218,8 +217,8 @@ fn make_state(
     request: &SandboxRequest,
     machine: &mut Machine,
     record: &mut Record,
-) -> Result<Arc<StateFolder>, SandboxError> {
-    let failed = |cause: state::StateError| SandboxError::failed("keep the pod's state", cause);
+) -> Result<Arc<StateFolder>, Failure> {
+    let failed = |cause: state::StateError| Failure::failed("keep the pod's state", cause);
     let create = || StateFolder::create(&request.namespace, &request.id);
     let state = match create() {
         // containerd gives no name twice: what is there is a dead shim's.
@@ -245,8 +244,8 @@ fn make_cgroups(
     machine: &mut Machine,
     state: &StateFolder,
     record: &mut Record,
-) -> Result<(Cgroup, Cgroup), SandboxError> {
-    let failed = |cause| SandboxError::failed("make the pod's cgroups", cause);
+) -> Result<(Cgroup, Cgroup), Failure> {
+    let failed = |cause| Failure::failed("make the pod's cgroups", cause);
     // `start` has made both and gave birth to this process in the leaf: they are found here.
     let leaf = Cgroup::create(&wanted.cgroup.join(LEAF)).map_err(failed)?;
     let own = Cgroup::create(&wanted.cgroup).map_err(failed)?;
@@ -255,7 +254,7 @@ fn make_cgroups(
     write_record(state, record)?;
     let limited = wanted.split.host.size.memory;
     if let Err(error) = cgroup::limits::set(&own, limited.map(|_| wanted.memory.bytes)) {
-        let line = crate::error::one_line(&error);
+        let line = kata_like_failure::one_line(&error);
         tracing::warn!("{line}; the pod runs without this limit on the host");
     }
     Ok((own, leaf))
@@ -263,10 +262,10 @@ fn make_cgroups(
 
 /// A vhost-user socket for each share: the file server listens, the VMM is connected. Nothing of
 /// them stays in the folder.
-fn vhost_user_sockets(state: &StateFolder) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), SandboxError> {
+fn vhost_user_sockets(state: &StateFolder) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), Failure> {
     const NAME: &str = "share.sock";
     let failed = |cause: state::StateError| {
-        SandboxError::failed("make a socket between VMM and fs server", cause)
+        Failure::failed("make a socket between VMM and fs server", cause)
     };
     let (mut listening, mut connected) = (Vec::new(), Vec::new());
     for _ in PARTS {
@@ -274,7 +273,7 @@ fn vhost_user_sockets(state: &StateFolder) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>
         connected.push(state.connect(NAME).map_err(failed)?.into());
         let removed = rustix::fs::unlinkat(state, NAME, rustix::fs::AtFlags::empty());
         removed.map_err(|errno| {
-            SandboxError::failed("remove a socket's name", std::io::Error::from(errno))
+            Failure::failed("remove a socket's name", std::io::Error::from(errno))
         })?;
     }
     Ok((listening, connected))
@@ -324,36 +323,36 @@ fn vm_boot(config: &Config, wanted: &Wanted, parts: &Parts) -> VmBoot {
 }
 
 /// The VMM appends to the log; it is handed a descriptor that can do nothing else to what is there.
-fn make_log(state: &StateFolder, labels: &Labels) -> Result<std::fs::File, SandboxError> {
+fn make_log(state: &StateFolder, labels: &Labels) -> Result<std::fs::File, Failure> {
     let log = state
         .create_file(name::GUEST_LOG)
-        .map_err(|cause| SandboxError::failed("make the file of the guest's log", cause))?;
+        .map_err(|cause| Failure::failed("make the file of the guest's log", cause))?;
     labels.mark("guest's log", &log);
     match rustix::fs::fcntl_setfl(&log, OFlags::APPEND) {
         Ok(()) => Ok(log),
         Err(errno) => {
             let cause = std::io::Error::from(errno);
-            Err(SandboxError::failed("prepare the guest's log", cause))
+            Err(Failure::failed("prepare the guest's log", cause))
         }
     }
 }
 
-fn make_streams(state: &StateFolder) -> Result<OwnedFd, SandboxError> {
+fn make_streams(state: &StateFolder) -> Result<OwnedFd, Failure> {
     let socket = state.listen(name::STREAMS);
     socket
         .map(OwnedFd::from)
-        .map_err(|cause| SandboxError::failed("make the socket for streams", cause))
+        .map_err(|cause| Failure::failed("make the socket for streams", cause))
 }
 
-fn connect(ours: StdUnixStream, vmm: Vmm) -> Result<Agent, SandboxError> {
-    let failed = |cause| SandboxError::failed("take the agent's connection", cause);
+fn connect(ours: StdUnixStream, vmm: Vmm) -> Result<Agent, Failure> {
+    let failed = |cause| Failure::failed("take the agent's connection", cause);
     ours.set_nonblocking(true).map_err(failed)?;
     let connection = UnixStream::from_std(ours).map_err(failed)?;
     Ok(Agent::new(connection, vmm))
 }
 
 /// From now on whatever ends, ends the pod, which is told once.
-async fn watch(sandbox: &Arc<Sandbox>, machine: &Machine) -> Result<(), SandboxError> {
+async fn watch(sandbox: &Arc<Sandbox>, machine: &Machine) -> Result<(), Failure> {
     let weak = Arc::downgrade(sandbox);
     let known = move |event: &crate::agent::GuestEvent| {
         weak.upgrade().is_some_and(|sandbox| sandbox.expects(event))
@@ -411,17 +410,17 @@ pub(super) fn recorded(task: &str, stand_in: &StandIn) -> Option<state::StandIn>
     })
 }
 
-pub(super) fn write_record(state: &StateFolder, record: &Record) -> Result<(), SandboxError> {
+pub(super) fn write_record(state: &StateFolder, record: &Record) -> Result<(), Failure> {
     state
         .write_record(record)
-        .map_err(|cause| SandboxError::failed("keep the pod's state", cause))
+        .map_err(|cause| Failure::failed("keep the pod's state", cause))
 }
 
 /// Runs what blocks where it may.
 pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
-) -> Result<T, SandboxError> {
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|panic| Err(SandboxError::failed("wait for a blocking step", panic)))
+        .unwrap_or_else(|panic| Err(Failure::failed("wait for a blocking step", panic)))
 }

@@ -15,7 +15,6 @@ use super::limits::Limits;
 use super::{Container, Exec, Sandbox, disks, hooks, memory};
 use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::file_systems;
 use crate::network::resolver::ResolvConf;
 use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
@@ -23,23 +22,24 @@ use crate::share::{SharedVolume, volumes};
 use crate::spawn::Network;
 use crate::spec::{self, DiskPart, NetworkPart, Split, Volume};
 use crate::stand_in::StandIn;
+use kata_like_failure::{Failure, Kind};
 
 /// Makes a container; what was made for it is taken away if a step fails.
 pub(super) async fn create(
     sandbox: &Arc<Sandbox>,
     request: ContainerRequest,
-) -> Result<CreatedContainer, SandboxError> {
+) -> Result<CreatedContainer, Failure> {
     let id = request.id.clone();
     if !kata_like_agent_protocol::is_name(&id) {
-        return Err(SandboxError::new(
-            SandboxErrorKind::BadRequest,
+        return Err(Failure::new(
+            Kind::BadRequest,
             format!("create container {id:?}: not a name"),
         ));
     }
     match sandbox.inner().containers.entry(id.clone()) {
         Entry::Occupied(_) => {
-            return Err(SandboxError::new(
-                SandboxErrorKind::AlreadyExists,
+            return Err(Failure::new(
+                Kind::AlreadyExists,
                 format!("create container {id}: it exists already"),
             ));
         }
@@ -60,7 +60,7 @@ pub(super) async fn create(
 async fn make(
     sandbox: &Arc<Sandbox>,
     request: ContainerRequest,
-) -> Result<CreatedContainer, SandboxError> {
+) -> Result<CreatedContainer, Failure> {
     let id = request.id.as_str();
     let Split { host, guest } = split(sandbox, &request)
         .map_err(|error| error.during(format!("read the spec of container {id}")))?;
@@ -73,7 +73,7 @@ async fn make(
         NetworkPart::New => false,
     };
     if id != sandbox.id && !is_pod_s {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             "linux.namespaces of type network",
             "a container of a pod shares the pod's network namespace",
         ));
@@ -179,7 +179,7 @@ async fn make(
 }
 
 /// Puts the sources of a container's bind mounts into the share.
-fn add_volumes(sandbox: &Sandbox, volumes: &[Volume]) -> Result<Vec<SharedVolume>, SandboxError> {
+fn add_volumes(sandbox: &Sandbox, volumes: &[Volume]) -> Result<Vec<SharedVolume>, Failure> {
     let on_memory = |volume: &Volume| {
         !volume.read_only && memory::look(&volume.source).is_ok_and(|found| found.is_some())
     };
@@ -197,7 +197,7 @@ async fn add_disks(
     sandbox: &Sandbox,
     id: &str,
     parts: &[DiskPart],
-) -> Result<Vec<GuestDisk>, SandboxError> {
+) -> Result<Vec<GuestDisk>, Failure> {
     let mut added = Vec::new();
     for part in parts {
         let disk = disks::acquire(sandbox, part).await?;
@@ -218,14 +218,14 @@ async fn add_disks(
     Ok(added)
 }
 
-fn deleted(id: &str) -> SandboxError {
-    SandboxError::new(
-        SandboxErrorKind::NotFound,
+fn deleted(id: &str) -> Failure {
+    Failure::new(
+        Kind::NotFound,
         format!("container {id} was deleted meanwhile"),
     )
 }
 
-fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, SandboxError> {
+fn split(sandbox: &Sandbox, request: &ContainerRequest) -> Result<Split, Failure> {
     if request.id == sandbox.id
         && let Some(first) = sandbox.inner().first_split.take()
     {
@@ -269,13 +269,13 @@ async fn stand_in(
     sandbox: &Arc<Sandbox>,
     id: &str,
     cgroups_path: Option<&str>,
-) -> Result<(Cgroup, StandIn), SandboxError> {
+) -> Result<(Cgroup, StandIn), Failure> {
     if id == sandbox.id
         && let Some(first) = sandbox.inner().first.take()
     {
         return Ok(first);
     }
-    let failed = |cause| SandboxError::failed(format!("make the cgroup of container {id}"), cause);
+    let failed = |cause| Failure::failed(format!("make the cgroup of container {id}"), cause);
     let path = cgroup::path_of(cgroups_path, &sandbox.namespace, id).map_err(failed)?;
     let cgroup = Cgroup::create(&path).map_err(failed)?;
     let (task, sandbox) = (id.to_owned(), Arc::clone(sandbox));
@@ -284,7 +284,7 @@ async fn stand_in(
         let empty = sandbox.state.path().join(name::EMPTY);
         let stand_in = StandIn::start(&task, cgroup.as_fd(), network, &empty).map_err(|cause| {
             cgroup::remove(cgroup.made(), std::time::Duration::ZERO);
-            SandboxError::failed(format!("make container {task}'s place on the host"), cause)
+            Failure::failed(format!("make container {task}'s place on the host"), cause)
         })?;
         Ok((cgroup, stand_in))
     })
@@ -292,10 +292,7 @@ async fn stand_in(
 }
 
 /// Runs a further process in a container.
-pub(super) async fn exec(
-    sandbox: &Arc<Sandbox>,
-    request: ExecRequest,
-) -> Result<u32, SandboxError> {
+pub(super) async fn exec(sandbox: &Arc<Sandbox>, request: ExecRequest) -> Result<u32, Failure> {
     let ExecRequest {
         container,
         exec,
@@ -303,8 +300,8 @@ pub(super) async fn exec(
         streams,
     } = request;
     if !kata_like_agent_protocol::is_name(&exec) {
-        return Err(SandboxError::new(
-            SandboxErrorKind::BadRequest,
+        return Err(Failure::new(
+            Kind::BadRequest,
             format!("exec {exec:?}: not a name"),
         ));
     }
@@ -312,21 +309,21 @@ pub(super) async fn exec(
     let cgroup = {
         let mut inner = sandbox.inner();
         let entry = inner.containers.get_mut(&container).ok_or_else(|| {
-            SandboxError::new(
-                SandboxErrorKind::NotFound,
+            Failure::new(
+                Kind::NotFound,
                 format!("exec {exec}: no container {container}"),
             )
         })?;
         let Some(cgroup) = entry.cgroup.clone() else {
-            return Err(SandboxError::new(
-                SandboxErrorKind::WrongState,
+            return Err(Failure::new(
+                Kind::WrongState,
                 format!("exec {exec}: container {container} is not made yet"),
             ));
         };
         match entry.execs.entry(exec.clone()) {
             Entry::Occupied(_) => {
-                return Err(SandboxError::new(
-                    SandboxErrorKind::AlreadyExists,
+                return Err(Failure::new(
+                    Kind::AlreadyExists,
                     format!("exec {exec} of container {container} exists already"),
                 ));
             }
@@ -342,7 +339,7 @@ pub(super) async fn exec(
             let network = Network::Join(sandbox.network.as_fd());
             let empty = sandbox.state.path().join(name::EMPTY);
             StandIn::start(&task, cgroup.as_fd(), network, &empty)
-                .map_err(|cause| SandboxError::failed(format!("exec in container {task}"), cause))
+                .map_err(|cause| Failure::failed(format!("exec in container {task}"), cause))
         })
     };
     // The process's exit can be told before the guest's answer: its stand-in is there before both.
@@ -365,12 +362,7 @@ pub(super) async fn exec(
     started
 }
 
-fn keep(
-    sandbox: &Sandbox,
-    container: &str,
-    exec: &str,
-    stand_in: StandIn,
-) -> Result<(), SandboxError> {
+fn keep(sandbox: &Sandbox, container: &str, exec: &str, stand_in: StandIn) -> Result<(), Failure> {
     let mut inner = sandbox.inner();
     let entry = inner.containers.get_mut(container);
     let entry = entry.and_then(|entry| entry.execs.get_mut(exec));

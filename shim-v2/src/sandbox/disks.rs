@@ -22,8 +22,8 @@ use rustix::io::Errno;
 use super::Sandbox;
 use super::bring_up::blocking;
 use crate::agent::GuestDisk;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spec::DiskPart;
+use kata_like_failure::{Failure, Kind};
 
 /// How long a guest may take to let go of a device.
 const UNBIND: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub(super) struct Disk {
 }
 
 /// Gives the guest a disk, if it has it not yet. Each success is to be undone by [`release`].
-pub(super) async fn acquire(sandbox: &Sandbox, part: &DiskPart) -> Result<GuestDisk, SandboxError> {
+pub(super) async fn acquire(sandbox: &Sandbox, part: &DiskPart) -> Result<GuestDisk, Failure> {
     let number = (part.major, part.minor);
     let guest_disk = |slot| GuestDisk {
         slot,
@@ -62,13 +62,13 @@ pub(super) async fn acquire(sandbox: &Sandbox, part: &DiskPart) -> Result<GuestD
             Entry::Occupied(mut entry) => {
                 let disk = entry.get_mut();
                 let slot = disk.slot.ok_or_else(|| {
-                    SandboxError::new(
-                        SandboxErrorKind::WrongState,
+                    Failure::new(
+                        Kind::WrongState,
                         format!("{}: it is on its way into or out of the pod", part.field),
                     )
                 })?;
                 if disk.read_only && !part.read_only {
-                    return Err(SandboxError::unsupported(
+                    return Err(Failure::unsupported(
                         format_args!("{} for writing", part.field),
                         "another container of the pod has it read-only",
                     ));
@@ -92,7 +92,7 @@ pub(super) async fn acquire(sandbox: &Sandbox, part: &DiskPart) -> Result<GuestD
     }
 }
 
-async fn add(sandbox: &Sandbox, part: &DiskPart) -> Result<u32, SandboxError> {
+async fn add(sandbox: &Sandbox, part: &DiskPart) -> Result<u32, Failure> {
     let wanted = part.clone();
     let device = blocking(move || open(&wanted)).await?;
     let slot = sandbox.vmm.add_disk(&device, part.read_only).await?;
@@ -135,7 +135,7 @@ pub(super) async fn release(sandbox: &Sandbox, number: Number) {
 }
 
 /// Opens a block device by its number, exclusively. Its path says where it may be found, no more.
-fn open(part: &DiskPart) -> Result<OwnedFd, SandboxError> {
+fn open(part: &DiskPart) -> Result<OwnedFd, Failure> {
     let DiskPart { major, minor, .. } = part;
     let by_number = PathBuf::from(format!("/dev/block/{major}:{minor}"));
     let number = rustix::fs::makedev(*major, *minor);
@@ -144,8 +144,8 @@ fn open(part: &DiskPart) -> Result<OwnedFd, SandboxError> {
         match open_at(path, number, part.read_only) {
             Ok(device) => return Ok(device),
             Err(Errno::BUSY) => {
-                return Err(SandboxError::new(
-                    SandboxErrorKind::Failed,
+                return Err(Failure::new(
+                    Kind::Failed,
                     format!(
                         "open block device {major}:{minor}: it is in use on the host (mounted, a part of another device, or another pod's)"
                     ),
@@ -155,7 +155,7 @@ fn open(part: &DiskPart) -> Result<OwnedFd, SandboxError> {
         }
     }
     let cause = io::Error::from(last.unwrap_or(Errno::NODEV));
-    Err(SandboxError::failed(
+    Err(Failure::failed(
         format!(
             "open block device {major}:{minor} at {} or {}",
             by_number.display(),

@@ -11,9 +11,9 @@ use tokio::net::UnixStream;
 use super::Sandbox;
 use super::bring_up::blocking;
 use super::network::copy;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::forward::{self, Forward};
 use crate::request::new_token;
+use kata_like_failure::{Failure, Kind};
 
 /// Begins to forward.
 pub(super) async fn start(sandbox: &Arc<Sandbox>) {
@@ -39,7 +39,7 @@ fn keep(sandbox: &Sandbox, forward: Option<Forward>) {
         .unwrap_or_else(PoisonError::into_inner) = forward;
 }
 
-async fn listen(sandbox: &Arc<Sandbox>) -> Result<Forward, SandboxError> {
+async fn listen(sandbox: &Arc<Sandbox>) -> Result<Forward, Failure> {
     let namespace = copy(&sandbox.network)?;
     let own = sandbox.network_path.is_none();
     let listener = blocking(move || forward::listen_in(namespace.as_fd(), own)).await?;
@@ -49,12 +49,12 @@ async fn listen(sandbox: &Arc<Sandbox>) -> Result<Forward, SandboxError> {
 }
 
 /// A connection to a port of the guest's loopback.
-async fn connect(sandbox: Weak<Sandbox>, port: u16) -> Result<UnixStream, SandboxError> {
+async fn connect(sandbox: Weak<Sandbox>, port: u16) -> Result<UnixStream, Failure> {
     let Some(sandbox) = sandbox.upgrade() else {
         let why = "the sandbox has been stopped";
-        return Err(SandboxError::new(SandboxErrorKind::WrongState, why));
+        return Err(Failure::new(Kind::WrongState, why));
     };
-    let token = new_token().map_err(|cause| SandboxError::failed("make a token", cause))?;
+    let token = new_token().map_err(|cause| Failure::failed("make a token", cause))?;
     sandbox.agent.connect(port, token).await?;
     sandbox.open_stream(token).await
 }

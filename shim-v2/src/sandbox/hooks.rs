@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::Sandbox;
 use crate::cgroup::Cgroup;
-use crate::error::SandboxError;
 use crate::hooks::{DEADLINE, Place, State, owe_poststop, run, take_poststop};
 use crate::spec::HostHooks;
+use kata_like_failure::Failure;
 
 /// A container's hooks, and what of their state does not change.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl ContainerHooks {
         status: &'static str,
         pid: u32,
         place: &Place,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<(), Failure> {
         let bundle = self.bundle.display().to_string();
         let state = State {
             oci_version: &self.hooks.version,
@@ -81,7 +81,7 @@ pub(super) async fn before_create(
     hooks: &ContainerHooks,
     pid: u32,
     cgroup: Option<Arc<Cgroup>>,
-) -> Result<(), SandboxError> {
+) -> Result<(), Failure> {
     if !hooks.hooks.poststop.is_empty() {
         owe_poststop(&hooks.bundle)?;
     }
@@ -91,7 +91,7 @@ pub(super) async fn before_create(
 }
 
 /// After the container's start.
-pub(super) async fn after_start(sandbox: &Sandbox, id: &str) -> Result<(), SandboxError> {
+pub(super) async fn after_start(sandbox: &Sandbox, id: &str) -> Result<(), Failure> {
     let (hooks, pid, cgroup) = {
         let inner = sandbox.inner();
         let Some(container) = inner.containers.get(id) else {

@@ -6,24 +6,24 @@
 use oci_spec::runtime::LinuxResources;
 
 use super::Sandbox;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spec::MemorySize;
+use kata_like_failure::{Failure, Kind};
 
 const MIB: u64 = 1 << 20;
 
 impl Sandbox {
     /// Freezes a container; answers when all its processes stand still.
-    pub async fn pause(&self, id: &str) -> Result<(), SandboxError> {
+    pub async fn pause(&self, id: &str) -> Result<(), Failure> {
         self.agent.pause(id).await
     }
 
     /// Lets a paused container go on.
-    pub async fn resume(&self, id: &str) -> Result<(), SandboxError> {
+    pub async fn resume(&self, id: &str) -> Result<(), Failure> {
         self.agent.resume(id).await
     }
 
     /// Changes a container's limits: an OCI `linux.resources` object as JSON.
-    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), SandboxError> {
+    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), Failure> {
         let wanted = parse(resources)?;
         let limits = self.inner().containers.get(id).map(|it| it.limits);
         let limits = limits.unwrap_or_default();
@@ -59,10 +59,10 @@ impl Limits {
     }
 }
 
-fn parse(resources: &[u8]) -> Result<LinuxResources, SandboxError> {
+fn parse(resources: &[u8]) -> Result<LinuxResources, Failure> {
     let bad = |why: String| {
-        SandboxError::new(
-            SandboxErrorKind::BadRequest,
+        Failure::new(
+            Kind::BadRequest,
             format!("parse the new linux.resources: {why}"),
         )
     };
@@ -79,13 +79,13 @@ fn fits(
     limits: Limits,
     memory: &MemorySize,
     vcpus: u8,
-) -> Result<(), SandboxError> {
+) -> Result<(), Failure> {
     let limit = wanted.memory().as_ref().and_then(|memory| memory.limit());
     if let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok())
         && limit > memory.bytes
         && Some(limit) != limits.memory
     {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             format_args!("linux.resources.memory.limit of {} MiB", limit / MIB),
             format_args!("{memory}; a running one can't be made larger"),
         ));
@@ -98,7 +98,7 @@ fn fits(
         && let Ok(quota) = u64::try_from(quota)
         && quota > period.saturating_mul(u64::from(vcpus))
     {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             format_args!("linux.resources.cpu.quota of {quota} in {period} microseconds"),
             format_args!(
                 "the pod's virtual machine has {vcpus} vCPU(s); a running one can't be given more"

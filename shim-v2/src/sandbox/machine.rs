@@ -80,7 +80,7 @@ fn remove_state(folder: &StateFolder) {
         Err(error) => Err(error),
     };
     if let Err(error) = removed {
-        tracing::warn!("{}", crate::error::one_line(&error));
+        tracing::warn!("{}", kata_like_failure::one_line(&error));
     }
 }
 

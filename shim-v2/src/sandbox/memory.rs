@@ -9,9 +9,9 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::error::SandboxError;
 use crate::file_systems::TMPFS_MAGIC;
 use crate::spec::MemoryVolume;
+use kata_like_failure::Failure;
 
 /// As /dev/shm is everywhere: for all, and each deletes its own only.
 const MODE: u32 = 0o1777;
@@ -25,7 +25,7 @@ pub(super) struct HostMemory {
 
 /// What `source` leads to, if that is a directory on a tmpfs. Its size is that of the host's, which
 /// is how kubelet and containerd tell it.
-pub(super) fn look(source: &Path) -> Result<Option<HostMemory>, SandboxError> {
+pub(super) fn look(source: &Path) -> Result<Option<HostMemory>, Failure> {
     let look = || {
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
         let fd = rustix::fs::openat(CWD, source, flags, Mode::empty())?;
@@ -36,7 +36,7 @@ pub(super) fn look(source: &Path) -> Result<Option<HostMemory>, SandboxError> {
         Err(rustix::io::Errno::NOTDIR) => return Ok(None),
         Err(errno) => {
             let step = format!("look at source {}", source.display());
-            return Err(SandboxError::failed(step, io::Error::from(errno)));
+            return Err(Failure::failed(step, io::Error::from(errno)));
         }
     };
     if system.f_type as u32 != TMPFS_MAGIC {

@@ -13,12 +13,12 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::bring_up::{blocking, write_record};
 use super::machine::Machine;
 use crate::cgroup::Cgroup;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::request::SandboxRequest;
 use crate::shared_network;
 use crate::spawn::Network;
 use crate::spec::NetworkPart;
 use crate::stand_in::StandIn;
+use kata_like_failure::{Failure, Kind};
 
 /// NSFS_MAGIC of linux/magic.h.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -31,13 +31,13 @@ pub(super) async fn make(
     state: &Arc<StateFolder>,
     machine: &mut Machine,
     record: &mut Record,
-) -> Result<OwnedFd, SandboxError> {
+) -> Result<OwnedFd, Failure> {
     let given = match given {
         NetworkPart::Path(path) => Some(open(path)?),
         NetworkPart::New => None,
         NetworkPart::Pod => {
-            return Err(SandboxError::new(
-                SandboxErrorKind::BadRequest,
+            return Err(Failure::new(
+                Kind::BadRequest,
                 "linux.namespaces of type network: a sandbox can't join its own pod",
             ));
         }
@@ -48,14 +48,14 @@ pub(super) async fn make(
     let directory = cgroup
         .as_fd()
         .try_clone_to_owned()
-        .map_err(|cause| SandboxError::failed("copy a descriptor", cause))?;
+        .map_err(|cause| Failure::failed("copy a descriptor", cause))?;
     let (task, empty) = (request.id.clone(), state.path().join(name::EMPTY));
     let (stand_in, given) = blocking(move || {
         let network = given
             .as_ref()
             .map_or(Network::New, |(fd, _)| Network::Join(fd.as_fd()));
         let stand_in = StandIn::start(&task, directory.as_fd(), network, &empty)
-            .map_err(|cause| SandboxError::failed("make the pod's network namespace", cause))?;
+            .map_err(|cause| Failure::failed("make the pod's network namespace", cause))?;
         Ok((stand_in, given))
     })
     .await?;
@@ -76,7 +76,7 @@ async fn take(
     state: &StateFolder,
     machine: &mut Machine,
     record: &mut Record,
-) -> Result<(), SandboxError> {
+) -> Result<(), Failure> {
     record.network_id = Some(network);
     write_record(state, record)?;
     machine.network = request.network.take().filter(|lock| lock.id() == network);
@@ -86,7 +86,7 @@ async fn take(
     let (namespace, id) = (request.namespace.clone(), request.id.clone());
     let taken = blocking(move || {
         shared_network::take(network, &namespace, &id)
-            .map_err(|cause| SandboxError::failed("take the pod's network namespace", cause))
+            .map_err(|cause| Failure::failed("take the pod's network namespace", cause))
     });
     let why = match taken.await? {
         Occupied::Free(lock) => {
@@ -98,23 +98,23 @@ async fn take(
         }
         Occupied::Changing => "a pod that does not end is in it".to_owned(),
     };
-    Err(SandboxError::unsupported(
+    Err(Failure::unsupported(
         "a network namespace that has a virtual machine",
         why,
     ))
 }
 
 /// Opens a network namespace, which must not be the host's own.
-fn open(path: &Path) -> Result<(OwnedFd, NetworkId), SandboxError> {
+fn open(path: &Path) -> Result<(OwnedFd, NetworkId), Failure> {
     let failed = |cause: std::io::Error| {
-        SandboxError::failed(format!("open network namespace {}", path.display()), cause)
+        Failure::failed(format!("open network namespace {}", path.display()), cause)
     };
     let fd = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let fd = fd.map_err(|errno| failed(errno.into()))?;
     let id = NetworkId::of(&fd).map_err(failed)?;
     let is_network = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type as u64 == NSFS_MAGIC);
     if NetworkId::at(Path::new("/proc/self/ns/net")).is_ok_and(|own| own == id) {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             format_args!(
                 "linux.namespaces of type network with path {}",
                 path.display()
@@ -124,8 +124,8 @@ fn open(path: &Path) -> Result<(OwnedFd, NetworkId), SandboxError> {
     }
     match is_network {
         true => Ok((fd, id)),
-        false => Err(SandboxError::new(
-            SandboxErrorKind::BadRequest,
+        false => Err(Failure::new(
+            Kind::BadRequest,
             format!("open network namespace {}: it is not one", path.display()),
         )),
     }

@@ -17,9 +17,9 @@ use kata_like_netlink::Changes;
 use super::bring_up::blocking;
 use super::{Sandbox, forward};
 use crate::agent::GuestInterface;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::network::later::{self, Later, Watch};
 use crate::network::{self, Interface, Joined, Network};
+use kata_like_failure::{Failure, Kind};
 
 /// How long the guest may take to let an interface go.
 const UNBIND: Duration = Duration::from_secs(10);
@@ -56,15 +56,15 @@ struct Bound {
 }
 
 /// Gives the guest the pod's network, if it has it not yet. Goes on if the caller leaves.
-pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), Failure> {
     let me = Arc::clone(sandbox);
     let work = tokio::spawn(async move {
         let mut state = me.pod_network.lock().await;
         match &*state {
             PodNetwork::Joined(_) => Ok(()),
-            PodNetwork::Failed(why) => Err(SandboxError::new(SandboxErrorKind::Failed, why)),
-            PodNetwork::Left => Err(SandboxError::new(
-                SandboxErrorKind::WrongState,
+            PodNetwork::Failed(why) => Err(Failure::new(Kind::Failed, why)),
+            PodNetwork::Left => Err(Failure::new(
+                Kind::WrongState,
                 "the sandbox has been stopped",
             )),
             PodNetwork::Untouched => match make(&me).await {
@@ -87,12 +87,12 @@ pub(super) async fn join(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
             },
         }
     });
-    let failed = |panic| Err(SandboxError::failed("set up the pod's network", panic));
+    let failed = |panic| Err(Failure::failed("set up the pod's network", panic));
     work.await.unwrap_or_else(failed)
 }
 
 /// An error comes with what could not be undone, if that is so.
-async fn make(sandbox: &Arc<Sandbox>) -> Result<Whole, (SandboxError, Option<SandboxError>)> {
+async fn make(sandbox: &Arc<Sandbox>) -> Result<Whole, (Failure, Option<Failure>)> {
     let namespace = copy(&sandbox.network).map_err(|error| (error, None))?;
     let work = move || {
         let changes = later::open(namespace.as_fd())?; // before what they change is read
@@ -118,7 +118,7 @@ async fn give(
     network: Network,
     taps: Vec<OwnedFd>,
     bound: &mut Vec<Bound>,
-) -> Result<(), SandboxError> {
+) -> Result<(), Failure> {
     let mut interfaces = Vec::new();
     for (interface, tap) in network.interfaces.into_iter().zip(taps) {
         let (mac, mtu) = (interface.mac, interface.mtu);
@@ -152,7 +152,7 @@ async fn change(
     bound: &[Bound],
     changed: Vec<Interface>,
     removed: Network,
-) -> Result<(), SandboxError> {
+) -> Result<(), Failure> {
     let in_slots = |interfaces: Vec<Interface>| -> Vec<_> {
         let interfaces = interfaces.into_iter();
         let found = interfaces.filter_map(|interface| {
@@ -183,7 +183,7 @@ async fn change(
 }
 
 /// Takes interfaces from the guest and out of their slots.
-async fn take_back(sandbox: &Sandbox, bound: Vec<Bound>) -> Result<(), SandboxError> {
+async fn take_back(sandbox: &Sandbox, bound: Vec<Bound>) -> Result<(), Failure> {
     let mut result = Ok(());
     for Bound { name, slot, .. } in bound {
         let gone = match sandbox.agent.unbind_device(slot, UNBIND).await {
@@ -225,7 +225,7 @@ fn follow(sandbox: &Arc<Sandbox>, changes: Changes) {
 }
 
 /// Has the guest follow what has come and gone.
-async fn look_again(sandbox: &Sandbox) -> Result<(), SandboxError> {
+async fn look_again(sandbox: &Sandbox) -> Result<(), Failure> {
     let mut state = sandbox.pod_network.lock().await;
     let PodNetwork::Joined(Whole { joined, bound }) = &mut *state else {
         return Ok(());
@@ -293,7 +293,7 @@ pub(super) async fn leave(sandbox: &Sandbox) {
 }
 
 /// A descriptor of one's own.
-pub(super) fn copy(fd: &OwnedFd) -> Result<OwnedFd, SandboxError> {
+pub(super) fn copy(fd: &OwnedFd) -> Result<OwnedFd, Failure> {
     let copied = fd.try_clone();
-    copied.map_err(|cause| SandboxError::failed("copy a descriptor", cause))
+    copied.map_err(|cause| Failure::failed("copy a descriptor", cause))
 }

@@ -17,8 +17,8 @@ use super::Sandbox;
 use super::bring_up::blocking;
 use super::network::copy;
 use crate::agent::NameQuestion;
-use crate::error::SandboxError;
 use crate::network::resolver::{self, ResolvConf};
+use kata_like_failure::Failure;
 
 /// How long an answer may take. Who asks waits five seconds most often.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,10 +65,10 @@ pub(super) async fn serve(sandbox: &Sandbox, id: &str) {
     }
 }
 
-async fn serve_named(sandbox: &Sandbox, conf: ResolvConf) -> Result<(), SandboxError> {
+async fn serve_named(sandbox: &Sandbox, conf: ResolvConf) -> Result<(), Failure> {
     let path = conf.path.display().to_string();
     let failed = |why: Box<dyn std::error::Error + Send + Sync>| {
-        SandboxError::failed(format!("read {path}"), why)
+        Failure::failed(format!("read {path}"), why)
     };
     let read = tokio::task::spawn_blocking(move || conf.on_loopback());
     let named = match timeout(READ, read).await {
@@ -114,7 +114,7 @@ pub(super) fn answer(sandbox: &Arc<Sandbox>, question: NameQuestion) {
             let mut stream = sandbox.open_stream(question.token).await?;
             let namespace = copy(&sandbox.network)?;
             drop(sandbox); // what waits for an answer keeps no pod
-            let failed = |error| SandboxError::failed("carry it to and from the guest", error);
+            let failed = |error| Failure::failed("carry it to and from the guest", error);
             let asked = resolver::read_message(&mut stream).await.map_err(failed)?;
             let answer = resolver::ask(namespace, address, tcp, asked).await?;
             let written = resolver::write_message(&mut stream, &answer).await;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use super::{NODEV, NOSUID, RDONLY, clone_tree, set_attributes};
-use crate::error::SandboxError;
 use crate::request::RootfsMount;
+use kata_like_failure::Failure;
 use std::os::fd::AsFd;
 
 /// mount(2) copies one page of options, its end included.
@@ -64,15 +64,15 @@ impl Options {
 }
 
 /// Binds a directory of the host.
-pub(super) fn bind(request: &RootfsMount, target: &Path) -> Result<(), SandboxError> {
+pub(super) fn bind(request: &RootfsMount, target: &Path) -> Result<(), Failure> {
     let options = Options::of(request);
     if let Some(option) = options.data.first() {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             format_args!("option {option:?} of a bind mount"),
             "it is not known",
         ));
     }
-    let failed = |cause: io::Error| SandboxError::failed(format!("bind {}", request.source), cause);
+    let failed = |cause: io::Error| Failure::failed(format!("bind {}", request.source), cause);
     let tree = clone_tree(Path::new(&request.source), options.recursive).map_err(failed)?;
     let mut attributes = 0;
     for (flag, attribute) in [
@@ -97,10 +97,10 @@ pub(super) fn bind(request: &RootfsMount, target: &Path) -> Result<(), SandboxEr
 
 /// Mounts an overlay. Many layers exceed the page of options: their names are then given from the
 /// directory that they have in common.
-pub(super) fn overlay(request: &RootfsMount, target: &Path) -> Result<(), SandboxError> {
+pub(super) fn overlay(request: &RootfsMount, target: &Path) -> Result<(), Failure> {
     let options = Options::of(request);
     let data = options.data.join(",");
-    let failed = |cause: io::Error| SandboxError::failed("mount an overlay", cause);
+    let failed = |cause: io::Error| Failure::failed("mount an overlay", cause);
     let result = if data.len() < PAGE {
         mount_in(None, &request.source, target, options.flags, &data)
     } else {
@@ -121,9 +121,9 @@ pub(super) fn overlay(request: &RootfsMount, target: &Path) -> Result<(), Sandbo
     mount_change(target, MountPropagationFlags::PRIVATE).map_err(|errno| failed(errno.into()))
 }
 
-fn too_long(length: usize) -> SandboxError {
-    SandboxError::new(
-        crate::error::SandboxErrorKind::BadRequest,
+fn too_long(length: usize) -> Failure {
+    Failure::new(
+        kata_like_failure::Kind::BadRequest,
         format!(
             "mount an overlay: its options have {length} bytes, the kernel takes {PAGE}: too many layers"
         ),

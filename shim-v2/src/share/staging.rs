@@ -19,9 +19,9 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 
 use super::Mounted;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::file_systems::mount_table::{self, Mount};
 use crate::file_systems::named;
+use kata_like_failure::{Failure, Kind};
 
 /// How often the table is read anew where the host's mounts change meanwhile.
 const PASSES: usize = 10;
@@ -39,21 +39,21 @@ pub(super) struct Staged<'a> {
 
 impl Staging {
     /// Makes the place in a pod's state folder.
-    pub(super) fn create(state: &StateFolder) -> Result<Self, SandboxError> {
+    pub(super) fn create(state: &StateFolder) -> Result<Self, Failure> {
         let made = state.create_directory(name::STAGING);
-        made.map_err(|cause| SandboxError::failed("make a place for mounts", cause))?;
+        made.map_err(|cause| Failure::failed("make a place for mounts", cause))?;
         Ok(Self(Mutex::new(state.path().join(name::STAGING))))
     }
 
     /// Mounts a detached tree, out of which nothing propagates, and takes out what is of the host's kernel, with all
     /// that is mounted below such. The log says what that was.
-    pub(super) fn strip(&self, tree: &OwnedFd, field: &str) -> Result<Staged<'_>, SandboxError> {
+    pub(super) fn strip(&self, tree: &OwnedFd, field: &str) -> Result<Staged<'_>, Failure> {
         // What panics leaves the path whole.
         let place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(tree, "", CWD, place.as_path(), flags).map_err(|errno| {
             let step = format!("{field}: mount on {}", place.display());
-            SandboxError::failed(step, io::Error::from(errno))
+            Failure::failed(step, io::Error::from(errno))
         })?;
         let staged = Staged {
             _tree: Mounted {
@@ -64,7 +64,7 @@ impl Staging {
         };
         let failed = |cause| {
             let step = format!("{field}: take out file systems of the host's kernel");
-            SandboxError::failed(step, cause)
+            Failure::failed(step, cause)
         };
         let (mut left_out, mut hidden) = (Vec::new(), None::<Vec<Mount>>);
         for _ in 0..PASSES {
@@ -90,8 +90,8 @@ impl Staging {
                 .is_empty()
                 .then(|| below.into_iter().cloned().collect());
         }
-        Err(SandboxError::new(
-            SandboxErrorKind::Failed,
+        Err(Failure::new(
+            Kind::Failed,
             format!("{field}: the host's mounts below change all the time"),
         ))
     }

@@ -195,7 +195,7 @@ fn what_can_t_be_shared_is_refused_and_nothing_stays() {
         let line = share
             .add_rootfs("a", &bundle, &[bind_of(place), ext4])
             .unwrap_err();
-        assert_eq!(line.kind(), SandboxErrorKind::Unsupported);
+        assert_eq!(line.kind(), Kind::Unsupported);
         assert!(
             line.one_line().starts_with("mount rootfs[1] (ext4)"),
             "{}",

@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::Mounted;
-use crate::error::{SandboxError, SandboxErrorKind};
 use crate::spec::Volume;
+use kata_like_failure::{Failure, Kind};
 
 /// The name of a volume: that of the file or directory that its source leads to now, and of how it is shown.
-pub fn name(volume: &Volume) -> Result<String, SandboxError> {
+pub fn name(volume: &Volume) -> Result<String, Failure> {
     let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
     let found = rustix::fs::statx(CWD, &volume.source, AtFlags::empty(), wanted);
     let found = found.map_err(|errno| {
         let step = format!("{}: open source {}", volume.field, volume.source.display());
-        SandboxError::failed(step, std::io::Error::from(errno))
+        Failure::failed(step, std::io::Error::from(errno))
     })?;
     let how: String = [
         (volume.read_only, 'r'),
@@ -38,8 +38,8 @@ pub fn name(volume: &Volume) -> Result<String, SandboxError> {
 
 /// A root file system that containerd names no mounts for is the caller's: Docker changes the files in it, too
 /// (`docker cp`). So it is a volume.
-pub fn of_root(root: Option<PathBuf>) -> Result<Volume, SandboxError> {
-    let bad = |text: &str| SandboxError::new(SandboxErrorKind::BadRequest, text);
+pub fn of_root(root: Option<PathBuf>) -> Result<Volume, Failure> {
+    let bad = |text: &str| Failure::new(Kind::BadRequest, text);
     let source =
         root.ok_or_else(|| bad("root is missing in the spec, and no mount is given for it"))?;
     let mut volume = Volume {
@@ -83,8 +83,8 @@ impl SharedVolume {
     pub(super) fn hold(
         table: &Arc<Table>,
         name: &str,
-        mount: impl FnOnce() -> Result<Mounted, SandboxError>,
-    ) -> Result<Self, SandboxError> {
+        mount: impl FnOnce() -> Result<Mounted, Failure>,
+    ) -> Result<Self, Failure> {
         let mut mounts = table.lock();
         match mounts.get_mut(name) {
             Some((holders, _)) => *holders += 1,

@@ -54,7 +54,7 @@ async fn the_status_is_the_child_s() {
 async fn a_label_that_is_none_is_told() {
     let mut how = shell(&["sh", "-c", "exit 0"], &[]);
     how.label = Some("no label");
-    let line = crate::error::one_line(&birth(&how).unwrap_err());
+    let line = kata_like_failure::one_line(&birth(&how).unwrap_err());
     assert!(
         line.starts_with("set the SELinux label of /bin/sh: "),
         "{line}"
@@ -65,14 +65,14 @@ async fn a_label_that_is_none_is_told() {
 async fn the_cause_of_a_failed_start_is_told() {
     let mut how = shell(&["x"], &[]);
     how.program = Path::new("/nowhere/x");
-    let line = crate::error::one_line(&birth(&how).unwrap_err());
+    let line = kata_like_failure::one_line(&birth(&how).unwrap_err());
     assert_eq!(
         line,
         "run /nowhere/x: No such file or directory (os error 2)"
     );
     let mut how = shell(&["sh"], &[]);
     how.directory = Path::new("/nowhere");
-    let line = crate::error::one_line(&birth(&how).unwrap_err());
+    let line = kata_like_failure::one_line(&birth(&how).unwrap_err());
     assert!(
         line.starts_with("enter the directory of /bin/sh: "),
         "{line}"

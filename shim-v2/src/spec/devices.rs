@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use super::bad;
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 /// A block device of the host that is to be a disk of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,9 +33,7 @@ const WHOLE_DEV: usize = 8;
 const MAX_DISKS: usize = 64;
 
 /// Takes the devices out of the spec that the guest does not have. Answers its disks, and the paths of what was left out.
-pub(super) fn split_devices(
-    spec: &mut Spec,
-) -> Result<(Vec<DiskPart>, Vec<PathBuf>), SandboxError> {
+pub(super) fn split_devices(spec: &mut Spec) -> Result<(Vec<DiskPart>, Vec<PathBuf>), Failure> {
     let Some(linux) = spec.linux_mut() else {
         return Ok((Vec::new(), Vec::new()));
     };
@@ -62,7 +60,7 @@ pub(super) fn split_devices(
         }
         let field = format!("linux.devices[{index}] ({})", device.path().display());
         if device.typ() != LinuxDeviceType::B {
-            return Err(SandboxError::unsupported(field, why(&device)));
+            return Err(Failure::unsupported(field, why(&device)));
         }
         if disks.len() >= MAX_DISKS {
             return Err(bad(&format!(

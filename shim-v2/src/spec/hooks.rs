@@ -7,7 +7,7 @@ use std::time::Duration;
 use oci_spec::runtime::{Hook, Spec};
 
 use super::bad;
-use crate::error::SandboxError;
+use kata_like_failure::Failure;
 
 /// The most hooks of one kind.
 const MAX_HOOKS: usize = 64;
@@ -44,7 +44,7 @@ pub struct HostHooks {
 
 impl HostHooks {
     /// The hooks of a spec.
-    pub fn of(spec: &Spec) -> Result<Self, SandboxError> {
+    pub fn of(spec: &Spec) -> Result<Self, Failure> {
         let Some(hooks) = spec.hooks() else {
             return Ok(Self::default());
         };
@@ -62,7 +62,7 @@ impl HostHooks {
     }
 
     /// Takes them out of a spec.
-    pub(super) fn take(spec: &mut Spec) -> Result<Self, SandboxError> {
+    pub(super) fn take(spec: &mut Spec) -> Result<Self, Failure> {
         let taken = Self::of(spec)?;
         if let Some(hooks) = spec.hooks_mut() {
             #[allow(deprecated)]
@@ -75,7 +75,7 @@ impl HostHooks {
     }
 }
 
-fn list(kind: &str, hooks: Option<&[Hook]>) -> Result<Vec<HostHook>, SandboxError> {
+fn list(kind: &str, hooks: Option<&[Hook]>) -> Result<Vec<HostHook>, Failure> {
     let hooks = hooks.unwrap_or_default();
     if hooks.len() > MAX_HOOKS {
         return Err(bad(&format!("hooks.{kind} holds more than {MAX_HOOKS}")));

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Mount, Spec};
 
 use super::{Pod, absolute, bad};
-use crate::error::SandboxError;
 use crate::file_systems::Found;
+use kata_like_failure::Failure;
 
 /// The most bind mounts of one container.
 const MAX_VOLUMES: usize = 512;
@@ -51,12 +51,12 @@ pub(super) fn split_mounts(
     spec: &mut Spec,
     bundle: &Path,
     pod: Pod,
-) -> Result<(Vec<Volume>, Vec<MemoryVolume>), SandboxError> {
+) -> Result<(Vec<Volume>, Vec<MemoryVolume>), Failure> {
     let (mut volumes, mut memory) = (Vec::new(), Vec::<MemoryVolume>::new());
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         let field = format!("mounts[{index}] ({})", mount.destination().display());
         if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(SandboxError::unsupported(
+            return Err(Failure::unsupported(
                 format_args!("{field}.uidMappings"),
                 "mounts with mapped ids are not made yet",
             ));
@@ -64,7 +64,7 @@ pub(super) fn split_mounts(
         if !is_bind(mount) {
             let kind = mount.typ().as_deref().unwrap_or_default();
             if !OF_THE_GUEST.contains(&kind) {
-                return Err(SandboxError::unsupported(
+                return Err(Failure::unsupported(
                     format_args!("{field}.type {kind:?}"),
                     "only bind mounts and the kernel's own file systems are mounted",
                 ));
@@ -126,10 +126,10 @@ fn become_own(
     mount: &mut Mount,
     volume: &Volume,
     system_of: &dyn Fn(&Path) -> io::Result<Option<Found>>,
-) -> Result<bool, SandboxError> {
+) -> Result<bool, Failure> {
     let found = system_of(&volume.source).map_err(|cause| {
         let step = format!("{}: open source {}", volume.field, volume.source.display());
-        SandboxError::failed(step, cause)
+        Failure::failed(step, cause)
     })?;
     let Some(found) = found else {
         return Ok(false);
@@ -147,14 +147,14 @@ fn become_own(
     Ok(true)
 }
 
-fn volume_of(mount: &Mount, field: String, bundle: &Path) -> Result<Volume, SandboxError> {
+fn volume_of(mount: &Mount, field: String, bundle: &Path) -> Result<Volume, Failure> {
     let source = mount
         .source()
         .as_ref()
         .filter(|source| !source.as_os_str().is_empty())
         .ok_or_else(|| bad(&format!("{field} is a bind mount without a source")))?;
     if options(mount).any(|option| option == "rshared" || option == "shared") {
-        return Err(SandboxError::unsupported(
+        return Err(Failure::unsupported(
             format_args!("{field}.options rshared"),
             "mounts made in the guest can't be propagated to the host",
         ));

@@ -3,7 +3,7 @@
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::bad;
-use crate::error::{SandboxError, SandboxErrorKind};
+use kata_like_failure::{Failure, Kind};
 
 /// Limits that a VM's size follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ const PERIODS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
 const DEFAULT_PERIOD: u64 = 100_000;
 
 /// A number in an annotation; 0 is none, as CRI has it.
-fn annotation(spec: &Spec, key: &str) -> Result<Option<i64>, SandboxError> {
+fn annotation(spec: &Spec, key: &str) -> Result<Option<i64>, Failure> {
     let Some(text) = spec.annotations().as_ref().and_then(|all| all.get(key)) else {
         return Ok(None);
     };
@@ -78,7 +78,7 @@ pub(super) fn own_quota(spec: &Spec) -> Option<i64> {
     resources(spec)?.cpu().as_ref()?.quota()
 }
 
-pub(super) fn size_of(spec: &Spec) -> Result<SizePart, SandboxError> {
+pub(super) fn size_of(spec: &Spec) -> Result<SizePart, Failure> {
     let own_cpu = resources(spec)
         .and_then(|all| all.cpu().as_ref())
         .and_then(|cpu| {
@@ -131,12 +131,12 @@ impl SizePart {
     /// The VM's memory: `default` bytes without a limit, which the host must have; else the limit and
     /// what the guest itself needs, which is 128 MiB and a 64th for its page structs (64 bytes for
     /// each 4 KiB), at least 256 MiB, and no more than the host has.
-    pub fn memory(&self, default: u64, host: u64) -> Result<MemorySize, SandboxError> {
+    pub fn memory(&self, default: u64, host: u64) -> Result<MemorySize, Failure> {
         let most = (host / (2 * MIB) * (2 * MIB)).max(LEAST);
         let Some((limit, key)) = self.memory else {
             if default > most {
-                return Err(SandboxError::new(
-                    SandboxErrorKind::Failed,
+                return Err(Failure::new(
+                    Kind::Failed,
                     format!(
                         "{DEFAULT_KEY}: {} MiB is more than this host has, {} MiB",
                         default / MIB,

@@ -2,8 +2,8 @@
 
 use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_PERIOD, SANDBOX_QUOTA};
 use super::*;
-use crate::error::SandboxErrorKind;
 use crate::file_systems;
+use kata_like_failure::Kind;
 
 /// What `ctr run` writes, shortened.
 const PLAIN: &str = r#"{"ociVersion":"1.2.0","process":{"user":{"uid":0,"gid":0},"args":["sh"],
@@ -20,7 +20,7 @@ fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Spec {
     serde_json::from_value(value).unwrap()
 }
 
-fn try_split(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Split, SandboxError> {
+fn try_split(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Split, Failure> {
     let number = std::cell::Cell::new(0);
     let pod = Pod {
         task_of: &|pid| (pid == 42).then(|| "sandbox".to_owned()),
@@ -46,10 +46,7 @@ fn try_split(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Split, Sandbox
 fn refused(edit: impl FnOnce(&mut serde_json::Value)) -> String {
     let error = try_split(edit).unwrap_err();
     assert!(
-        matches!(
-            error.kind(),
-            SandboxErrorKind::Unsupported | SandboxErrorKind::BadRequest
-        ),
+        matches!(error.kind(), Kind::Unsupported | Kind::BadRequest),
         "{error}"
     );
     error.one_line()

@@ -213,7 +213,7 @@ async fn wrong_paths_are_named() {
         ..StdioPaths::default()
     };
     let error = Stdio::open(&missing, "ns", "c").await.expect_err("missing");
-    let text = crate::error::one_line(&error);
+    let text = kata_like_failure::one_line(&error);
     assert!(
         text.contains("/nowhere/at/all") && text.contains("stdout"),
         "{text}"

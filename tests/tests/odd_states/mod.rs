@@ -95,7 +95,7 @@ fn failed_create(pod: &DirectPod) -> TestResult {
     let answer = task.create_with(&pod.spec(&SLEEP), &nothing(), |request| {
         request.checkpoint = "/somewhere".into();
     })?;
-    refused_as(answer, Code::UNIMPLEMENTED, "not supported")?;
+    refused_as(answer, Code::UNKNOWN, "not supported")?;
     gone(&task)?;
     let task = pod.run("twice", &SLEEP)?;
     let again = task.create(&pod.spec(&SLEEP), &nothing())?;
@@ -191,7 +191,7 @@ fn running(pod: &DirectPod) -> TestResult {
             ..Default::default()
         };
         let answer = pod.call::<Empty>("Checkpoint", &request)?;
-        refused_as(answer, Code::UNIMPLEMENTED, "not supported")?;
+        refused_as(answer, Code::UNKNOWN, "not supported")?;
     }
     // The probe of a containerd that comes back never fails.
     let request = ConnectRequest {

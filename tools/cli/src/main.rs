@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!(
                 "kata-like check: {}",
-                kata_like_boot::one_line(error.as_ref())
+                kata_like_failure::one_line(error.as_ref())
             );
             ExitCode::FAILURE
         }

@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn an_error_has_step_object_layer_and_cause() {
         let directory = Path::new("/nonexistent/kvm");
-        let line = crate::one_line(&open_kvm(directory).unwrap_err());
+        let line = kata_like_failure::one_line(&open_kvm(directory).unwrap_err());
         let begin = "open /nonexistent/kvm to run virtual machines (";
         assert!(line.starts_with(begin), "{line}");
         assert!(

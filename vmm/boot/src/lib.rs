@@ -9,7 +9,6 @@
 //! Deliberately absent: paths. A child is never told where something lies, only handed it.
 
 mod channel;
-mod error;
 mod fsd;
 mod kvm;
 mod printk;
@@ -17,7 +16,6 @@ mod state;
 mod vm;
 
 pub use channel::{Channel, ChannelError, MAX_FDS, MAX_MESSAGE};
-pub use error::one_line;
 pub use fsd::{CachePolicy, FsdBoot, FsdFds, FsdReport, FsdShare};
 pub use kvm::{KVM, KvmUnavailable, open_kvm};
 pub use printk::PrintkLayout;

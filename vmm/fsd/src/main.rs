@@ -18,7 +18,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
-use kata_like_boot::{CONTROL_FD, Channel, ChannelError, FsdBoot, FsdReport, one_line};
+use kata_like_boot::{CONTROL_FD, Channel, ChannelError, FsdBoot, FsdReport};
+use kata_like_failure::one_line;
 use rustix::fs::FileType;
 use rustix::io::FdFlags;
 

@@ -108,7 +108,7 @@ fn what_the_path_leads_to_counts_and_nothing_stays() {
         for source in ["/proc", "/proc/self/status", "/sys/kernel"] {
             let refused = share.add_volume(&volume("v", Path::new(source), false));
             let refused = refused.unwrap_err();
-            assert_eq!(refused.kind(), SandboxErrorKind::Unsupported);
+            assert_eq!(refused.kind(), Kind::Unsupported);
             let wanted = format!("mounts[0] (/x) with source {source} of type ");
             assert!(
                 refused.one_line().starts_with(&wanted),

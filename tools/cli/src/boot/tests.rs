@@ -36,7 +36,8 @@ impl Installation {
     }
 
     fn boot(&self) -> Result<Booted, String> {
-        boot_with(&self.1, Path::new("/dev/null")).map_err(|error| kata_like_boot::one_line(&error))
+        boot_with(&self.1, Path::new("/dev/null"))
+            .map_err(|error| kata_like_failure::one_line(&error))
     }
 }
 
@@ -61,7 +62,7 @@ fn a_host_without_kvm_is_told_so() {
     let installation = Installation::new("exit 0");
     let missing = boot_with(&installation.1, Path::new("/dev/kvm-of-another-host")).unwrap_err();
     assert!(
-        kata_like_boot::one_line(&missing)
+        kata_like_failure::one_line(&missing)
             .starts_with("open /dev/kvm-of-another-host to run virtual machines (")
     );
 }

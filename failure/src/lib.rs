@@ -1,0 +1,176 @@
+//! Why a step failed: one error for the shim, the agent and the programs between them.
+//!
+//! `Display` is the step and its object, `source` is the cause, and [`one_line`] joins the chain for a user. Modules
+//! whose callers match on a cause keep an enum of their own and hand it on as the source of a [`Failure`].
+
+use std::error::Error;
+
+/// What kind of failure it is. `kata-like-agent-protocol` gives each kind its status code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No such container or process, or it has exited.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// The object is in a state that forbids this.
+    WrongState,
+    /// The request contradicts the protocol or the OCI runtime spec.
+    BadRequest,
+    /// A field asks for what we do not support; the text names the field.
+    Unsupported,
+    /// A step did not end in time.
+    DeadlineExceeded,
+    /// Anything else.
+    Failed,
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}")]
+pub struct Failure {
+    kind: Kind,
+    step: String,
+    #[source]
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl Failure {
+    /// A failure that is its own cause.
+    pub fn new(kind: Kind, step: impl Into<String>) -> Self {
+        Self {
+            kind,
+            step: step.into(),
+            source: None,
+        }
+    }
+
+    /// A step that failed because of `source`, of the kind [`Kind::Failed`].
+    pub fn failed(
+        step: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            kind: Kind::Failed,
+            step: step.into(),
+            source: Some(source.into()),
+        }
+    }
+
+    /// A field that asks for what we do not support.
+    pub fn unsupported(field: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        let step = format!("{field} is not supported: {why}");
+        Self::new(Kind::Unsupported, step)
+    }
+
+    /// A field whose value is not allowed.
+    pub fn bad(field: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Self::new(Kind::BadRequest, format!("{field}: {why}"))
+    }
+
+    /// Puts a step before this failure, which becomes its source. The kind stays.
+    pub fn during(self, step: impl Into<String>) -> Self {
+        Self {
+            kind: self.kind,
+            step: step.into(),
+            source: Some(Box::new(self)),
+        }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The whole chain on one line.
+    pub fn one_line(&self) -> String {
+        one_line(self)
+    }
+}
+
+/// Turns the error of a result into a [`Failure`] of the step that it ended.
+pub trait Step<T> {
+    /// `step` says what was being done and to what: `open(path).step(|| format!("open {path:?}"))?`.
+    ///
+    /// # Errors
+    /// The result's own error, as the source of a [`Kind::Failed`].
+    fn step<S: Into<String>>(self, step: impl FnOnce() -> S) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Box<dyn Error + Send + Sync>>> Step<T> for Result<T, E> {
+    fn step<S: Into<String>>(self, step: impl FnOnce() -> S) -> Result<T, Failure> {
+        self.map_err(|source| Failure::failed(step(), source))
+    }
+}
+
+/// An error and its sources on one line: `step: cause: cause`. A source that its error has repeated in
+/// its own text is not said again.
+pub fn one_line(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = cause.source();
+    }
+    line.replace(['\n', '\r'], " ")
+}
+
+/// A line that the guest may have written, made safe to print: no control characters, at most `longest` characters.
+pub fn clean(line: &str, longest: usize) -> String {
+    line.chars()
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .take(longest)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_is_one_line_and_keeps_the_kind() {
+        let cause = std::io::Error::other("no\nspace");
+        let error = Failure::failed("make a", cause).during("start b");
+        assert_eq!(error.one_line(), "start b: make a: no space");
+        assert_eq!(error.kind(), Kind::Failed);
+        let error = Failure::unsupported("hooks.prestart", "no").during("read c");
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert_eq!(
+            error.one_line(),
+            "read c: hooks.prestart is not supported: no"
+        );
+        let error = Err::<(), _>(std::io::Error::other("no")).step(|| "open /x");
+        assert_eq!(error.unwrap_err().one_line(), "open /x: no");
+    }
+
+    #[test]
+    fn a_line_of_the_guest_s_is_cut_and_cleaned() {
+        let line = clean(&format!("a\u{1b}[2J\n{}", "x".repeat(5000)), 2000);
+        assert_eq!(line.chars().count(), 2000);
+        assert!(line.starts_with("a [2J x"), "{line}");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Cause {
+        text: &'static str,
+        #[source]
+        source: Option<Box<Cause>>,
+    }
+
+    fn chain(texts: &[&'static str]) -> Cause {
+        let (text, rest) = texts.split_first().unwrap();
+        let source = (!rest.is_empty()).then(|| Box::new(chain(rest)));
+        Cause { text, source }
+    }
+
+    #[test]
+    fn each_cause_is_said_once_and_all_on_one_line() {
+        let line = |texts: &[&'static str]| one_line(&chain(texts));
+        assert_eq!(line(&["open x", "read\ny", "gone"]), "open x: read y: gone");
+        assert_eq!(line(&["open x: gone", "gone"]), "open x: gone");
+    }
+}
