@@ -70,7 +70,7 @@ fn each_reason_is_still_one_and_in_the_documentation() -> TestResult {
     let text = std::fs::read_to_string(LIMITATIONS)?;
     for reason in &REASONS {
         assert!(
-            text.contains(&format!("- **{}**: ", reason.name)),
+            text.contains(&format!("| **{}** | ", reason.name)),
             "{}",
             reason.name
         );
