@@ -1,7 +1,7 @@
 //! Address → device, for the accesses that KVM hands to us.
 //!
-//! Called by the vCPU threads. Every port and every address of the guest's is answered: what is not
-//! there reads as all ones and ignores writes, as on a PC. Deliberately absent: KVM.
+//! Called by the vCPU threads. Every port and address of the guest has an answer: what is not there
+//! reads as all ones and ignores writes, as on a PC. Deliberately absent: KVM.
 
 use std::sync::Arc;
 
@@ -10,38 +10,35 @@ use crate::legacy;
 use crate::virtio::DeviceError;
 use crate::virtio::mmio::Slot;
 
-/// What a guest's access brought about, beyond a register's change.
+/// What an access of the guest does beyond changing a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing.
     None,
     /// The guest asks for a reset of the machine.
     Reset,
 }
 
-/// All that the guest can address and that is not RAM or KVM's.
+/// Everything that the guest can address, except RAM and KVM's own devices.
 #[derive(Clone)]
 pub struct Bus {
     slots: Arc<[Arc<Slot>]>,
 }
 
 impl Bus {
-    /// With the virtio-mmio slots in the order of their addresses.
+    /// Takes the virtio-mmio slots in the order of their addresses.
     pub fn new(slots: Arc<[Arc<Slot>]>) -> Self {
         Self { slots }
     }
 
-    /// Port input.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         data.fill(legacy::read(port));
     }
 
-    /// Port output.
     pub fn port_write(&self, port: u16, data: &[u8]) -> Effect {
         legacy::write(port, data)
     }
 
-    /// Memory-mapped read.
+    /// A memory-mapped read.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.slot(address) {
             Some((slot, offset)) => slot.read(offset, data),
@@ -49,7 +46,7 @@ impl Bus {
         }
     }
 
-    /// Memory-mapped write. An error is a device's failure on the host's side.
+    /// A memory-mapped write. An error means that a device failed on the host's side.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), DeviceError> {
         match self.slot(address) {
             Some((slot, offset)) => slot.write(offset, data),

@@ -1,8 +1,8 @@
-//! What the guest's CPU admits to: KVM's supported set, less nested virtualisation and the host's
-//! performance counters, plus the topology (each vCPU a core of its own in one package).
+//! The guest's CPUID: what KVM supports, without nested virtualisation and the host's performance
+//! counters, and with a topology of one package in which each vCPU is a core.
 //!
-//! Called by `machine` for each vCPU. Facts: Intel SDM vol. 2 CPUID, AMD APM vol. 3 appendix E, Linux
-//! Documentation/virt/kvm/x86/cpuid.rst.
+//! Called by `machine` for each vCPU. Facts: Intel SDM vol. 2 CPUID, AMD APM vol. 3 appendix E,
+//! Linux Documentation/virt/kvm/x86/cpuid.rst.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
@@ -14,13 +14,14 @@ const HYPERTHREADING: u32 = 1 << 28; // leaf 1, edx: more than one logical CPU p
 const SVM: u32 = 1 << 2; // leaf 0x8000_0001, ecx
 const CMP_LEGACY: u32 = 1 << 1; // leaf 0x8000_0001, ecx
 
-/// Whether this CPU gives the guest random numbers itself.
+/// Whether this CPU gives the guest random numbers (RDRAND).
 pub fn has_rdrand(supported: &CpuId) -> bool {
     let leaf = supported.as_slice().iter().find(|leaf| leaf.function == 1);
     leaf.is_some_and(|leaf| leaf.ecx & RDRAND != 0)
 }
 
-/// The CPUID of vCPU `id` of `count`, from what KVM supports. `None`: too many entries for KVM.
+/// The CPUID of vCPU `id` of `count`, made from what KVM supports. `None`: too many entries for
+/// KVM.
 pub fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> Option<CpuId> {
     let (id, count) = (u32::from(id), u32::from(count));
     let mut entries: Vec<kvm_cpuid_entry2> = supported
@@ -48,7 +49,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
                 entry.edx |= HYPERTHREADING;
             }
         }
-        // Intel's caches: the third level is shared by all, the others are a core's own.
+        // Intel's caches: all cores share the third level, each has the others for itself.
         4 if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 0x7;
             entry.eax = entry.eax & 0x3fff | sharers(level, count) << 14 | (count - 1) << 26;
@@ -71,17 +72,17 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
     }
 }
 
-/// Logical CPUs that share a cache, less one.
+/// The number of logical CPUs that share a cache, less one.
 fn sharers(level: u32, count: u32) -> u32 {
     if level >= 3 { count - 1 } else { 0 }
 }
 
-/// Bits of the APIC id that number the cores.
+/// The number of APIC id bits that number the cores.
 fn id_bits(count: u32) -> u32 {
     count.next_power_of_two().trailing_zeros()
 }
 
-/// Leaf 0xb: one thread a core, `count` cores, the x2APIC id.
+/// Leaf 0xb: one thread per core, `count` cores, the x2APIC id.
 fn extended_topology(id: u32, count: u32) -> [kvm_cpuid_entry2; 3] {
     const SIGNIFICANT_INDEX: u32 = 1; // KVM_CPUID_FLAG_SIGNIFCANT_INDEX
     const THREADS: u32 = 1 << 8;
@@ -152,7 +153,8 @@ mod tests {
             assert_eq!(topology.len(), 3);
             assert!(topology.iter().all(|leaf| leaf.edx == u32::from(id)));
             assert_eq!((topology[1].eax, topology[1].ebx), (2, 3));
-            // AMD's own way to say the topology is the host's, and newer kernels ask it first.
+            // AMD's own leaf for the topology has the host's values, and newer kernels ask it
+            // first.
             assert!(find(&cpuid, 0x8000_0026).is_empty());
         }
     }

@@ -1,8 +1,8 @@
 //! KVM's binary statistics: exits, faults, pages (KVM_GET_STATS_FD, Linux
 //! Documentation/virt/kvm/api.rst 4.133).
 //!
-//! `machine` opens a descriptor for the VM and one per vCPU before the jail closes, then reads values
-//! by their offset. A KVM without them (before 5.14) gives zeros.
+//! `machine` opens a descriptor for the VM and one per vCPU before the jail closes, then reads
+//! values by their offset. A KVM without them (before 5.14) gives zeros.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -17,23 +17,23 @@ mod request {
     vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, super::KVMIO, 0xce);
 }
 
-/// `struct kvm_stats_header`, and `struct kvm_stats_desc` without its name.
+/// The sizes of `struct kvm_stats_header`, and of `struct kvm_stats_desc` without its name.
 const HEADER_SIZE: usize = 24;
 const DESCRIPTOR_SIZE: usize = 16;
 
-/// Bounds on what the kernel says, so that a broken one costs no memory.
+/// Bounds on what the kernel says, so that a broken kernel costs no memory.
 const MAX_NAME: usize = 256;
 const MAX_VALUES: u32 = 1024;
 
 /// The statistics of a VM or a vCPU.
 pub struct Stats {
     file: File,
-    /// Names and the offset of each one's first value.
+    /// The name of each statistic, and the offset of its first value.
     values: Vec<(String, u64)>,
 }
 
 impl Stats {
-    /// Of the VM or vCPU behind `fd`; `None` where this KVM has none.
+    /// Opens the statistics of the VM or vCPU behind `fd`. `None`: this KVM has none.
     pub fn of(fd: &impl AsRawFd) -> Option<Self> {
         // SAFETY: KVM_GET_STATS_FD takes no argument and touches no memory of ours.
         let stats = unsafe { ioctl(fd, request::KVM_GET_STATS_FD()) };
@@ -46,7 +46,7 @@ impl Stats {
         Some(Self { file, values })
     }
 
-    /// The first value of a statistic; 0 if there is no such.
+    /// The first value of a statistic; 0 if it does not exist.
     pub fn get(&self, name: &str) -> u64 {
         let Some((_, offset)) = self.values.iter().find(|(known, _)| known == name) else {
             return 0;

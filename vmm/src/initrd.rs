@@ -1,8 +1,8 @@
-//! An initrd is a whole cpio archive, or it is refused before the guest runs.
+//! Refuses an initrd that is not a whole cpio archive, before the guest runs.
 //!
-//! Called by `kernel`. A guest whose archive is cut off dies somewhere in its first second, with a
-//! line about init; here the reason is said. Only headers are looked at, up to the first trailer: what
-//! follows (padding, more archives) is the kernel's business, as is what the files hold. Facts: Linux
+//! Called by `kernel`. A guest with a truncated archive dies in its first second, with a line about
+//! init; here we can say the reason. We read only headers, up to the first trailer. What follows
+//! (padding, more archives) and the files' contents are the kernel's business. Facts: Linux
 //! Documentation/driver-api/early-userspace/buffer-format.rst.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -14,13 +14,12 @@ const FILE_SIZE: usize = 6 + 6 * 8;
 const NAME_SIZE: usize = 6 + 11 * 8;
 const TRAILER: &[u8] = b"TRAILER!!!\0";
 
-/// Why an initrd is none.
+/// Why a file is no initrd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadInitrd {
-    /// No bytes.
     #[error("load the guest's initrd: the file is empty")]
     Empty,
-    /// Something else, a compressed archive among it.
+    /// Something else, for example a compressed archive.
     #[error("load the guest's initrd: at byte {0} it is no cpio archive (uncompressed, newc)")]
     NoArchive(u64),
     /// It ends before its trailer.
@@ -28,20 +27,19 @@ pub enum BadInitrd {
         "load the guest's initrd: it is cut off: {size} bytes, and the archive goes on at {at}"
     )]
     CutOff {
-        /// The file's size.
         size: u64,
-        /// Where the next header or the rest of a file should be.
+        /// Where the next header, or the rest of a file, should be.
         at: u64,
     },
 }
 
-/// Walks the archive in the `size` bytes at `start`, which are in guest memory.
+/// Walks the archive in the `size` bytes of guest memory at `start`.
 pub fn check(memory: &GuestMemoryMmap, start: u64, size: u64) -> Result<(), BadInitrd> {
     if size == 0 {
         return Err(BadInitrd::Empty);
     }
     let cut_off = |at| BadInitrd::CutOff { size, at };
-    // Both ends are in guest memory, so neither sum nor read fails where `at` is in the file.
+    // Both ends are in guest memory: neither sum nor read fails where `at` is in the file.
     let read = |at: u64, bytes: &mut [u8]| {
         let end = at.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > size) {
@@ -68,7 +66,7 @@ pub fn check(memory: &GuestMemoryMmap, start: u64, size: u64) -> Result<(), BadI
                 return Ok(());
             }
         }
-        // `at` is below the file's size and both fields below 4 GiB.
+        // `at` is below the file's size, and both fields are below 4 GiB: no overflow.
         let content = (at + HEADER_SIZE + name_size).next_multiple_of(4);
         let next = (content + file_size).next_multiple_of(4);
         if next > size {
@@ -78,16 +76,16 @@ pub fn check(memory: &GuestMemoryMmap, start: u64, size: u64) -> Result<(), BadI
     }
 }
 
-/// Eight hexadecimal digits.
+/// Parses eight hexadecimal digits.
 fn number(header: &[u8], offset: usize) -> Option<u64> {
     let digits = header.get(offset..offset.checked_add(8)?)?;
     let text = std::str::from_utf8(digits).ok()?;
-    // `from_str_radix` takes a sign, too.
+    // `from_str_radix` would also take a sign.
     let plain = text.bytes().all(|digit| digit.is_ascii_hexdigit());
     plain.then(|| u64::from_str_radix(text, 16).ok())?
 }
 
-/// An archive of empty files, for the tests of `kernel` too.
+/// An archive of empty files. The tests of `kernel` use it, too.
 #[cfg(test)]
 pub fn archive(names: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -127,7 +125,7 @@ mod tests {
     #[test]
     fn each_shorter_one_is_cut_off() {
         let whole = archive(&["init"]);
-        let trailer = whole.len() - 3; // what pads its name is not missed
+        let trailer = whole.len() - 3; // the padding of its name counts, too
         for length in 1..trailer {
             let found = checked(&whole[..length]);
             assert!(matches!(found, Err(BadInitrd::CutOff { .. })), "{length}");

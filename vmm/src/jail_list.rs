@@ -1,13 +1,14 @@
-//! The system calls of the VMM from its first KVM_RUN on, for all its threads.
+//! The system calls that all threads of the VMM may make from the first KVM_RUN on.
 //!
-//! Called by `machine`, when all threads exist and every descriptor is open. Nothing here opens, names,
-//! connects or starts anything. Another call kills the process, which the shim sees as SIGSYS.
+//! Called by `machine`, when all threads exist and every descriptor is open. No call in the list
+//! opens, names, connects or starts anything. Any other call kills the process; the shim sees
+//! SIGSYS.
 
 use kata_like_jail::{JailError, seccomp};
 
-/// By what needs them.
+/// Grouped by what needs them.
 const ALLOWED: &[libc::c_long] = &[
-    // vCPU threads and their stop: `ioctl` has its own list below
+    // vCPU threads, and how they are stopped; `ioctl` has a list of its own below
     libc::SYS_rt_sigreturn,
     libc::SYS_tgkill,
     libc::SYS_getpid,
@@ -26,19 +27,20 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ppoll,
     libc::SYS_close,
     libc::SYS_fcntl, // the standard library's debug check of a descriptor that it closes
-    // vsock: streams are accepted, never dialled
+    // vsock: the VMM accepts streams, it never dials
     libc::SYS_accept4,
     libc::SYS_readv,
     libc::SYS_writev,
     libc::SYS_sendto,
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
-    // interfaces: by readv and writev, as streams; disks: at an offset, never opened here; their size is asked when they come
+    // interfaces: readv and writev, as on streams; disks: reads and writes at an offset, and their
+    // size when they come (they are never opened here)
     libc::SYS_preadv,
     libc::SYS_pwritev,
     libc::SYS_fdatasync,
     libc::SYS_lseek,
-    // figures, log, entropy
+    // stats, log, entropy
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_pread64,
@@ -64,10 +66,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_MP_STATE, KVM_GET_LAPIC and KVM_GET_MSRS (to say where a
-/// vCPU failed or stands), KVM_IRQFD and KVM_IOEVENTFD (a slot that is
-/// filled late), FIONBIO (a stream that was accepted, a tap), BLKSSZGET (a disk's blocks), TUNGETIFF,
-/// TUNSETVNETHDRSZ and TUNSETOFFLOAD (a tap's kind, headers and offloads).
+/// KVM_RUN; KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_MP_STATE, KVM_GET_LAPIC and KVM_GET_MSRS (where a
+/// vCPU failed or stands); KVM_IRQFD and KVM_IOEVENTFD (a slot that is filled late); FIONBIO (an
+/// accepted stream, a tap); BLKSSZGET (a disk's block size); TUNGETIFF, TUNSETVNETHDRSZ and
+/// TUNSETOFFLOAD (a tap's kind, headers and offloads).
 const IOCTLS: &[u32] = &[
     0xae80,
     0x8090_ae81,
@@ -84,7 +86,7 @@ const IOCTLS: &[u32] = &[
     0x4004_54d0,
 ];
 
-/// Closes the jail's last door.
+/// Loads the filter into all threads of this process.
 pub fn install() -> Result<(), JailError> {
     seccomp::install(ALLOWED, IOCTLS)
 }

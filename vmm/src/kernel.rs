@@ -1,8 +1,10 @@
-//! The guest kernel, its initrd and its command line, in guest memory and ready to enter by PVH.
+//! Loads the guest's kernel, its initrd and its command line into guest memory, ready to enter by
+//! PVH.
 //!
 //! Called by `machine`, once, before any vCPU runs. Kernel and initrd come from the host and are
-//! trusted, but may be missing, cut off or something else: each such case is an error of one line.
-//! Facts: Xen's PVH start info (`arch-x86/hvm/start_info.h`); Linux Documentation/arch/x86/boot.rst.
+//! trusted, but may be missing, truncated or something else: each case is an error of one line.
+//! Facts: Xen's PVH start info (`arch-x86/hvm/start_info.h`); Linux
+//! Documentation/arch/x86/boot.rst.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -19,12 +21,13 @@ use crate::layout::{
     MODULE_LIST, MP_TABLE, MP_TABLE_SIZE, RamRange, SLOT_IRQS, START_INFO, slot_address,
 };
 
-/// What the kernel is told; the virtio-mmio slots follow.
+/// The kernel's options; the virtio-mmio slots follow them.
 ///
-/// A panic resets at once, by the port that `legacy` has. There is no PIT to check timers against, no
-/// DMA to bounce, and no page that the host takes away for long. The clock is KVM's. Grace periods are
-/// expedited: each cgroup move and namespace waits for some. `quiet` costs no log: see `log`. A pod's network has no
-/// interfaces but its own: whoever wants a dummy makes one.
+/// A panic resets at once, through the port of `legacy`. There is no PIT to check timers against,
+/// no DMA that needs a bounce buffer, and no page that the host takes away for long. The clock is
+/// KVM's. Grace periods are expedited, since each cgroup move and namespace waits for some. `quiet`
+/// costs no log: see `log`. A pod's network has only its own interfaces, so modules must not make
+/// dummies.
 const OPTIONS: &str = "quiet panic=-1 reboot=k tsc=reliable no_timer_check \
     rcupdate.rcu_expedited=1 cryptomgr.notests swiotlb=noforce no-kvmapf dummy.numdummies=0";
 
@@ -34,60 +37,52 @@ const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 const PAGE: u64 = 4096;
 
-/// Free memory that a kernel needs beside itself and its initrd to reach init at all.
+/// Free memory, in bytes, that a kernel needs beside itself and its initrd to reach init.
 const ELBOW_ROOM: u64 = 16 << 20;
 
 /// Why the kernel could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// Not an ELF image that can be loaded.
     #[error("load the guest kernel: it is no complete 64-bit ELF image (vmlinux)")]
     NotAKernel(#[source] linux_loader::loader::Error),
-    /// Without it we can't enter it.
+    /// The image has no PVH entry, so we can't enter it.
     #[error("load the guest kernel: it has no PVH entry (CONFIG_PVH)")]
     NoPvhEntry,
-    /// A file could not be read.
     #[error("read the guest's {what}")]
     Read {
-        /// Which.
         what: &'static str,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// The initrd is none.
     #[error(transparent)]
     Initrd(#[from] BadInitrd),
-    /// It all does not fit.
+    /// Kernel and initrd do not fit into guest memory.
     #[error(
         "load the guest's {what}: {need} bytes of guest memory needed below 3 GiB, {have} there are"
     )]
     TooLittleMemory {
-        /// Kernel or initrd.
+        /// "kernel" or "initrd".
         what: &'static str,
-        /// Where it would end, with room for the kernel to work.
+        /// Where it would end, with room for the kernel to work; bytes.
         need: u64,
-        /// Where memory ends.
+        /// Where memory below 3 GiB ends; bytes.
         have: u64,
     },
-    /// Longer than the kernel reads.
+    /// The line is longer than the kernel reads.
     #[error("the guest's command line has {length} bytes, the kernel takes {COMMAND_LINE_SIZE}")]
     CommandLineTooLong {
-        /// With the final NUL.
+        /// Includes the final NUL.
         length: usize,
     },
-    /// A boot structure could not be written.
     #[error("write the guest's {what} to its memory")]
     Write {
-        /// Which.
         what: &'static str,
-        /// Why.
         #[source]
         source: vm_memory::GuestMemoryError,
     },
 }
 
-/// Loads everything; returns the address at which the boot vCPU enters, in 32-bit mode.
+/// Loads everything. Returns the address at which the boot vCPU enters, in 32-bit mode.
 pub fn load(
     memory: &GuestMemoryMmap,
     ranges: &[RamRange],
@@ -111,7 +106,8 @@ fn load_kernel(
     let loaded = match Elf::load(memory, None, &mut kernel, Some(HIGH_RAM)) {
         Ok(loaded) => loaded,
         Err(error) => {
-            // The loader calls a file that ends too soon and memory that does the same thing.
+            // The loader gives the same error for a file that ends too soon and for memory that
+            // does.
             let size = kernel.seek(SeekFrom::End(0)).unwrap_or(0);
             fits("kernel", HIGH_RAM.0.saturating_add(size), low_end)?;
             return Err(KernelError::NotAKernel(error));
@@ -145,7 +141,7 @@ fn load_initrd(
     let mut file = File::from(initrd);
     let size = file.seek(SeekFrom::End(0)).map_err(read)?;
     file.rewind().map_err(read)?;
-    // The kernel unpacks it into memory before it frees it: it is there twice for a moment.
+    // The kernel unpacks the initrd before it frees it, so for a moment it is in memory twice.
     fits(
         "initrd",
         start.saturating_add(size.saturating_mul(2)),
@@ -171,14 +167,14 @@ fn slots() -> impl Iterator<Item = (u64, u32)> {
     irqs.map(|(slot, irq)| (slot_address(slot), irq))
 }
 
-/// Options and slots in the order of their numbers: `virtio-mmio.N` in the guest.
+/// Joins the options and the slots, in the order of their numbers: `virtio-mmio.N` in the guest.
 fn command_line(slots: impl Iterator<Item = (u64, u32)>) -> Result<String, KernelError> {
     let mut line = String::from(OPTIONS);
     for (address, irq) in slots {
         let size = MMIO_SLOT_SIZE / 1024;
         line += &format!(" virtio_mmio.device={size}K@{address:#x}:{irq}");
     }
-    // A longer line is cut by the kernel without a word, which gives a device a wrong interrupt.
+    // The kernel cuts a longer line silently, which would give a device a wrong interrupt.
     let length = line.len() + 1;
     if length > COMMAND_LINE_SIZE {
         return Err(KernelError::CommandLineTooLong { length });
@@ -198,7 +194,8 @@ fn too_long(line: &str) -> KernelError {
     }
 }
 
-/// The memory map: RAM, less the PC's hole below 1 MiB, with the MP table kept from use.
+/// The RAM that the guest is told of: without the PC's hole below 1 MiB, and with the MP table
+/// reserved.
 fn memory_map(ranges: &[RamRange]) -> Vec<hvm_memmap_table_entry> {
     let entry = |addr, size, type_| hvm_memmap_table_entry {
         addr,

@@ -1,4 +1,4 @@
-//! What is not a kernel, or does not fit, is refused in one line that says so.
+//! A file that is not a kernel, or does not fit, is refused in one line that says so.
 
 use std::io::Write;
 
@@ -113,7 +113,7 @@ fn a_kernel_too_large_for_memory_is_refused() {
         large,
         Err(KernelError::TooLittleMemory { what: "kernel", .. })
     ));
-    // Here it is the file's bytes that don't fit.
+    // Here the file's bytes don't fit.
     let mut image = elf(true, 64 << 20);
     image[64 + 32..64 + 40].copy_from_slice(&(60u64 << 20).to_le_bytes());
     image.resize(64 << 20, 0);

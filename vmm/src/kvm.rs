@@ -1,6 +1,6 @@
 //! The VM as KVM knows it: memory slots, interrupts, notifications, vCPUs and their first state.
 //!
-//! Called by `machine`; the only file besides `vcpu` and `figures` that speaks to KVM. Facts: Linux
+//! Called by `machine`. Only this file, `vcpu` and `figures` speak to KVM. Facts: Linux
 //! Documentation/virt/kvm/api.rst.
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -45,28 +45,25 @@ const LAPIC_LINT: [(usize, u32); 2] = [(0x350, 0x700), (0x360, 0x400)];
 /// Why KVM gives no VM.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
-    /// The version is fixed since 2007.
+    /// KVM's version is another one; it has been fixed since 2007.
     #[error("use /dev/kvm: its API version is {0}, not {KVM_API_VERSION}: this is no KVM")]
     NoKvm(i32),
-    /// Too old or too special a KVM.
+    /// This KVM is too old, or lacks an extension.
     #[error("use /dev/kvm: it lacks {0}")]
     Lacks(&'static str),
-    /// The usual reason is another hypervisor.
+    /// No VM could be made; the usual reason is another hypervisor.
     #[error("create a virtual machine: the CPU's virtualisation is in use by another hypervisor")]
     Busy(#[source] errno::Error),
-    /// An ioctl failed.
     #[error("{step}")]
     Ioctl {
-        /// What was being done.
         step: &'static str,
-        /// Why it failed.
         #[source]
         source: errno::Error,
     },
-    /// More entries than KVM takes.
+    /// There are more CPUID entries than KVM takes.
     #[error("set the guest's CPUID: too many leaves")]
     Cpuid,
-    /// Bug or impossible layout.
+    /// The layout names an address that KVM can't have: a bug of ours.
     #[error("find guest memory at {0:#x} in our own")]
     Address(u64),
 }
@@ -75,19 +72,18 @@ fn ioctl(step: &'static str) -> impl Fn(errno::Error) -> KvmError {
     move |source| KvmError::Ioctl { step, source }
 }
 
-/// One VM.
 pub struct Vm {
     fd: VmFd,
     supported: CpuId,
-    /// Mapped into the VM: must outlive `fd`, and does by being dropped after it.
+    /// KVM maps it into the VM. It must outlive `fd`: it is dropped after it.
     _memory: Arc<Memory>,
 }
 
 impl Vm {
-    /// Makes a VM with this memory, an interrupt controller and no CPU.
+    /// Makes a VM with this memory, an interrupt controller and no vCPU.
     pub fn new(kvm: OwnedFd, memory: Arc<Memory>) -> Result<Self, KvmError> {
-        // SAFETY: the descriptor is owned and given up here; whether it is KVM's is checked next,
-        // and an ioctl to any other descriptor fails without touching memory of ours.
+        // SAFETY: we own the descriptor and give it up here. Whether it is KVM's is checked next;
+        // an ioctl to any other descriptor fails without touching our memory.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
         let version = kvm.get_api_version();
         if version != KVM_API_VERSION as i32 {
@@ -119,7 +115,7 @@ impl Vm {
         })
     }
 
-    /// The CPU features KVM supports.
+    /// The CPU features that KVM supports.
     pub fn supported_cpuid(&self) -> &CpuId {
         &self.supported
     }
@@ -129,7 +125,8 @@ impl Vm {
         &self.fd
     }
 
-    /// Makes vCPU `id` of `count`. Number 0 begins at `entry`; the others wait for its call.
+    /// Makes vCPU `id` of `count`. Number 0 begins at `entry`; the others wait for its start-up
+    /// IPI.
     pub fn create_vcpu(&self, id: u8, count: u8, entry: GuestAddress) -> Result<VcpuFd, KvmError> {
         let vcpu = self
             .fd
@@ -146,14 +143,15 @@ impl Vm {
         Ok(vcpu)
     }
 
-    /// A write to `irq` raises interrupt `pin` in the guest.
+    /// From now on a write to `irq` raises interrupt `pin` in the guest.
     pub fn connect_interrupt(&self, irq: &EventFd, pin: u32) -> Result<(), KvmError> {
         self.fd
             .register_irqfd(irq, pin)
             .map_err(ioctl("connect a device's interrupt"))
     }
 
-    /// The guest's 32-bit write of `value` to `address` signals `kick`, without an exit to us.
+    /// From now on the guest's 32-bit write of `value` to `address` signals `kick`, without an exit
+    /// to us.
     pub fn connect_notification(
         &self,
         kick: &EventFd,
@@ -199,9 +197,9 @@ fn add_memory(fd: &VmFd, memory: &Memory) -> Result<(), KvmError> {
             userspace_addr: address.addr() as u64,
         };
         // SAFETY: from here on KVM writes to the slot's range whenever the guest does.
-        // - It is mapped: start and length are those of one region of `memory`.
-        // - It stays mapped: `Memory` never unmaps (its module says so).
-        // - No reference aliases it: guest memory is only reached through volatile access.
+        // - The range is mapped: start and length are those of one region of `memory`.
+        // - It stays mapped: `Memory` never unmaps (see its module).
+        // - No reference aliases it: we reach guest memory only through volatile access.
         // - Slots are disjoint: `layout::ram_ranges` makes one below and one above 4 GiB.
         unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("give the VM its memory"))?;
     }
@@ -224,7 +222,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// LINT0 takes the external interrupt, LINT1 the NMI: as the MP table says.
+/// LINT0 takes the external interrupt and LINT1 the NMI, as the MP table says.
 fn set_local_apic(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let step = "set a vCPU's local APIC";
     let mut apic = vcpu.get_lapic().map_err(ioctl(step))?;

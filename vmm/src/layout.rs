@@ -1,7 +1,8 @@
-//! The guest's physical address map. Every number that two files must agree on is here.
+//! The guest's physical address map. Every number on which two files must agree is here.
 //!
 //! ```text
-//!          0 ┬ RAM           0x1000 start info   0x2000 memory map   0x3000 module list   0x4000 command line
+//!          0 ┬ RAM           0x1000 start info   0x2000 memory map   0x3000 module list
+//!            │               0x4000 command line
 //!    0x9fc00 ┼ MP table      (the kernel searches the last KiB of the low 640)
 //!    0xa0000 ┼ nothing       (VGA and BIOS of a PC)
 //!   0x100000 ┼ RAM           the kernel where its ELF headers say, the initrd behind it
@@ -15,61 +16,54 @@
 
 use vm_memory::GuestAddress;
 
-/// Guest memory is a multiple of this, and each of its regions begins at one.
+/// Guest memory is a multiple of this, and each of its regions begins at a multiple.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
-/// The least and the most guest memory.
+/// The least guest memory, in bytes.
 pub const MIN_MEMORY: u64 = 64 << 20;
-/// 1 TiB: below what any CPU with nested paging can address.
+/// The most guest memory: 1 TiB, which any CPU with nested paging can address.
 pub const MAX_MEMORY: u64 = 1 << 40;
 
-/// The most vCPUs: their MP table entries fit its KiB.
+/// The most vCPUs: their entries must fit into the MP table's KiB.
 pub const MAX_VCPUS: u8 = 32;
 
-/// PVH start info.
 pub const START_INFO: GuestAddress = GuestAddress(0x1000);
-/// PVH memory map.
 pub const MEMORY_MAP: GuestAddress = GuestAddress(0x2000);
-/// PVH module list: the initrd.
+/// PVH's module list: the initrd.
 pub const MODULE_LIST: GuestAddress = GuestAddress(0x3000);
-/// The kernel's command line.
 pub const COMMAND_LINE: GuestAddress = GuestAddress(0x4000);
-/// The longest command line, its final NUL included (COMMAND_LINE_SIZE of x86).
+/// The longest command line, including its final NUL (COMMAND_LINE_SIZE of x86).
 pub const COMMAND_LINE_SIZE: usize = 2048;
 
-/// The MP table: the end of the low RAM that the memory map admits to.
+/// The MP table, at the end of the low RAM that the memory map names.
 pub const MP_TABLE: GuestAddress = GuestAddress(0x9fc00);
-/// Its size.
 pub const MP_TABLE_SIZE: u64 = 0x400;
 
 /// Where RAM goes on above the PC's hole.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
 
-/// RAM below 4 GiB ends here at the latest.
+/// Where RAM below 4 GiB ends at the latest.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
-/// The rest of it begins here.
+/// Where the rest of RAM begins.
 pub const RAM_ABOVE_4G: GuestAddress = GuestAddress(1 << 32);
 
-/// The first virtio-mmio slot.
 pub const MMIO_BASE: u64 = 0xd000_0000;
-/// The size of a slot.
 pub const MMIO_SLOT_SIZE: u64 = 0x1000;
 
-/// I/O APIC, local APIC: KVM's in-kernel ones.
+/// KVM's I/O APIC and local APIC.
 pub const IO_APIC: u32 = 0xfec0_0000;
-/// As above.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
 /// One page for KVM's identity map, then three for its TSS.
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
-/// As above.
 pub const KVM_TSS: usize = 0xfffb_d000;
 
-/// The slots of virtio-mmio by their number in the guest's `virtio-mmio.N`, with their interrupts.
+/// The interrupt of each virtio-mmio slot, by its number in the guest's `virtio-mmio.N`.
 ///
-/// With an MP table pins 5 to 7, 9 to 11 and 13 to 23 are free. 0 and 1 are the fs devices, 2 vsock,
-/// 3 entropy; 4 to 11 are kept for net, 12 to 15 for blk, 16 and 17 for mem and balloon, which
-/// share a pin since both interrupt rarely. An unfilled slot costs three exits when the guest boots.
+/// With an MP table pins 5 to 7, 9 to 11 and 13 to 23 are free. Slots 0 and 1 are the fs devices, 2
+/// is vsock, 3 entropy; 4 to 11 are reserved for net, 12 to 15 for blk, 16 and 17 for mem and
+/// balloon. The last two share a pin, since both interrupt rarely. An empty slot costs three exits
+/// at boot.
 pub const SLOT_IRQS: [u32; 18] = [
     5, 6, 7, 9, // fs, fs, vsock, entropy
     10, 11, 13, 14, 15, 16, 17, 18, // net
@@ -77,23 +71,18 @@ pub const SLOT_IRQS: [u32; 18] = [
     23, 23, // mem, balloon
 ];
 
-/// The first of the two fs slots.
+/// The first of the fs slots.
 pub const FS_SLOT: usize = 0;
-/// The number of fs slots.
 pub const FS_SLOTS: usize = 2;
-/// The vsock slot.
 pub const VSOCK_SLOT: usize = 2;
-/// The entropy slot.
 pub const ENTROPY_SLOT: usize = 3;
 
-/// The first of the interfaces' slots.
+/// The first of the slots for interfaces.
 pub const NET_SLOT: usize = 4;
-/// The number of interfaces' slots.
 pub const NET_SLOTS: usize = 8;
 
-/// The first of the disks' slots.
+/// The first of the slots for disks.
 pub const DISK_SLOT: usize = 12;
-/// The number of disks' slots.
 pub const DISK_SLOTS: usize = 4;
 
 /// The address of a slot's registers.
@@ -101,18 +90,15 @@ pub fn slot_address(slot: usize) -> u64 {
     MMIO_BASE + slot as u64 * MMIO_SLOT_SIZE
 }
 
-/// One piece of RAM, and where it lies in the memfd.
+/// One piece of RAM: its guest-physical address, and its place in the memfd; bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RamRange {
-    /// Guest-physical start.
     pub start: GuestAddress,
-    /// Length in bytes.
     pub length: u64,
-    /// Offset in the memfd.
     pub offset: u64,
 }
 
-/// How `memory_bytes` are spread around the hole below 4 GiB.
+/// Spreads `memory_bytes` around the hole below 4 GiB.
 pub fn ram_ranges(memory_bytes: u64) -> Vec<RamRange> {
     let low = memory_bytes.min(LOW_RAM_END);
     let mut ranges = vec![RamRange {

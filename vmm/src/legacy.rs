@@ -1,8 +1,8 @@
-//! What is left of a PC: the keyboard controller's reset line, by which a guest without ACPI asks for
-//! a reset (`reboot=k`; the kernel's `mach_reboot` waits for status bit 1 to be clear, then sends
-//! command 0xfe).
+//! What is left of a PC: the keyboard controller's reset line.
 //!
-//! Called by `bus`. There is no serial port, no RTC, no PIT: their ports read as all ones.
+//! A guest without ACPI asks for a reset there (`reboot=k`; the kernel's `mach_reboot` waits until
+//! status bit 1 is clear, then sends command 0xfe). Called by `bus`. There is no serial port, RTC
+//! or PIT: their ports read as all ones.
 
 use crate::bus::Effect;
 
@@ -11,7 +11,7 @@ const RESET_CPU: u8 = 0xfe;
 const STATUS_IDLE: u8 = 0;
 const NOTHING_THERE: u8 = 0xff;
 
-/// The byte at a port.
+/// The byte that a read of the port gives.
 pub fn read(port: u16) -> u8 {
     match port {
         KEYBOARD_COMMAND => STATUS_IDLE,

@@ -1,23 +1,23 @@
-//! One KVM microVM: the parts that `main` puts together, and that the fuzz targets call.
+//! One KVM microVM: the parts that `main` puts together.
 //!
-//! Read it in the order of a start: `machine` builds, `memory`, `kvm`, `kernel` and `virtio` are what
-//! it builds from, `vcpu` and `reactor` run it.
+//! Read it in the order of a start: `machine` builds the VM from `memory`, `kvm`, `kernel` and
+//! `virtio`; `vcpu` and `reactor` run it.
 
-pub mod bus;
-pub mod cpuid;
-pub mod figures;
-pub mod initrd;
-pub mod jail_list;
-pub mod kernel;
-pub mod kvm;
-pub mod layout;
-pub mod legacy;
-pub mod log;
+mod bus;
+mod cpuid;
+mod figures;
+mod initrd;
+mod jail_list;
+mod kernel;
+mod kvm;
+mod layout;
+mod legacy;
+mod log;
 pub mod machine;
-pub mod memory;
-pub mod mptable;
-pub mod reactor;
-pub mod slots;
-pub mod vcpu;
+mod memory;
+mod mptable;
+mod reactor;
+mod slots;
+mod vcpu;
 pub mod virtio;
-pub mod watchdog;
+mod watchdog;

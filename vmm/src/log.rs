@@ -1,11 +1,12 @@
 //! The guest's log: the kernel's own printk ring, read from guest memory.
 //!
-//! `machine` writes new lines to the log's file when asked and when the VM ends. No exit is spent on
-//! a console, and a panic's last lines are there. Facts: kernel/printk/printk_ringbuffer.{h,c}.
+//! `machine` appends new lines to the log's file on request and when the VM ends. A console would
+//! cost exits; the ring costs none, and has a panic's last lines. Facts:
+//! kernel/printk/printk_ringbuffer.{h,c}.
 //!
-//! The guest can write all of it: every index is taken modulo a size that is bounded here, every
-//! address must lie in guest memory, every text is cut and cleaned. What does not fit is left out. One
-//! pass reads at most [`MAX_RECORDS`] records of [`MAX_TEXT`] bytes.
+//! The guest can write all of it. We take every index modulo a size that is bounded here; every
+//! address must lie in guest memory; every text is cut and cleaned. What does not fit is left out.
+//! One pass reads at most [`MAX_RECORDS`] records of [`MAX_TEXT`] bytes.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::GuestRam;
 
-/// The most bytes that are ever written to the log's file.
+/// The most bytes that we ever write to the log's file.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Bounds of one pass, whatever the guest's ring claims.
@@ -25,10 +26,10 @@ const MAX_COUNT_BITS: u32 = 20;
 const MAX_SIZE_BITS: u32 = 25;
 const MAX_TEXT: u64 = 1024;
 
-/// Lines in the tail that the shim is given.
+/// How many of the last lines the shim gets.
 const TAIL: usize = 20;
 
-/// Where the kernel maps its text and all memory, if not moved (no KASLR under PVH).
+/// Where the kernel maps its text and all memory, unless it was moved (no KASLR under PVH).
 const TEXT_MAP: u64 = 0xffff_ffff_8000_0000;
 const DIRECT_MAPS: [u64; 2] = [0xffff_8880_0000_0000, 0xff11_0000_0000_0000];
 const DIRECT_MAP_SIZE: u64 = 1 << 45;
@@ -41,20 +42,19 @@ const FINALIZED: u64 = 2;
 /// A data block begins with its descriptor's id.
 const BLOCK_HEADER: u64 = 8;
 
-/// What a panic's line holds.
+/// A panic's line contains this.
 const PANIC: &str = "Kernel panic - not syncing";
 
-/// One line of the kernel's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
     sequence: u64,
     nanoseconds: u64,
-    /// Said by the kernel itself, not through `/dev/kmsg`.
+    /// Whether the kernel itself said it, and not a process through `/dev/kmsg`.
     kernel: bool,
     text: String,
 }
 
-/// The log of one guest, and how much of it is in its file.
+/// One guest's log, and how much of it is in the file.
 pub struct GuestLog {
     layout: Option<PrintkLayout>,
     memory: GuestRam,
@@ -77,7 +77,7 @@ impl GuestLog {
         }
     }
 
-    /// Appends what is new to the file. The file's failure is its owner's loss, not the VM's end.
+    /// Appends new lines to the file. If the file fails its owner loses lines; the VM goes on.
     pub fn write_new(&mut self) -> std::io::Result<()> {
         if self.full {
             return Ok(());
@@ -131,7 +131,7 @@ fn format(line: &Line) -> String {
     format!("[{seconds:5}.{:06}] {}", rest / 1000, line.text)
 }
 
-/// The ring, with its sizes checked and its parts found.
+/// The ring, after its sizes were checked and its parts found.
 struct Ring<'a> {
     layout: &'a PrintkLayout,
     memory: &'a GuestRam,
@@ -169,10 +169,10 @@ impl<'a> Ring<'a> {
         })
     }
 
-    /// Looked for from the newest on: who asks often reads what is new, and one record of the rest.
+    /// Searches from the newest record on: a frequent caller reads the new ones and one old one.
     fn lines(&self, from: u64) -> Vec<Line> {
         let records = (self.head.wrapping_sub(self.tail) & ID_MASK).saturating_add(1);
-        // The newest ones, should the guest claim more than there can be.
+        // The newest ones, if the guest claims more than there can be.
         let records = records.min(self.count).min(MAX_RECORDS);
         let is_new = |record: &Vec<Line>| record.iter().all(|line| line.sequence >= from);
         let mut found: Vec<_> = (0..records)
@@ -219,7 +219,7 @@ impl<'a> Ring<'a> {
         Some(lines.map(line).collect())
     }
 
-    /// A block's text: the block is in one piece, at its place or, if it would wrap, at 0.
+    /// The text of a block. A block is in one piece: at its place or, if it would wrap, at 0.
     fn text(&self, begin: u64, next: u64, length: u64) -> Option<Vec<u8>> {
         if begin & 1 != 0 {
             return Some(Vec::new()); // a record without data
@@ -259,7 +259,7 @@ fn physical(address: u64) -> Option<u64> {
         .find(|offset| *offset < DIRECT_MAP_SIZE)
 }
 
-/// Printable ASCII stays; a tab is a space; all else, and what a terminal would obey, is `?`.
+/// Printable ASCII stays; a tab becomes a space, everything else (also what a terminal obeys) `?`.
 fn clean(text: &[u8]) -> String {
     let clean = |byte: &u8| match byte {
         b'\t' => ' ',

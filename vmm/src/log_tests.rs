@@ -125,7 +125,7 @@ fn new_lines_are_appended_once() {
     assert_eq!(content(&mut file), expected);
 }
 
-/// What has been written is not read again, however much of it there is.
+/// A line that is in the file is not read again, however long the log is.
 #[test]
 fn a_record_that_was_written_ends_a_look() {
     let mut kernel = Kernel::new();
@@ -134,7 +134,7 @@ fn a_record_that_was_written_ends_a_look() {
         kernel.say(text, 0);
     }
     log.write_new().unwrap();
-    // A sequence number that the kernel would not give an older record shows whether it is read.
+    // If an older record is read, this sequence number shows it: the kernel would not give it.
     kernel.put(INFOS, 1000);
     kernel.say("third", 0);
     log.write_new().unwrap();
@@ -150,7 +150,7 @@ fn a_full_ring_gives_its_newest_records() {
         kernel.say(&format!("a line with the number {number}"), 0);
     }
     let tail = kernel.log().0.tail();
-    // 256 bytes hold fewer than eight such lines; older blocks are overwritten by newer ones.
+    // 256 bytes hold fewer than eight such lines; newer blocks overwrite older ones.
     assert_eq!(
         tail.last().unwrap(),
         "[    1.234567] a line with the number 39"
@@ -200,7 +200,7 @@ fn without_a_layout_there_is_no_log() {
     assert!(log.tail().is_empty());
 }
 
-/// The largest ring that is believed costs bounded work.
+/// The largest ring that we believe costs bounded work.
 #[test]
 fn giant_claims_are_refused() {
     for (address, bits) in [

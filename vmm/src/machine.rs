@@ -1,7 +1,7 @@
-//! The machine: puts the parts together, runs it, says how it ended.
+//! The machine: puts the parts together, runs them, says how it ended.
 //!
-//! Called by `main`. The order: memory, VM, kernel, devices, vCPUs, jail, run. Until `run` an error is
-//! the whole answer; from then on every end is an [`End`].
+//! Called by `main`. The order is: memory, VM, kernel, devices, vCPUs, jail, run. Before `run` an
+//! error is the whole answer; from then on every end is an [`End`].
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -31,10 +31,10 @@ use crate::virtio::vsock::{Endpoints, Vsock};
 use crate::virtio::{Device, DeviceError};
 use crate::watchdog::Watchdog;
 
-/// How long the vCPUs may take to stop, before the process ends regardless.
+/// How long the vCPUs may take to stop; then the process ends without them.
 const STOP_DEADLINE: Duration = Duration::from_millis(500);
 
-/// How long the vCPUs may take to say what they do; devices wait meanwhile.
+/// How long the vCPUs may take to say what they do. Devices wait meanwhile.
 const STATE_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Why there is no machine.
@@ -92,8 +92,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine and closes the jail around this process. Only `control` and what the
-    /// request brought stays open.
+    /// Builds the machine and closes the jail around this process. Only `control` and the
+    /// descriptors of the request stay open.
     pub fn build(boot: VmBoot, fds: VmFds) -> Result<Self, BuildError> {
         let count = boot.vcpus;
         if count == 0 || count > MAX_VCPUS {
@@ -110,7 +110,7 @@ impl Machine {
         if boot.shares.len() > FS_SLOTS {
             return Err(BuildError::Shares(boot.shares.len()));
         }
-        // Before the first thread: the step is the calling thread's alone.
+        // Before the first thread: dropping the identity concerns the calling thread only.
         kata_like_jail::drop_identity(boot.uid)?;
         let watchdog = Watchdog::start().map_err(thread("start the watchdog's thread"))?;
         for (index, (share, connection)) in boot.shares.iter().zip(fds.shares).enumerate() {
@@ -147,7 +147,7 @@ impl Machine {
         })
     }
 
-    /// Runs the guest until it ends, obeying `control`. Never hangs on a vCPU.
+    /// Runs the guest until it ends, and obeys `control`. A vCPU can't hang it.
     pub fn run(mut self, control: &Channel) -> End {
         let end = match self.reactor.watch_control(control) {
             Ok(()) => self.run_until_end(control),
@@ -195,7 +195,8 @@ impl Machine {
                                 match notice {
                                     Notice::AgentConnected => {
                                         report(VmReport::AgentConnected(self.figures()))?;
-                                        // All of the boot is on the host, even if nobody asks again.
+                                        // So the whole boot is in the log's file, even if the shim
+                                        // never asks again.
                                         let _ = self.log.write_new();
                                     }
                                     Notice::Vcpu(end) => return Err(vcpu_ended(end)),
@@ -212,7 +213,7 @@ impl Machine {
         }
     }
 
-    /// Takes one command; the report is its answer.
+    /// Carries out one command; the report is its answer.
     fn obey(&mut self, control: &Channel) -> Result<VmReport, (EndReason, String)> {
         let (command, fds) = match control.receive::<VmCommand>() {
             Ok(message) => message,
@@ -322,7 +323,7 @@ fn thread(step: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
     move |source| BuildError::Io { step, source }
 }
 
-/// The socket device: the agent's one connection, and the streams.
+/// The vsock device, with the agent's one connection and the streams.
 fn vsock(
     boot: &VmBoot,
     agent: OwnedFd,

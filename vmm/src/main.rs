@@ -1,7 +1,7 @@
 //! The process: boot request in, jail, run, report and exit status out.
 //!
-//! The shim starts it with one connected socket as descriptor 3 and nothing else (crate `boot`). All
-//! that it ever says goes there.
+//! The shim starts it with one connected socket as descriptor 3 and nothing else (crate `boot`). It
+//! says everything there.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
@@ -12,14 +12,14 @@ use kata_like_failure::one_line;
 use kata_like_vmm::machine::Machine;
 
 fn main() -> ExitCode {
-    // One arena for all threads: where many threads have many, the C library looks at how many CPUs there are, and at
-    // how memory may be overcommitted, in files that the jail forbids.
-    // SAFETY: takes two numbers, and no other thread is there that could allocate meanwhile.
+    // One arena for all threads. With many threads and arenas the C library reads files to learn
+    // the number of CPUs and the overcommit policy; the jail forbids that. SAFETY: the call takes
+    // two numbers, and no other thread exists that could allocate meanwhile.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     // The standard hook reads files for a backtrace, which the jail forbids.
     set_hook(Box::new(|panic| eprintln!("kata-like-vmm: {panic}")));
-    // SAFETY: descriptor 3 is this process's by contract and nothing in it has touched it; where it
-    // is not open, every call on it fails with EBADF.
+    // SAFETY: descriptor 3 is this process's by contract, and nothing in the process has touched
+    // it. If it is not open, every call on it fails with EBADF.
     let control = Channel::from_fd(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
     let end = match start(&control) {
         Ok(machine) => run(machine, &control),
@@ -32,14 +32,15 @@ fn main() -> ExitCode {
     let status = end.reason.exit_status();
     let last = VmReport::Ended(end);
     if let (Err(_), VmReport::Ended(end)) = (control.send(&last, &[]), &last) {
-        // The shim is gone, or this was typed by hand: the status, and a line where one may be read.
+        // The shim is gone, or a person started the program: print a line, and exit with the
+        // status.
         eprintln!("kata-like-vmm: {}", end.detail);
     }
-    // Not `return`: a vCPU thread that did not stop must not hold the process up.
+    // Not `return`: a vCPU thread that did not stop must not delay the exit.
     std::process::exit(status.into())
 }
 
-/// A bug's panic is an end like others, as long as this thread can still say so.
+/// A panic is an end like others, as long as this thread can still report it.
 fn run(machine: Machine, control: &Channel) -> End {
     catch_unwind(AssertUnwindSafe(|| machine.run(control))).unwrap_or_else(|_| End {
         reason: EndReason::Failed,
@@ -52,7 +53,7 @@ fn start(control: &Channel) -> Result<Machine, String> {
     kata_like_jail::close_other_fds(&[CONTROL_FD]).map_err(|error| one_line(&error))?;
     let (boot, fds) = VmBoot::receive(control)
         .map_err(|error| format!("take the VMM's boot request: {}", one_line(&error)))?;
-    // A shim that never reads must not hold the VM's thread up.
+    // A shim that never reads must not block the VM's thread.
     control
         .set_nonblocking()
         .map_err(|error| one_line(&error))?;

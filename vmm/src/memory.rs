@@ -1,7 +1,7 @@
-//! Guest memory: one sealed memfd, mapped at 2 MiB boundaries, that the fs server maps too.
+//! Guest memory: one sealed memfd, mapped at 2 MiB boundaries, that the fs server maps, too.
 //!
-//! Called by `machine`, once. The memfd can neither shrink nor grow, so that nobody who maps it can
-//! be killed by a page that is gone. It stays mapped until the process ends: KVM's slots and every
+//! Called by `machine`, once. The memfd can neither shrink nor grow, so no process that maps it can
+//! die of a missing page. It stays mapped until the process ends: KVM's slots and every
 //! `VolatileSlice` point into it. Core dumps leave it out.
 
 use std::fs::File;
@@ -20,48 +20,35 @@ use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap};
 use crate::layout::{HUGE_PAGE, MAX_MEMORY, MIN_MEMORY, RamRange, ram_ranges};
 use crate::virtio::GuestRam;
 
-/// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The size is out of range.
     #[error(
         "guest memory of {0} bytes: must be a multiple of 2 MiB between {min} MiB and {max} GiB",
         min = MIN_MEMORY >> 20,
         max = MAX_MEMORY >> 30
     )]
     Size(u64),
-    /// Not even an empty host could give it.
+    /// More than the host's RAM and swap: even an idle host could not give it.
     #[error(
         "guest memory of {} MiB: the host has {} MiB, its swap included", bytes >> 20, host >> 20
     )]
-    HostSize {
-        /// How much was wanted.
-        bytes: u64,
-        /// How much there is.
-        host: u64,
-    },
-    /// The host's pool of huge pages, or the cgroup's share of it, is too small.
+    HostSize { bytes: u64, host: u64 },
+    /// The host's pool of huge pages is too small, or the cgroup's share of it.
     #[error(
         "claim huge pages (hugetlb) for {} MiB of guest memory: {} pages of 2 MiB needed, {free}",
         bytes >> 20, bytes / HUGE_PAGE
     )]
     HugePages {
-        /// How much was wanted.
         bytes: u64,
-        /// How many are free.
+        /// How many pages are free, in words.
         free: String,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// The host would not give it.
     #[error("{step} {} MiB of guest memory", bytes >> 20)]
     Host {
-        /// What was being done.
         step: &'static str,
-        /// How much was wanted.
         bytes: u64,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
@@ -78,7 +65,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Makes `bytes` of memory, all zero, none of it present yet.
+    /// Makes `bytes` of memory, all zero, without a page behind it yet.
     pub fn new(bytes: u64, huge: HugePages) -> Result<Self, MemoryError> {
         let of_the_host = sysinfo();
         let host = (of_the_host.totalram as u64)
@@ -100,7 +87,7 @@ impl Memory {
         })
     }
 
-    /// What devices read and write.
+    /// The memory as devices read and write it.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
     }
@@ -110,14 +97,14 @@ impl Memory {
         &self.ranges
     }
 
-    /// The bytes the host has really given, whoever touched them.
+    /// The bytes for which the host has given pages, to any process.
     pub fn resident_bytes(&self) -> u64 {
-        // st_blocks counts 512 bytes each (stat(2)); 0 if it can't be had, which is no figure.
+        // st_blocks counts 512 bytes each (stat(2)). 0 means that it is not known.
         fstat(&self.file).map_or(0, |stat| stat.st_blocks.unsigned_abs() * 512)
     }
 }
 
-/// Whether a guest can have so much of what the host has in all.
+/// Checks that the host could give a guest this much of its RAM and swap.
 fn check_size(bytes: u64, host: u64) -> Result<(), MemoryError> {
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(HUGE_PAGE) {
         return Err(MemoryError::Size(bytes));
@@ -128,7 +115,7 @@ fn check_size(bytes: u64, host: u64) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// The pool's free pages that nobody has been promised, in words.
+/// How many pages of the pool are free and not promised, in words.
 fn free_huge_pages() -> String {
     let count = |what| -> Option<u64> {
         let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{what}_hugepages");
@@ -173,7 +160,7 @@ fn map(
     };
     let length = usize::try_from(range.length).map_err(|_| MemoryError::Size(range.length))?;
     let slack = HUGE_PAGE as usize;
-    // SAFETY: a new mapping at an address of the kernel's choice replaces none.
+    // SAFETY: the kernel chooses the address, so a new mapping replaces none.
     let reserved = unsafe {
         mmap_anonymous(
             null_mut(),
@@ -183,8 +170,9 @@ fn map(
         )
     }
     .map_err(host("reserve addresses for"))?;
-    // Of a pool of huge pages the guest's share is claimed here and now; a pool that is too small is
-    // an error then, and not the end of a process that touches a page. Small pages come when touched.
+    // Pages of a pool are reserved here. If the pool is too small this fails; without the
+    // reservation the process would die when it touches a page. Small pages come when they are
+    // touched.
     let when = match huge {
         HugePages::Transparent => MapFlags::NORESERVE,
         HugePages::Hugetlb => MapFlags::empty(),
@@ -195,8 +183,8 @@ fn map(
         source: errno.into(),
     };
     let start = reserved.map_addr(|address| address.next_multiple_of(slack));
-    // SAFETY: MAP_FIXED replaces part of the reservation made above and nothing else: `start` is
-    // less than `slack` behind its beginning and `length` bytes follow. No Rust object is there.
+    // SAFETY: MAP_FIXED replaces a part of the reservation made above and nothing else: `start` is
+    // less than `slack` behind its beginning, and `length` bytes follow. No Rust object is there.
     let address = unsafe {
         mmap(
             start,
@@ -212,24 +200,24 @@ fn map(
         HugePages::Hugetlb => no_huge_pages(errno),
     })?;
     if huge == HugePages::Hugetlb && range.offset == 0 {
-        // A cgroup's limit of huge pages counts when one is touched. The first pages take the kernel
-        // and the initrd at once; without them there is no guest.
-        // SAFETY: populating changes no content of the mapping made above, which is this long.
+        // A cgroup's limit of huge pages counts when a page is touched. The first pages, which hold
+        // the kernel and the initrd, are touched at once; without them there is no guest. SAFETY:
+        // populating changes no content of the mapping made above, which is this long.
         let touched = unsafe { madvise(address, MIN_MEMORY as usize, Advice::LinuxPopulateWrite) };
         match touched {
             Ok(()) | Err(rustix::io::Errno::INVAL) => {} // INVAL: before Linux 5.14
             Err(errno) => return Err(no_huge_pages(errno)),
         }
     }
-    // SAFETY: the advice concerns the mapping made above only; DONTDUMP changes no content.
+    // SAFETY: the advice concerns only the mapping made above; DONTDUMP changes no content.
     unsafe { madvise(address, length, Advice::LinuxDontDump) }
         .map_err(host("keep out of core dumps"))?;
     if huge == HugePages::Transparent {
-        // SAFETY: as above. A host without transparent huge pages refuses; 4 KiB pages serve too.
+        // SAFETY: as above. A host without transparent huge pages refuses; 4 KiB pages serve, too.
         let _ = unsafe { madvise(address, length, Advice::LinuxHugepage) };
     }
-    // SAFETY: `address` and `length` are the mapping made above. It is never unmapped nor mapped
-    // over: nobody else knows its address, and the region made here does not own it.
+    // SAFETY: `address` and `length` are the mapping made above. It is never unmapped or mapped
+    // over: nothing else knows its address, and the region made here does not own it.
     let region = unsafe { MmapRegionBuilder::new(length).with_raw_mmap_pointer(address.cast()) }
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
@@ -263,7 +251,8 @@ mod tests {
         assert!(check_size(4 << 30, 4 << 30).is_ok());
     }
 
-    /// The host's pool can't be changed here: an offset that no mapping can have fails as well.
+    /// The test can't change the host's pool; an offset that no mapping can have fails in the same
+    /// way.
     #[test]
     fn a_pool_that_is_too_small_is_refused_with_both_numbers() {
         let range = ram_ranges(1 << 30)[0];

@@ -1,4 +1,4 @@
-//! The MP table: tells a guest without ACPI its CPUs, its I/O APIC and its interrupts.
+//! The MP table: tells a guest without ACPI about its CPUs, its I/O APIC and its interrupts.
 //!
 //! Called by `machine`. Facts: MultiProcessor Specification 1.4, chapter 4; the kernel searches the
 //! last KiB of the low 640 for the floating pointer (arch/x86/kernel/mpparse.c).
@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use crate::layout::{IO_APIC, LOCAL_APIC, MAX_VCPUS, MP_TABLE, MP_TABLE_SIZE};
 
-/// The I/O APIC's input pins; each is the ISA interrupt of the same number.
+/// The I/O APIC's input pins; pin N is ISA interrupt N.
 pub const PINS: u8 = 24;
 
 const POINTER_SIZE: usize = 16;
@@ -27,18 +27,17 @@ const INTERRUPT_NMI: u8 = 1;
 const INTERRUPT_EXTERNAL: u8 = 3;
 const ALL_LOCAL_APICS: u8 = 0xff;
 
-/// Why the table was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum MpTableError {
-    /// Out of range.
+    /// The number of vCPUs is out of range.
     #[error("{0} vCPUs: must be 1 to {MAX_VCPUS}")]
     Vcpus(u8),
-    /// Guest memory ends below it.
+    /// Guest memory ends below the table.
     #[error("write the MP table to guest memory")]
     Memory(#[source] vm_memory::GuestMemoryError),
 }
 
-/// Writes the table for `vcpus` CPUs whose local APIC ids are their numbers.
+/// Writes the table for `vcpus` CPUs. Their local APIC ids are 0 to `vcpus` - 1.
 pub fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), MpTableError> {
     if vcpus == 0 || vcpus > MAX_VCPUS {
         return Err(MpTableError::Vcpus(vcpus));
@@ -48,14 +47,14 @@ pub fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), MpTableError> {
         .map_err(MpTableError::Memory)
 }
 
-/// The floating pointer and, right behind it, the table.
+/// The floating pointer, and directly behind it the table.
 fn table(vcpus: u8) -> Vec<u8> {
     let io_apic_id = vcpus; // the first id that no CPU has
     let mut entries: Vec<Vec<u8>> = Vec::new();
     for cpu in 0..vcpus {
         let flags = CPU_ENABLED | if cpu == 0 { CPU_BOOT } else { 0 };
         let mut entry = vec![ENTRY_PROCESSOR, cpu, APIC_VERSION, flags];
-        // Signature and features: an old CPU with FPU and APIC; the kernel asks CPUID instead.
+        // Signature and features of an old CPU with FPU and APIC; the kernel asks CPUID instead.
         entry.extend(0x600u32.to_le_bytes());
         entry.extend(0x201u32.to_le_bytes());
         entry.extend([0; 8]);
@@ -108,7 +107,7 @@ fn table(vcpus: u8) -> Vec<u8> {
     [pointer, table].concat()
 }
 
-/// Sets byte `at`, which is 0, so that all bytes add up to 0.
+/// Sets byte `at`, which is 0 before, so that all bytes add up to 0.
 fn set_checksum(bytes: &mut [u8], at: usize) {
     let sum = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
     if let Some(byte) = bytes.get_mut(at) {

@@ -1,7 +1,7 @@
-//! The one epoll set of the process: devices' descriptors, the control socket, notices.
+//! The process's one epoll set: descriptors of devices, the control socket, notices.
 //!
-//! `machine` waits here and hands each event to whom it concerns. Devices register through
-//! `virtio::HostEvents`, which shares the set.
+//! `machine` waits here and passes each event on. Devices register through `virtio::HostEvents`,
+//! which shares the set.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,11 +15,10 @@ use crate::virtio::descriptor;
 
 const EVENTS_AT_ONCE: usize = 32;
 
-/// Owners of epoll data that are no slot (see `virtio::HostEvents`).
+/// Owners in epoll data that are no slot (see `virtio::HostEvents`).
 const CONTROL: u32 = u32::MAX;
 const NOTICES: u32 = u32::MAX - 1;
 
-/// The event loop could not be set up or failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step} of the VMM's event loop")]
 pub struct ReactorError {
@@ -35,30 +34,24 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> ReactorError 
     }
 }
 
-/// Who has something to do.
+/// What is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The device in this slot, by its token.
+    /// A descriptor of the device in this slot; the device chose the token.
     Device {
-        /// The slot's number.
         slot: usize,
-        /// The device's token.
         token: u32,
     },
-    /// The control socket.
     Control,
-    /// A notice was sent.
     Notice,
 }
 
-/// The epoll set.
 pub struct Reactor {
     epoll: Arc<OwnedFd>,
     events: Vec<epoll::Event>,
 }
 
 impl Reactor {
-    /// An empty set.
     pub fn new() -> Result<Self, ReactorError> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed("make the epoll set"))?;
         Ok(Self {
@@ -67,19 +60,18 @@ impl Reactor {
         })
     }
 
-    /// The set itself, for the devices.
+    /// The epoll set, for the devices.
     pub fn epoll(&self) -> Arc<OwnedFd> {
         self.epoll.clone()
     }
 
-    /// Watches the control socket.
     pub fn watch_control(&self, socket: impl AsFd) -> Result<(), ReactorError> {
         let data = EventData::new_u64(u64::from(CONTROL) << 32);
         epoll::add(&*self.epoll, socket, data, EventFlags::IN)
             .map_err(failed("watch the control socket"))
     }
 
-    /// Makes the channel by which other threads and devices tell the machine what happened.
+    /// Makes a channel by which other threads and devices send the machine notices.
     pub fn notices<T>(&self) -> Result<(Notifier<T>, Notices<T>), ReactorError> {
         let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(failed("make an eventfd"))?;
         let wake = Arc::new(wake);
@@ -94,7 +86,7 @@ impl Reactor {
         Ok((Notifier { sender, wake }, notices))
     }
 
-    /// Waits until at least one event is there.
+    /// Waits until there is at least one event.
     pub fn wait(&mut self) -> Result<Vec<Event>, ReactorError> {
         loop {
             self.events.clear();
@@ -120,7 +112,7 @@ impl Reactor {
     }
 }
 
-/// Sends notices; each wakes the reactor.
+/// The sending end. Each notice wakes the reactor.
 pub struct Notifier<T> {
     sender: Sender<T>,
     wake: Arc<EventFd>,
@@ -136,7 +128,7 @@ impl<T> Clone for Notifier<T> {
 }
 
 impl<T> Notifier<T> {
-    /// Never blocks. Without a receiver the machine is ending: nothing is lost.
+    /// Never blocks. If no receiver is left the machine is ending, and the notice is not needed.
     pub fn send(&self, notice: T) {
         let _ = self.sender.send(notice);
         // EAGAIN: the reactor is about to wake anyway.
@@ -144,14 +136,13 @@ impl<T> Notifier<T> {
     }
 }
 
-/// Takes notices.
 pub struct Notices<T> {
     receiver: Receiver<T>,
     wake: Arc<EventFd>,
 }
 
 impl<T> Notices<T> {
-    /// All that have come.
+    /// All notices that have come.
     pub fn take(&self) -> Vec<T> {
         let _ = self.wake.read(); // EAGAIN: none since the last time
         self.receiver.try_iter().collect()

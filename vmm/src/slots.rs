@@ -1,7 +1,8 @@
-//! The guest's slots for devices, connected to KVM: filled at boot or later, and emptied again.
+//! The VM's slots for devices, connected to KVM. They are filled at boot or later, and emptied
+//! again.
 //!
-//! Called by `machine`. Which slot is for what is in `layout`. The slots' number never changes; the
-//! guest's driver binds and unbinds what is in them when the agent asks it to.
+//! Called by `machine`. `layout` says which slot is for what. The number of slots never changes;
+//! the guest's driver binds and unbinds a device when the agent asks it to.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -19,17 +20,15 @@ use crate::virtio::net::{BadTap, Net, Tap};
 use crate::virtio::worker::Worker;
 use crate::virtio::{Device, DeviceError, GuestRam, Interrupt};
 
-/// Why a device was not put in or taken out.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "most variants are their source's step")]
 pub enum SlotsError {
-    /// No such slot, or none of this kind.
+    /// There is no such slot, or none of this kind.
     #[error("slot {slot}: there is no such slot{what}")]
     Unknown { slot: usize, what: &'static str },
-    /// All that there are.
     #[error("add {what}: all {slots} slots for that are in use")]
     Full { what: &'static str, slots: usize },
-    /// Not what the standard allows (virtio 1.2, 5.1.4.2).
+    /// The MTU is outside the standard's range (virtio 1.2, 5.1.4.2).
     #[error("add an interface: an MTU of {0} is below 68")]
     Mtu(u16),
     #[error(transparent)]
@@ -46,7 +45,7 @@ pub enum SlotsError {
     Thread(#[source] std::io::Error),
 }
 
-/// The least MTU that a driver can be told.
+/// The least MTU that a driver may be given.
 const MIN_MTU: u16 = 68;
 
 #[derive(Default)]
@@ -55,15 +54,14 @@ struct Workers {
     disks: Vec<Worker>,
 }
 
-/// All slots.
 pub struct Slots {
     slots: Arc<[Arc<Slot>]>,
-    /// A thread for each slot of an interface and of a disk, started before the jail closes.
+    /// A thread for each slot of an interface or a disk; started before the jail closes.
     workers: Workers,
 }
 
 impl Slots {
-    /// As many empty ones as the layout has.
+    /// Makes as many empty slots as the layout has.
     pub fn new(memory: &GuestRam, reactor: &Reactor) -> Result<Self, SlotsError> {
         let slot = |index| {
             let irq = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(SlotsError::EventFd)?;
@@ -84,7 +82,7 @@ impl Slots {
         self.slots.clone()
     }
 
-    /// Starts the threads that interfaces and disks need; once, before the jail closes.
+    /// Starts the threads for interfaces and disks. Call it once, before the jail closes.
     pub fn start_workers(&mut self) -> Result<(), SlotsError> {
         let start = |name, count| {
             (0..count)
@@ -99,7 +97,7 @@ impl Slots {
         Ok(())
     }
 
-    /// A descriptor of this slot's device is ready.
+    /// Called when a descriptor of this slot's device is ready.
     pub fn ready(&self, index: usize, token: u32) -> Result<(), DeviceError> {
         match self.slots.get(index) {
             Some(slot) => slot.ready(token),
@@ -113,8 +111,8 @@ impl Slots {
         slots.flat_map(|slot| slot.queue_states()).collect()
     }
 
-    /// Puts a device into a slot and connects it; the guest can bind it from then on. Where that
-    /// fails the slot is empty again.
+    /// Puts a device into a slot and connects it; from then on the guest can bind it. If that fails
+    /// the slot is empty again.
     pub fn fill(&self, vm: &Vm, index: usize, device: Box<dyn Device>) -> Result<(), SlotsError> {
         let (slot, pin) = self.at(index)?;
         let kicks = slot.fill(device)?;
@@ -126,14 +124,15 @@ impl Slots {
                 })
             });
         if let Err(error) = connected {
-            // No driver has seen it yet; what was not connected can't be disconnected.
+            // No driver has seen it yet. Disconnecting what was not connected fails, which does no
+            // harm.
             let _ = self.empty(vm, index);
             return Err(error.into());
         }
         Ok(())
     }
 
-    /// Takes the device out of a slot, which its driver has let go, and drops it.
+    /// Takes a device that its driver has let go out of its slot, and drops it.
     fn empty(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
         let (slot, pin) = self.at(index)?;
         let kicks = slot.empty()?;
@@ -145,7 +144,7 @@ impl Slots {
         Ok(result?)
     }
 
-    /// Puts a disk into the first free slot for disks, and returns its number.
+    /// Puts a disk into the first free slot for disks, and returns the slot's number.
     pub fn add_disk(&self, vm: &Vm, file: OwnedFd, read_only: bool) -> Result<usize, SlotsError> {
         let (slot, worker) = self.free("a disk", DISK_SLOT, &self.workers.disks)?;
         let disk = Disk::new(file, read_only)?;
@@ -153,12 +152,13 @@ impl Slots {
         Ok(slot)
     }
 
-    /// Takes a disk out again and closes its descriptor.
+    /// Takes a disk out of its slot and closes its descriptor.
     pub fn remove_disk(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
         self.remove(vm, index, DISK_SLOT..DISK_SLOT + DISK_SLOTS, " for disks")
     }
 
-    /// Puts an interface over a tap into the first free slot for interfaces, and returns its number.
+    /// Puts an interface over a tap into the first free slot for interfaces, and returns its
+    /// number.
     pub fn add_interface(
         &self,
         vm: &Vm,
@@ -175,7 +175,7 @@ impl Slots {
         Ok(slot)
     }
 
-    /// Takes an interface out again and closes its tap.
+    /// Takes an interface out of its slot and closes its tap.
     pub fn remove_interface(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
         self.remove(vm, index, NET_SLOT..NET_SLOT + NET_SLOTS, " for interfaces")
     }

@@ -1,7 +1,7 @@
-//! The run loop of a vCPU: a thread each, one arm per exit reason.
+//! The run loop of a vCPU: one thread each, one arm per exit reason.
 //!
 //! `machine` starts the threads before the jail closes; they wait at a gate until it is closed. A
-//! thread ends when the guest does or when it is told to, and always says so by a notice, even if it
+//! thread ends with the guest or when it is told to. It always says so by a notice, even if it
 //! panics. Facts: Linux Documentation/virt/kvm/api.rst, section 5.
 
 mod state;
@@ -20,7 +20,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::{Bus, Effect};
 
-/// The least time between two signals to a vCPU that is to stop or to answer.
+/// The least time between two signals to a vCPU that must stop or answer.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// KVM_INTERNAL_ERROR_EMULATION and its neighbours.
@@ -33,13 +33,11 @@ const INTERNAL_ERRORS: [(u32, &str); 3] = [
 /// Why a vCPU runs no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VcpuEnd {
-    /// The guest asked for a reset.
     Reset,
-    /// The guest triple-faulted.
     TripleFault,
     /// KVM or a device failed; one line says how.
     Failed(String),
-    /// It was told to stop.
+    /// We told it to stop.
     Stopped,
 }
 
@@ -52,29 +50,28 @@ pub struct Shared {
     gate: Barrier,
 }
 
-/// What a vCPU does, asked of its thread.
+/// Asks a vCPU's thread what the vCPU does.
 #[derive(Default)]
 struct Question {
     open: AtomicBool,
     answer: Mutex<Option<VcpuState>>,
 }
 
-/// All vCPU threads of the VM.
 pub struct Vcpus {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Vcpus {
-    /// Starts a thread per vCPU; none runs before [`Vcpus::open_gate`]. `ended` is called once by
-    /// each thread, on that thread.
+    /// Starts a thread per vCPU; none runs before [`Vcpus::open_gate`]. Each thread calls `ended`
+    /// once.
     pub fn start(
         vcpus: Vec<VcpuFd>,
         bus: Bus,
         ended: impl Fn(VcpuEnd) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        // The handler does nothing: its coming is what makes KVM_RUN return.
+        // The handler does nothing: the signal's arrival makes KVM_RUN return.
         register_signal_handler(SIGRTMIN(), interrupt)
             .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))?;
         let shared = Arc::new(Shared {
@@ -107,24 +104,24 @@ impl Vcpus {
         Ok(Self { shared, threads })
     }
 
-    /// Lets them run.
+    /// Lets the vCPUs run.
     pub fn open_gate(&self) {
         self.shared.gate.wait();
     }
 
-    /// Exits that KVM handed to us so far.
+    /// How many exits KVM has handed to us so far.
     pub fn user_exits(&self) -> u64 {
         self.shared.user_exits.load(Ordering::Relaxed)
     }
 
-    /// Tells all to stop and waits, at most `deadline`, until they have. A thread that is stuck in a
-    /// device is left behind: the process is about to end.
+    /// Stops all vCPUs; waits for them, at most until `deadline`. A thread that is stuck in a
+    /// device is left behind, since the process is about to end.
     pub fn stop(&self, deadline: Duration) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.kick_while(deadline, |_, thread| !thread.is_finished());
     }
 
-    /// What each of them does, read while it is out of the guest for a moment; `None` where it does not
+    /// Takes each vCPU out of the guest for a moment and reads what it does. `None`: it did not
     /// come out within `deadline`.
     pub fn states(&self, deadline: Duration) -> Vec<Option<VcpuState>> {
         let questions = &self.shared.questions;
@@ -140,8 +137,7 @@ impl Vcpus {
         questions.iter().map(Question::take).collect()
     }
 
-    /// Takes those vCPUs out of the guest of which `wanted` is true, again and again until there are
-    /// none, for `deadline` at most.
+    /// Signals the vCPUs for which `wanted` is true until there are none, at most for `deadline`.
     fn kick_while(
         &self,
         deadline: Duration,
@@ -155,9 +151,9 @@ impl Vcpus {
                     continue;
                 }
                 any = true;
-                // A signal that comes just before KVM_RUN is lost; the next one is not.
-                // SAFETY: the handle is not joined nor detached, so the thread's id is still its
-                // own, be it finished in the meantime or not.
+                // A signal that comes just before KVM_RUN is lost; the next one is not. SAFETY: the
+                // handle is neither joined nor detached, so the thread's id is still its own,
+                // whether the thread has finished or not.
                 unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
             }
             if !any {
@@ -169,7 +165,7 @@ impl Vcpus {
 }
 
 impl Question {
-    /// Answers it, if it is open; on the vCPU's thread.
+    /// Answers an open question, on the vCPU's thread.
     fn answer(&self, vcpu: &VcpuFd) {
         if self.open.load(Ordering::SeqCst) {
             *self.lock() = state::of(vcpu).ok();
@@ -177,19 +173,19 @@ impl Question {
         }
     }
 
-    /// Takes the answer, and the question back if there is none.
+    /// Takes the answer. If there is none, takes the question back.
     fn take(&self) -> Option<VcpuState> {
         self.open.store(false, Ordering::SeqCst);
         self.lock().take()
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<VcpuState>> {
-        // One assignment is all that happens under it.
+        // Only one assignment happens under this lock.
         self.answer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Says how a thread ended when it is dropped: at its end, or while it unwinds.
+/// Reports how a thread ended when it is dropped: at the thread's end, or while it unwinds.
 struct LastWords<F: Fn(VcpuEnd)> {
     ended: F,
     end: VcpuEnd,
@@ -260,7 +256,7 @@ impl Shared {
 
 fn internal_error(vcpu: &mut VcpuFd, id: usize) -> String {
     let run = vcpu.get_kvm_run();
-    // SAFETY: after KVM_EXIT_INTERNAL_ERROR the union's valid member is `internal`; all its members
+    // SAFETY: after KVM_EXIT_INTERNAL_ERROR the union's valid member is `internal`. All its members
     // are plain integers, for which any bytes are valid.
     let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
     let what = INTERNAL_ERRORS

@@ -1,8 +1,8 @@
-//! One thread that ends a connection whose other side does not answer in time.
+//! One thread that ends a connection when its other side does not answer in time.
 //!
-//! The front end of vhost-user waits for its server's answers without a limit, on a vCPU's thread. So
-//! each exchange is announced here first; if its [`Guard`] is not dropped in time, the connection is
-//! shut down, the exchange fails, and with it the VM, in words of its own.
+//! The vhost-user front end waits for its server's answers without a limit, on a vCPU's thread. So
+//! each exchange is announced here first. If its [`Guard`] is not dropped in time the thread shuts
+//! the connection down, the exchange fails, and the VM ends with a reason that says so.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use std::{io, thread};
 
 const STACK: usize = 64 << 10;
 
-/// An exchange that is under way.
+/// An exchange that has not ended.
 struct Watched {
     connection: Arc<UnixStream>,
     until: Instant,
@@ -22,7 +22,6 @@ struct Watched {
     late: Arc<AtomicBool>,
 }
 
-/// Gives exchanges to the thread.
 #[derive(Clone)]
 pub struct Watchdog(Sender<Watched>);
 
@@ -47,13 +46,13 @@ impl Watchdog {
             over: guard.over.clone(),
             late: guard.late.clone(),
         };
-        // Without the thread (it panicked) an exchange has no limit, as without a watchdog.
+        // If the thread has panicked an exchange has no limit, as without a watchdog.
         let _ = self.0.send(watched);
         guard
     }
 }
 
-/// The exchange is over when it is dropped.
+/// Dropped, it ends the exchange.
 pub struct Guard {
     over: Arc<AtomicBool>,
     late: Arc<AtomicBool>,
@@ -72,7 +71,7 @@ impl Drop for Guard {
     }
 }
 
-/// Sleeps until the next exchange should be over; one that is costs a look, and nothing wakes an idle VM.
+/// Sleeps until the next exchange should be over. An idle VM is never woken.
 fn watch(inbox: &Receiver<Watched>) {
     let mut all: Vec<Watched> = Vec::new();
     loop {
@@ -90,7 +89,7 @@ fn watch(inbox: &Receiver<Watched>) {
                 for watched in all.extract_if(.., |watched| watched.until <= now) {
                     if !watched.over.load(Ordering::SeqCst) {
                         watched.late.store(true, Ordering::SeqCst);
-                        // It may have ended by itself in this moment.
+                        // The exchange may have ended by itself in this moment.
                         let _ = watched.connection.shutdown(Shutdown::Both);
                     }
                 }

@@ -1,4 +1,4 @@
-//! What a vCPU does, as KVM tells it while the vCPU's thread is outside of the guest.
+//! What a vCPU does, as KVM tells it while the vCPU's thread is outside the guest.
 
 use kata_like_boot::{Activity, VcpuState};
 use kvm_bindings::{
@@ -16,7 +16,7 @@ const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 const INTERRUPTS: u64 = 1 << 9;
 
-/// Reads it; on the vCPU's own thread.
+/// Reads the state. Call it on the vCPU's own thread.
 pub fn of(vcpu: &VcpuFd) -> Result<VcpuState, errno::Error> {
     let activity = match vcpu.get_mp_state()?.mp_state {
         KVM_MP_STATE_RUNNABLE => Activity::Running,
@@ -36,7 +36,7 @@ pub fn of(vcpu: &VcpuFd) -> Result<VcpuState, errno::Error> {
     })
 }
 
-/// The numbers of the bits that are set in the 256 from `first` on.
+/// The numbers of the bits that are set among the 256 from `first` on.
 fn vectors(apic: &kvm_lapic_state, first: usize) -> Vec<u8> {
     let is_set = |vector: &u8| {
         let at = first + usize::from(vector / 32) * 16 + usize::from(vector % 32 / 8);
