@@ -1,11 +1,12 @@
 //! One descriptor chain: walked and checked whole, then read and written in order.
 //!
-//! [`Chain::walk`] copies every descriptor once, so that the guest can't change what was checked:
-//! indices below the table's size, no more descriptors than the table has (a loop ends there), an
-//! indirect table only as the chain's last direct descriptor and never in another, all buffers in
-//! guest memory, readable before writable ones, less than 4 GiB in all (virtio 1.2, 2.7.5).
+//! [`Chain::walk`] copies every descriptor once, so the guest can't change what was checked (virtio
+//! 1.2, 2.7.5). It requires:
+//! - indices below the table's size, and no more descriptors than the table has, which ends a loop;
+//! - an indirect table only as the chain's last direct descriptor, and never in another one;
+//! - all buffers in guest memory, readable before writable ones, less than 4 GiB in all.
 //!
-//! The buffers' contents stay shared with the guest: read what is decided upon once, into a copy.
+//! The guest can still change the buffers' contents: read what you decide upon once, into a copy.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,8 +23,8 @@ use super::GuestRam;
 /// The most buffers that one system call reads or writes (the kernel's own limit is 1,024).
 const MAX_VECTORS: usize = 64;
 
-/// The most buffers that make up one packet: it must pass in a single system call. UIO_MAXIOV, less one for
-/// the packet's header.
+/// The most buffers of one packet, which must pass in a single system call: UIO_MAXIOV, less one
+/// for the packet's header.
 pub const MAX_PACKET_VECTORS: usize = 1023;
 
 const DESCRIPTOR_SIZE: u32 = 16;
@@ -34,37 +35,37 @@ pub enum Malformed {
     /// A head or next index outside of its table.
     #[error("index {index} in a table of {size}")]
     Index {
-        /// The index.
+        /// The head or next index.
         index: u16,
-        /// The table's size.
+        /// The number of descriptors in the table.
         size: u16,
     },
-    /// More descriptors than the table has: a loop.
+    /// The chain has more descriptors than the table: a loop.
     #[error("more than {0} descriptors: a loop")]
     Loop(u16),
-    /// A descriptor or a buffer outside of guest memory.
+    /// A descriptor table or a buffer lies outside guest memory.
     #[error("{length} bytes at {address:#x} are not in guest memory")]
     Outside {
-        /// Where it begins.
+        /// The guest-physical address where it begins.
         address: u64,
-        /// How long it is.
+        /// In bytes.
         length: u32,
     },
-    /// An indirect table in an indirect table, or together with NEXT, or of a bad size.
+    /// An indirect table is inside another one, or beside NEXT, or of a bad size.
     #[error("a bad indirect table of {0} bytes")]
     Indirect(u32),
-    /// A readable buffer after a writable one.
+    /// A readable buffer comes after a writable one.
     #[error("a readable buffer after a writable one")]
     Order,
-    /// 4 GiB or more in all.
+    /// The buffers hold 4 GiB or more.
     #[error("4 GiB or more in one chain")]
     TooLong,
-    /// The device needs more bytes than the chain has.
+    /// The chain has fewer bytes than the device needs.
     #[error("{wanted} bytes wanted, {held} left in the chain")]
     Short {
-        /// What the device needs.
+        /// Bytes that the device needs.
         wanted: usize,
-        /// What is left.
+        /// Bytes that are left.
         held: usize,
     },
 }
@@ -75,7 +76,7 @@ struct Buffer {
     length: usize,
 }
 
-/// Buffers of one direction, and how far they are used up.
+/// The buffers of one direction, and how far they are used up.
 #[derive(Debug, Default)]
 struct Side {
     buffers: Vec<Buffer>,
@@ -93,7 +94,7 @@ impl Side {
         self.buffers.get(self.next..).unwrap_or_default()
     }
 
-    /// Uses up `count` bytes, at most those that are left.
+    /// Uses up `count` bytes, or all if fewer are left.
     fn advance(&mut self, count: usize) {
         let mut count = count.min(self.left);
         self.left -= count;
@@ -210,32 +211,32 @@ impl Chain {
         Ok(())
     }
 
-    /// The index of its first descriptor.
+    /// The index of the chain's first descriptor.
     pub fn head(&self) -> u16 {
         self.head
     }
 
-    /// Bytes left to read.
+    /// How many bytes are left to read.
     pub fn readable(&self) -> usize {
         self.readable.left
     }
 
-    /// Bytes left to write.
+    /// How many bytes are left to write.
     pub fn writable(&self) -> usize {
         self.writable.left
     }
 
-    /// Buffers left to write.
+    /// How many buffers are left to write.
     pub fn writable_buffers(&self) -> usize {
         self.writable.rest().len()
     }
 
-    /// Bytes written so far; the driver is told them when the chain is given back.
+    /// How many bytes were written. The driver is told when the chain is given back.
     pub fn written(&self) -> u32 {
         self.written
     }
 
-    /// Fills `bytes` from the readable buffers, or fails if fewer are left.
+    /// Fills `bytes` from the readable buffers. Fails if fewer are left.
     pub fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), Malformed> {
         let (wanted, held) = (bytes.len(), self.readable.left);
         if wanted > held {
@@ -257,14 +258,14 @@ impl Chain {
         Ok(())
     }
 
-    /// Takes a structure from the readable buffers: a copy that the guest can't change any more.
+    /// Copies a structure out of the readable buffers, so that the guest can't change it any more.
     pub fn read_object<T: ByteValued + Default>(&mut self) -> Result<T, Malformed> {
         let mut object = T::default();
         self.read_exact(object.as_mut_slice())?;
         Ok(object)
     }
 
-    /// Writes all of `bytes` to the writable buffers, or fails if they don't fit.
+    /// Writes all of `bytes` to the writable buffers. Fails if they don't fit.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         let (wanted, held) = (bytes.len(), self.writable.left);
         if wanted > held {
@@ -295,12 +296,12 @@ impl Chain {
     /// `Ok(0)` is the source's end, if `limit` and [`Chain::writable`] are not 0.
     pub fn write_from(&mut self, source: impl AsFd, limit: usize) -> io::Result<usize> {
         self.fill(limit, |vectors, count| {
-            // SAFETY: `fill` vouches for the vectors; the descriptor stays borrowed.
+            // SAFETY: `fill` guarantees the vectors; the descriptor stays borrowed.
             unsafe { libc::readv(source.as_fd().as_raw_fd(), vectors, count) }
         })
     }
 
-    /// As [`Chain::write_from`], from `offset` on (`preadv(2)`).
+    /// Like [`Chain::write_from`], from `offset` on (`preadv(2)`).
     pub fn write_from_at(
         &mut self,
         source: impl AsFd,
@@ -309,7 +310,7 @@ impl Chain {
     ) -> io::Result<usize> {
         let offset = file_offset(offset)?;
         self.fill(limit, |vectors, count| {
-            // SAFETY: `fill` vouches for the vectors; the descriptor stays borrowed.
+            // SAFETY: `fill` guarantees the vectors; the descriptor stays borrowed.
             unsafe { libc::preadv(source.as_fd().as_raw_fd(), vectors, count, offset) }
         })
     }
@@ -317,12 +318,12 @@ impl Chain {
     /// One `writev(2)` of at most `limit` readable bytes straight to `target`.
     pub fn read_into(&mut self, target: impl AsFd, limit: usize) -> io::Result<usize> {
         self.drain(limit, |vectors, count| {
-            // SAFETY: `drain` vouches for the vectors; the descriptor stays borrowed.
+            // SAFETY: `drain` guarantees the vectors; the descriptor stays borrowed.
             unsafe { libc::writev(target.as_fd().as_raw_fd(), vectors, count) }
         })
     }
 
-    /// As [`Chain::read_into`], to `offset` on (`pwritev(2)`).
+    /// Like [`Chain::read_into`], to `offset` on (`pwritev(2)`).
     pub fn read_into_at(
         &mut self,
         target: impl AsFd,
@@ -331,13 +332,13 @@ impl Chain {
     ) -> io::Result<usize> {
         let offset = file_offset(offset)?;
         self.drain(limit, |vectors, count| {
-            // SAFETY: `drain` vouches for the vectors; the descriptor stays borrowed.
+            // SAFETY: `drain` guarantees the vectors; the descriptor stays borrowed.
             unsafe { libc::pwritev(target.as_fd().as_raw_fd(), vectors, count, offset) }
         })
     }
 
-    /// One `writev(2)` of a packet: `head`, and behind it all readable bytes. They are used up if all of it was
-    /// written, and must be at most [`MAX_PACKET_VECTORS`] buffers.
+    /// One `writev(2)` of a packet: `head`, then all readable bytes. They are used up if all of it
+    /// was written. They must be in at most [`MAX_PACKET_VECTORS`] buffers.
     pub fn send_packet(&mut self, target: impl AsFd, head: &[u8]) -> io::Result<()> {
         let slices = self.pieces(&self.readable, usize::MAX, MAX_PACKET_VECTORS)?;
         let length = head.len() + slices.iter().map(VolatileSlice::len).sum::<usize>();
@@ -354,8 +355,8 @@ impl Chain {
             iov_len: guard.len(),
         }));
         let (vectors, count) = (vectors.as_ptr(), vectors.len() as libc::c_int); // at most 1,024
-        // SAFETY: the first vector is `head`, the others are mapped as `drain` has it; all of them and the
-        // descriptor live to the end of the call, which only reads them.
+        // SAFETY: the first vector is `head`; `drain` says how the others are mapped. All of them
+        // and the descriptor live to the end of the call, which only reads them.
         let sent = unsafe { libc::writev(target.as_fd().as_raw_fd(), vectors, count) };
         match usize::try_from(sent) {
             Err(_) => Err(io::Error::last_os_error()),
@@ -367,17 +368,17 @@ impl Chain {
         }
     }
 
-    /// Leaves `count` writable bytes as they are, at most those that are left. They count as written.
+    /// Leaves `count` writable bytes (or all that are left) as they are. They count as written.
     pub fn skip_writable(&mut self, count: usize) {
         let count = count.min(self.writable.left);
         self.writable.advance(count);
         self.count_written(count);
     }
 
-    /// Has one system call write to the writable buffers. Each vector it is given is one
-    /// `VolatileSlice` of guest memory, mapped and writable for the whole call: `guards` and
-    /// `self.memory` outlive it. The kernel writes there without a Rust reference existing to it;
-    /// the guest may do so too, which volatile memory allows. There are at most MAX_VECTORS.
+    /// Lets one system call write to the writable buffers. Each vector is one `VolatileSlice` of
+    /// guest memory, mapped and writable for the whole call: `guards` and `self.memory` outlive it.
+    /// The kernel writes there without any Rust reference to it. The guest may write there, too,
+    /// which volatile memory allows. There are at most MAX_VECTORS.
     fn fill(
         &mut self,
         limit: usize,
@@ -399,7 +400,7 @@ impl Chain {
         Ok(got)
     }
 
-    /// As [`Chain::fill`], for a system call that reads the readable buffers: iovec's pointer is
+    /// Like [`Chain::fill`], for a system call that reads the readable buffers. iovec's pointer is
     /// mutable all the same.
     fn drain(
         &mut self,
@@ -450,9 +451,9 @@ impl Chain {
     }
 }
 
-/// One `readv(2)` of a packet: into `head`, which stands for the first bytes of the first chain, and behind it
-/// into the writable buffers of `chains`, one after the other, as far as [`MAX_PACKET_VECTORS`] of them
-/// reach. Nothing counts as written yet; the caller does that for what the packet takes.
+/// One `readv(2)` of a packet: into `head`, which stands for the first bytes of the first chain,
+/// then into the writable buffers of `chains`, one after the other, up to [`MAX_PACKET_VECTORS`]
+/// buffers. Nothing counts as written yet; the caller counts what the packet takes.
 pub fn receive_packet(source: impl AsFd, head: &mut [u8], chains: &[Chain]) -> io::Result<usize> {
     let mut slices = Vec::new();
     let mut skip = head.len();
@@ -474,13 +475,13 @@ pub fn receive_packet(source: impl AsFd, head: &mut [u8], chains: &[Chain]) -> i
         iov_len: guard.len(),
     }));
     let (vectors, count) = (vectors.as_ptr(), vectors.len() as libc::c_int); // at most 1,024
-    // SAFETY: the first vector is `head`, borrowed for writing; the others are mapped and writable as
-    // `Chain::fill` has it. All of them and the descriptor live to the end of the call.
+    // SAFETY: the first vector is `head`, borrowed for writing; `Chain::fill` says how the others
+    // are mapped and writable. All of them and the descriptor live to the end of the call.
     let got = unsafe { libc::readv(source.as_fd().as_raw_fd(), vectors, count) };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
-/// What a file's position can be, at the most.
+/// Checks that a file's position can be `offset`.
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     offset
         .try_into()

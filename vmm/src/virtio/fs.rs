@@ -1,13 +1,13 @@
-//! The file system device (virtio 1.2, 5.11): a vhost-user front end; the fs server does the work.
+//! The file system device (virtio 1.2, 5.11): a vhost-user front end. The fs server does the work.
 //!
-//! `machine` puts up to two into their slots. The server is handed the guest's memory and the
-//! addresses of the rings at DRIVER_OK, and serves them from then on; only its interrupts pass
-//! through here, since virtio-mmio wants a status bit with each. Nothing is said to the server before
-//! DRIVER_OK: it may come up while the guest's kernel boots.
+//! `machine` puts up to two into their slots. At DRIVER_OK the server gets the guest's memory and
+//! the addresses of the rings, and serves them from then on. Only its interrupts pass through here,
+//! since virtio-mmio needs a status bit with each. Before DRIVER_OK the server hears nothing: it
+//! may start while the guest's kernel boots.
 //!
-//! The server's death is the end of the VM: its socket's end-of-file is an error of the host's side.
-//! The front end's calls wait for the server's answers, on the vCPU that set DRIVER_OK or reset, for
-//! [`ANSWER_LIMIT`] at most: then a server that hangs is taken for a dead one.
+//! If the server dies the VM ends: the end-of-file of its socket is an error of the host's side.
+//! The front end waits for the server's answers on the vCPU that set DRIVER_OK or reset, at most
+//! for [`ANSWER_LIMIT`]. A server that hangs longer counts as dead.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,8 +29,8 @@ use super::{
 };
 use crate::watchdog::Watchdog;
 
-/// hiprio and one request queue. The server's requests are limited to a queue's size less four
-/// pages, so a larger queue makes larger reads and writes.
+/// hiprio and one request queue. A server's request is limited to a queue's size less four pages,
+/// so a larger queue makes larger reads and writes.
 const QUEUE_SIZES: [u16; QUEUES] = [1024; QUEUES];
 const QUEUES: usize = 2;
 
@@ -39,13 +39,13 @@ const CONFIG_SIZE: usize = TAG_SIZE + 4;
 const TAG_SIZE: usize = 36;
 const REQUEST_QUEUES: u32 = 1;
 
-/// VHOST_USER_F_PROTOCOL_FEATURES: between front end and server, never offered to the guest.
+/// VHOST_USER_F_PROTOCOL_FEATURES: between front end and server; never offered to the guest.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// How long the server may take to accept or give back all queues.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// The server's connection; tokens 0 and 1 are the queues' interrupts.
+/// The server's connection. Tokens 0 and 1 are the queues' interrupts.
 const CONNECTION: Token = Token(QUEUES as u32);
 
 /// A tag that no device can have.
@@ -58,14 +58,14 @@ pub struct Fs {
     tag: String,
     config: [u8; CONFIG_SIZE],
     server: Frontend,
-    /// The same connection, to be watched for its end.
+    /// The same connection, watched for its end.
     connection: Arc<UnixStream>,
     watchdog: Watchdog,
     owned: bool,
 }
 
 impl Fs {
-    /// A device that the guest mounts as `tag`, served by the other end of `connection`.
+    /// Makes a device that the guest mounts as `tag`. The other end of `connection` serves it.
     pub fn new(tag: &str, connection: OwnedFd, watchdog: Watchdog) -> Result<Self, BadTag> {
         let bad = || BadTag(tag.to_owned());
         if tag.is_empty() || tag.contains('\0') {
@@ -96,7 +96,7 @@ impl Fs {
         move |source| DeviceError::host(step, source)
     }
 
-    /// Has the server answer in time, or ends the connection.
+    /// Runs an exchange with the server; ends the connection if the answer comes late.
     fn in_time<T>(
         &mut self,
         exchange: impl FnOnce(&mut Self) -> Result<T, DeviceError>,
@@ -110,7 +110,7 @@ impl Fs {
         result
     }
 
-    /// Agrees with the server on features and tells it where the guest's memory is.
+    /// Negotiates features with the server and tells it where the guest's memory is.
     fn introduce(&mut self, features: u64, memory: &GuestRam) -> Result<(), DeviceError> {
         if !self.owned {
             self.server
@@ -152,7 +152,7 @@ impl Fs {
         Ok(())
     }
 
-    /// Hands one queue over. Returns the eventfd by which the server calls for an interrupt.
+    /// Hands one queue over. Returns the eventfd by which the server asks for an interrupt.
     fn hand_over(
         &mut self,
         index: usize,
@@ -226,12 +226,13 @@ impl Device for Fs {
             queues.iter().enumerate().map(hand_over).collect()
         });
         let calls: Vec<EventFd> = calls?;
-        // Only now: the event loop must not come to wait for this device while the server is waited for.
+        // Only now: while we wait for the server the event loop must not come to wait for this
+        // device.
         for (token, call) in (0u32..).zip(&calls) {
             let host = &guest.host;
             host.watch(descriptor(call), Token(token), EventFlags::IN)?;
         }
-        // Nothing is expected on the connection but answers, so only its end is watched for.
+        // Only answers come over the connection, so we watch it for its end alone.
         guest
             .host
             .watch(&self.connection, CONNECTION, EventFlags::RDHUP)?;
@@ -244,7 +245,7 @@ impl Device for Fs {
     }
 }
 
-/// The running device: all that happens here is interrupts.
+/// The running device. It only passes interrupts on.
 struct Running {
     device: Fs,
     calls: Vec<EventFd>,
@@ -253,7 +254,7 @@ struct Running {
 }
 
 impl Active for Running {
-    /// The server reads the queues' notifications itself.
+    /// The server itself reads the queues' notifications.
     fn notified(&mut self, _queue: u16) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -292,7 +293,7 @@ impl Active for Running {
     }
 }
 
-/// Whether the other side of a connection is gone (and not just a stale event was delivered).
+/// Whether the other side is really gone, and this is not just a stale event.
 fn ended(connection: &UnixStream) -> bool {
     let mut waiting = [PollFd::new(connection, PollFlags::RDHUP)];
     poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|count| count > 0)

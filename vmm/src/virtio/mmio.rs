@@ -1,16 +1,18 @@
 //! The virtio-mmio transport: registers and the status machine (virtio 1.2, 3.1.1 and 4.2.2).
 //!
-//! `bus` hands register accesses in from vCPU threads, `reactor` events; `machine` fills slots. Knows
-//! no device beyond the traits, and no KVM. The guest's accesses may have any size, offset and order.
+//! `bus` brings register accesses from vCPU threads, `reactor` brings events, `machine` fills
+//! slots. The transport knows devices only by their traits, and no KVM. The guest's accesses may
+//! have any size, offset and order.
 //!
-//! Invariants, against a driver that keeps to no rule:
-//! - Feature bits change only between DRIVER and FEATURES_OK; queues only between FEATURES_OK and
-//!   DRIVER_OK, and only while not ready. From DRIVER_OK on all of it is frozen until a reset.
-//! - A status bit is never cleared but by a reset, and only set after those that it builds on.
-//! - A driver that breaks its rings finds its device idle and DEVICE_NEEDS_RESET set.
+//! Invariants, against a driver that keeps no rule:
+//! - Feature bits change only between DRIVER and FEATURES_OK. Queues change only between
+//!   FEATURES_OK and DRIVER_OK, and only while not ready. From DRIVER_OK on everything is frozen
+//!   until a reset.
+//! - Only a reset clears a status bit. A status bit is set only after those that it builds on.
+//! - If a driver breaks its rings, its device is idle and DEVICE_NEEDS_RESET is set.
 //!
-//! InterruptStatus and InterruptACK are served without the device's lock: a device at work does not
-//! hold up a vCPU that only takes an interrupt.
+//! InterruptStatus and InterruptACK need no lock of the device: a vCPU that takes an interrupt does
+//! not wait for a device at work.
 
 mod registers;
 mod state;
@@ -27,10 +29,10 @@ use super::{
     HostEvents, Interrupt, Kind, Token, Virtqueue, descriptor,
 };
 
-/// QueueNotify: the value written is the queue's number. KVM takes it to the queue's eventfd.
+/// QueueNotify: the value written is the queue's number. KVM passes it to the queue's eventfd.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
-/// Tokens from here on are the transport's own: queue numbers.
+/// Tokens from here on belong to the transport: queue numbers.
 const QUEUE_TOKENS: u32 = 1 << 31;
 
 const CONFIG_SPACE: u64 = 0x100;
@@ -45,22 +47,17 @@ const FAILED: u32 = 128;
 /// Why a slot can't be filled or emptied.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// It holds a device already.
     #[error("fill slot {0}: it holds a device already")]
     Taken(usize),
-    /// An eventfd could not be made.
     #[error("fill slot {slot}: make an eventfd for a queue")]
     EventFd {
-        /// Which slot.
         slot: usize,
-        /// Why it failed.
         #[source]
         source: std::io::Error,
     },
-    /// There is nothing to take out.
     #[error("empty slot {0}: it holds no device")]
     Empty(usize),
-    /// Its driver has not let go of it.
+    /// The guest's driver has not let go of it.
     #[error("empty slot {0}: the guest's driver holds the device")]
     Held(usize),
 }
@@ -74,7 +71,7 @@ pub struct Slot {
     transport: Mutex<Transport>,
 }
 
-/// What the registers say of a device, whatever its state.
+/// What the registers say of a device in any state.
 struct Facts {
     kind: Kind,
     features: u64,
@@ -84,11 +81,10 @@ struct Facts {
 }
 
 enum State {
-    /// No device.
     Empty,
     Idle(Box<dyn Device>),
     Active(Box<dyn Active>),
-    /// The host's side has failed; the VM is about to end.
+    /// The host's side has failed, and the VM is about to end.
     Failed,
 }
 
@@ -112,7 +108,7 @@ struct Transport {
 }
 
 impl Slot {
-    /// An empty slot. `interrupt` is connected to the slot's pin when it is filled.
+    /// Makes an empty slot. `interrupt` is connected to the slot's pin when the slot is filled.
     pub fn new(
         index: usize,
         memory: GuestRam,
@@ -138,7 +134,7 @@ impl Slot {
         }
     }
 
-    /// Puts a device in. Returns an eventfd per queue, to be signalled by the guest's notification.
+    /// Puts a device in. Returns an eventfd per queue, for the guest's notifications to signal.
     pub fn fill(&self, device: Box<dyn Device>) -> Result<Vec<Arc<EventFd>>, SlotError> {
         let mut transport = self.lock();
         if !matches!(transport.state, State::Empty) {
@@ -166,14 +162,14 @@ impl Slot {
         Ok(kicks)
     }
 
-    /// Whether it holds no device. One whose driver is at work right now does.
+    /// Whether the slot holds no device. It is not empty while its device's driver is at work.
     pub fn is_empty(&self) -> bool {
         let transport = self.transport.try_lock();
         transport.is_ok_and(|transport| matches!(transport.state, State::Empty))
     }
 
-    /// Takes the device out, which its driver must have let go. Returns its queues' eventfds, which
-    /// the guest's notifications signal no more. Never waits: not even for a driver that is at work.
+    /// Takes out a device that its driver has let go of. Returns its queues' eventfds, which the
+    /// guest's notifications no longer signal. Never waits, not even for a driver at work.
     pub fn empty(&self) -> Result<Vec<Arc<EventFd>>, SlotError> {
         let mut transport = match self.transport.try_lock() {
             Ok(transport) => transport,
@@ -181,7 +177,7 @@ impl Slot {
             Err(TryLockError::WouldBlock) => return Err(SlotError::Held(self.index)),
         };
         match transport.state {
-            // A bus acknowledges a device that no driver has (ACKNOWLEDGE alone).
+            // A bus also acknowledges a device that no driver has (ACKNOWLEDGE alone).
             State::Idle(_) if transport.status & DRIVER == 0 => {}
             State::Empty => return Err(SlotError::Empty(self.index)),
             _ => return Err(SlotError::Held(self.index)),
@@ -199,13 +195,13 @@ impl Slot {
         &self.interrupt
     }
 
-    /// A register's read. What is no register reads as 0.
+    /// The read of a register. Anything that is no register reads as 0.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if offset >= CONFIG_SPACE {
             return self.lock().read_config(offset - CONFIG_SPACE, data);
         }
-        // Registers are 32 bits wide and aligned (4.2.2.2); anything else reads as 0.
+        // Registers are 32 bits wide and aligned (4.2.2.2); any other access reads as 0.
         let Ok(register) = <&mut [u8; 4]>::try_from(data) else {
             return;
         };
@@ -216,7 +212,7 @@ impl Slot {
         *register = value.to_le_bytes();
     }
 
-    /// A register's write. What is no register is ignored.
+    /// The write of a register. A write to anything else is ignored.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         let Ok(bytes) = <[u8; 4]>::try_from(data) else {
             return Ok(());
@@ -230,12 +226,14 @@ impl Slot {
         Ok(())
     }
 
-    /// A descriptor of this slot's device is ready: a queue's notification or one of its own.
+    /// Called when a descriptor of this slot's device is ready: a queue's notification or one of
+    /// the device.
     pub fn ready(&self, token: u32) -> Result<(), DeviceError> {
         let mut transport = self.lock();
         let queue = token.checked_sub(QUEUE_TOKENS);
         if let Some(kick) = queue.and_then(|queue| transport.kicks.get(queue as usize)) {
-            // Level-triggered: must be read. EAGAIN: someone has, nothing is lost.
+            // Level-triggered, so it must be read. EAGAIN: another thread has read it, and nothing
+            // is lost.
             let _ = kick.read();
         }
         let State::Active(device) = &mut transport.state else {
@@ -248,7 +246,7 @@ impl Slot {
         self.settle(&mut transport, result)
     }
 
-    /// A panic while the lock was held ends the VM anyway; until then its state is still whole.
+    /// A panic under the lock ends the VM anyway; until then the state is still whole.
     fn lock(&self) -> MutexGuard<'_, Transport> {
         self.transport
             .lock()
@@ -272,7 +270,8 @@ impl Slot {
         self.settle(&mut transport, result)
     }
 
-    /// The guest's fault: the device goes idle and asks for a reset. The host's: the caller's.
+    /// The guest's fault: the device goes idle and asks for a reset. The host's fault: the
+    /// caller's.
     fn settle(
         &self,
         transport: &mut Transport,
@@ -338,7 +337,7 @@ impl Slot {
         match std::mem::replace(&mut transport.state, State::Failed) {
             State::Active(device) => {
                 for kick in &transport.kicks {
-                    // Those of queues that were not enabled are not watched: ENOENT.
+                    // ENOENT: a queue that was not enabled is not watched.
                     let _ = self.host.unwatch(descriptor(kick));
                 }
                 transport.state = State::Idle(device.reset()?);
@@ -350,7 +349,7 @@ impl Slot {
 }
 
 impl Transport {
-    /// Status 0: all that a driver has ever written is gone.
+    /// Status 0: forgets everything that a driver has written.
     fn forget_driver(&mut self) {
         self.status = 0;
         self.driver_features = 0;
@@ -360,7 +359,7 @@ impl Transport {
         self.queues.fill(QueueRegisters::default());
     }
 
-    /// Those bits of a status write that may be set now and are not yet.
+    /// The bits of a status write that may be set now and are not set yet.
     fn admitted(&self, value: u32) -> u32 {
         let has = |bits| self.status & bits == bits;
         if has(FAILED) || has(NEEDS_RESET) || matches!(self.state, State::Empty) {
@@ -379,7 +378,8 @@ impl Transport {
             ACKNOWLEDGE | DRIVER,
             self.features_acceptable(),
         );
-        // In one write with FEATURES_OK the driver would not have read back whether we took them.
+        // In one write with FEATURES_OK the driver could not have read whether we accepted the
+        // features.
         admit(
             DRIVER_OK,
             ACKNOWLEDGE | DRIVER | FEATURES_OK,

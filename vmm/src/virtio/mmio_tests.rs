@@ -12,7 +12,7 @@ use crate::virtio::RING_FEATURES;
 
 const MEMORY: usize = 0x1_0000;
 
-/// What happened to the device, seen from outside.
+/// What happened to the device, as seen from outside.
 #[derive(Default)]
 struct Seen {
     activated: AtomicU32,
@@ -66,7 +66,7 @@ impl Active for Running {
     }
 }
 
-/// One slot and the driver's view of it.
+/// One slot, and the driver's view of it.
 struct World {
     slot: Slot,
     seen: Arc<Seen>,
@@ -177,7 +177,7 @@ fn an_empty_slot_is_a_placeholder_until_it_is_filled() {
     assert_eq!(world.count(|seen| &seen.activated), 1);
 }
 
-/// Only what no driver holds is taken out; the slot then serves another device.
+/// A device is taken out only when no driver holds it; the slot then serves another one.
 #[test]
 fn a_slot_is_emptied_when_its_driver_has_let_go() {
     let world = World::new();
@@ -189,7 +189,7 @@ fn a_slot_is_emptied_when_its_driver_has_let_go() {
     world.switch_on();
     assert!(matches!(world.slot.empty(), Err(SlotError::Held(3))));
     world.write(0x70, 0);
-    world.write(0x70, ACKNOWLEDGE); // as a bus does whose driver is gone
+    world.write(0x70, ACKNOWLEDGE); // as a bus does without a driver
     assert_eq!(world.slot.empty().unwrap().len(), 2);
     assert!(world.slot.is_empty());
     assert_eq!((world.read(0x08), world.read(0x70)), (0, 0));
@@ -320,8 +320,8 @@ fn access() -> impl Strategy<Value = (u64, u32)> {
 }
 
 proptest! {
-    /// After any sequence of writes: each status bit implies those it builds on, none was lost but
-    /// by a reset, and a running device was given modern features and both feature words.
+    /// After any sequence of writes: each status bit implies those it builds on, only a reset has
+    /// cleared one, and a running device got modern features and both feature words.
     #[test]
     fn the_status_machine_keeps_its_order(writes in proptest::collection::vec(access(), 1..200)) {
         let world = World::new();
@@ -347,7 +347,7 @@ proptest! {
         }
     }
 
-    /// No access of any size, offset or value panics, in whatever state.
+    /// No access of any size, offset or value panics, in any state.
     #[test]
     fn no_access_panics(
         accesses in proptest::collection::vec(

@@ -1,7 +1,7 @@
-//! Virtio devices (virtio 1.2): the traits of a device idle and a device active.
+//! Virtio devices (virtio 1.2): the traits of an idle and of an active device.
 //!
-//! `mmio` moves a device through its states; `reactor` calls an active one when the guest has
-//! notified a queue or a host descriptor is ready. A device knows neither transport nor KVM.
+//! `mmio` moves a device through its states. `reactor` calls an active one when the guest has
+//! notified a queue or when a host descriptor is ready. A device knows neither transport nor KVM.
 //!
 //! ```text
 //!   Device ──DRIVER_OK: activate──▶ Active ──notified(queue), ready(token)──▶ Active
@@ -9,29 +9,29 @@
 //!      └────────status 0: reset───────┘ Err(Host): the VM ends with that line as its reason
 //! ```
 //!
-//! How a device uses it:
+//! How a device works:
 //! - `activate` takes its queues out of [`Activation::queues`], registers host descriptors with
 //!   [`Activation::host`] under tokens of its own, and returns its running self.
 //! - `notified(i)` serves queue `i`: `while let Some(mut chain) = queue.next_chain()? { …;
-//!   queue.give_back(chain)?; }` and then `queue.signal()?` once. [`Virtqueue::serve`] is that loop,
-//!   bounded, so that a guest that never stops adding buffers can't hold the thread.
+//!   queue.give_back(chain)?; }` and then `queue.signal()?` once. [`Virtqueue::serve`] is that
+//!   loop. It is bounded, so a guest that never stops adding buffers can't hold the thread.
 //! - A chain that can't be filled yet goes back with [`Virtqueue::undo`].
-//! - All calls come with the device's lock held, from the reactor's thread (`notified`, `ready`) or
-//!   a vCPU's (`activate`, `reset`). The former may not block. The latter may, with a deadline, if
-//!   nothing is registered with [`Activation::host`] meanwhile: then only vCPUs can come to wait.
-//!   After a reset a stale `ready` may still come, for a token of the device's earlier life:
-//!   descriptors are non-blocking, so it is harmless.
-//! - `reset` drops the queues; descriptors that are still watched are unregistered by the device.
+//! - All calls come with the device's lock held: `notified` and `ready` from the reactor's thread,
+//!   `activate` and `reset` from a vCPU's. The first two may not block. The others may block, with
+//!   a deadline, if nothing is registered with [`Activation::host`] meanwhile: then only vCPUs can
+//!   come to wait. After a reset a stale `ready` may still come, for a token of the device's
+//!   earlier life. It is harmless, since descriptors are non-blocking.
+//! - `reset` drops the queues. The device unregisters the descriptors that are still watched.
 
-pub mod block;
+pub(crate) mod block;
 pub mod chain;
-pub mod fs;
-pub mod mmio;
-pub mod net;
-pub mod queue;
-pub mod rng;
+pub(crate) mod fs;
+pub(crate) mod mmio;
+pub(crate) mod net;
+pub(crate) mod queue;
+pub(crate) mod rng;
 pub mod vsock;
-pub mod worker;
+pub(crate) mod worker;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -43,9 +43,9 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use chain::Chain;
-pub use queue::{QueueError, Virtqueue};
+pub(crate) use queue::{QueueError, Virtqueue};
 
-/// The guest's memory, as all devices see it.
+/// The guest's memory as all devices see it.
 pub type GuestRam = Arc<GuestMemoryMmap>;
 
 /// The feature bits of every device whose queues [`Virtqueue`] serves: VIRTIO_F_VERSION_1,
@@ -55,53 +55,53 @@ pub const RING_FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 29;
 /// VIRTIO_F_EVENT_IDX.
 pub const FEATURE_EVENT_IDX: u64 = 1 << 29;
 
-/// VIRTIO_F_VERSION_1: no driver without it is served.
+/// VIRTIO_F_VERSION_1. We serve no driver without it.
 pub const FEATURE_VERSION_1: u64 = 1 << 32;
 
-/// Device types (virtio 1.2, 5); the value is what the guest reads as DeviceID.
+/// Device types (virtio 1.2, 5). The value is what the guest reads as DeviceID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
-    /// Network interface.
+    /// A network interface (5.1).
     Net = 1,
-    /// Disk.
+    /// A disk (5.2).
     Block = 2,
-    /// Entropy.
+    /// Random numbers (5.4).
     Entropy = 4,
-    /// Socket.
+    /// A socket device (5.10).
     Vsock = 19,
-    /// File system.
+    /// A file system (5.11).
     Fs = 26,
 }
 
 /// Why a device can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// The guest's driver broke a rule: its device wants a reset, the VM goes on.
+    /// The guest's driver broke a rule. Its device asks for a reset; the VM goes on.
     #[error("the guest's driver: {rule}")]
     Guest {
-        /// What it should not have done.
+        /// What the driver must not do.
         rule: &'static str,
     },
-    /// The rings or a chain in them are malformed: as [`DeviceError::Guest`].
+    /// The rings, or a chain in them, are malformed: like [`DeviceError::Guest`].
     #[error("the guest's virtqueue")]
     Queue(#[from] QueueError),
-    /// A chain has too few bytes for what its device must read or write.
+    /// A chain has fewer bytes than its device must read or write.
     #[error("the guest's descriptor chain")]
     Chain(#[from] chain::Malformed),
-    /// The host's side failed: the VM can't go on.
+    /// The host's side failed, and the VM can't go on.
     #[error("{step}")]
     Host {
-        /// What was being done, to what.
+        /// What was being done, and to what.
         step: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl DeviceError {
-    /// A failure of the host's side: `step` says what was being done, to what.
+    /// A failure of the host's side. `step` says what was being done, and to what.
     pub fn host(
         step: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -113,53 +113,53 @@ impl DeviceError {
     }
 }
 
-/// A device the guest has not switched on. DRIVER_OK (virtio 1.2, 3.1.1) moves memory, queues and
-/// interrupt in.
+/// A device that the guest has not switched on. DRIVER_OK (virtio 1.2, 3.1.1) brings memory, queues
+/// and interrupt.
 pub trait Device: Send {
-    /// Its type.
+    /// What the guest reads as DeviceID.
     fn kind(&self) -> Kind;
-    /// All feature bits it offers, [`RING_FEATURES`] included.
+    /// All feature bits that the device offers, including [`RING_FEATURES`].
     fn features(&self) -> u64;
-    /// The largest size of each of its queues; powers of two.
+    /// The largest size of each queue; powers of two.
     fn queue_sizes(&self) -> &[u16];
-    /// Its configuration space; read-only to the guest.
+    /// The configuration space, which the guest can only read.
     fn config(&self) -> &[u8];
-    /// Whether the queues are served in this process. Where not (vhost-user), nobody here listens
-    /// to their notifications.
+    /// Whether this process serves the queues. If not (vhost-user), nobody here listens to their
+    /// notifications.
     fn serves_queues(&self) -> bool {
         true
     }
-    /// Switches it on. An error is the host's failure and ends the VM.
+    /// Switches the device on. An error is the host's failure and ends the VM.
     fn activate(self: Box<Self>, guest: Activation) -> Result<Box<dyn Active>, DeviceError>;
 }
 
 /// The same device, running.
 pub trait Active: Send {
-    /// The guest has notified this queue, or chains were left in it at the last call.
+    /// Called when the guest has notified this queue, or when the last call left chains in it.
     fn notified(&mut self, queue: u16) -> Result<(), DeviceError>;
-    /// A host descriptor registered under `token` is ready.
+    /// Called when the host descriptor registered under `token` is ready.
     fn ready(&mut self, token: Token) -> Result<(), DeviceError>;
-    /// Status 0: drops the queues and gives the idle device back.
+    /// Status 0: drops the queues and returns the idle device.
     fn reset(self: Box<Self>) -> Result<Box<dyn Device>, DeviceError>;
 }
 
 /// What DRIVER_OK hands to a device.
 pub struct Activation {
-    /// Guest memory.
+    /// The guest's memory.
     pub memory: GuestRam,
-    /// The feature bits that were negotiated: a subset of [`Device::features`].
+    /// The negotiated feature bits: a subset of [`Device::features`].
     pub features: u64,
-    /// One per entry of [`Device::queue_sizes`], in that order; each lies wholly in guest memory.
+    /// One per entry of [`Device::queue_sizes`], in that order. Each lies wholly in guest memory.
     /// `None`: the driver left that queue disabled.
     pub queues: Vec<Option<Virtqueue>>,
-    /// Where the device registers host descriptors.
+    /// Registers host descriptors of the device.
     pub host: HostEvents,
-    /// Raises the device's interrupt; each [`Virtqueue`] holds it too.
+    /// Raises the device's interrupt. Each [`Virtqueue`] holds it, too.
     pub interrupt: Arc<Interrupt>,
 }
 
 impl Activation {
-    /// Takes queue `index`, which the driver must have enabled.
+    /// Takes queue `index`. Fails if the driver has not enabled it.
     pub fn take_queue(&mut self, index: usize) -> Result<Virtqueue, DeviceError> {
         self.queues
             .get_mut(index)
@@ -170,7 +170,7 @@ impl Activation {
     }
 }
 
-/// A device's own name for a host descriptor it has registered.
+/// A device's own name for a host descriptor that it has registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub u32);
 
@@ -178,12 +178,12 @@ pub struct Token(pub u32);
 #[derive(Clone)]
 pub struct HostEvents {
     epoll: Arc<OwnedFd>,
-    /// The upper half of the epoll data: tells the reactor whose token it is.
+    /// The upper half of the epoll data: it tells the reactor whose token it is.
     owner: u32,
 }
 
 impl HostEvents {
-    /// For the device in slot `owner`; made by the reactor.
+    /// For the device in slot `owner`. The reactor makes it.
     pub fn new(epoll: Arc<OwnedFd>, owner: u32) -> Self {
         Self { epoll, owner }
     }
@@ -192,7 +192,8 @@ impl HostEvents {
         epoll::EventData::new_u64(u64::from(self.owner) << 32 | u64::from(token.0))
     }
 
-    /// Calls [`Active::ready`] with `token` while `fd` has any of `events` (HUP and ERR always).
+    /// From now on calls [`Active::ready`] with `token` while `fd` has any of `events` (always HUP
+    /// and ERR).
     pub fn watch(
         &self,
         fd: impl AsFd,
@@ -203,7 +204,7 @@ impl HostEvents {
             .map_err(|errno| DeviceError::host("watch a descriptor", io::Error::from(errno)))
     }
 
-    /// Changes what a watched descriptor is watched for.
+    /// Changes which events of a watched descriptor count.
     pub fn change(
         &self,
         fd: impl AsFd,
@@ -215,7 +216,7 @@ impl HostEvents {
         })
     }
 
-    /// No longer watches it. Must precede its closing if a duplicate of it lives on.
+    /// Stops watching `fd`. Call it before closing `fd` if a duplicate lives on.
     pub fn unwatch(&self, fd: impl AsFd) -> Result<(), DeviceError> {
         epoll::delete(&*self.epoll, fd).map_err(|errno| {
             DeviceError::host("stop watching a descriptor", io::Error::from(errno))
@@ -223,7 +224,7 @@ impl HostEvents {
     }
 }
 
-/// An eventfd as a descriptor to watch: the type itself does not offer it.
+/// An eventfd as a descriptor to watch; the type itself does not offer it.
 pub fn descriptor(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the eventfd owns the descriptor and stays borrowed for as long as the result lives.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
@@ -241,7 +242,7 @@ impl Interrupt {
     /// InterruptStatus bit 1: the configuration changed, or the device needs a reset.
     pub const CONFIG: u32 = 2;
 
-    /// `irq` is registered with KVM as an irqfd by the caller.
+    /// The caller registers `irq` with KVM as an irqfd.
     pub fn new(irq: EventFd) -> Self {
         Self {
             status: AtomicU32::new(0),
@@ -252,21 +253,21 @@ impl Interrupt {
     /// Sets status bits, then raises the interrupt.
     pub fn raise(&self, bits: u32) {
         self.status.fetch_or(bits, Ordering::SeqCst);
-        // An eventfd whose counter is full (EAGAIN) is an interrupt that is pending anyway.
+        // EAGAIN: the counter is full, so an interrupt is pending anyway.
         let _ = self.irq.write(1);
     }
 
-    /// InterruptStatus, for the transport.
+    /// The register InterruptStatus, for the transport.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
     }
 
-    /// InterruptACK, for the transport.
+    /// The register InterruptACK, for the transport.
     pub fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
-    /// The irqfd's eventfd, to be registered with KVM.
+    /// The eventfd that KVM turns into an interrupt.
     pub fn irq(&self) -> &EventFd {
         &self.irq
     }

@@ -1,13 +1,15 @@
 //! A split virtqueue whose every index is checked (virtio 1.2, 2.7).
 //!
-//! Ring arithmetic and the driver's notifications are those of the `virtio-queue` crate. The walk over a
-//! chain is ours (`chain`), since there a malformed chain must be an error, not a short chain; and so is
-//! the used ring, since there several chains can't be given back at once.
+//! The crate `virtio-queue` does the ring arithmetic and the driver's notifications. The walk over
+//! a chain is ours (`chain`), since a malformed chain must be an error there, not a short chain.
+//! The used ring is ours, since the crate can't give several chains back at once.
 //!
-//! Invariants: the rings lie wholly in guest memory (checked once, by [`Virtqueue::new`]; memory is
-//! never removed while a device is active); size is a power of two not above the device's maximum;
-//! no more than `size` chains are taken at a time. After an error the queue is not used again: the
-//! device goes to DEVICE_NEEDS_RESET.
+//! Invariants:
+//! - The rings lie wholly in guest memory. [`Virtqueue::new`] checks this once; memory is never
+//!   removed while a device is active.
+//! - Size is a power of two not above the device's maximum.
+//! - At most `size` chains are taken at a time.
+//! - After an error the queue is not used again: the device goes to DEVICE_NEEDS_RESET.
 
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -20,34 +22,23 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::{Chain, Malformed};
 use super::{GuestRam, Interrupt};
 
-/// What a driver did to its rings that it must not.
+/// What a driver must not do to its rings.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// Size is zero, no power of two or above the device's maximum.
+    /// The size is zero, no power of two or above the device's maximum.
     #[error("size {size} is no power of two between 1 and {limit}")]
-    Size {
-        /// What the driver set.
-        size: u32,
-        /// The device's maximum.
-        limit: u16,
-    },
-    /// A ring is misaligned or outside of guest memory.
+    Size { size: u32, limit: u16 },
+    /// A ring is misaligned or outside guest memory.
     #[error("the {ring} ring at {address:#x} is misaligned or not in guest memory")]
-    Address {
-        /// Which of the three.
-        ring: &'static str,
-        /// Where it should be.
-        address: u64,
-    },
+    Address { ring: &'static str, address: u64 },
     /// The available index is more than `size` ahead, or a ring can't be read.
     #[error("the rings' indices")]
     Ring(#[source] virtio_queue::Error),
-    /// A descriptor chain is malformed.
     #[error("a descriptor chain")]
     Chain(#[from] Malformed),
 }
 
-/// Where a driver put a queue: the registers of the transport.
+/// Where a driver put a queue: the transport's registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueLayout {
     /// QueueNum.
@@ -60,11 +51,11 @@ pub struct QueueLayout {
     pub used: u64,
 }
 
-/// What [`Virtqueue::serve`]'s closure did with a chain.
+/// What the closure of [`Virtqueue::serve`] did with a chain.
 pub enum Served {
-    /// It is used up: given back to the driver.
+    /// It used the chain up; the driver gets it back.
     Done(Chain),
-    /// It can't be served now: left in the ring, and no further one is taken.
+    /// It can't serve the chain now. The chain stays in the ring, and no further one is taken.
     Later(Chain),
 }
 
@@ -75,13 +66,13 @@ pub struct Virtqueue {
     memory: GuestRam,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
-    /// Chains given back since the driver was asked whether it wants an interrupt.
+    /// Chains given back since we last asked whether the driver wants an interrupt.
     given_back: Wrapping<u16>,
 }
 
 impl Virtqueue {
-    /// Checks what the driver has set up and makes a queue of it. `kick` is the eventfd that the
-    /// driver's notification signals.
+    /// Checks what the driver has set up and makes a queue of it. The driver's notification signals
+    /// `kick`.
     pub fn new(
         layout: QueueLayout,
         max_size: u16,
@@ -106,7 +97,7 @@ impl Virtqueue {
             .map_err(bad("used", layout.used))?;
         ring.set_event_idx(event_idx);
         ring.set_ready(true);
-        // `iter` of the crate takes an available ring at 0 for a queue that is not set up.
+        // `iter` of the crate takes an available ring at address 0 for a queue that is not set up.
         if layout.available == 0 || !ring.is_valid(&*memory) {
             return Err(QueueError::Address {
                 ring: "available, used or descriptor",
@@ -123,7 +114,7 @@ impl Virtqueue {
         })
     }
 
-    /// The next chain the driver has made available, checked; `None` if there is none.
+    /// The next chain that the driver has made available, checked. `None`: there is none.
     pub fn next_chain(&mut self) -> Result<Option<Chain>, QueueError> {
         let head = self
             .ring
@@ -142,12 +133,12 @@ impl Virtqueue {
         }
     }
 
-    /// Gives a chain back to the driver, with as many bytes as were written into it.
+    /// Gives a chain back to the driver, with the number of bytes that were written into it.
     pub fn give_back(&mut self, chain: Chain) -> Result<(), QueueError> {
         self.give_back_all([chain])
     }
 
-    /// The same for several in their order. The driver finds all of them or none.
+    /// Gives several chains back in their order. The driver sees all of them or none.
     pub fn give_back_all(
         &mut self,
         chains: impl IntoIterator<Item = Chain>,
@@ -169,18 +160,19 @@ impl Virtqueue {
             .map_err(failed)
     }
 
-    /// Leaves the chain taken last in the ring; it comes again from [`Virtqueue::next_chain`].
+    /// Puts the chain that was taken last back into the ring; [`Virtqueue::next_chain`] returns it
+    /// again.
     pub fn undo(&mut self, chain: Chain) {
         drop(chain);
         self.ring.go_to_previous_position();
     }
 
-    /// Interrupts the driver if it wants that after what was given back since the last call (virtio 1.2,
-    /// 2.7.7.2).
+    /// Interrupts the driver if it wants an interrupt for what was given back since the last call
+    /// (virtio 1.2, 2.7.7.2).
     pub fn signal(&mut self) -> Result<(), QueueError> {
         let count = std::mem::take(&mut self.given_back);
         if self.ring.event_idx_enabled() {
-            // The driver writes the index that it waits for, and then looks at ours once more.
+            // The driver writes the index that it waits for, and then reads ours once more.
             fence(Ordering::SeqCst);
             let at = self.layout.available + 4 + 2 * u64::from(self.ring.size());
             let waits_for = self
@@ -197,21 +189,22 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// Asks the driver to notify us of the next chain; true if one has come in the meantime.
+    /// Asks the driver to notify us of the next chain. True: one has come in the meantime.
     pub fn rearm(&mut self) -> Result<bool, QueueError> {
         self.ring
             .enable_notification(&*self.memory)
             .map_err(QueueError::Ring)
     }
 
-    /// Has the reactor call `notified` for this queue again, after the others have had their turn.
+    /// Makes the reactor call `notified` for this queue again, after the others have had their
+    /// turn.
     pub fn again(&self) {
-        // A full counter (EAGAIN) is a pending notification.
+        // EAGAIN: the counter is full, so a notification is pending.
         let _ = self.kick.write(1);
     }
 
-    /// Serves chains until the ring is empty, `serve` says later, or `size` chains were served
-    /// (then the rest has its turn after the other devices). Signals the driver once.
+    /// Serves chains until the ring is empty, `serve` says later, or `size` chains are served (then
+    /// the other devices have their turn before the rest). Signals the driver once.
     pub fn serve<E: From<QueueError>>(
         &mut self,
         mut serve: impl FnMut(Chain) -> Result<Served, E>,
@@ -247,7 +240,6 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// Where the driver put it.
     pub fn layout(&self) -> QueueLayout {
         self.layout
     }

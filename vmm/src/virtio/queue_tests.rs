@@ -1,4 +1,4 @@
-//! Raw rings against the queue: what a hostile driver may write into them.
+//! Raw rings against the queue: whatever a hostile driver may write into them.
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -102,7 +102,7 @@ fn layout() -> QueueLayout {
     }
 }
 
-/// What the queue says of the one chain that `prepare` has laid at descriptor 0.
+/// The queue's error for the one chain that `prepare` has put at descriptor 0.
 fn malformed(prepare: impl FnOnce(&Driver)) -> Malformed {
     let (mut driver, mut queue) = Driver::new();
     prepare(&driver);
@@ -158,7 +158,7 @@ fn a_chain_put_back_comes_again() {
     assert_eq!(queue.next_chain().unwrap().unwrap().head(), 3);
 }
 
-/// Chains that are given back at once raise one interrupt, if the driver waits for any of them.
+/// Chains given back at once raise one interrupt if the driver waits for any of them.
 #[test]
 fn several_chains_are_given_back_at_once() {
     let (mut driver, _) = Driver::new();
@@ -167,7 +167,7 @@ fn several_chains_are_given_back_at_once() {
     let (memory, kick) = (driver.memory.clone(), Arc::new(event()));
     let made = Virtqueue::new(layout(), SIZE, true, memory, interrupt.clone(), kick);
     let mut queue = made.unwrap();
-    // The driver waits for the used element of this index, the one in the middle of the second three.
+    // The driver waits for the used element of this index, the middle one of the second three.
     let waits_for = GuestAddress(AVAILABLE + 4 + 2 * u64::from(SIZE));
     driver.memory.write_obj(4u16, waits_for).unwrap();
     for round in 1..=4u16 {
@@ -358,7 +358,7 @@ fn rings_outside_of_memory_or_misaligned_are_refused() {
     }
 }
 
-/// A driver that never stops offering gets its turn, not the thread.
+/// A driver that never stops offering gets its turn, and not the thread.
 #[test]
 fn one_turn_is_bounded() {
     let (mut driver, mut queue) = Driver::new();
@@ -376,8 +376,9 @@ fn one_turn_is_bounded() {
 }
 
 proptest! {
-    /// Whatever bytes are in the rings: chains that lie in memory, or an error; never a panic, never
-    /// more chains than the ring has entries, never a byte outside of the buffers.
+    /// Whatever bytes are in the rings, the queue gives chains that lie in memory, or an error. It
+    /// never panics, gives more chains than the ring has entries, or touches a byte outside the
+    /// buffers.
     #[test]
     fn no_ring_breaks_the_queue(
         rings in proptest::collection::vec(any::<u8>(), 0x3000),

@@ -1,7 +1,7 @@
 //! The entropy device (virtio 1.2, 5.4): one queue of writable buffers to fill.
 //!
-//! `machine` puts it into its slot where the CPU gives the guest no RDRAND, or when the shim asks. A
-//! request is filled with at most [`MAX_REQUEST`] bytes, whatever the guest's buffers hold.
+//! `machine` puts it into its slot if the CPU gives the guest no RDRAND, or if the shim asks for
+//! it. A request gets at most [`MAX_REQUEST`] bytes, however many the guest's buffers hold.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use super::{
     Activation, Active, Chain, Device, DeviceError, Kind, RING_FEATURES, Token, Virtqueue,
 };
 
-/// The most random bytes for one request: getrandom(2) gives as many without a break.
+/// The most random bytes for one request: getrandom(2) gives as many without interruption.
 const MAX_REQUEST: usize = 256;
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -69,7 +69,7 @@ fn random(bytes: &mut [u8]) -> io::Result<usize> {
     Ok(getrandom(bytes, GetRandomFlags::NONBLOCK)?)
 }
 
-/// The device's whole work: no eventfd, no register.
+/// All the work of the device, without eventfd or register.
 fn fill(
     request: &mut Chain,
     source: impl FnOnce(&mut [u8]) -> io::Result<usize>,

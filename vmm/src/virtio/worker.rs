@@ -1,11 +1,12 @@
-//! A thread that serves a device's queues from DRIVER_OK to the reset, and waits for the next in between.
+//! A thread that serves a device's queues from DRIVER_OK to the reset, and then waits for the next
+//! device.
 //!
-//! The threads are made before the jail closes, one for each slot that may come to need one, since the
-//! jail starts none. An idle one holds nothing of a device or a guest. [`Serving`] is the device's side
-//! of one that is at work.
+//! The threads are made before the jail closes, one for each slot that may need one: the jail lets
+//! none start. An idle thread holds nothing of a device or a guest. [`Serving`] is the device's
+//! side of a thread at work.
 //!
-//! What must hold: after a reset nothing touches the guest's rings or buffers any more. The reset
-//! therefore waits, at most [`STOP_LIMIT`], for what is under way.
+//! What must hold: after a reset nothing touches the guest's rings or buffers. So the reset waits,
+//! at most [`STOP_LIMIT`], for the work in progress.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -20,13 +21,13 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{DeviceError, HostEvents, Token, descriptor};
 
-/// Requests and frames need little of it: their data stays in guest memory.
+/// In bytes. Requests and frames need little stack: their data stays in guest memory.
 const STACK: usize = 256 << 10;
 
-/// How long a thread may keep a reset waiting, before the VM is given up.
+/// How long a thread may delay a reset before the VM is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Something that is said once, between a device and its thread.
+/// A one-shot flag that a thread can poll on.
 #[derive(Clone)]
 pub struct Signal {
     raised: Arc<AtomicBool>,
@@ -34,7 +35,7 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// Not raised yet.
+    /// Makes a flag that is not raised.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             raised: Arc::default(),
@@ -42,13 +43,12 @@ impl Signal {
         })
     }
 
-    /// Raises it, for good.
+    /// Raises the flag for good.
     pub fn raise(&self) {
         self.raised.store(true, Ordering::SeqCst);
-        let _ = self.event.write(1); // a full counter (EAGAIN) says the same
+        let _ = self.event.write(1); // EAGAIN: the counter is full, so it is readable
     }
 
-    /// Whether it was raised.
     pub fn is_raised(&self) -> bool {
         self.raised.load(Ordering::SeqCst)
     }
@@ -61,10 +61,10 @@ impl Signal {
 
 /// What a thread does until it is stopped.
 pub trait Job: Send + 'static {
-    /// What the device gets back at the end, of which nothing belongs to the guest.
+    /// What the device gets back at the end. Nothing in it belongs to the guest.
     type Host: Send + 'static;
 
-    /// Serves the queues until `stop` is raised, or the driver or the host fails.
+    /// Serves the queues until `stop` is raised, or until the driver or the host fails.
     fn serve(&mut self, stop: &Signal) -> Result<(), DeviceError>;
 
     /// Lets go of the queues.
@@ -76,7 +76,7 @@ pub trait Job: Send + 'static {
 pub struct Worker(Sender<Box<dyn FnOnce() + Send>>);
 
 impl Worker {
-    /// Starts it. It ends when nobody can give it a job any more.
+    /// Starts the thread. It ends when nobody can give it a job any more.
     pub fn start(name: String) -> io::Result<Self> {
         let (jobs, inbox) = channel::<Box<dyn FnOnce() + Send>>();
         let thread = thread::Builder::new().name(name).stack_size(STACK);
@@ -89,7 +89,7 @@ impl Worker {
     }
 }
 
-/// Raises a signal when it is dropped: at a job's end, or while the thread unwinds.
+/// Raises a flag when it is dropped: at a job's end, or while the thread unwinds.
 struct Raise(Signal);
 
 impl Drop for Raise {
@@ -98,22 +98,22 @@ impl Drop for Raise {
     }
 }
 
-/// A job's end: what is the host's comes back, with what the driver did wrong if that was the reason.
+/// A job's end: the host's part comes back, with the driver's fault if that was the reason.
 type Over<H> = (H, Result<(), DeviceError>);
 
-/// A thread at work, seen from its device.
+/// A thread at work, as its device sees it.
 pub struct Serving<H> {
     worker: Worker,
     stop: Signal,
     ended: Signal,
     over: Receiver<Over<H>>,
-    /// What the device had, if the thread has ended by itself: the guest broke its rings.
+    /// What the device had, if the thread ended by itself because the guest broke its rings.
     stopped: Option<H>,
     host: HostEvents,
 }
 
 impl<H: Send + 'static> Serving<H> {
-    /// Gives `worker` a job. [`Serving::ready`] is to be called when `token` is ready.
+    /// Gives `worker` a job. Call [`Serving::ready`] when `token` is ready.
     pub fn begin(
         worker: Worker,
         mut job: impl Job<Host = H>,
@@ -128,7 +128,7 @@ impl<H: Send + 'static> Serving<H> {
         let (stopped, raise) = (stop.clone(), Raise(ended.clone()));
         let work = move || {
             let result = job.serve(&stopped);
-            // Without a receiver the device is gone, and what it had is closed here.
+            // Without a receiver the device is gone, and its parts are closed here.
             let _ = tell.send((job.finish(), result));
             drop(raise);
         };
@@ -144,7 +144,7 @@ impl<H: Send + 'static> Serving<H> {
         })
     }
 
-    /// The thread has ended by itself, if this is no event of an earlier life: here is why.
+    /// Says why the thread has ended by itself. Ignores a stale event of the device's earlier life.
     pub fn ready(&mut self) -> Result<(), DeviceError> {
         match self.over.try_recv() {
             Ok((host, result)) => {
@@ -159,7 +159,7 @@ impl<H: Send + 'static> Serving<H> {
         }
     }
 
-    /// Stops the thread. It touches nothing of the guest's any more when this returns.
+    /// Stops the thread. When this returns the thread touches nothing of the guest any more.
     pub fn end(mut self) -> Result<(H, Worker), DeviceError> {
         self.host.unwatch(descriptor(self.ended.event()))?;
         let host = match self.stopped.take() {
@@ -167,7 +167,8 @@ impl<H: Send + 'static> Serving<H> {
             None => {
                 self.stop.raise();
                 let over = self.over.recv_timeout(STOP_LIMIT);
-                // Whatever the thread has to complain of, the driver has given up by itself.
+                // Whatever the thread reports as the driver's fault, the driver has given up by
+                // itself.
                 let (host, _) = over.map_err(|error| match error {
                     RecvTimeoutError::Disconnected => panicked(),
                     RecvTimeoutError::Timeout => DeviceError::host(
@@ -186,7 +187,7 @@ fn panicked() -> DeviceError {
     DeviceError::host("serve a device", "its thread panicked")
 }
 
-/// Waits until one of these is readable, or has failed.
+/// Waits until one of the descriptors is readable or has failed.
 pub fn wait_for(readable: &[BorrowedFd]) -> Result<(), DeviceError> {
     let mut waiting: Vec<PollFd> = readable
         .iter()

@@ -1,7 +1,7 @@
-//! A disk on the host: a block device or a regular file, whose content is never interpreted.
+//! A disk on the host: a block device or a regular file. We never interpret its content.
 //!
-//! The descriptor is the shim's, and so is the choice of file; what is checked here is that it can
-//! serve as a disk at all. Its size is taken once: a file that grows later does not.
+//! The shim opens the file and chooses it. We check that it can serve as a disk at all. Its size is
+//! taken once: if the file grows later, the disk does not.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,24 +11,20 @@ use rustix::io::Errno;
 /// The unit of all offsets and lengths, whatever the disk's own blocks (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
 
-/// Why a descriptor is no disk.
 #[derive(Debug, thiserror::Error)]
 pub enum BadDisk {
-    /// Something else.
+    /// It is neither a block device nor a regular file.
     #[error("add a disk: the descriptor is neither a block device nor a regular file")]
     Kind,
-    /// Less than a sector.
+    /// It is smaller than a sector; bytes.
     #[error("add a disk: its {0} bytes are less than a sector")]
     Size(u64),
-    /// The descriptor was not opened for what the disk is for.
+    /// The descriptor lacks an access mode that the disk needs.
     #[error("add a disk: the descriptor was not opened for {0}")]
     Access(&'static str),
-    /// The kernel can't say.
     #[error("add a disk: ask for its {what}")]
     Ask {
-        /// What was asked.
         what: &'static str,
-        /// Why it failed.
         #[source]
         source: std::io::Error,
     },
@@ -44,7 +40,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Takes the descriptor, if it can be a disk.
+    /// Takes the descriptor if it can be a disk.
     pub fn new(file: OwnedFd, read_only: bool) -> Result<Self, BadDisk> {
         let ask = |what| {
             move |errno: Errno| BadDisk::Ask {
@@ -67,7 +63,8 @@ impl Disk {
             OFlags::RDONLY if !read_only => return Err(BadDisk::Access("writing")),
             _ => {}
         }
-        // The one way to a size that both kinds know; the position is never used otherwise.
+        // Seeking is the one way to a size that both kinds know. We never use the position
+        // otherwise.
         let bytes = seek(&file, SeekFrom::End(0)).map_err(ask("size"))?;
         let sectors = bytes / SECTOR;
         if sectors == 0 {
@@ -81,22 +78,21 @@ impl Disk {
         })
     }
 
-    /// Its size in sectors of 512 bytes, rounded down; not 0.
+    /// The size in sectors of 512 bytes, rounded down; never 0.
     pub fn sectors(&self) -> u64 {
         self.sectors
     }
 
-    /// The bytes it reads and writes at a time, at the least.
+    /// The size of the disk's own blocks in bytes: the least that it reads or writes at a time.
     pub fn block_size(&self) -> u32 {
         self.block_size
     }
 
-    /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// What has been written lasts from here on.
+    /// Returns when everything written so far is on stable storage.
     pub fn flush(&self) -> std::io::Result<()> {
         Ok(rustix::fs::fdatasync(&self.file)?)
     }

@@ -1,17 +1,15 @@
-//! What a disk's thread does: it serves the queue, one request after the other.
+//! The thread of a disk: it serves the queue, one request after the other.
 
 use super::Disk;
 use super::request;
 use crate::virtio::worker::{Job, Signal, wait_for};
 use crate::virtio::{DeviceError, Virtqueue, descriptor};
 
-/// The driver's requests, and what they are about.
+/// What the thread works on.
 pub struct Requests {
-    /// Where the data is.
     pub disk: Disk,
-    /// Whether each write is to last before it is answered.
+    /// Whether a write must be on stable storage before it is answered.
     pub flush_each_write: bool,
-    /// The driver's requests.
     pub queue: Virtqueue,
 }
 

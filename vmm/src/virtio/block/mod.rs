@@ -1,8 +1,9 @@
 //! The block device (virtio 1.2, 5.2): one queue, served by a thread of its own.
 //!
-//! `slots` puts it into one of the slots kept for disks, long after boot, and takes it out again.
-//! `disk` is the host's descriptor, `request` what the driver asks of it, `job` what the thread does: reads
-//! and writes wait for the host's storage, and must hold up neither a vCPU nor the event loop.
+//! `slots` puts it into one of the slots for disks, long after boot, and takes it out again. `disk`
+//! is the host's descriptor, `request` what the driver asks of it, `job` the thread. Reads and
+//! writes wait for the host's storage; on a thread of their own they delay neither a vCPU nor the
+//! event loop.
 
 mod disk;
 mod job;
@@ -13,10 +14,10 @@ use self::job::Requests;
 use super::worker::{Serving, Worker};
 use super::{Activation, Active, Device, DeviceError, Kind, RING_FEATURES, Token};
 
-/// Requests a driver may have under way.
+/// How many requests a driver may have in flight.
 const QUEUE_SIZES: [u16; 1] = [256];
 
-/// Buffers of one request: all of a queue, less those of header and status.
+/// The buffers of one request: all of a queue, without those of header and status.
 const MAX_SEGMENTS: u32 = 254;
 
 /// VIRTIO_BLK_F_SEG_MAX, _BLK_SIZE and _FLUSH (5.2.3).
@@ -27,7 +28,7 @@ const FEATURE_READ_ONLY: u64 = 1 << 5;
 /// `struct virtio_blk_config` up to `blk_size`; what follows belongs to features never offered.
 const CONFIG_SIZE: usize = 24;
 
-/// The thread says here that it has ended.
+/// The thread uses this token to say that it has ended.
 const ENDED: Token = Token(0);
 
 /// The idle device.
@@ -38,7 +39,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// A device over `disk`. `worker` serves no other device at the same time.
+    /// Makes a device over `disk`. `worker` must serve no other device at the same time.
     pub fn new(disk: Disk, worker: Worker) -> Self {
         let mut config = [0; CONFIG_SIZE];
         let (capacity, rest) = config.split_at_mut(8);
@@ -77,14 +78,14 @@ impl Device for Block {
         &self.config
     }
 
-    /// The thread waits for the driver's notifications itself.
+    /// The thread itself waits for the driver's notifications.
     fn serves_queues(&self) -> bool {
         false
     }
 
     fn activate(self: Box<Self>, mut guest: Activation) -> Result<Box<dyn Active>, DeviceError> {
         let queue = guest.take_queue(0)?;
-        // Without FLUSH a driver takes a write that is done for one that lasts (5.2.6.2).
+        // Without FLUSH a driver takes a completed write for a durable one (5.2.6.2).
         let requests = Requests {
             disk: self.disk,
             flush_each_write: guest.features & FEATURE_FLUSH == 0,

@@ -1,9 +1,9 @@
 //! One request of a driver (virtio 1.2, 5.2.6): checked against the disk, then carried out.
 //!
-//! `worker` calls [`serve`] for each chain. The bytes that decide are copied once and checked as a
-//! whole by [`Request::parse`]: what follows moves bytes between the disk and guest memory, without
-//! a buffer of ours. A request that can't be carried out is answered with a status; only one that has
-//! no place for a status breaks the device.
+//! `worker` calls [`serve`] for each chain. [`Request::parse`] copies the bytes that decide once
+//! and checks them as a whole. After that, bytes move between the disk and guest memory without a
+//! buffer of ours. A request that can't be carried out gets an error status; only one without room
+//! for a status breaks the device.
 
 use std::io;
 
@@ -13,15 +13,15 @@ use crate::virtio::{Chain, DeviceError};
 /// `struct virtio_blk_req` up to its data: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
 
-/// The most bytes of one system call: between two of them a reset is noticed.
+/// The most bytes of one system call; between two of them a reset is noticed.
 const STEP: usize = 4 << 20;
 
-/// The name that the guest reads, padded with NULs. All disks have it: slots tell them apart.
+/// The name that the guest reads, padded with NULs. All disks have the same: slots tell them apart.
 const NAME: [u8; 20] = *b"kata-like\0\0\0\0\0\0\0\0\0\0\0";
 
 const DONE: u8 = 0;
 
-/// A status other than "done".
+/// An error status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Refusal {
@@ -31,32 +31,28 @@ pub enum Refusal {
     Unsupported = 2,
 }
 
-/// What is to be done; every byte of it lies on the disk.
+/// What to do. Every byte of it lies on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Bytes from the disk.
     Read {
-        /// Where on the disk, in bytes.
+        /// In bytes, on the disk.
         offset: u64,
-        /// How many.
         length: usize,
     },
-    /// Bytes to the disk.
     Write {
-        /// Where on the disk, in bytes.
+        /// In bytes, on the disk.
         offset: u64,
-        /// How many.
         length: usize,
     },
-    /// What has been written is to last.
+    /// Make everything written so far durable.
     Flush,
-    /// The disk's name.
+    /// Return the disk's name.
     Name,
 }
 
 impl Request {
-    /// Checks a header against the disk and the chain: `readable` and `writable` are the bytes
-    /// between the header and the status.
+    /// Checks a header against the disk and the chain. `readable` and `writable` are the numbers of
+    /// bytes between the header and the status.
     pub fn parse(
         header: [u8; HEADER_SIZE],
         readable: usize,
@@ -83,7 +79,8 @@ impl Request {
         }
     }
 
-    /// Carries it out. Stops in the middle when `stopped` says so: nobody waits for the rest.
+    /// Carries the request out. Stops in the middle when `stopped` says so: nobody waits for the
+    /// rest.
     fn perform(
         self,
         chain: &mut Chain,
@@ -110,7 +107,7 @@ impl Request {
     }
 }
 
-/// The offset in bytes of `length` bytes from `sector` on, if all of them are on the disk.
+/// The offset in bytes of sector `sector`, if `length` bytes from there on are on the disk.
 fn check(sector: u64, length: usize, sectors: u64) -> Result<u64, Refusal> {
     let length = u64::try_from(length).map_err(|_| Refusal::Failed)?;
     let end = sector.checked_add(length / SECTOR);
@@ -166,7 +163,7 @@ pub fn serve(
     let status = Request::parse(header, chain.readable(), writable, sectors, read_only)
         .and_then(|request| request.perform(chain, disk, flush_each_write, stopped))
         .map_or_else(|refusal| refusal as u8, |()| DONE);
-    // The status is the last byte, whatever came before it.
+    // The status is the last byte, whatever comes before it.
     chain.skip_writable(chain.writable().saturating_sub(1));
     chain.write_all(&[status])?;
     Ok(())
@@ -227,8 +224,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the header and the chain: what is taken lies on the disk, and a read-only disk is
-        /// never written to.
+        /// Whatever the header and the chain say, the bytes taken lie on the disk, and nothing is
+        /// written to a read-only disk.
         #[test]
         fn nothing_reaches_beyond_the_disk(
             kind in prop_oneof![8 => 0u32..2, 2 => 0u32..16, 1 => any::<u32>()],

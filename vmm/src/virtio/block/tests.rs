@@ -1,4 +1,4 @@
-//! The device on real rings, its thread included: an honest driver, and whatever bytes there may be.
+//! The device on real rings, with its thread: an honest driver, and arbitrary bytes.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -51,7 +51,7 @@ impl World {
             .flat_map(|sector| [sector as u8; 512])
             .collect();
         std::fs::write(file.path(), content).unwrap();
-        // Writable even where the disk is not: that is the device's to see to.
+        // Writable even where the disk is read-only: the device itself must refuse writes.
         let open = File::options().read(true).write(true).open(file.path());
         let disk = Disk::new(open.unwrap().into(), read_only).unwrap();
         let block = Block::new(disk, Worker::start("disk".to_owned()).unwrap());
@@ -125,7 +125,7 @@ impl World {
         self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
     }
 
-    /// Lays a request of three descriptors at `head` and offers it.
+    /// Puts a request of three descriptors at `head` and offers it.
     fn put(&mut self, head: u16, kind: u32, sector: u64, length: u32) {
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
@@ -151,7 +151,7 @@ impl World {
         self.memory.read_obj(GuestAddress(STATUSES)).unwrap()
     }
 
-    /// Waits until all that was offered is used.
+    /// Waits until every offered request is used.
     fn wait(&self) {
         let end = Instant::now() + Duration::from_secs(10);
         while self.used() != self.offered {
@@ -167,7 +167,7 @@ impl World {
         bytes
     }
 
-    /// The thread's end, which it announces by itself.
+    /// The thread's end, which it reports by itself.
     fn broken(&mut self) -> DeviceError {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
@@ -183,7 +183,7 @@ impl World {
         std::fs::read(self.file.path()).unwrap()
     }
 
-    /// How many of this process's descriptors are the disk; one is the test's own.
+    /// How many of this process's descriptors are the disk's file; one is the test's own.
     fn descriptors(&self) -> usize {
         let open = std::fs::read_dir("/proc/self/fd").unwrap();
         let links = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
@@ -236,7 +236,7 @@ fn a_host_that_fails_is_an_error_of_the_request() {
     assert_eq!(world.ask(IN, 0, 512), 0);
 }
 
-/// A driver that breaks its rings finds its device in need of a reset, and well after it.
+/// If a driver breaks its rings the device asks for a reset, and works again after it.
 #[test]
 fn a_broken_ring_stops_the_device_until_it_is_reset() {
     for (length, flags) in [(15, 0), (16, 0), (16, NEXT)] {
@@ -253,8 +253,8 @@ fn a_broken_ring_stops_the_device_until_it_is_reset() {
     }
 }
 
-/// Requests are under way when the driver resets: nothing of the guest's is touched afterwards, and
-/// the disk closes when the device is dropped.
+/// The driver resets while requests are in flight. Afterwards nothing touches guest memory, and
+/// dropping the device closes the disk.
 #[test]
 fn a_reset_under_load_is_the_end_of_it() {
     let mut world = World::new(false);
@@ -283,8 +283,8 @@ fn a_reset_under_load_is_the_end_of_it() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is in the rings: the thread serves it or stops, a reset brings the disk back, and
-    /// neither its size nor, where it is read-only, its content has changed.
+    /// Whatever is in the rings, the thread serves it or stops, and a reset brings the disk back.
+    /// Its size has not changed, nor has a read-only disk's content.
     #[test]
     fn no_ring_breaks_the_device(
         small in proptest::collection::vec((0u16..18, 0u64..0x10_1000, 0u32..0x3000, 0u16..8, 0u16..18), 0..24),

@@ -1,4 +1,4 @@
-//! How far the queues of a slot's device have come, as the rings in guest memory say.
+//! How far the queues of a slot's device have come, read from the rings in guest memory.
 
 use std::sync::atomic::Ordering;
 
@@ -8,7 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{FEATURE_EVENT_IDX, GuestRam, QueueLayout, Slot, State};
 
 impl Slot {
-    /// The queues that an active device serves; none while its lock is held, which never is waited for.
+    /// The queues that an active device serves. Empty while another thread holds the device's lock:
+    /// this never waits.
     pub fn queue_states(&self) -> Vec<QueueState> {
         let Ok(transport) = self.transport.try_lock() else {
             return Vec::new();
@@ -39,7 +40,7 @@ impl Slot {
     }
 }
 
-/// A queue's rings (virtio 1.2, 2.7.6 and 2.7.8). What is not in guest memory is not read.
+/// A queue's rings (virtio 1.2, 2.7.6 and 2.7.8). What lies outside guest memory is not read.
 struct Rings<'a>(&'a GuestRam, QueueLayout);
 
 impl Rings<'_> {

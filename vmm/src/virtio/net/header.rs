@@ -1,20 +1,20 @@
-//! What comes before each frame (`struct virtio_net_hdr_v1`; virtio 1.2, 5.1.6).
+//! The header before each frame (`struct virtio_net_hdr_v1`; virtio 1.2, 5.1.6).
 //!
-//! The tap's is the same, so one from the host passes to the driver as it is. A driver's is copied once and
-//! checked whole by [`checked`], and only what was checked reaches the host's kernel: it goes by these
-//! numbers where it computes checksums and cuts segments.
+//! The tap has the same header, so a frame from the host passes to the driver as it is. A driver's
+//! header is copied once and checked whole by [`checked`]. Only the checked copy reaches the host's
+//! kernel, which uses its numbers when it computes checksums and cuts segments.
 
 use super::{FEATURE_CSUM, FEATURE_HOST_TSO4, FEATURE_HOST_TSO6};
 
-/// Its length in bytes.
+/// In bytes.
 pub const SIZE: usize = 12;
 
-/// An Ethernet header.
+/// The length of an Ethernet header in bytes.
 pub const ETHERNET: usize = 14;
-/// An 802.1Q tag.
+/// The length of an 802.1Q tag in bytes.
 pub const VLAN_TAG: usize = 4;
 
-/// The longest frame: an IP packet can't be longer than its own field for that says.
+/// The longest frame: an IP packet is no longer than its own length field can say.
 pub const MAX_FRAME: usize = ETHERNET + VLAN_TAG + 65_535;
 
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
@@ -25,8 +25,8 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 
-/// A driver's header for the host, if it fits the `length` bytes of the frame behind it and the features
-/// that were negotiated. Fields that mean nothing are cleared.
+/// A driver's header for the host, if it fits the `length` bytes of the frame and the negotiated
+/// features. Fields without a meaning are cleared.
 pub fn checked(header: [u8; SIZE], length: usize, features: u64) -> Option<[u8; SIZE]> {
     let [flags, kind, h0, h1, s0, s1, c0, c1, o0, o1, _, _] = header;
     let number = |low, high| usize::from(u16::from_le_bytes([low, high]));
@@ -34,7 +34,7 @@ pub fn checked(header: [u8; SIZE], length: usize, features: u64) -> Option<[u8; 
         return None;
     }
     if flags & NEEDS_CSUM == 0 {
-        // A segment that is to be cut has no checksum that could be right.
+        // A segment to be cut has no checksum that could be right.
         return (kind == GSO_NONE).then_some([0; SIZE]);
     }
     let (start, offset) = (number(c0, c1), number(o0, o1));
@@ -81,7 +81,7 @@ mod tests {
             long[10..].fill(0);
             assert_eq!(checked(header(1, kind, TCP), 60_000, FEATURES), Some(long));
         }
-        // DATA_VALID and RSC_INFO are the device's to say.
+        // Only the device sets DATA_VALID and RSC_INFO.
         assert_eq!(checked(header(0xfe, 0, TCP), 60, FEATURES), Some([0; SIZE]));
     }
 
@@ -114,7 +114,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a driver writes: what passes points into the frame, and asks for what was negotiated.
+        /// Whatever a driver writes, a header that passes points into the frame and asks for
+        /// negotiated features.
         #[test]
         fn nothing_that_passes_points_outside(
             flags in any::<u8>(),

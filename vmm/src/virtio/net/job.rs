@@ -1,4 +1,4 @@
-//! What an interface's thread does: it serves both ways in turn, and waits when neither has anything to do.
+//! The thread of an interface: it serves both ways in turn, and waits when neither has work.
 
 use std::os::fd::AsFd;
 
@@ -8,16 +8,14 @@ use super::tap::Tap;
 use crate::virtio::worker::{Job, Signal, wait_for};
 use crate::virtio::{DeviceError, descriptor};
 
-/// The most frames of one way before the other has its turn, and a stop is noticed.
+/// The most frames of one way before the other one gets its turn and a stop is noticed.
 const BATCH: usize = 64;
 
-/// Both ways, and the tap between them.
 pub struct Frames {
-    /// The host's side.
     pub tap: Tap,
-    /// The way in.
+    /// From the tap to the driver.
     pub receive: Receive,
-    /// The way out.
+    /// From the driver to the tap.
     pub send: Send,
 }
 
@@ -38,7 +36,8 @@ impl Job for Frames {
                 Next::Tap => wait_for(&[stop, sends_fd, self.tap.as_fd()])?,
                 Next::Buffers => wait_for(&[stop, sends_fd, descriptor(buffers)])?,
             }
-            // EAGAIN: it was another one. What is taken here is looked for right away.
+            // EAGAIN: the other eventfd woke us. The queue is looked through right away in any
+            // case.
             let _ = sends.read();
             let _ = buffers.read();
         }

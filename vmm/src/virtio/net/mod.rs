@@ -1,13 +1,13 @@
-//! The network device (virtio 1.2, 5.1): a receive and a transmit queue over a tap of the host's.
+//! The network device (virtio 1.2, 5.1): a receive and a transmit queue over a tap of the host.
 //!
-//! `slots` puts it into one of the slots kept for interfaces, when the pod's network is known, and takes it
-//! out again. `tap` is the host's descriptor, `header` what comes before each frame, `receive` and `send`
-//! the two ways, `job` the thread that serves both.
+//! `slots` puts it into one of the slots for interfaces, when the pod's network is known, and takes
+//! it out again. `tap` is the host's descriptor, `header` comes before each frame, `receive` and
+//! `send` are the two ways, `job` is the thread that serves both.
 //!
-//! Checksums and the cutting of long TCP segments pass through: a frame of up to 64 KiB, its checksum not
-//! computed yet, crosses the tap as it is where both sides can take it. What the driver has not
-//! negotiated the host's kernel does in its place. There is no control queue: the device's address is
-//! the one address it has, and filters are the driver's own business.
+//! Checksums and the cutting of long TCP segments pass through: a frame of up to 64 KiB, its
+//! checksum not computed yet, crosses the tap as it is if both sides can take it. The host's kernel
+//! does what the driver has not negotiated. There is no control queue: the device has only its one
+//! address, and filters are the driver's own business.
 
 mod header;
 mod job;
@@ -27,7 +27,7 @@ const QUEUE_SIZES: [u16; 2] = [256; 2];
 
 /// VIRTIO_NET_F_CSUM: the driver may leave a frame's checksum to the device.
 const FEATURE_CSUM: u64 = 1 << 0;
-/// VIRTIO_NET_F_GUEST_CSUM: the device may leave it to the driver.
+/// VIRTIO_NET_F_GUEST_CSUM: the device may leave a frame's checksum to the driver.
 const FEATURE_GUEST_CSUM: u64 = 1 << 1;
 /// VIRTIO_NET_F_MTU: the MTU is in the configuration.
 const FEATURE_MTU: u64 = 1 << 3;
@@ -55,7 +55,7 @@ const FEATURES: u64 = FEATURE_CSUM
 /// `struct virtio_net_config` up to `mtu`; what follows belongs to features never offered.
 const CONFIG_SIZE: usize = 12;
 
-/// The thread says here that it has ended.
+/// The thread uses this token to say that it has ended.
 const ENDED: Token = Token(0);
 
 /// The idle device.
@@ -67,8 +67,8 @@ pub struct Net {
 }
 
 impl Net {
-    /// A device over `tap` with this address and MTU (at least 68). `worker` serves no other device at the
-    /// same time.
+    /// Makes a device over `tap` with this address and MTU (at least 68). `worker` must serve no
+    /// other device at the same time.
     pub fn new(tap: Tap, mac: [u8; 6], mtu: u16, worker: Worker) -> Self {
         let mut config = [0; CONFIG_SIZE];
         let (address, rest) = config.split_at_mut(mac.len());
@@ -101,7 +101,7 @@ impl Device for Net {
         &self.config
     }
 
-    /// The thread waits for the driver's notifications itself.
+    /// The thread itself waits for the driver's notifications.
     fn serves_queues(&self) -> bool {
         false
     }
@@ -128,7 +128,7 @@ impl Device for Net {
     }
 }
 
-/// The running device: the tap is with the thread.
+/// The running device; the thread has the tap.
 struct Running {
     serving: Serving<Tap>,
     config: [u8; CONFIG_SIZE],

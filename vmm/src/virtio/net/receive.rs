@@ -1,8 +1,9 @@
 //! From the tap to the driver: a frame is read straight into the driver's buffers.
 //!
-//! The kernel cuts off what a read has no room for, and does not say so. So a frame is only read when the
-//! buffers at hand hold the longest one there may be; until then it stays in the tap's own queue, which
-//! is bounded, and nobody polls. Buffers that a frame has not filled wait for the next one.
+//! The kernel silently cuts off what a read has no room for. So we read a frame only when the
+//! buffers at hand hold the longest possible one. Until then the frame stays in the tap's own
+//! queue, which is bounded, and nobody polls. Buffers that a frame has not filled wait for the next
+//! one.
 
 use rustix::io::Errno;
 
@@ -11,42 +12,41 @@ use super::{FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6, FEATURE_MERGEABLE, Tap};
 use crate::virtio::chain::{MAX_PACKET_VECTORS, receive_packet};
 use crate::virtio::{Chain, DeviceError, Virtqueue};
 
-/// The shortest receive buffer of a driver that takes whole frames only (virtio 1.2, 5.1.6.3.1).
+/// The shortest receive buffer of a driver that takes only whole frames (virtio 1.2, 5.1.6.3.1).
 const SHORT: usize = 1526;
-/// The same for one that takes long segments, too.
+/// The same for a driver that also takes long segments.
 const LONG: usize = 65_562;
 
-/// What the way in waits for.
+/// What the receiving way waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nothing: there may be more frames.
     Frames,
-    /// The tap has no frame.
+    /// The tap, which has no frame.
     Tap,
-    /// The driver has given no more buffers, and will notify us of new ones.
+    /// The driver, which has given no more buffers and will notify us of new ones.
     Buffers,
-    /// The tap's interface was deleted.
+    /// Nothing any more: the tap's interface was deleted.
     Nothing,
 }
 
-/// The way in.
 pub struct Receive {
     queue: Virtqueue,
     mergeable: bool,
-    /// The room that there must be before a frame is read, header included.
+    /// The room that must be there before a frame is read, including its header; bytes.
     need: usize,
-    /// Taken from the ring and not filled yet; `room` bytes in `buffers` pieces.
+    /// Taken from the ring and not filled yet: `room` bytes in `buffers` pieces.
     chains: Vec<Chain>,
     room: usize,
     buffers: usize,
 }
 
 impl Receive {
-    /// Over the receive queue of a driver that has negotiated these features.
+    /// Serves the receive queue of a driver that has negotiated these features.
     pub fn new(queue: Virtqueue, features: u64, mtu: u16) -> Self {
         let mergeable = features & FEATURE_MERGEABLE != 0;
         let long = features & (FEATURE_GUEST_TSO4 | FEATURE_GUEST_TSO6) != 0;
-        // One byte more than the longest frame tells a frame that fits from one that was cut.
+        // One byte more than the longest frame: so a frame that fits differs from one that was cut.
         let need = match (mergeable, long) {
             (true, true) => SIZE + MAX_FRAME + 1,
             (false, true) => LONG,
@@ -62,12 +62,12 @@ impl Receive {
         }
     }
 
-    /// Where the driver's notification arrives.
+    /// The queue whose kick is the driver's notification.
     pub fn queue(&self) -> &Virtqueue {
         &self.queue
     }
 
-    /// Delivers at most `limit` frames, and says what to wait for.
+    /// Delivers at most `limit` frames and says what to wait for.
     pub fn serve(&mut self, tap: &Tap, limit: usize) -> Result<Next, DeviceError> {
         let (mut delivered, mut next) = (false, Next::Frames);
         for _ in 0..limit {
@@ -77,14 +77,14 @@ impl Receive {
             }
             let mut header = [0; SIZE];
             match receive_packet(tap, &mut header, &self.chains) {
-                // Cut, or no frame at all: lost. The buffers are as good as before.
+                // The frame was cut, or is no frame: it is lost. The buffers are as good as before.
                 Ok(got) if got >= self.room || got < SIZE + ETHERNET => {}
                 Ok(got) => {
                     self.deliver(header, got)?;
                     delivered = true;
                 }
                 Err(error) => match Errno::from_io_error(&error) {
-                    // INVAL: a frame of a kind that virtio's header can't express. It is gone.
+                    // INVAL: virtio's header can't express this kind of frame, which is lost.
                     Some(Errno::INTR | Errno::INVAL) => {}
                     Some(Errno::AGAIN) => {
                         next = Next::Tap;
@@ -104,7 +104,8 @@ impl Receive {
         Ok(next)
     }
 
-    /// Takes chains from the ring until the longest frame fits; false if the driver must give more first.
+    /// Takes chains from the ring until the longest frame fits. False: the driver must give more
+    /// first.
     fn gather(&mut self) -> Result<bool, DeviceError> {
         while self.room < self.need {
             let Some(chain) = self.queue.next_chain()? else {
@@ -131,7 +132,7 @@ impl Receive {
         Ok(true)
     }
 
-    /// Gives the driver the chains that the `got` bytes fill.
+    /// Gives the driver back the chains that the `got` bytes fill.
     fn deliver(&mut self, mut header: [u8; SIZE], got: usize) -> Result<(), DeviceError> {
         let (mut count, mut held) = (0, 0);
         for chain in &self.chains {

@@ -1,30 +1,30 @@
 //! From the driver to the tap: each chain is a header and a frame.
 //!
-//! What can't be sent is lost, as on a wire: a frame that is too long, one whose header is wrong, one that the
-//! tap does not take. Only a chain without a whole header breaks the device.
+//! A frame that can't be sent is lost, as on a wire: one that is too long, has a wrong header, or
+//! is refused by the tap. Only a chain without a whole header breaks the device.
 
 use super::Tap;
 use super::header::{SIZE, checked};
 use crate::virtio::{DeviceError, Virtqueue};
 
-/// The way out.
 pub struct Send {
     queue: Virtqueue,
     features: u64,
 }
 
 impl Send {
-    /// Over the transmit queue of a driver that has negotiated these features.
+    /// Serves the transmit queue of a driver that has negotiated these features.
     pub fn new(queue: Virtqueue, features: u64) -> Self {
         Self { queue, features }
     }
 
-    /// Where the driver's notification arrives.
+    /// The queue whose kick is the driver's notification.
     pub fn queue(&self) -> &Virtqueue {
         &self.queue
     }
 
-    /// Sends at most `limit` frames. True if there may be more, false if the driver will notify us of them.
+    /// Sends at most `limit` frames. True: there may be more. False: the driver will notify us of
+    /// new ones.
     pub fn serve(&mut self, tap: &Tap, limit: usize) -> Result<bool, DeviceError> {
         let (mut sent, mut more) = (false, true);
         for _ in 0..limit {

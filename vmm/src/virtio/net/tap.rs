@@ -1,7 +1,7 @@
-//! A tap of the host's: one read or write is one frame, with a header before it.
+//! A tap of the host: one read or write is one frame, with a header before it.
 //!
-//! The descriptor is the shim's, and so are the interface's name and place; what is checked here is that
-//! it can serve as a device at all (Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h).
+//! The shim opens the tap and chooses its name and place. We check that it can serve as a device at
+//! all (Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -9,55 +9,51 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use super::header::SIZE;
 use super::{FEATURE_GUEST_CSUM, FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6};
 
-/// Why a descriptor is no tap of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum BadTap {
-    /// The kernel says that it is none.
+    /// The kernel says that it is no tap.
     #[error("add an interface: the descriptor is not an attached tap")]
     NoTap(#[source] io::Error),
-    /// Attached otherwise than is needed.
+    /// It is attached with flags other than those we need.
     #[error("add an interface: the descriptor's flags are {0:#x}, not a tap's with vnet headers")]
     Flags(u16),
-    /// A setting was refused.
     #[error("add an interface: {step}")]
     Set {
-        /// What was being set.
         step: &'static str,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
 }
 
-/// An attached tap. Dropped, its descriptor is closed, and with the last one the interface goes.
+/// An attached tap. Dropping it closes the descriptor; with the last descriptor the interface goes.
 #[derive(Debug)]
 pub struct Tap {
     file: OwnedFd,
-    /// Whether a tap's own calls work; in tests a socket stands in for it.
+    /// Whether the ioctls of a tap work. In tests a socket takes its place.
     is_tap: bool,
 }
 
 impl Tap {
-    /// Takes the descriptor, if it is a tap whose frames have virtio's header.
+    /// Takes the descriptor if it is a tap whose frames have virtio's header.
     pub fn new(file: OwnedFd) -> Result<Self, BadTap> {
         // SAFETY: `ifreq` is plain data, of which all zeros is a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        // SAFETY: TUNGETIFF writes one `struct ifreq`, whose live and exclusive address it gets; on a
-        // descriptor of another kind the call fails and writes nothing.
+        // SAFETY: TUNGETIFF writes one `struct ifreq`; its address is live and exclusively ours. On
+        // a descriptor of another kind the call fails and writes nothing.
         let got = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
         if got != 0 {
             return Err(BadTap::NoTap(io::Error::last_os_error()));
         }
         // SAFETY: TUNGETIFF has set this member of the union; any bytes are a `c_short`.
         let flags = unsafe { request.ifr_ifru.ifru_flags } as u16;
-        // IFF_NO_PI can't be asked for: in the answer its bit is that of IFF_NOFILTER.
+        // IFF_NO_PI can't be compared: in the answer its bit means IFF_NOFILTER.
         let wanted = (libc::IFF_TAP | libc::IFF_VNET_HDR) as u16;
         let refused = libc::IFF_MULTI_QUEUE as u16;
         if flags & wanted != wanted || flags & refused != 0 {
             return Err(BadTap::Flags(flags));
         }
         let size = SIZE as libc::c_int;
-        // SAFETY: TUNSETVNETHDRSZ reads one int, whose live address it gets.
+        // SAFETY: TUNSETVNETHDRSZ reads one int, whose address is live.
         let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) };
         if set != 0 {
             return Err(BadTap::Set {
@@ -72,10 +68,10 @@ impl Tap {
         Ok(Self { file, is_tap: true })
     }
 
-    /// From now on only what the driver takes is left to it: these are the negotiated features.
+    /// From now on leaves to the driver what it takes, by the negotiated features.
     pub fn set_offloads(&self, features: u64) -> io::Result<()> {
         let mut offloads = 0;
-        // The others build on this one (virtio 1.2, 5.1.3.1), and the tap refuses them without it.
+        // The others build on this one (virtio 1.2, 5.1.3.1); without it the tap refuses them.
         if features & FEATURE_GUEST_CSUM != 0 {
             offloads |= libc::TUN_F_CSUM;
             if features & FEATURE_GUEST_TSO4 != 0 {
@@ -101,7 +97,7 @@ impl Tap {
         }
     }
 
-    /// A stand-in whose frames are a socket's messages.
+    /// A socket in the place of a tap; each message is a frame.
     #[cfg(test)]
     pub fn of_socket(file: OwnedFd) -> Self {
         Self {

@@ -1,5 +1,6 @@
-//! The device on real rings, its thread included: an honest driver, and whatever bytes there may be. A
-//! socket that keeps frames apart stands in for the tap, but for the one test of a real one, which needs root.
+//! The device on real rings, with its thread: an honest driver, and arbitrary bytes. A socket that
+//! keeps frames apart takes the tap's place, except in the one test of a real tap, which needs
+//! root.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -30,13 +31,13 @@ fn frames_go_out_with_what_their_header_may_ask_for() {
     let mut world = World::new(ALL);
     world.send([0xfe, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], &frame(60));
     assert_eq!(world.sent(), [vec![0; SIZE], frame(60)].concat());
-    // A TCP segment to be cut, as long as there may be.
+    // A TCP segment to be cut, of the greatest length.
     let header = [1, 1, 54, 0, 168, 5, 34, 0, 16, 0, 0, 0];
     world.send(header, &frame(MAX_FRAME));
     let sent = world.sent();
     assert_eq!((&sent[..SIZE], sent.len()), (&header[..], SIZE + MAX_FRAME));
     assert!(sent[SIZE..] == frame(MAX_FRAME));
-    // What can't be sent is lost, and the next one is not.
+    // A frame that can't be sent is lost; the next one is not.
     world.send(header, &frame(MAX_FRAME + 1));
     world.send([0; SIZE], &frame(13));
     world.send([1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &frame(60));
@@ -68,7 +69,8 @@ fn frames_come_in_over_as_many_buffers_as_they_need() {
     }
 }
 
-/// A driver without mergeable buffers and long segments has whole frames of its MTU, one a buffer.
+/// A driver without mergeable buffers and long segments gets whole frames of its MTU, one per
+/// buffer.
 #[test]
 fn plain_buffers_hold_a_frame_each() {
     let mut world = World::new(RING_FEATURES | FEATURE_MAC);
@@ -77,14 +79,14 @@ fn plain_buffers_hold_a_frame_each() {
         world.arrive(&frame(length));
         assert_eq!(world.receive(1600).len(), SIZE + length);
     }
-    // Longer than was agreed: lost, and no buffer with it.
+    // Longer than the MTU: the frame is lost, and costs no buffer.
     world.arrive(&frame(3000));
     world.arrive(&frame(61));
     assert_eq!(world.receive(1600).len(), SIZE + 61);
     assert_eq!(world.used(0), 3);
 }
 
-/// Frames that the driver has no room for stay where they are, and nobody spins meanwhile.
+/// Frames for which the driver has no room stay where they are, and no thread spins meanwhile.
 #[test]
 fn a_full_ring_costs_no_processor_and_loses_nothing() {
     for features in [ALL, ALL & !crate::virtio::FEATURE_EVENT_IDX] {
@@ -136,7 +138,7 @@ fn a_broken_ring_stops_the_device_until_it_is_reset() {
     }
 }
 
-/// Frames pass both ways when the driver resets: nothing of the guest's is touched afterwards.
+/// The driver resets while frames pass both ways. Afterwards nothing touches guest memory.
 #[test]
 fn a_reset_under_load_is_the_end_of_it() {
     let mut world = World::new(ALL);
@@ -192,17 +194,18 @@ fn attach(name: &str, flags: libc::c_int) -> OwnedFd {
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it gets.
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`; its address is live and exclusively
+    // ours.
     let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
     tun.into()
 }
 
-/// A tap takes what is set, carries frames, and may be deleted under the device, which then rests.
+/// A tap takes its settings, carries frames, and may be deleted under the device, which then rests.
 #[test]
 fn a_real_tap_serves_until_it_is_deleted() {
     let test = || {
-        // SAFETY: the flag concerns the calling thread alone, and what it opens or starts later.
+        // SAFETY: the flag concerns only the calling thread, and what it opens or starts later.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         let null = fs::File::open("/dev/null").unwrap().into();
@@ -230,10 +233,10 @@ fn a_real_tap_serves_until_it_is_deleted() {
                 break got; // the kernel's own neighbour discovery may come first
             }
         };
-        // Its checksum is left to the driver: UDP's, at 6 behind 34 bytes of headers.
+        // The driver computes its checksum: UDP's, at 6 behind 34 bytes of headers.
         assert_eq!(got[..SIZE], [1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 1, 0]);
         assert_eq!(got[SIZE..SIZE + 6], [2, 0, 0, 0, 0, 9]);
-        // Back, turned round by hand.
+        // The frame back, turned round by hand.
         let mut frame = got[SIZE..].to_vec();
         let (to, from): ([u8; 6], [u8; 6]) = (
             got[12..18].try_into().unwrap(),
@@ -265,8 +268,8 @@ fn a_real_tap_serves_until_it_is_deleted() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is in the rings: the thread serves it or stops, never by a failure of the host's side, and
-    /// after a reset frames pass again.
+    /// Whatever is in the rings, the thread serves it or stops, never by a failure of the host's
+    /// side, and after a reset frames pass again.
     #[test]
     fn no_ring_breaks_the_device(
         descriptors in proptest::collection::vec(

@@ -1,21 +1,25 @@
-//! One vsock stream: the guest's side is packets, the host's a UNIX socket.
+//! One vsock stream: packets on the guest's side, a UNIX socket on the host's.
 //!
-//! `muxer` routes packets here, tells of the socket's readiness and asks for the next packet to the
-//! guest; this file moves bytes and counts credit (virtio 1.2, 5.10.6.3). Deliberately absent:
+//! `muxer` routes packets here, reports the socket's readiness and asks for the next packet to the
+//! guest. This file moves bytes and counts credit (virtio 1.2, 5.10.6.3). Deliberately absent:
 //! virtqueues (`super`), ports, epoll and limits on the number of connections (`muxer`).
 //!
 //! ```text
 //!   LocalRequest ──RESPONSE──▶ Open ──told both ways shut──────────────▶ Gone
 //!        │                      │ RST; SHUTDOWN of both ways; a broken rule
-//!        └──RST, or given up──▶ Resetting (RST owed) ──▶ Draining (bytes for the host left) ──▶ Gone
+//!        └──RST, or given up──▶ Resetting (RST owed) ──▶ Draining (bytes for the host) ──▶ Gone
 //! ```
 //!
-//! A half-closed stream is `Open` with one direction shut, by the guest (`guest_shut`: SHUTDOWN
-//! came) or by the host (`host_shut`: end of file, or it reads no more; told as SHUTDOWN).
+//! A half-closed stream is `Open` with one direction shut: by the guest (`guest_shut`: SHUTDOWN
+//! came), or by the host (`host_shut`: end of file, or it no longer reads; the guest gets a
+//! SHUTDOWN).
 //!
-//! Invariants: at most [`BUFFER`] bytes wait for the host, else the stream is reset, since the guest
-//! was told how many it may send; at most [`MAX_PAYLOAD`] wait for the guest; no more than the guest
-//! granted are on their way to it; nothing here blocks: the socket is non-blocking.
+//! Invariants:
+//! - At most [`BUFFER`] bytes wait for the host. A guest that sends more was told not to: its
+//!   stream is reset.
+//! - At most [`MAX_PAYLOAD`] bytes wait for the guest, and no more are on their way than it
+//!   granted.
+//! - Nothing here blocks: the socket is non-blocking.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -33,35 +37,33 @@ use crate::virtio::chain::Malformed;
 /// How many bytes the guest may send ahead of the host's reader.
 pub const BUFFER: u32 = 256 * 1024;
 
-/// The most packets' worth of bytes that one read takes, if that is below [`MAX_PAYLOAD`].
+/// One read takes bytes for at most this many packets, if that is below [`MAX_PAYLOAD`].
 const MOST_PACKETS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// REQUEST is sent or owed, no answer yet.
+    /// REQUEST is sent or owed; no answer has come.
     LocalRequest,
-    /// Bytes flow in the directions that are not shut.
+    /// Bytes flow in each direction that is not shut.
     Open,
     /// The guest is owed a RST and not listened to.
     Resetting,
-    /// Over for the guest; the host still gets what was accepted.
+    /// Over for the guest; the host still gets the accepted bytes.
     Draining,
-    /// Over.
+    /// Nothing is left to do.
     Gone,
 }
 
 /// What the socket is ready for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readiness {
-    /// Bytes, or the end, can be read.
+    /// Bytes or the end can be read.
     pub readable: bool,
-    /// Bytes can be written.
     pub writable: bool,
     /// The other end is closed, or both directions are shut.
     pub hung_up: bool,
 }
 
-/// One stream.
 #[derive(Debug)]
 pub struct Connection {
     ports: Ports,
@@ -69,39 +71,40 @@ pub struct Connection {
     state: State,
     guest_shut: Shut,
     host_shut: Shut,
-    /// What of `host_shut` the guest knows.
+    /// The part of `host_shut` that the guest knows.
     told: Shut,
 
-    /// Bytes for the host that its socket did not take yet.
+    /// Bytes for the host that its socket has not taken yet.
     unsent: VecDeque<u8>,
-    /// Bytes that have left `unsent` or never had to wait there, and how many the guest knows of.
+    /// Bytes that have left `unsent` or never had to wait there, and how many of them the guest
+    /// knows.
     forwarded: u32,
     announced: u32,
 
-    /// Bytes from the host, of which `taken` have gone to the guest.
+    /// Bytes from the host; the guest has got the first `taken`.
     read: Vec<u8>,
     taken: usize,
-    /// For how many packets the next read takes bytes: doubled while a burst lasts.
+    /// For how many packets the next read takes bytes. Doubles while a burst lasts.
     packets: usize,
     readable: bool,
-    /// Bytes sent to the guest, and its buffer.
+    /// Bytes sent to the guest, and the size of its buffer.
     sent: u32,
     peer: Credit,
 
-    /// REQUEST or RESPONSE, if it has not gone out.
+    /// The REQUEST or RESPONSE that has not gone out.
     opening: Option<Operation>,
     owes_credit: bool,
-    /// The guest was asked for credit since it last granted some.
+    /// We have asked the guest for credit since it last granted some.
     asked: bool,
 }
 
 impl Connection {
-    /// A connection that the host has made: the guest is to be asked.
+    /// A connection from the host; the guest gets a REQUEST.
     pub fn to_guest(ports: Ports, socket: OwnedFd) -> Self {
         Self::new(ports, socket, State::LocalRequest, Operation::Request)
     }
 
-    /// A connection that the guest has asked for and gets.
+    /// A connection from the guest, which is accepted.
     pub fn from_guest(ports: Ports, socket: OwnedFd, peer: Credit) -> Self {
         Self {
             peer,
@@ -132,12 +135,12 @@ impl Connection {
         }
     }
 
-    /// Whether packets with `ports` are for this connection.
+    /// Whether packets with `ports` belong to this connection.
     pub fn answers_to(&self, ports: Ports) -> bool {
         self.ports == ports && !matches!(self.state, State::Draining | State::Gone)
     }
 
-    /// Nothing is left to do: it can be dropped, which closes the socket.
+    /// Whether nothing is left to do. Dropping it then closes the socket.
     pub fn is_gone(&self) -> bool {
         self.state == State::Gone
     }
@@ -148,12 +151,12 @@ impl Connection {
         self.unsent.len()
     }
 
-    /// Whether it waits for the socket to take more.
+    /// Whether it waits for room in the socket.
     pub fn wants_writable(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// Whether there is a packet for the guest, as far as can be known without reading.
+    /// Whether there is a packet for the guest, as far as that is known without a read.
     pub fn owes_packet(&self) -> bool {
         match self.state {
             State::LocalRequest => self.opening.is_some(),
@@ -168,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// A packet from the guest, with its payload.
+    /// Takes a packet from the guest, with its payload.
     pub fn receive(&mut self, header: &Header, payload: &mut impl Payload) {
         if self.state == State::Resetting && header.operation != Operation::Reset {
             return;
@@ -192,17 +195,17 @@ impl Connection {
         }
     }
 
-    /// Ends it at once: the guest gets a RST, the host the end of file, and what waits is lost.
+    /// Ends it at once: the guest gets a RST, the host the end of file. Waiting bytes are lost.
     pub fn abort(&mut self) {
         self.unsent = VecDeque::new();
         self.state = match (self.state, self.opening) {
-            // The guest has never heard of it.
+            // The guest has never heard of this connection.
             (State::LocalRequest, Some(_)) | (State::Draining | State::Gone, _) => State::Gone,
             _ => State::Resetting,
         };
     }
 
-    /// The socket is ready.
+    /// Reacts to the socket's readiness.
     pub fn host_ready(&mut self, ready: Readiness) {
         if ready.hung_up {
             self.hung_up();
@@ -213,7 +216,7 @@ impl Connection {
         }
     }
 
-    /// Writes the next packet to the guest's buffer. False: there was none, after all.
+    /// Writes the next packet to the guest's buffer. False: there was none after all.
     pub fn send(&mut self, room: &mut impl Room) -> Result<bool, Malformed> {
         if self.state == State::Resetting {
             self.put(room, Operation::Reset, Shut::default())?;
@@ -255,7 +258,8 @@ impl Connection {
         Ok(false)
     }
 
-    /// What the guest is to know of the host's side now: the end only behind the last byte.
+    /// What the guest must hear now of the host's side. It hears of the end only after the last
+    /// byte.
     fn untold(&self) -> Shut {
         Shut {
             receive: self.host_shut.receive,
@@ -287,7 +291,7 @@ impl Connection {
         self.put_header(room, header)
     }
 
-    /// Every packet carries our credit, so each one settles what is owed of it.
+    /// Every packet carries our credit, so each one pays what we owe of it.
     fn put_header(&mut self, room: &mut impl Room, header: Header) -> Result<(), Malformed> {
         let credit = Credit {
             allocated: BUFFER,
@@ -321,8 +325,8 @@ impl Connection {
         Ok(true)
     }
 
-    /// Reads until it would block: only then does the next arrival signal the epoll set again.
-    /// `fits` is what one packet takes, so that a burst goes out in full ones.
+    /// Reads until the socket would block: only then does the next arrival signal the epoll set
+    /// again. `fits` is what one packet takes, so a burst goes out in full packets.
     fn read_socket(&mut self, fits: usize) {
         let size = fits.saturating_mul(self.packets).clamp(1, MAX_PAYLOAD);
         self.read = Vec::with_capacity(size);
@@ -353,7 +357,7 @@ impl Connection {
         self.read = Vec::new();
     }
 
-    /// What waits for the host, and what still comes, goes nowhere.
+    /// Drops what waits for the host, and what still comes.
     fn host_stopped_reading(&mut self) {
         self.host_shut.receive = true;
         self.forwarded = self.forwarded.wrapping_add(self.unsent.len() as u32); // at most BUFFER
@@ -366,10 +370,10 @@ impl Connection {
     fn hung_up(&mut self) {
         self.host_stopped_reading();
         if self.guest_shut.receive {
-            self.host_ended(); // it is not read any more, so its end would not be seen
+            self.host_ended(); // it is not read any more, so nobody would see its end
         }
         if self.state == State::LocalRequest {
-            // A writer may be done before the guest has answered: its bytes are not lost.
+            // A writer may finish before the guest has answered: its bytes are not lost.
             let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
             if !matches!(recv(&self.socket, &mut [0_u8; 1][..], peek), Ok((1.., _))) {
                 self.abort();
@@ -389,7 +393,7 @@ impl Connection {
     fn shut_by_guest(&mut self, shut: Shut) {
         self.guest_shut = self.guest_shut.with(shut);
         if self.guest_shut.both() {
-            // It has closed its socket and waits for this answer (5.10.6.5).
+            // The guest has closed its socket and waits for this answer (5.10.6.5).
             self.state = State::Resetting;
             return;
         }
@@ -403,19 +407,20 @@ impl Connection {
         }
     }
 
-    /// It fails only where the other end is gone, which its own event tells.
+    /// Fails only if the other end is gone; that has an event of its own.
     fn shut_socket(&self, how: Shutdown) {
         let _ = shutdown(&self.socket, how);
     }
 
-    /// Payload from the guest: straight to the socket, and what it does not take waits here.
+    /// Sends payload from the guest straight to the socket. What the socket does not take waits
+    /// here.
     fn take(&mut self, length: usize, payload: &mut impl Payload) {
         if self.host_shut.receive {
             self.count_forwarded(length);
             return;
         }
         if self.unsent.len() + length > BUFFER as usize {
-            return self.abort(); // it was told to send no more than that
+            return self.abort(); // we told it to send no more than that
         }
         let mut left = length;
         while left > 0 && self.unsent.is_empty() {
@@ -437,12 +442,12 @@ impl Connection {
             let mut rest = vec![0; left];
             match payload.copy(&mut rest) {
                 Ok(()) => self.unsent.extend(rest),
-                Err(_) => self.abort(), // shorter than its header says: `packet` has checked that
+                Err(_) => self.abort(), // shorter than its header says; `packet` has checked that
             }
         }
     }
 
-    /// Sends what waits for the host.
+    /// Sends the bytes that wait for the host.
     fn flush(&mut self) {
         while !self.unsent.is_empty() {
             match write_socket(self.socket.as_fd(), &self.unsent) {
@@ -463,7 +468,7 @@ impl Connection {
         }
     }
 
-    /// The guest hears of room unasked when half of it is there: it may be waiting for some.
+    /// The guest hears of room unasked when half of the buffer is free: it may be waiting for some.
     fn count_forwarded(&mut self, count: usize) {
         self.forwarded = self.forwarded.wrapping_add(count as u32); // at most BUFFER at a time
         if self.forwarded.wrapping_sub(self.announced) >= BUFFER / 2 {

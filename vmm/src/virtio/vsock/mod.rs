@@ -1,10 +1,10 @@
-//! The vsock device (virtio 1.2, 5.10): three queues, nothing else.
+//! The vsock device (virtio 1.2, 5.10): only its three queues.
 //!
-//! `machine` makes it from the descriptors of the boot request. What a packet means is `packet`'s,
-//! `connection`'s and `muxer`'s business; here buffers pass between them and the rings.
+//! `machine` makes it from the descriptors of the boot request. `packet`, `connection` and `muxer`
+//! know what a packet means; here buffers pass between them and the rings.
 //!
-//! What must hold: nothing blocks, and a guest that gives no receive buffers stalls its own streams
-//! only (they wait in the muxer, bounded).
+//! What must hold: nothing blocks. A guest that gives no receive buffers stalls only its own
+//! streams, which wait in the muxer, bounded.
 
 mod connection;
 mod muxer;
@@ -38,7 +38,7 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// Takes the sockets over; uses none before the guest has switched it on.
+    /// Takes the sockets; uses none before the guest has switched the device on.
     pub fn new(endpoints: Endpoints) -> Result<Self, DeviceError> {
         Ok(Self::with(Muxer::new(endpoints)?))
     }
@@ -83,7 +83,7 @@ impl Device for Vsock {
     }
 }
 
-/// The device, running. The queue of events is not kept: we never have one (they tell of
+/// The device, running. It does not keep the queue of events: we have none to send (they are for
 /// migration), so the guest's buffers stay in it.
 struct ActiveVsock {
     muxer: Muxer,
@@ -93,7 +93,7 @@ struct ActiveVsock {
 }
 
 impl ActiveVsock {
-    /// Packets from the guest, until it has no more or others have to have their turn.
+    /// Takes packets from the guest until it has no more or other devices must have their turn.
     fn transmitted(&mut self) -> Result<(), DeviceError> {
         let muxer = &mut self.muxer;
         self.transmit.serve(|mut chain| {
@@ -102,7 +102,7 @@ impl ActiveVsock {
         })
     }
 
-    /// Packets to the guest, as long as there are any and buffers for them.
+    /// Sends packets to the guest while there are packets, and buffers for them.
     fn fill(&mut self) -> Result<(), DeviceError> {
         let muxer = &mut self.muxer;
         if !muxer.owes_packet() {
@@ -117,7 +117,7 @@ impl ActiveVsock {
     }
 }
 
-/// A chain without room for a header is not worth an answer: its driver is not one.
+/// A chain without room for a header gets no answer: no vsock driver makes one.
 fn receive_packet(muxer: &mut Muxer, chain: &mut Chain) -> Result<(), DeviceError> {
     let mut header = [0; HEADER_SIZE];
     chain.read_exact(&mut header)?;

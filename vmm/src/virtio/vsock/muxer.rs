@@ -1,15 +1,17 @@
 //! All vsock streams: which packet and which socket belong together.
 //!
-//! `super` brings packets from the guest and buffers for packets to it, and calls when the epoll
-//! set of the muxer's own is ready. Here: who may connect, ports, fairness, limits.
+//! `super` brings packets from the guest and buffers for packets to it, and calls when the muxer's
+//! own epoll set is ready. This file decides who may connect, and keeps ports, fairness and limits.
 //!
-//! Who may connect: the guest once, ever, to `agent_port`, which joins it to the socket that the
-//! VMM was started with; the host as often as it likes, through the listening socket, each time to
+//! Who may connect: the guest once, ever, to `agent_port`; it is joined to the socket that the VMM
+//! was started with. The host as often as it likes, through the listening socket, each time to
 //! `stream_port` of the guest from a port not used before. Anything else gets a RST.
 //!
-//! Invariants: at most [`MAX_CONNECTIONS`] streams and [`MAX_RESETS`] answers wait, each with
-//! bounded buffers; a stream whose socket or whose guest is stuck is not in `ready`, so it holds up
-//! nobody; each stream sends one packet and goes to the end of the line.
+//! Invariants:
+//! - At most [`MAX_CONNECTIONS`] streams and [`MAX_RESETS`] answers wait, each with bounded
+//!   buffers.
+//! - A stream whose socket or whose guest is stuck is not in `ready`, so it delays nobody.
+//! - Each stream sends one packet and goes to the end of the line.
 //!
 //! Sockets are watched edge-triggered: a stream reads until its socket would block, and only a
 //! stream with unsent bytes is watched for room.
@@ -33,29 +35,29 @@ use crate::virtio::chain::Malformed;
 /// The most streams at a time. A container has three, an exec three more.
 pub const MAX_CONNECTIONS: usize = 1024;
 
-/// The most refusals that wait for a buffer of the guest's; further ones are dropped.
+/// The most refusals that wait for a buffer of the guest. Further ones are dropped.
 pub const MAX_RESETS: usize = 256;
 
-/// Connections accepted and events taken at a time, before others have their turn.
+/// How many connections are accepted, or events taken, before others have their turn.
 const BATCH: usize = 64;
 
-/// The first of the host's ports for its own connections; far from any that has a meaning.
+/// The first port of the host's own connections; far from any port with a meaning.
 const FIRST_PORT: u32 = 1 << 30;
 
 const LISTENER: u64 = u64::MAX;
 
-/// What the VMM is told when the guest's agent has connected.
+/// Called when the guest's agent has connected.
 pub type OnAgent = Box<dyn FnOnce() + Send>;
 
-/// The ports that mean something, and the sockets behind them.
+/// The ports with a meaning, and the sockets behind them.
 pub struct Endpoints {
-    /// The host's port that the guest may connect to, once.
+    /// The host's port to which the guest may connect once.
     pub agent_port: u32,
-    /// The guest's port that the host's connections go to.
+    /// The guest's port to which the host's connections go.
     pub stream_port: u32,
-    /// What the guest's connection is joined to.
+    /// The socket to which the guest's connection is joined.
     pub agent: OwnedFd,
-    /// Where the host connects.
+    /// The listening socket to which the host connects.
     pub streams: OwnedFd,
     /// Called when the guest has connected.
     pub on_agent: OnAgent,
@@ -63,13 +65,13 @@ pub struct Endpoints {
 
 struct Stream {
     connection: Connection,
-    /// It stands in `ready`.
+    /// It is in `ready`.
     queued: bool,
     /// Its socket is watched for room.
     watched: bool,
 }
 
-/// The streams of one device.
+/// All streams of one device.
 pub struct Muxer {
     agent_port: u32,
     stream_port: u32,
@@ -82,12 +84,12 @@ pub struct Muxer {
     next_port: u32,
     ready: VecDeque<u32>,
     resets: VecDeque<Ports>,
-    /// A reset was the last packet: a stream's turn.
+    /// The last packet was a reset, so now it is a stream's turn.
     reset_last: bool,
 }
 
 impl Muxer {
-    /// Makes the sockets non-blocking; nothing is accepted before [`Muxer::start`].
+    /// Makes the sockets non-blocking. Accepts nothing before [`Muxer::start`].
     pub fn new(endpoints: Endpoints) -> Result<Self, DeviceError> {
         for socket in [&endpoints.agent, &endpoints.streams] {
             rustix::fs::fcntl_getfl(socket)
@@ -111,12 +113,12 @@ impl Muxer {
         })
     }
 
-    /// The guest has switched the device on: the host's connections are accepted.
+    /// The guest has switched the device on: accepts the host's connections.
     pub fn start(&mut self) -> Result<(), DeviceError> {
         self.listen()
     }
 
-    /// The guest has reset the device: every stream ends. The agent's can't be had again.
+    /// The guest has reset the device: ends every stream. The agent's stream can't be had again.
     pub fn stop(&mut self) {
         self.streams.clear();
         self.ready.clear();
@@ -129,7 +131,7 @@ impl Muxer {
         !self.ready.is_empty() || !self.resets.is_empty()
     }
 
-    /// A packet from the guest: its header, and its payload of `held` bytes at most.
+    /// Takes a packet from the guest: its header, and at most `held` bytes of payload.
     pub fn receive(
         &mut self,
         header: &[u8; HEADER_SIZE],
@@ -158,7 +160,7 @@ impl Muxer {
         Ok(())
     }
 
-    /// The epoll set has events.
+    /// Takes the events of the epoll set.
     pub fn host_ready(&mut self) -> Result<(), DeviceError> {
         let mut events = Vec::with_capacity(BATCH);
         match epoll::wait(
@@ -176,7 +178,7 @@ impl Muxer {
                 self.accept()?;
                 continue;
             }
-            // An event of a stream that has ended meanwhile finds nobody: its port is not reused.
+            // An event of a stream that has ended meanwhile finds none: its port is not reused.
             let Ok(port) = u32::try_from(data) else {
                 continue;
             };
@@ -192,7 +194,7 @@ impl Muxer {
         Ok(())
     }
 
-    /// Writes the next packet to a buffer of the guest's. False: there is none.
+    /// Writes the next packet to a buffer of the guest. False: there is none.
     pub fn send(&mut self, room: &mut impl Room) -> Result<bool, Malformed> {
         if !self.reset_last && self.send_reset(room)? {
             self.reset_last = true;
@@ -249,7 +251,7 @@ impl Muxer {
     fn accept(&mut self) -> Result<(), DeviceError> {
         for _ in 0..BATCH {
             match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                // At the limit the caller sees its connection closed at once.
+                // At the limit the caller's connection is closed at once.
                 Ok(_) if self.streams.len() >= MAX_CONNECTIONS => {}
                 Ok(socket) => {
                     let ports = self.fresh_ports();
@@ -280,7 +282,7 @@ impl Muxer {
         }
     }
 
-    /// VMADDR_PORT_ANY, the highest, is no port.
+    /// VMADDR_PORT_ANY, the highest number, is no port.
     fn advance_port(&mut self) {
         self.next_port = match self.next_port {
             FIRST_PORT..=0xffff_fffd => self.next_port + 1,
@@ -302,7 +304,8 @@ impl Muxer {
         Ok(())
     }
 
-    /// After anything has happened to a stream: its place in the line, its watch, its end.
+    /// Call it after anything has happened to a stream. It sets its place in the line, its watch,
+    /// its end.
     fn settle(&mut self, port: u32) {
         let Some(stream) = self.streams.get_mut(&port) else {
             return;
@@ -319,7 +322,7 @@ impl Muxer {
             self.streams.remove(&port); // closes the socket, which ends the watch
             self.ready.retain(|queued| *queued != port);
             if !self.listening {
-                // Should it fail, the next stream that ends tries again.
+                // If it fails, the next stream that ends tries again.
                 let _ = self.listen();
             }
         } else if stream.connection.owes_packet() && !stream.queued {
@@ -340,14 +343,14 @@ impl Muxer {
 
     fn stop_listening(&mut self) {
         if self.listening {
-            // It fails only for a descriptor that is not watched.
+            // Fails only for a descriptor that is not watched.
             let _ = epoll::delete(&self.epoll, &self.listener);
             self.listening = false;
         }
     }
 }
 
-/// The epoll set: readable when [`Muxer::host_ready`] has something to do.
+/// The epoll set. It is readable when [`Muxer::host_ready`] has work.
 impl AsFd for Muxer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()

@@ -1,7 +1,7 @@
 //! A vsock packet's header, copied once and checked once (virtio 1.2, 5.10.6).
 //!
-//! `muxer` parses what the guest sends and writes what it receives. A [`Header`] from the guest
-//! can't be had unchecked: its CIDs are the right ones, its operation is known, its payload is no
+//! `muxer` parses what the guest sends and writes what it receives. There is no unchecked
+//! [`Header`] of the guest: its CIDs are right, its operation is known, and its payload is no
 //! longer than the limit and than the chain that carried it.
 
 use crate::virtio::Chain;
@@ -10,16 +10,16 @@ use crate::virtio::chain::Malformed;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// The guest's CID; there is one guest, so any number above the host's would do.
+/// The guest's CID. There is one guest, so any number above the host's would do.
 pub const GUEST_CID: u64 = 3;
 
 /// The host's CID (VMADDR_CID_HOST).
 pub const HOST_CID: u64 = 2;
 
-/// The longest payload of one packet, either way: the most that Linux sends.
+/// The longest payload of one packet, either way; Linux sends no more.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 
-/// Bytes of `struct virtio_vsock_hdr`.
+/// The size of `struct virtio_vsock_hdr`.
 pub const HEADER_SIZE: usize = 44;
 
 /// VIRTIO_VSOCK_TYPE_STREAM, the only type that is offered.
@@ -35,13 +35,13 @@ pub enum Operation {
     Response = 2,
     /// Refuses or ends one.
     Reset = 3,
-    /// Says that its sender will not send, or not receive, any more.
+    /// Says that its sender will no longer send, or no longer receive.
     Shutdown = 4,
     /// Carries data.
     Data = 5,
-    /// Tells the sender's free space.
+    /// Tells how much buffer space its sender has.
     CreditUpdate = 6,
-    /// Asks for the receiver's free space.
+    /// Asks for the receiver's buffer space.
     CreditRequest = 7,
 }
 
@@ -63,9 +63,9 @@ impl Operation {
 /// The directions that a side has shut down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shut {
-    /// It will not receive any more (VIRTIO_VSOCK_SHUTDOWN_RCV).
+    /// It will no longer receive (VIRTIO_VSOCK_SHUTDOWN_RCV).
     pub receive: bool,
-    /// It will not send any more (VIRTIO_VSOCK_SHUTDOWN_SEND).
+    /// It will no longer send (VIRTIO_VSOCK_SHUTDOWN_SEND).
     pub send: bool,
 }
 
@@ -81,12 +81,11 @@ impl Shut {
         u32::from(self.receive) | u32::from(self.send) << 1
     }
 
-    /// Nothing will pass in either direction.
+    /// Nothing passes in either direction any more.
     pub fn both(self) -> bool {
         self.receive && self.send
     }
 
-    /// This and `other` together.
     pub fn with(self, other: Self) -> Self {
         Self {
             receive: self.receive || other.receive,
@@ -95,36 +94,32 @@ impl Shut {
     }
 }
 
-/// Which connection a packet belongs to.
+/// The connection that a packet belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ports {
-    /// The host's port.
     pub host: u32,
-    /// The guest's port.
     pub guest: u32,
 }
 
-/// What one side tells the other about its receive buffer with every packet (5.10.6.3).
+/// What each packet tells about its sender's receive buffer (5.10.6.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Credit {
-    /// Bytes of buffer.
+    /// The buffer's size in bytes.
     pub allocated: u32,
-    /// Bytes that have left it since the connection began, modulo 2^32.
+    /// Bytes that have left the buffer since the connection began, modulo 2^32.
     pub forwarded: u32,
 }
 
 /// A checked header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The connection.
     pub ports: Ports,
-    /// What to do.
     pub operation: Operation,
-    /// For a shutdown: what was shut. Nothing else has flags.
+    /// What a shutdown shuts. No other operation has flags.
     pub shut: Shut,
     /// The sender's receive buffer.
     pub credit: Credit,
-    /// Bytes of payload that follow; 0 but for [`Operation::Data`].
+    /// Bytes of payload that follow; 0 except for [`Operation::Data`].
     pub payload: usize,
 }
 
@@ -133,13 +128,13 @@ pub struct Header {
 pub enum Received {
     /// A packet that keeps the rules.
     Packet(Header),
-    /// One for the host that breaks them: its connection is to be reset.
+    /// A packet for the host that breaks the rules: its connection must be reset.
     Refused(Ports),
     /// Nothing that can be answered: a forged address, or a reset that is itself malformed.
     Ignored,
 }
 
-/// Takes a header from the guest's `bytes`; `held` is how many bytes follow it in the chain.
+/// Takes a header from the guest's `bytes`. `held` is how many bytes follow it in the chain.
 pub fn parse(bytes: &[u8; HEADER_SIZE], held: usize) -> Received {
     let mut fields = Fields(bytes);
     let (source, target) = (fields.u64(), fields.u64());
@@ -158,7 +153,7 @@ pub fn parse(bytes: &[u8; HEADER_SIZE], held: usize) -> Received {
         _ => 0,
     };
     match operation {
-        // A reset must never be answered by one: two sides could go on for ever.
+        // Never answer a reset by a reset: two sides could go on for ever.
         Some(Operation::Reset) if kind != STREAM => Received::Ignored,
         Some(operation) if kind == STREAM => Received::Packet(Header {
             ports,
@@ -178,7 +173,7 @@ pub fn parse(bytes: &[u8; HEADER_SIZE], held: usize) -> Received {
 }
 
 impl Header {
-    /// A packet without payload from the host.
+    /// A packet from the host, without payload.
     pub fn new(ports: Ports, operation: Operation) -> Self {
         Self {
             ports,
@@ -189,7 +184,7 @@ impl Header {
         }
     }
 
-    /// Its bytes, from the host to the guest.
+    /// The header's bytes, from the host to the guest.
     pub fn to_bytes(self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];
         let length = u32::try_from(self.payload).unwrap_or(u32::MAX);
@@ -212,7 +207,7 @@ impl Header {
     }
 }
 
-/// Little-endian fields one after the other. Past the end all are 0, which `HEADER_SIZE` excludes.
+/// Little-endian fields, one after the other. Past the end all are 0; `HEADER_SIZE` excludes that.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -241,9 +236,9 @@ impl Fields<'_> {
 
 /// The bytes behind a header from the guest.
 pub trait Payload {
-    /// Sends at most `limit` of them to a stream socket at once, without copying; how many went.
+    /// Sends at most `limit` bytes to a stream socket without copying; returns how many went.
     fn send(&mut self, socket: BorrowedFd, limit: usize) -> io::Result<usize>;
-    /// Copies the next ones.
+    /// Copies the next bytes.
     fn copy(&mut self, into: &mut [u8]) -> Result<(), Malformed>;
 }
 
@@ -257,11 +252,11 @@ impl Payload for Chain {
     }
 }
 
-/// A buffer of the guest's that waits for a packet.
+/// A buffer of the guest that waits for a packet.
 pub trait Room {
-    /// Bytes left in it.
+    /// How many bytes are left in it.
     fn room(&self) -> usize;
-    /// Writes all of `bytes`, or fails if they don't fit.
+    /// Writes all of `bytes`. Fails if they don't fit.
     fn put(&mut self, bytes: &[u8]) -> Result<(), Malformed>;
 }
 
@@ -280,7 +275,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The header as the guest writes it: the host's, with the addresses exchanged.
+    /// The header as the guest writes it: like the host's, with the addresses exchanged.
     pub(super) fn from_guest(header: Header) -> [u8; HEADER_SIZE] {
         let mut bytes = header.to_bytes();
         let (source, target) = (GUEST_CID.to_le_bytes(), HOST_CID.to_le_bytes());

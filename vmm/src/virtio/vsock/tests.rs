@@ -17,7 +17,7 @@ use crate::virtio::{GuestRam, Interrupt};
 const SIZE: u16 = 16;
 const PAGE: u64 = 4096;
 
-/// A driver's side of one queue: descriptors one after the other, each chain one buffer.
+/// A driver's side of one queue: descriptors one after the other; each chain is one buffer.
 struct Ring {
     base: u64,
     memory: GuestRam,
@@ -138,7 +138,7 @@ impl World {
                 .into(),
             on_agent: Box::new(|| {}),
         };
-        // Stands in for the moment that a transport has no device.
+        // Stands for the moment when a transport has no device.
         let placeholder: Box<dyn Active> = Box::new(ActiveVsock {
             muxer: Muxer::new(endpoints).unwrap(),
             receive: queue(0x70_000, &self.memory, &self.interrupt),
@@ -261,6 +261,6 @@ fn a_reset_ends_the_streams_and_the_device_can_be_switched_on_again() {
     world.receive.add(4096, true);
     world.transmit.send(&from_guest(Operation::Request, &[]));
     world.device.notified(TRANSMIT).unwrap();
-    // There is no second dial, not even for a guest that starts anew.
+    // There is no second dial, not even after the guest restarts the device.
     assert_eq!(operation(&world.receive.take().unwrap()), 3);
 }

@@ -1,4 +1,4 @@
-//! A driver of the tests' own, with the memory that it shares with the device, and the far end of the tap.
+//! The tests' own driver, the memory that it shares with the device, and the far end of the tap.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -178,7 +178,7 @@ impl World {
         }
     }
 
-    /// The next frame that has come, with its header: what the driver's buffers `length` long hold.
+    /// The next frame that has come, with its header. The driver's buffers are `length` bytes long.
     pub fn receive(&mut self, length: u64) -> Vec<u8> {
         let end = Instant::now() + PATIENCE;
         while self.used(0) == self.seen[0] {
@@ -228,7 +228,8 @@ impl World {
         }
     }
 
-    /// Processor time of the device's thread, which gives itself its name: on a busy machine not at once.
+    /// The processor time of the device's thread. The thread gives itself its name, on a busy
+    /// machine late.
     pub fn busy(&self) -> Duration {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
@@ -250,7 +251,7 @@ fn event() -> Arc<EventFd> {
     Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())
 }
 
-/// A name for the thread that no other test's has.
+/// A name for the thread that no other test uses.
 fn far_name(far: &UnixDatagram) -> u64 {
     let about = rustix::fs::fstat(far).unwrap();
     about.st_ino % 1_000_000_000

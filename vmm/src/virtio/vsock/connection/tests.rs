@@ -13,7 +13,7 @@ const PORTS: Ports = Ports {
     guest: 1025,
 };
 
-/// What the guest says or the host writes: each byte tells its place, as far as one byte can.
+/// What the guest sends or the host writes. Each byte tells its place, as far as one byte can.
 static PATTERN: [u8; 400_000] = {
     let mut bytes = [0; 400_000];
     let mut at = 0;
@@ -24,12 +24,12 @@ static PATTERN: [u8; 400_000] = {
     bytes
 };
 
-/// `length` bytes of the pattern, the first at place `first` of a stream.
+/// `length` bytes of the pattern from place `first` on.
 fn pattern(first: usize, length: usize) -> &'static [u8] {
     &PATTERN[first % 251..][..length]
 }
 
-/// A receive buffer of the guest's of any size.
+/// A receive buffer of the guest, of any size.
 struct Buffer {
     bytes: Vec<u8>,
     size: usize,
@@ -47,7 +47,7 @@ impl Room for Buffer {
     }
 }
 
-/// What the guest has heard so far, and what that allows it to hear next.
+/// What the guest has heard so far, and what it may hear next.
 #[derive(Default)]
 struct Model {
     requests: u32,
@@ -70,7 +70,7 @@ impl Model {
         prop_assert_eq!((field(16), field(20)), (PORTS.host, PORTS.guest));
         prop_assert_eq!(field(24) as usize, body.len());
         prop_assert_eq!(field(36), BUFFER);
-        // More has never left our buffer than came, and it never comes back.
+        // No more leaves our buffer than came, and the number never goes back.
         let forwarded = field(40);
         prop_assert!(forwarded >= self.forwarded && forwarded <= self.said);
         self.forwarded = forwarded;
@@ -107,7 +107,7 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Act {
-    /// The guest sends, its credit as given (never less than before: it is honest about that).
+    /// The guest sends, with its credit as given. It is honest: its credit never shrinks.
     Say(Operation, usize, Shut),
     Grant(u32),
     Hear(usize),
@@ -234,7 +234,7 @@ proptest! {
                 Act::Say(..) => {}
             }
             prop_assert!(connection.unsent() <= BUFFER as usize);
-            // In order, nothing lost between, nothing made up.
+            // The bytes come in order, without a gap or an invention.
             prop_assert!(written.starts_with(&model.heard));
             prop_assert!(said.starts_with(&read));
         }

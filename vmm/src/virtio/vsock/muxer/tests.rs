@@ -1,4 +1,4 @@
-//! Streams from their beginning to their end, as guest and host see them.
+//! Streams from beginning to end, as guest and host see them.
 
 mod hostile;
 mod world;
@@ -44,7 +44,7 @@ fn the_guest_connects_to_the_agent_s_port_once_and_to_nothing_else() {
     };
     world.say(header(second, Operation::Request), &[]);
     assert_eq!(world.operations(), [Operation::Reset]);
-    // Not even when the first has ended, or after a reset of the device.
+    // Not even when the first one has ended, or after a reset of the device.
     world.say(header(ports, Operation::Reset), &[]);
     assert!(at_end(&mut world.agent));
     world.muxer.stop();
@@ -69,7 +69,7 @@ fn a_stream_that_the_guest_refuses_is_closed_on_the_host() {
     );
 }
 
-/// A pattern in which a lost, doubled or exchanged piece is seen.
+/// A pattern that shows a lost, doubled or swapped piece.
 fn pattern(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let next = || {
@@ -79,7 +79,7 @@ fn pattern(length: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-/// Several MiB each way at once, with a guest that grants little and takes its time.
+/// Several MiB each way at once, with a guest that grants little and is slow.
 #[test]
 fn bytes_arrive_whole_and_in_order_under_little_credit() {
     let mut world = World::new();
@@ -151,7 +151,7 @@ fn bytes_arrive_whole_and_in_order_under_little_credit() {
     );
 }
 
-/// A guest with no credit left is told of new room without having to ask.
+/// A guest without credit hears of new room without asking.
 #[test]
 fn a_guest_that_has_sent_all_it_may_hears_of_room_again() {
     let mut world = World::new();
@@ -262,7 +262,7 @@ fn the_guest_closes_its_receiving_half() {
     assert!(world.muxer.streams.is_empty());
 }
 
-/// What the guest sent before it closed gets to a host that reads late.
+/// Bytes that the guest sent before it closed reach a host that reads late.
 #[test]
 fn bytes_of_a_guest_that_has_closed_still_arrive() {
     let mut world = World::new();
@@ -307,7 +307,7 @@ fn bytes_of_a_host_that_has_closed_still_arrive() {
     assert!(end.shut.both() && world.muxer.streams.is_empty());
 }
 
-/// A caller that gave up is forgotten, and the guest told so.
+/// A caller that gave up is forgotten, and the guest hears of it.
 #[test]
 fn a_host_that_closes_before_the_answer_leaves_nothing() {
     let mut world = World::new();

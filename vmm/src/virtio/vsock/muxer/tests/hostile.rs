@@ -1,4 +1,4 @@
-//! Limits, floods, and whatever else either side may do.
+//! Limits, floods, and anything else that either side may do.
 
 use std::io::{Read, Write};
 use std::net::Shutdown as Half;
@@ -31,7 +31,7 @@ fn beyond_the_limit_a_caller_is_refused_at_once() {
     world.open(ROOMY);
 }
 
-/// A flood that the guest does not even read the answers of leaves the device working.
+/// The device still works after a flood whose answers the guest does not even read.
 #[test]
 fn after_a_flood_a_stream_gets_through() {
     let mut world = World::new();
@@ -94,7 +94,8 @@ fn acts() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Whatever guest and host do: no panic, no limit broken, and a new stream works afterwards.
+    /// Whatever guest and host do, nothing panics, no limit is broken, and a new stream works
+    /// afterwards.
     #[test]
     fn nothing_that_either_side_does_breaks_the_device(acts in proptest::collection::vec(acts(), 1..120)) {
         let mut world = World::new();
@@ -165,7 +166,7 @@ proptest! {
         let heard = world.hear();
         prop_assert!(heard.iter().any(|(packet, body)| packet.ports == ports && body == b"alive"));
         drop((stream, hosts));
-        // Every socket of the host is closed: what is left waits for the guest alone.
+        // Every socket of the host is closed: what is left waits only for the guest.
         world.hear();
         for (port, stream) in &world.muxer.streams {
             prop_assert!(*port == AGENT || !stream.connection.wants_writable());

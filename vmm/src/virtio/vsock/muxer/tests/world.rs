@@ -1,4 +1,4 @@
-//! A guest of packets and a host of real sockets, and the muxer between them.
+//! A guest that speaks packets, a host of real sockets, and the muxer between them.
 
 use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::virtio::chain::Malformed;
 
 pub const AGENT: u32 = 1024;
 pub const STREAM: u32 = 2048;
-/// One page: what Linux 6.12 gives for a packet.
+/// One page: the buffer that Linux 6.12 gives for a packet.
 pub const PAGE: usize = 4096;
 
 impl Payload for &[u8] {
@@ -78,7 +78,7 @@ pub fn to_bytes(header: &Header) -> [u8; HEADER_SIZE] {
 pub fn parse(bytes: &[u8]) -> (Header, Vec<u8>) {
     let head: [u8; HEADER_SIZE] = bytes[..HEADER_SIZE].try_into().unwrap();
     let body = bytes[HEADER_SIZE..].to_vec();
-    // Turn it round so that the parser of the guest's packets reads it.
+    // Turn it round, so that the parser of the guest's packets reads it.
     let mut turned = head;
     turned[..8].copy_from_slice(&head[8..16]);
     turned[8..16].copy_from_slice(&head[..8]);
@@ -148,7 +148,7 @@ impl World {
             .unwrap();
     }
 
-    /// All packets that the guest gets if it takes as many as there are.
+    /// All packets that a guest with enough buffers gets.
     pub fn hear(&mut self) -> Vec<(Header, Vec<u8>)> {
         let mut heard = Vec::new();
         loop {
@@ -176,7 +176,7 @@ impl World {
         heard.iter().map(|(header, _)| header.operation).collect()
     }
 
-    /// A stream that the host has made and the guest accepted, with the guest's credit.
+    /// A stream that the host has made and the guest has accepted, with the guest's credit.
     pub fn open(&mut self, credit: Credit) -> (UnixStream, Ports) {
         let stream = self.connect();
         let heard = self.hear();
