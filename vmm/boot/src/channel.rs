@@ -1,7 +1,7 @@
-//! One message, one JSON document, some file descriptors: the socket between shim and child.
+//! The socket between shim and child: each message is one JSON document and some file descriptors.
 //!
 //! `SOCK_SEQPACKET` keeps messages apart (unix(7)), so there is no framing to get wrong. A message
-//! that is cut off, is not JSON or brings too many descriptors is an error, never a guess.
+//! that is truncated, is not JSON or brings too many descriptors is an error, never a guess.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,13 +17,13 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The longest message, in bytes.
+/// In bytes.
 pub const MAX_MESSAGE: usize = 128 * 1024;
 
 /// The most file descriptors beside one message (the kernel's own limit is 253).
 pub const MAX_FDS: usize = 32;
 
-/// Why a message did not pass. The step and its object are in the caller's own error.
+/// Why a message did not pass. The caller's own error has the step and its object.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// The socket failed.
@@ -31,14 +31,14 @@ pub enum ChannelError {
     Io {
         /// What was being done.
         step: &'static str,
-        /// Why it failed.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// The other side closed its end.
     #[error("the control socket was closed by the other side")]
     Closed,
-    /// Nothing came in time.
+    /// Nothing came within this time.
     #[error("no message on the control socket within {0:?}")]
     TimedOut(Duration),
     /// More than [`MAX_MESSAGE`] bytes or [`MAX_FDS`] descriptors.
@@ -49,7 +49,7 @@ pub enum ChannelError {
     /// The bytes are not the JSON document that was expected.
     #[error("a message on the control socket is not what was expected")]
     Json(#[source] serde_json::Error),
-    /// Another number of descriptors than the message calls for.
+    /// The number of descriptors is not the one that the message calls for.
     #[error("a message on the control socket brings {got} descriptors instead of {wanted}")]
     Descriptors {
         /// How many came.
@@ -62,9 +62,9 @@ pub enum ChannelError {
         "the control socket speaks version {theirs}, this program version {ours}: they are from different installations"
     )]
     Version {
-        /// The sender's.
+        /// The sender's version.
         theirs: u32,
-        /// This crate's.
+        /// This crate's version.
         ours: u32,
     },
 }
@@ -91,13 +91,13 @@ impl Channel {
         Self(socket)
     }
 
-    /// The socket itself, to be handed to a child or to an event loop.
+    /// The socket itself, for a child or an event loop.
     pub fn into_fd(self) -> OwnedFd {
         self.0
     }
 
-    /// From now on a message that finds the socket full, for its reader is stuck, is an error at once
-    /// instead of a wait without end.
+    /// From now on a full socket (its reader is stuck) is an error at once, and not an endless
+    /// wait.
     pub fn set_nonblocking(&self) -> Result<(), ChannelError> {
         rustix::io::ioctl_fionbio(&self.0, true)
             .map_err(|errno| io("make sending non-blocking", errno))
@@ -131,7 +131,7 @@ impl Channel {
         }
     }
 
-    /// Takes one message and the descriptors beside it (close-on-exec).
+    /// Receives one message and the descriptors beside it (close-on-exec).
     pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -144,8 +144,9 @@ impl Channel {
                 RecvFlags::CMSG_CLOEXEC,
             ) {
                 Ok(message) => break message,
-                // The kernel tells once that the other side closed with our messages unread; what it had
-                // sent before, the reason of its end, is still to come, and then end-of-file.
+                // The kernel reports once that the other side closed with our messages unread. What
+                // that side had sent before, the reason of its end, still comes, and then
+                // end-of-file.
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => continue,
                 Err(errno) => return Err(io("receive a message", errno)),
             }
@@ -172,7 +173,7 @@ impl Channel {
         Ok((parsed, fds))
     }
 
-    /// As [`Channel::receive`], but gives up after `deadline`.
+    /// Like [`Channel::receive`], but gives up after `deadline`.
     pub fn receive_within<T: DeserializeOwned>(
         &self,
         deadline: Duration,
@@ -258,7 +259,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever bytes come, the parser answers with a message or an error.
+        /// Whatever bytes come, the parser returns a message or an error.
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 1..600)) {
             let (one, other) = Channel::pair().unwrap();

@@ -10,9 +10,9 @@ use crate::{BOOT_DEADLINE, Channel, ChannelError, VERSION};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CachePolicy {
-    /// Nobody: the guest caches everything it has read, and remembers missing names.
+    /// Nobody: the guest caches everything that it has read, and remembers missing names.
     Private,
-    /// The host too: the guest asks again after a short time.
+    /// The host, too: the guest asks again after a short time.
     Shared,
 }
 
@@ -22,7 +22,7 @@ pub enum CachePolicy {
 pub struct FsdShare {
     /// The share's root: a plain directory name at the top of [`FsdFds::tree`].
     pub directory: String,
-    /// How the guest may cache it.
+    /// How the guest may cache the share's files.
     pub cache: CachePolicy,
 }
 
@@ -41,19 +41,19 @@ pub struct FsdBoot {
 pub struct FsdFds {
     /// A recursive `open_tree(2)` clone of the pod's share, a shared mount.
     pub tree: OwnedFd,
-    /// A listening vhost-user socket for each share.
+    /// A listening vhost-user socket per share.
     pub sockets: Vec<OwnedFd>,
 }
 
 impl FsdBoot {
-    /// Sends the request; the shim's part.
+    /// Sends the request, for the shim.
     pub fn send(&self, fds: &FsdFds, to: &Channel) -> Result<(), ChannelError> {
         let mut all: Vec<BorrowedFd> = vec![fds.tree.as_fd()];
         all.extend(fds.sockets.iter().map(AsFd::as_fd));
         to.send(self, &all)
     }
 
-    /// Takes the request, which must come within ten seconds; the server's part. Checks version and
+    /// Receives the request, for the server. It must come within ten seconds. Checks version and
     /// number of descriptors.
     pub fn receive(from: &Channel) -> Result<(Self, FsdFds), ChannelError> {
         let (boot, fds): (Self, _) = from.receive_within(BOOT_DEADLINE)?;
@@ -85,9 +85,9 @@ impl FsdBoot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FsdReport {
-    /// The jail is closed and every share is being served.
+    /// The jail is closed, and every share is served.
     Serving,
-    /// It will not serve; one line says why. The process ends.
+    /// The server will not serve, and its process ends.
     Failed {
         /// Step, object and cause.
         why: String,

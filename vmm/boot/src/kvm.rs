@@ -1,17 +1,18 @@
-//! `/dev/kvm`, opened for a VMM; and where it can't be, which layer of the machine withholds it.
+//! Opens `/dev/kvm` for a VMM. If that fails, says which layer of the machine withholds it.
 //!
-//! Called by the shim and the command line tool before a boot request. Most who meet a machine without
-//! KVM are inside a virtual machine, and what they must change lies outside of it: so the error says where.
+//! Called by the shim and the command line tool before a boot request. Most machines without KVM
+//! are themselves virtual machines, and what must change is outside of them: so the error says
+//! where.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// The device that virtual machines are made by.
+/// The device that makes virtual machines.
 pub const KVM: &str = "/dev/kvm";
 
-/// Why there is no KVM to be had.
+/// Why there is no KVM.
 #[derive(Debug, thiserror::Error)]
 #[error("open {} to run virtual machines ({hint})", path.display())]
 pub struct KvmUnavailable {
@@ -21,7 +22,7 @@ pub struct KvmUnavailable {
     source: io::Error,
 }
 
-/// Opens the device at `path`, which is [`KVM`] but in tests.
+/// Opens the device at `path`, which is [`KVM`] except in tests.
 pub fn open_kvm(path: &Path) -> Result<OwnedFd, KvmUnavailable> {
     let opened = File::options().read(true).write(true).open(path);
     opened.map(OwnedFd::from).map_err(|source| {
@@ -45,7 +46,7 @@ pub fn open_kvm(path: &Path) -> Result<OwnedFd, KvmUnavailable> {
     })
 }
 
-/// What lacks, on a machine without the device: the first layer, from below, that does not give it.
+/// Which layer is missing on a machine without the device: the lowest one that does not give it.
 fn missing(cpuinfo: &str, loaded: bool) -> &'static str {
     let flags = cpuinfo
         .lines()

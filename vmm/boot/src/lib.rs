@@ -1,12 +1,12 @@
-//! All that passes from the shim to the processes it starts for a pod, and back.
+//! Everything that passes between the shim and the processes that it starts for a pod.
 //!
 //! A child finds one connected `SOCK_SEQPACKET` socket as file descriptor [`CONTROL_FD`]. The first
-//! message on it is the boot request, one JSON document with every resource beside it as an open
+//! message on it is the boot request: one JSON document, with every resource beside it as an open
 //! file descriptor, in the order of the request's `…Fds` struct. Later messages are commands one
 //! way and reports the other. End-of-file means that the other side is gone: the child then ends.
 //!
 //! Called by the shim and the command line tool (they send) and by vmm and fsd (they receive).
-//! Deliberately absent: paths. A child is never told where something lies, only handed it.
+//! Deliberately absent: paths. A child gets what it uses, and never hears where it lies.
 
 mod channel;
 mod fsd;
@@ -28,5 +28,6 @@ pub const CONTROL_FD: std::os::fd::RawFd = 3;
 /// How long a child waits for its boot request.
 const BOOT_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The version of the messages in this crate. A child refuses any other, naming both.
+/// The version of the messages in this crate. A child refuses any other version; its error has
+/// both.
 pub const VERSION: u32 = 1;

@@ -1,4 +1,4 @@
-//! Where the guest kernel keeps its log: recorded when the kernel is built, since it is the
+//! Where the guest's kernel keeps its log. The kernel's build records this, since the ring is the
 //! kernel's own structure (kernel/printk/printk_ringbuffer.h) and no interface.
 
 use serde::{Deserialize, Serialize};

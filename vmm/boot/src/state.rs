@@ -1,19 +1,19 @@
-//! Where a VM stands, asked for when its guest gets no further: what each vCPU does, and how far each
-//! queue of its devices has come.
+//! What each vCPU of a VM does, and how far each queue of its devices has come. The shim asks for
+//! this when a guest shows no progress.
 //!
-//! All of it is the guest's word or follows from it. The texts are one line each.
+//! All of it is the guest's word or follows from it. Each text is one line.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// As many vCPUs are in [`VmState::short`].
+/// How many vCPUs are in [`VmState::short`].
 const SHORT: usize = 2;
 
 /// A VM at one moment. Its text is one line, of about 100 bytes for each vCPU and each queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmState {
-    /// By their numbers; `None`: it did not come out of the guest, or of a device, in time.
+    /// By number. `None`: the vCPU did not leave the guest, or a device, in time.
     pub vcpus: Vec<Option<VcpuState>>,
     /// The queues of all devices that the guest's drivers have switched on.
     pub queues: Vec<QueueState>,
@@ -22,23 +22,24 @@ pub struct VmState {
 /// A vCPU just after it has left the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuState {
-    /// What KVM takes it to do.
+    /// KVM's view of the vCPU.
     pub activity: Activity,
-    /// The next instruction's address.
+    /// The address of the next instruction.
     pub rip: u64,
-    /// The privilege level: 0 the kernel, 3 a program.
+    /// The privilege level: 0 for the kernel, 3 for a program.
     pub privilege: u8,
-    /// RFLAGS.IF: whether it takes interrupts.
+    /// Whether the vCPU takes interrupts (RFLAGS.IF).
     pub interrupts: bool,
     /// The vectors that wait in the local APIC (IRR); hexadecimal in the text.
     pub pending: Vec<u8>,
-    /// The vectors that are being handled (ISR).
+    /// The vectors in service (ISR).
     pub in_service: Vec<u8>,
-    /// TSC ticks until the local APIC's deadline; below 0 it is past and nothing came of it. `None`: not set.
+    /// TSC ticks until the local APIC's deadline. Below 0: the deadline has passed without an
+    /// interrupt. `None`: no deadline is set.
     pub timer: Option<i64>,
 }
 
-/// `struct kvm_mp_state` (Linux Documentation/virt/kvm/api.rst 4.38).
+/// What a vCPU does, by `struct kvm_mp_state` (Linux Documentation/virt/kvm/api.rst 4.38).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activity {
@@ -46,31 +47,31 @@ pub enum Activity {
     Running,
     /// It has executed HLT and waits for an interrupt.
     Halted,
-    /// It waits for the boot processor's call.
+    /// It waits for its start-up IPI from the boot processor.
     NotStarted,
 }
 
-/// A queue of an active device (virtio 1.2, 2.7); the indices are the ring's own, of 16 bits.
+/// A queue of an active device (virtio 1.2, 2.7). The indices are the ring's own 16-bit numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
     /// N of the guest's `virtio-mmio.N`.
     pub slot: u32,
-    /// What is in it, as `Vsock`.
+    /// The kind of the device, for example `Vsock`.
     pub device: String,
-    /// The device's InterruptStatus: what the driver has not acknowledged.
+    /// The device's InterruptStatus: the bits that the driver has not acknowledged.
     pub interrupt: u32,
-    /// The queue's number.
+    /// The queue's number in its device, from 0.
     pub queue: u32,
     /// The driver's index: how many chains it has made available.
     pub available: u16,
     /// The device's index: how many it has given back.
     pub used: u16,
-    /// With VIRTIO_F_EVENT_IDX: `avail_event`, `used_event`.
+    /// `avail_event` and `used_event`, if VIRTIO_F_EVENT_IDX was negotiated.
     pub events: Option<(u16, u16)>,
 }
 
 impl VmState {
-    /// What its first vCPUs do.
+    /// What the first vCPUs do.
     pub fn short(&self) -> String {
         let vcpus = self.vcpus.iter().enumerate().take(SHORT);
         let vcpus: Vec<String> = vcpus.map(|(number, vcpu)| line(number, vcpu)).collect();

@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BOOT_DEADLINE, Channel, ChannelError, PrintkLayout, VERSION, VmState};
 
-/// VMMs have user ids from here on: no range that systemd documents reaches here.
+/// The first of the VMMs' user ids. systemd documents no range that reaches here.
 const FIRST_UID: u32 = 1_900_000_000;
 
-/// What the guest's memory is made of on the host.
+/// The host's pages behind guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HugePages {
-    /// A memfd advised huge: 2 MiB pages where the host allows them, else 4 KiB.
+    /// A memfd advised huge: 2 MiB pages if the host allows them, else 4 KiB.
     Transparent,
-    /// A hugetlb memfd of 2 MiB pages: fails where the host's pool is too small.
+    /// A hugetlb memfd of 2 MiB pages; fails if the host's pool is too small.
     Hugetlb,
 }
 
@@ -23,11 +23,11 @@ pub enum HugePages {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmShare {
-    /// The tag the guest mounts it by: 1 to 36 bytes (virtio 1.2, 5.11.4).
+    /// The tag by which the guest mounts it: 1 to 36 bytes (virtio 1.2, 5.11.4).
     pub tag: String,
 }
 
-/// Everything a VM is made from, but for the descriptors in [`VmFds`].
+/// Everything that a VM is made from, except the descriptors in [`VmFds`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmBoot {
@@ -39,15 +39,15 @@ pub struct VmBoot {
     pub memory_bytes: u64,
     /// Number of vCPUs; 1 to 32.
     pub vcpus: u8,
-    /// What guest memory is made of.
+    /// The host's pages behind guest memory.
     pub huge_pages: HugePages,
-    /// The vsock port of the host that the agent dials, once.
+    /// The vsock port of the host that the agent dials once.
     pub agent_port: u32,
-    /// The vsock port of the guest that each connection to the `streams` socket is led to.
+    /// The vsock port of the guest to which each connection to the `streams` socket goes.
     pub stream_port: u32,
     /// The virtio-fs devices, at most two; each has a vhost-user socket in [`VmFds::shares`].
     pub shares: Vec<VmShare>,
-    /// The layout of the guest's log, if known. Without it there is no guest log.
+    /// The layout of the guest's log. Without it there is no guest log.
     pub printk: Option<PrintkLayout>,
 }
 
@@ -60,20 +60,20 @@ pub struct VmFds {
     pub kernel: OwnedFd,
     /// The initrd; only read.
     pub initrd: OwnedFd,
-    /// The file that the guest's log is appended to; bounded by the VMM.
+    /// The VMM appends the guest's log to this file, up to a bound.
     pub guest_log: OwnedFd,
-    /// A connected stream socket: the guest's one connection to `agent_port` is joined to it.
+    /// A connected stream socket. The guest's one connection to `agent_port` is joined to it.
     pub agent: OwnedFd,
-    /// A listening stream socket: each connection made to it becomes one to `stream_port`.
+    /// A listening stream socket. Each connection to it becomes one to `stream_port`.
     pub streams: OwnedFd,
-    /// A connected vhost-user socket for each of the request's shares.
+    /// A connected vhost-user socket per share of the request.
     pub shares: Vec<OwnedFd>,
 }
 
 const FIXED_FDS: usize = 6;
 
 impl VmBoot {
-    /// Sends the request; the shim's part. The descriptors can be closed afterwards.
+    /// Sends the request, for the shim. The descriptors can be closed afterwards.
     pub fn send(&self, fds: &VmFds, to: &Channel) -> Result<(), ChannelError> {
         let mut all: Vec<BorrowedFd> = vec![
             fds.kvm.as_fd(),
@@ -87,14 +87,14 @@ impl VmBoot {
         to.send(self, &all)
     }
 
-    /// The user id for the one VMM of the calling process: the first one plus its pid, for no two
-    /// living processes share that.
+    /// The user id of the calling process's one VMM: the first id plus the caller's pid. No two
+    /// living processes have the same.
     pub fn own_uid() -> u32 {
         FIRST_UID + std::process::id()
     }
 
-    /// Takes the request, which must come within ten seconds; the VMM's part. Checks version and
-    /// number of descriptors, no values.
+    /// Receives the request, for the VMM. It must come within ten seconds. Checks version and
+    /// number of descriptors, but no values.
     pub fn receive(from: &Channel) -> Result<(Self, VmFds), ChannelError> {
         let (boot, fds): (Self, _) = from.receive_within(BOOT_DEADLINE)?;
         if boot.version != VERSION {
@@ -122,48 +122,48 @@ impl VmBoot {
     }
 }
 
-/// What the shim may ask of a running VMM. Each is answered by one [`VmReport`].
+/// What the shim may ask of a running VMM. One [`VmReport`] answers each command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmCommand {
-    /// Count the exits: answered by [`VmReport::Figures`].
+    /// Counts exits and memory. Answer: [`VmReport::Figures`].
     Figures,
-    /// Write new lines of the guest's log to its file: answered by [`VmReport::LogWritten`].
+    /// Appends new lines of the guest's log to its file. Answer: [`VmReport::LogWritten`].
     WriteLog,
-    /// Fill the slot of the entropy device: answered by [`VmReport::SlotFilled`] or
-    /// [`VmReport::Refused`].
+    /// Fills the entropy device's slot. Answer: [`VmReport::SlotFilled`] or [`VmReport::Refused`].
     AddEntropy,
-    /// Fill a free slot with a disk over the descriptor beside the command, a block device or a
-    /// regular file, whose content is never interpreted: answered by [`VmReport::SlotFilled`] or
+    /// Fills a free slot with a disk. The descriptor beside the command is a block device or a
+    /// regular file; its content is never interpreted. Answer: [`VmReport::SlotFilled`] or
     /// [`VmReport::Refused`].
     AddDisk {
-        /// Whether writes are refused.
+        /// Whether the disk refuses writes.
         read_only: bool,
     },
-    /// Empty a disk's slot, which its driver has let go: answered by [`VmReport::SlotEmptied`] or
+    /// Empties a disk's slot that its driver has let go. Answer: [`VmReport::SlotEmptied`] or
     /// [`VmReport::Refused`].
     RemoveDisk {
         /// The number that [`VmReport::SlotFilled`] gave.
         slot: u32,
     },
-    /// Fill a free slot with a network interface over the tap beside the command, which is attached with
-    /// `IFF_NO_PI` and `IFF_VNET_HDR`: answered by [`VmReport::SlotFilled`] or [`VmReport::Refused`].
+    /// Fills a free slot with a network interface. The descriptor beside the command is a tap,
+    /// attached with `IFF_NO_PI` and `IFF_VNET_HDR`. Answer: [`VmReport::SlotFilled`] or
+    /// [`VmReport::Refused`].
     AddInterface {
-        /// Its Ethernet address.
+        /// The Ethernet address.
         mac: [u8; 6],
-        /// Its MTU in bytes, at least 68.
+        /// In bytes, at least 68.
         mtu: u16,
     },
-    /// Empty an interface's slot, which its driver has let go: answered by [`VmReport::SlotEmptied`] or
+    /// Empties an interface's slot that its driver has let go. Answer: [`VmReport::SlotEmptied`] or
     /// [`VmReport::Refused`].
     RemoveInterface {
         /// The number that [`VmReport::SlotFilled`] gave.
         slot: u32,
     },
-    /// Say what each vCPU does and how far each queue has come: answered by [`VmReport::State`]. It takes
-    /// the vCPUs out of the guest for a moment.
+    /// Tells what each vCPU does and how far each queue has come. This takes the vCPUs out of the
+    /// guest for a moment. Answer: [`VmReport::State`].
     State,
-    /// End the VM: answered by [`VmReport::Ended`].
+    /// Ends the VM. Answer: [`VmReport::Ended`].
     Stop,
 }
 
@@ -171,37 +171,38 @@ pub enum VmCommand {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmReport {
-    /// The VM is made and the jail is closed; the first KVM_RUN comes next.
+    /// The VM is made and the jail is closed. The first KVM_RUN comes next.
     Running,
-    /// The agent has dialled. With the figures of that moment.
+    /// The agent has dialled; these were the stats at that moment.
     AgentConnected(Figures),
-    /// Answer to [`VmCommand::Figures`].
+    /// Answers [`VmCommand::Figures`].
     Figures(Figures),
-    /// Answer to [`VmCommand::State`].
+    /// Answers [`VmCommand::State`].
     State(VmState),
-    /// Answer to [`VmCommand::WriteLog`].
+    /// Answers [`VmCommand::WriteLog`].
     LogWritten,
-    /// Answer to [`VmCommand::AddEntropy`], [`VmCommand::AddDisk`] and [`VmCommand::AddInterface`]: the device can
-    /// be bound in the guest as `virtio-mmio.<slot>`, counted from 0.
+    /// Answers [`VmCommand::AddEntropy`], [`VmCommand::AddDisk`] and [`VmCommand::AddInterface`]:
+    /// the guest can bind the device as `virtio-mmio.<slot>`, counted from 0.
     SlotFilled {
         /// The number in the guest's `virtio-mmio.N`.
         slot: u32,
     },
-    /// Answer to [`VmCommand::RemoveDisk`] and [`VmCommand::RemoveInterface`]: nothing of the VMM's holds the descriptor any more.
+    /// Answers [`VmCommand::RemoveDisk`] and [`VmCommand::RemoveInterface`]: the VMM has closed the
+    /// descriptor.
     SlotEmptied,
-    /// The command could not be carried out; the VM goes on.
+    /// The command could not be carried out. The VM goes on.
     Refused {
         /// One line: what was asked, and why not.
         why: String,
     },
-    /// The last message: the VM is over and the process ends.
+    /// The last message: the VM has ended, and the process ends.
     Ended(End),
 }
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// The kind of end.
+    /// The kind of end, which decides the exit status.
     pub reason: EndReason,
     /// One line for the user: step, object and cause.
     pub detail: String,
@@ -209,19 +210,19 @@ pub struct End {
     pub log_tail: Vec<String>,
 }
 
-/// The kinds of end, each with the exit status of the VMM's process.
+/// The kinds of end. Each has an exit status of the VMM's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
-    /// [`VmCommand::Stop`], or the shim went away.
+    /// The shim sent [`VmCommand::Stop`] or went away.
     Stopped,
-    /// The guest asked for a reset by port 0x64. The shim knows whether its agent announced it.
+    /// The guest asked for a reset by port 0x64. The shim knows whether the agent announced it.
     Reset,
     /// The guest's kernel panicked and reset the machine.
     Panic,
     /// The guest triple-faulted.
     TripleFault,
-    /// The VM could not be made, or the host's KVM or the fs server failed under it.
+    /// The VM could not be made, or the host's KVM or the fs server failed.
     Failed,
 }
 
@@ -242,17 +243,17 @@ impl EndReason {
 /// (KVM_GET_STATS_FD, Linux Documentation/virt/kvm/api.rst 4.133) and the VMM's own counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
-    /// CLOCK_MONOTONIC nanoseconds between the first KVM_RUN and this report.
+    /// Nanoseconds of CLOCK_MONOTONIC between the first KVM_RUN and this report.
     pub elapsed_ns: u64,
-    /// All exits of all vCPUs.
+    /// Exits of all vCPUs.
     pub exits: u64,
     /// Exits that KVM handed to the VMM.
     pub user_exits: u64,
-    /// Nested page faults taken.
+    /// Nested page faults.
     pub page_faults: u64,
-    /// Pages of 2 MiB mapped into the guest at this moment.
+    /// Pages of 2 MiB that are mapped into the guest now.
     pub huge_pages: u64,
-    /// Resident bytes of guest memory.
+    /// Bytes of guest memory that are resident on the host.
     pub resident_bytes: u64,
 }
 

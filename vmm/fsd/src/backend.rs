@@ -1,14 +1,16 @@
-//! One share's queues: each request goes to the library's server, but for those about locks.
+//! One share's queues: requests go to the library's server, except those about locks.
 //!
-//! `serve` makes one for each share and hands it to the vhost-user daemon, which calls it from the share's
-//! only worker thread. The library has such a backend, too, but tells its file systems nothing of what
-//! a lock's request says. So here it is looked at first; what is about a lock goes to `locks`.
+//! `serve` makes one backend per share and hands it to the vhost-user daemon, which calls it from
+//! the share's only worker thread. The library has such a backend, too, but does not tell its file
+//! systems what a lock's request says. So this one looks at each request first and gives those
+//! about locks to `locks`.
 //!
-//! A lock that is to be waited for must not hold up the queue: its request is kept, and tried again when
-//! a lock of this guest's has gone and, since others' locks go without a word, at growing intervals
-//! ([`SOONEST`], [`LATEST`]). The guest's kernel can't take such a request back (its driver sends no
-//! FUSE_INTERRUPT), so until it is answered no signal, not even SIGKILL, reaches who waits: hence
-//! [`PATIENCE`]. The answer is EAGAIN then; for EINTR the kernel would show an errno of its own.
+//! A lock that must be waited for must not hold up the queue. Its request is kept, and tried again
+//! when a lock of this guest goes and, since the locks of others go silently, at growing intervals
+//! ([`SOONEST`], [`LATEST`]). The guest's kernel can't take such a request back (its driver sends
+//! no FUSE_INTERRUPT): until the answer no signal, not even SIGKILL, reaches the waiting process.
+//! Hence [`PATIENCE`], after which the answer is EAGAIN; for EINTR the kernel would show an errno
+//! of its own.
 //!
 //! A request that can't be decoded or answered ends the process; `last_words` says why.
 
@@ -39,7 +41,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::locks::{Locks, Request};
 use crate::names::Checked;
 
-/// High priority, and requests.
+/// The high-priority queue and the queue of requests.
 const QUEUES: usize = 2;
 
 /// The most descriptors of a queue.
@@ -48,18 +50,18 @@ const QUEUE_SIZE: usize = 1024;
 /// VIRTIO_F_VERSION_1, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX (virtio 1.2, 6).
 const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 29;
 
-/// What the timer's events are called; the daemon has numbers up to [`QUEUES`] for itself.
+/// The number of the timer's events; the daemon uses the numbers up to [`QUEUES`].
 pub const TIMER: u16 = 3;
 
-/// For how long a lock is waited for. So long may a process take that is killed while it waits.
+/// How long a lock is waited for. A process that is killed while it waits may live that long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// When a lock is tried for again: after as long again as it has been waited for, within these.
+/// A lock is tried again after as long as it has been waited for already, within these bounds.
 const SOONEST: Duration = Duration::from_millis(1);
 const LATEST: Duration = Duration::from_millis(50);
 
-/// The most requests that wait, so that the queue, of which each takes four descriptors at most, has room for
-/// the one that unlocks.
+/// The most requests that wait. Each takes at most four descriptors of the queue, so there is room
+/// for the request that unlocks.
 const MAX_WAITING: usize = 128;
 
 type Memory = GuestMemoryMmap<BitmapMmapRegion>;
@@ -93,7 +95,7 @@ pub type Files = Arc<PassthroughFs>;
 /// See the module.
 pub struct Backend {
     server: Server<Checked<PassthroughFs>>,
-    /// Where others may be: there the guest's kernel asks for locks.
+    /// Set where others may lock, too: there the guest's kernel asks for locks.
     locks: Option<LockServer>,
     memory: Mutex<Option<GuestMemoryAtomic<Memory>>>,
     event_idx: AtomicBool,
@@ -106,7 +108,7 @@ pub struct LockServer {
     waiting: Mutex<Waiting>,
 }
 
-/// The requests that wait, the oldest first, and what wakes for them.
+/// The requests that wait, the oldest first, and the timer and eventfd that wake them.
 struct Waiting {
     all: Vec<Waiter>,
     timer: TimerFd,
@@ -121,7 +123,7 @@ struct Waiter {
 }
 
 impl LockServer {
-    /// Serves these locks, on these files.
+    /// Serves these locks on these files.
     pub fn new(files: Files, locks: Arc<Locks>) -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
         let all = Vec::new();
@@ -138,7 +140,7 @@ impl LockServer {
 }
 
 impl Waiting {
-    /// Sets the timer for whoever came last; stops it if nobody waits.
+    /// Sets the timer for the request that came last; stops it if none waits.
     fn set_timer(&mut self) -> Result<(), Broken> {
         let youngest = self.all.iter().map(|waiter| waiter.since.elapsed()).min();
         let set = match youngest {
@@ -149,16 +151,16 @@ impl Waiting {
     }
 }
 
-/// How a request ends, now.
+/// What becomes of a request now.
 enum Outcome {
-    /// Answered, with so many bytes.
+    /// It was answered, with this many bytes.
     Answered(usize),
-    /// Later.
+    /// It is answered later.
     Waits,
 }
 
 impl Backend {
-    /// Serves `files`; with `locks` where others may be.
+    /// Serves `files`; also `locks`, where others may lock.
     pub fn new(files: Checked<PassthroughFs>, locks: Option<LockServer>) -> Self {
         Self {
             server: Server::new(files),
@@ -168,7 +170,7 @@ impl Backend {
         }
     }
 
-    /// The descriptor whose events are [`TIMER`]'s.
+    /// The descriptor whose events have the number [`TIMER`].
     pub fn timer(&self) -> Option<RawFd> {
         let locks = self.locks.as_ref()?;
         Some(locks.waiting().timer.as_raw_fd())
@@ -210,7 +212,7 @@ impl Backend {
                     Outcome::Waits => {}
                 }
             }
-            // With EVENT_IDX, what has come since then has come without a kick.
+            // With EVENT_IDX, a chain that came since the last look came without a kick.
             if !event_idx || !ring.enable_notification()? {
                 return Ok(());
             }
@@ -220,7 +222,8 @@ impl Backend {
     fn serve(&self, queue: usize, memory: &Guard, chain: Chain) -> Result<Outcome, Broken> {
         let request = Reader::new(memory, chain.clone())?;
         if let Some(locks) = &self.locks {
-            // A copy of the header: what the guest makes of its own afterwards is the library's affair.
+            // A copy of the header. Whatever the guest does to its own afterwards is the library's
+            // affair.
             let mut look = request.clone();
             let header: InHeader = look.read_obj().map_err(virtiofsd::Error::DecodeMessage)?;
             if Request::is_one(header.opcode) {
@@ -236,7 +239,7 @@ impl Backend {
         Ok(Outcome::Answered(length))
     }
 
-    /// Answers those who have waited for what they can have now, or for long enough.
+    /// Answers the waiting requests that can have their lock now, or have waited long enough.
     fn try_again(&self, locks: &LockServer, vrings: &[Vring]) -> Result<(), Broken> {
         let waiting = &mut *locks.waiting();
         for waiter in std::mem::take(&mut waiting.all) {
@@ -245,7 +248,7 @@ impl Backend {
             };
             let ring = &mut *vring.get_mut();
             if !ring.is_enabled() || !ring.get_queue().ready() {
-                continue; // the guest has taken its queue back, and all requests with it
+                continue; // the guest has taken back its queue, and all requests with it
             }
             let result = locks.locks.serve(&*locks.files, &waiter.request);
             if is_conflict(&result) && waiter.since.elapsed() < PATIENCE {
@@ -261,7 +264,7 @@ impl Backend {
     }
 
     fn give_back(&self, ring: &mut Ring, head: u16, length: usize) -> Result<(), Broken> {
-        // A length that is none is cut, as a guest might be told that there is less than there is.
+        // A length that does not fit is capped, as if there were less.
         ring.add_used(head, u32::try_from(length).unwrap_or(u32::MAX))?;
         if !self.event_idx.load(Ordering::Relaxed) || ring.needs_notification()? {
             ring.signal_used_queue().map_err(Broken::Call)?;
@@ -269,7 +272,7 @@ impl Backend {
         Ok(())
     }
 
-    /// The guest begins anew, with other queues: nobody waits any more.
+    /// Forgets the waiting requests: the guest starts again, with other queues.
     fn forget_waiting(&self) {
         if let Some(locks) = &self.locks {
             locks.waiting().all.clear();
@@ -312,7 +315,7 @@ impl LockServer {
     }
 }
 
-/// Another has a lock that excludes the one that was asked for.
+/// Whether somebody else has a lock that excludes this one.
 fn is_conflict<T>(result: &io::Result<T>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
@@ -344,7 +347,7 @@ fn answer(
 }
 
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whoever panics ends the process (`last_words`).
+    // A thread that panics ends the process (`last_words`), so nobody sees its state.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -383,7 +386,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        // Without it the daemon's worker would not end, and the daemon wait for it.
+        // Without it the daemon's worker would not end, and the daemon would wait for it.
         new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
 

@@ -1,9 +1,9 @@
 //! What the server gives up, and what it keeps because serving files needs it.
 //!
-//! Called once by `main`: `limit_files` and `close_others` first, `close` when the share is the
-//! root. The server stays uid 0 (files belong to many users), without the capabilities that
-//! would reach past its files: no MKNOD, so a guest makes no device nodes; no SYS_ADMIN, no
-//! DAC_READ_SEARCH, so no file is opened by a handle that skips its directory.
+//! `main` calls each step once: `limit_files` and `close_others` first, `close` when the share is
+//! the root. The server stays uid 0, since files belong to many users. It drops the capabilities
+//! that would reach beyond its files: without MKNOD a guest makes no device nodes; without
+//! SYS_ADMIN and DAC_READ_SEARCH no file is opened by a handle that skips its directory.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -13,14 +13,14 @@ use kata_like_jail::JailError;
 use kata_like_jail::seccomp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The most descriptors that the server asks for. Each inode that the guest knows holds one.
+/// How many descriptors the server asks for. Each inode that the guest knows holds one.
 const WANTED_FILES: u64 = 1_000_000;
 
-/// The descriptor table is grown to this size before there are threads: growing it later waits
-/// for an RCU grace period each time it doubles, in the middle of a guest's request.
+/// The descriptor table grows to this size before there are threads. Growing it later would wait
+/// for an RCU grace period at each doubling, in the middle of a guest's request.
 const READY_FILES: RawFd = 8192;
 
-/// A step of the server's own jailing.
+/// The step of the server's jailing that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum JailStepError {
     /// The descriptor limit or table.
@@ -43,7 +43,7 @@ pub fn limit_files() -> Result<u64, JailStepError> {
     };
     let mut limit = WANTED_FILES.min(allowed);
     if setrlimit(Resource::Nofile, files(limit)).is_err() {
-        // Without CAP_SYS_RESOURCE there is only what was inherited.
+        // Without CAP_SYS_RESOURCE the server has only the limit that it inherited.
         limit = getrlimit(Resource::Nofile).maximum.unwrap_or(limit);
         setrlimit(Resource::Nofile, files(limit)).map_err(|e| JailStepError::Files(e.into()))?;
     }
@@ -53,20 +53,20 @@ pub fn limit_files() -> Result<u64, JailStepError> {
     Ok(limit)
 }
 
-/// Closes every descriptor but standard streams and those in `keep`.
+/// Closes every descriptor except the standard streams and those in `keep`.
 pub fn close_others(keep: &[RawFd]) -> Result<(), JailStepError> {
     let all: Vec<RawFd> = (0..3).chain(keep.iter().copied()).collect();
     Ok(kata_like_jail::close_other_fds(&all)?)
 }
 
-/// Drops capabilities, forbids new ones, and allows the system calls below alone.
+/// Drops capabilities, forbids new ones, and allows only the system calls below.
 pub fn close() -> Result<(), JailStepError> {
     kata_like_jail::drop_capabilities(&KEPT)?;
     kata_like_jail::no_new_privileges()?;
     Ok(seccomp::install(ALLOWED, &[])?)
 }
 
-/// What creating files as any user, with any mode and file capability, needs.
+/// Needed to create files as any user, with any mode and file capability.
 const KEPT: [Capability; 7] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -79,7 +79,7 @@ const KEPT: [Capability; 7] = [
 
 /// No ioctl, no exec, no new socket, no kill, no mount, no namespace, no handle.
 const ALLOWED: &[i64] = &[
-    // The guest's requests.
+    // for the guest's requests
     libc::SYS_copy_file_range,
     libc::SYS_dup,
     libc::SYS_fallocate,
@@ -123,7 +123,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_umask,
     libc::SYS_unlinkat,
     libc::SYS_utimensat,
-    // Acting as the guest's user while a file is made; dropping FSETID for a write.
+    // to act as the guest's user while a file is made, and to drop FSETID for a write
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_getegid,
@@ -131,7 +131,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_setgroups,
     libc::SYS_setresgid,
     libc::SYS_setresuid,
-    // The vhost-user sockets, the queues' eventfds, the control socket.
+    // for the vhost-user sockets, the queues' eventfds and the control socket
     libc::SYS_accept4,
     libc::SYS_close,
     libc::SYS_epoll_create1,
@@ -152,7 +152,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_timerfd_settime,
     libc::SYS_write,
     libc::SYS_writev,
-    // Memory, threads, the end.
+    // for memory, threads and the end
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_clone,

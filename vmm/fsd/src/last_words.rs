@@ -1,11 +1,11 @@
-//! What goes wrong once the server serves reaches the shim: a panic, and why the library gave up.
+//! Tells the shim what goes wrong while the server serves: a panic, or why the library gave up.
 //!
-//! Called by `main`: [`install`] first, [`silence`] when it ends by itself. The library logs a
-//! request that can't be answered and calls `exit` on the spot, in any of its threads; what it
-//! logged last is then sent to the shim as the reason.
+//! Called by `main`: [`install`] first, [`silence`] when the server ends by itself. If the library
+//! can't answer a request it logs that and calls `exit` on the spot, in any of its threads. Its
+//! last line then goes to the shim as the reason.
 //!
-//! What must hold: a guest can't fill the host's log ([`MAX_LINES`]), and a worker that panics ends
-//! the process, since otherwise the guest's requests would go unanswered for ever.
+//! What must hold: a guest can't fill the host's log ([`MAX_LINES`]). A worker that panics ends the
+//! process, since otherwise the guest's requests would never be answered.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use kata_like_boot::{Channel, FsdReport};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// The most lines that the library may log; the guest causes them.
+/// The most lines that the library may log: the guest causes them.
 const MAX_LINES: usize = 100;
 
 /// The longest line, in characters.
@@ -31,7 +31,7 @@ struct LastWords {
 
 static LAST_WORDS: OnceLock<LastWords> = OnceLock::new();
 
-/// From now on panics and the library's errors are told; needs system calls of the start.
+/// From now on reports panics and the library's errors. Needs system calls that the jail forbids.
 pub fn install(control: &Channel) -> io::Result<()> {
     let control = rustix::io::fcntl_dupfd_cloexec(control, 0)?;
     let words = LAST_WORDS.get_or_init(|| LastWords {
@@ -42,8 +42,8 @@ pub fn install(control: &Channel) -> io::Result<()> {
     });
     log::set_logger(words).map_err(io::Error::other)?;
     log::set_max_level(LevelFilter::Error);
-    // SAFETY: `say` is a function for the whole life of the program, takes nothing, returns
-    // nothing and doesn't unwind: it allocates, locks without panicking, and sends a message.
+    // SAFETY: `say` is a function that lives as long as the program. It takes and returns nothing
+    // and doesn't unwind: it allocates, locks without panicking, and sends a message.
     if unsafe { libc::atexit(say) } != 0 {
         return Err(io::Error::other("no room for a function to run at the end"));
     }
@@ -56,14 +56,14 @@ pub fn install(control: &Channel) -> io::Result<()> {
     Ok(())
 }
 
-/// The process ends by itself and has said why, if there is anything to say.
+/// The process ends by itself and has said why, if there was a reason.
 pub fn silence() {
     if let Some(words) = LAST_WORDS.get() {
         words.silent.store(true, Ordering::Relaxed);
     }
 }
 
-/// Runs in `exit`.
+/// `exit` calls it.
 extern "C" fn say() {
     let Some(words) = LAST_WORDS.get() else {
         return;
@@ -73,7 +73,7 @@ extern "C" fn say() {
     }
     let error = words.error.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(why) = error.clone() {
-        // If the shim is gone, nobody needs to know.
+        // If the shim is gone nobody needs to know.
         let _ = words.control.send(&FsdReport::Failed { why }, &[]);
     }
 }

@@ -1,23 +1,25 @@
-//! File locks of the guest's, held on the host, so that pods and the host's processes exclude each other.
+//! The guest's file locks, held on the host, so that pods and the host's processes exclude each
+//! other.
 //!
-//! The library drops what a lock's request says, so `backend` decodes it ([`Request`]) and `Checked`
-//! tells of handles that are closed. Nothing here waits: who has to is asked for again by `backend`.
+//! The library drops what a lock's request says, so `backend` decodes it ([`Request`]) and
+//! `Checked` reports closed handles. Nothing here waits: `backend` asks again for a request that
+//! must wait.
 //!
-//! - flock(2): on the library's own open file of the handle, which is to the host what the open file is
-//!   to the guest. It ends with the handle.
-//! - fcntl(2): each owner of the guest's (a process, or an open file where the lock is one) has an open file
-//!   of its own on the host, with a lock of that open file (F_OFD_SETLK); POSIX' own locks would be one
-//!   process' here: this server's. The file is open while the owner has locks on it. They end when the
-//!   guest says that the owner has closed the file (FLUSH), or with the handle that they came by.
+//! - flock(2) is taken on the library's own open file of the handle, which the host treats as the
+//!   guest treats its open file. The lock ends with the handle.
+//! - fcntl(2): each owner in the guest (a process, or an open file for OFD locks) has an open file
+//!   of its own on the host, locked with F_OFD_SETLK. POSIX' own locks would all belong to one
+//!   process, this server. The file is open while the owner has locks on it. Its locks end when the
+//!   guest says that the owner has closed the file (FLUSH), or with the handle by which they came.
 //!
-//! Whoever gets a lock wants to see what its last holder has written: while a handle is open by which a
-//! node was locked, the guest may not remember the node's attributes ([`Locks::are_on`]), by which it tells
-//! whether the pages that it has are still the file's; nor any name ([`Locks::are_used`]).
+//! A process that gets a lock wants to see what the last holder wrote. So while a handle is open by
+//! which a node was locked, the guest may not remember the node's attributes ([`Locks::are_on`]),
+//! by which it judges its cached pages, nor any name ([`Locks::are_used`]).
 //!
-//! What must hold: nothing of a request is believed. A handle is looked up by the library, with its node;
-//! a lock needs the access that the handle has; an owner is a mere number, by which a guest can
-//! fool itself. Locks are memory of the host's kernel that nobody accounts for, and owners are open files:
-//! both have a limit ([`MAX_LOCKS`], [`MAX_OWNERS`]), beyond which the guest hears ENOLCK.
+//! What must hold: nothing of a request is trusted. The library looks up a handle together with its
+//! node; a lock needs the access that the handle has; an owner is a mere number, with which a guest
+//! can only fool itself. Locks are host kernel memory that nobody accounts for, and owners are open
+//! files. Both have a limit ([`MAX_LOCKS`], [`MAX_OWNERS`]); above it the guest gets ENOLCK.
 
 mod ranges;
 #[cfg(test)]
@@ -36,8 +38,8 @@ use virtiofsd::filesystem::{Context, FileSystem, ZeroCopyWriter};
 use virtiofsd::fuse::{FileLock, LK_FLOCK, LkIn, Opcode};
 use virtiofsd::oslib::ReadvFlags;
 
-/// The most locks at a time, one for each range of an owner's and one for each handle with a flock, and the
-/// most handles that have ever had one.
+/// The most locks at a time: one per range of an owner and one per handle with a flock. It also
+/// limits how many handles have ever had a lock.
 pub const MAX_LOCKS: usize = 4096;
 
 /// The most open files for owners of fcntl locks.
@@ -46,15 +48,15 @@ pub const MAX_OWNERS: usize = 1024;
 /// What the guest asks for.
 #[derive(Clone, Copy, Debug)]
 enum Wish {
-    /// Which lock is in the way of this one?
+    /// Which lock conflicts with this one?
     Test(Kind),
-    /// Set, or with `None` undo, a lock.
+    /// Set a lock, or remove it (`None`).
     Set(Option<Kind>),
-    /// The same for the lock of the open file.
+    /// The same for a flock.
     Flock(Option<Kind>),
 }
 
-/// A lock's request, of which each field has a meaning.
+/// A request about a lock. Each field has been checked to have a meaning.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     node: u64,
@@ -62,7 +64,7 @@ pub struct Request {
     owner: u64,
     range: Range,
     wish: Wish,
-    /// Whether the guest's process wants to wait for the lock.
+    /// Whether the guest's process waits for the lock.
     pub waits: bool,
 }
 
@@ -74,7 +76,7 @@ impl Request {
             .contains(&opcode)
     }
 
-    /// Takes a request about the file of `node` apart. EINVAL: it makes no sense.
+    /// Decodes a request about the file of `node`. EINVAL: it makes no sense.
     pub fn parse(opcode: u32, node: u64, asked: &LkIn) -> io::Result<Self> {
         let kind = match i32::try_from(asked.lk.type_) {
             Ok(libc::F_RDLCK) => Some(Kind::Read),
@@ -103,27 +105,27 @@ impl Request {
     }
 }
 
-/// A file of the host's, whatever name the guest has it by.
+/// A file of the host, whatever name the guest has for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FileId {
     device: u64,
     inode: u64,
 }
 
-/// An owner's open file and what it has locked there: at least one range.
+/// An owner's open file, and what it has locked there: at least one range.
 #[derive(Debug)]
 struct Owner {
     file: File,
-    /// Open for reading alone: with read locks alone.
+    /// Open only for reading: it has only read locks.
     read_only: bool,
-    /// The guest's, by which the last lock came.
+    /// The guest's handle by which the last lock came.
     handle: u64,
     ranges: Ranges,
 }
 
 impl Owner {
-    /// Goes over to a file that is open for writing, too, with all locks: they are read locks, so the old
-    /// ones do not hinder the new ones, and others are kept out all the while.
+    /// Moves all locks to a file that is also open for writing. They are read locks, so old and new
+    /// ones do not conflict, and others are excluded all the while.
     fn make_writable(&mut self, file: File) -> io::Result<()> {
         for (range, kind) in self.ranges.iter() {
             lock(&file, libc::F_OFD_SETLK, range, Some(kind))?;
@@ -138,7 +140,7 @@ impl Owner {
 #[derive(Debug)]
 struct Handle {
     node: u64,
-    /// It has a flock.
+    /// It has a flock now.
     flock: bool,
 }
 
@@ -146,11 +148,11 @@ struct Handle {
 struct Table {
     owners: HashMap<(FileId, u64), Owner>,
     handles: HashMap<u64, Handle>,
-    /// How many of `handles` each node has.
+    /// The number of `handles` of each node.
     nodes: HashMap<u64, usize>,
-    /// Ranges of all owners and flocks of all handles.
+    /// The number of ranges of all owners, plus the flocks of all handles.
     locks: usize,
-    /// A lock has gone since somebody asked.
+    /// A lock has gone since the last question.
     released: bool,
 }
 
@@ -162,7 +164,7 @@ pub struct Locks {
 }
 
 impl Locks {
-    /// None yet. `proc_self_fd` is that directory.
+    /// No locks yet. `proc_self_fd` is the directory /proc/self/fd.
     pub fn new(proc_self_fd: File) -> Self {
         Self {
             proc_self_fd,
@@ -170,9 +172,9 @@ impl Locks {
         }
     }
 
-    /// Does what is asked for, on a file of `files`. For a test: the lock that is in the way.
+    /// Serves one request on a file of `files`. A test returns the conflicting lock.
     ///
-    /// EAGAIN: another has a lock that excludes this one. ENOLCK: there are too many.
+    /// EAGAIN: another owner has a lock that excludes this one. ENOLCK: there are too many locks.
     pub fn serve<F>(&self, files: &F, request: &Request) -> io::Result<Option<FileLock>>
     where
         F: FileSystem<Inode = u64, Handle = u64>,
@@ -194,7 +196,7 @@ impl Locks {
         })
     }
 
-    /// An owner has closed the file behind one of its descriptors: its fcntl locks on it are gone.
+    /// An owner has closed one of its descriptors of the file: all its fcntl locks on that file go.
     pub fn closed<F>(&self, files: &F, node: u64, handle: u64, owner: u64) -> io::Result<()>
     where
         F: FileSystem<Inode = u64, Handle = u64>,
@@ -207,8 +209,8 @@ impl Locks {
         Ok(())
     }
 
-    /// A handle is gone, and its flock with it. So are fcntl locks that came by it: they were those of an
-    /// open file, or of a process that closed it while it was getting them.
+    /// A handle is gone, and its flock with it. So are the fcntl locks that came by it: they
+    /// belonged to an open file, or to a process that closed it while it was getting them.
     pub fn released(&self, handle: u64) {
         let table = &mut *self.table();
         let Some(gone) = table.handles.remove(&handle) else {
@@ -224,28 +226,28 @@ impl Locks {
         table.forget(|_, owner| owner.handle == handle);
     }
 
-    /// Whether a node has, or has had, locks by a handle that is open still.
+    /// Whether a node has or had locks by a handle that is still open.
     pub fn are_on(&self, node: u64) -> bool {
         self.table().nodes.contains_key(&node)
     }
 
-    /// Whether there are, or have been, locks by any handle that is open still.
+    /// Whether there are or were locks by any handle that is still open.
     pub fn are_used(&self) -> bool {
         !self.table().handles.is_empty()
     }
 
-    /// Forgets all: the guest has unmounted.
+    /// Forgets everything: the guest has unmounted.
     pub fn clear(&self) {
         *self.table() = Table::default();
     }
 
-    /// Whether a lock has gone since the last such question.
+    /// Whether a lock has gone since the last call.
     pub fn take_released(&self) -> bool {
         std::mem::take(&mut self.table().released)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Whoever panics ends the process (`last_words`).
+        // A thread that panics ends the process (`last_words`), so nobody sees its state.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -262,7 +264,7 @@ impl Table {
         let result = rustix::fs::flock(file, operation);
         let has = match result {
             Ok(()) => kind.is_some(),
-            // To ask for another kind gives up the one that is there, even in vain (flock(2)).
+            // A request for another kind gives up the present lock, even if it fails (flock(2)).
             Err(rustix::io::Errno::WOULDBLOCK) => false,
             Err(_) => had,
         };
@@ -325,7 +327,8 @@ impl Table {
         Ok(())
     }
 
-    /// Whose lock it is stays untold: a process of the host's or of another pod's is none of the guest's.
+    /// The answer does not say whose lock it is: the guest has no number for a process of the host
+    /// or of another pod.
     fn test(&self, file: &File, request: &Request, kind: Kind) -> io::Result<FileLock> {
         let key = (file_id(file)?, request.owner);
         let own = self.owners.get(&key).map_or(file, |owner| &owner.file);
@@ -343,7 +346,7 @@ impl Table {
         })
     }
 
-    /// The guest uses locks on this file from now on.
+    /// From now on the guest uses locks on this file.
     fn remember(&mut self, request: &Request) -> io::Result<()> {
         if self.handles.contains_key(&request.handle) {
             return Ok(());
@@ -360,7 +363,7 @@ impl Table {
         Ok(())
     }
 
-    /// ENOLCK: there is no room for so many more locks.
+    /// ENOLCK: there is no room for `more` locks.
     fn room(&self, more: usize) -> io::Result<()> {
         match more {
             0 => Ok(()),
@@ -369,7 +372,7 @@ impl Table {
         }
     }
 
-    /// Somebody who had so many locks has so many now.
+    /// Counts for an owner or handle that had `had` locks and has `has` now.
     fn count(&mut self, had: usize, has: usize) {
         self.locks = self.locks + has - had;
         self.released |= has < had;
@@ -388,7 +391,7 @@ impl Table {
     }
 }
 
-/// The file once more, for locks alone.
+/// Opens the file once more, only for locks.
 fn open(file: &File, writable: bool, proc_self_fd: &File) -> io::Result<File> {
     let access = match writable {
         true => OFlags::RDWR,
@@ -400,7 +403,7 @@ fn open(file: &File, writable: bool, proc_self_fd: &File) -> io::Result<File> {
     Ok(File::from(opened))
 }
 
-/// Whether the guest's handle is open for writing. EBADF: not for what this kind of lock needs.
+/// Whether the guest's handle is open for writing. EBADF: it lacks the access that this lock needs.
 fn check_access(file: &File, kind: Option<Kind>) -> io::Result<bool> {
     let access = rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE;
     match (access, kind) {
@@ -411,7 +414,7 @@ fn check_access(file: &File, kind: Option<Kind>) -> io::Result<bool> {
     }
 }
 
-/// EINVAL: not a regular file; what else there is may do more than be opened when it is opened.
+/// EINVAL: not a regular file. Opening anything else may do more than open it.
 fn file_id(file: &File) -> io::Result<FileId> {
     let about = rustix::fs::fstat(file)?;
     match FileType::from_raw_mode(about.st_mode) {
@@ -423,7 +426,7 @@ fn file_id(file: &File) -> io::Result<FileId> {
     }
 }
 
-/// One call of fcntl(2) for a lock of `file`'s; returns what the kernel left in its argument.
+/// One fcntl(2) call for a lock of `file`; returns what the kernel left in its argument.
 fn lock(file: &File, command: i32, range: Range, kind: Option<Kind>) -> io::Result<libc::flock> {
     let l_type = match kind {
         Some(Kind::Read) => libc::F_RDLCK,
@@ -449,7 +452,7 @@ fn lock(file: &File, command: i32, range: Range, kind: Option<Kind>) -> io::Resu
     }
 }
 
-/// Gives `work` the library's open file of a handle, which it shows only to whoever reads from it.
+/// Calls `work` with the library's open file of a handle. The library shows it only to a reader.
 fn with_file<F, T>(
     files: &F,
     node: u64,

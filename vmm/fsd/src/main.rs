@@ -1,10 +1,10 @@
 //! `kata-like-fsd`: the pod's virtio-fs server. It sees the pod's share and nothing else.
 //!
-//! Started by the shim with the control socket as descriptor 3. In order: the boot request
-//! (`kata_like_boot::FsdBoot`), the share as the only file system (`root`), few capabilities,
-//! no_new_privs, a system call allow-list (`jail`), then the virtiofsd library behind a check of
-//! every name (`serve`, `names`). If any step fails it reports that step and serves nothing.
-//! It ends when the VMM has closed its connections or the shim its end of the control socket.
+//! The shim starts it with the control socket as descriptor 3. In order: the boot request
+//! (`kata_like_boot::FsdBoot`); the share as the only file system (`root`); few capabilities,
+//! no_new_privs and a system call allow-list (`jail`); then the virtiofsd library behind a check of
+//! every name (`serve`, `names`). If a step fails the server reports that step and serves nothing.
+//! It ends when the VMM has closed its connections, or the shim its end of the control socket.
 
 mod backend;
 mod jail;
@@ -23,7 +23,7 @@ use kata_like_failure::one_line;
 use rustix::fs::FileType;
 use rustix::io::FdFlags;
 
-/// Why the server does not serve. The step is here, the cause in its source.
+/// The step that failed; the source is the cause.
 #[derive(Debug, thiserror::Error)]
 enum FsdError {
     #[error("take the fs server's boot request")]

@@ -1,16 +1,16 @@
-//! Every FUSE request is checked here before the library acts on it.
+//! Checks every FUSE request before the library acts on it.
 //!
-//! virtiofsd 1.14 looks at a name's NUL only and hands it to `symlinkat` and its like, so a name
-//! with a `/` would leave the directory it is meant for. [`Checked`] stands between its server
-//! and its file system (`serve` puts it there) and answers requests that no honest guest kernel
+//! virtiofsd 1.14 looks only at a name's NUL and hands the name to `symlinkat` and its like, so a
+//! name with a `/` would leave its directory. [`Checked`] stands between the library's server and
+//! its file system (`serve` puts it there). It answers the requests that no honest guest kernel
 //! sends: a name that is empty, `.`, `..`, holds a `/` or is too long; a device node; an open that
-//! makes a path descriptor or an unnamed file (`checks`). It also says what the guest may remember of
-//! names and attributes, and tells `locks` of what is closed.
+//! makes a path descriptor or an unnamed file (`checks`). It also says how long the guest may
+//! remember names and attributes, and reports closed files to `locks`.
 //!
 //! What must hold: each method of the trait that takes a name checks it. `.` and `..` are no names
-//! here even for a lookup: the kernel resolves them itself, except to export a FUSE mount over NFS,
-//! which it may only with FUSE_EXPORT_SUPPORT, never offered. NUL can't arrive: names are `CStr`.
-//! Deliberately absent: the `SerializableFileSystem` methods, whose defaults refuse migration.
+//! here, not even for a lookup: the kernel resolves them itself, except to export a FUSE mount over
+//! NFS, which needs FUSE_EXPORT_SUPPORT, never offered. NUL can't arrive: names are `CStr`.
+//! Deliberately absent: the methods of `SerializableFileSystem`, whose defaults refuse migration.
 
 use std::ffi::CStr;
 use std::io;
@@ -58,14 +58,14 @@ impl<F> Checked<F> {
 }
 
 impl<F: FileSystem<Inode = u64, Handle = u64>> Checked<F> {
-    /// The guest has changed a file's content: it knows what it is now.
+    /// The guest has changed a file's content, so it knows the file's state.
     fn changed(&self, ctx: Context, inode: u64) {
         if let Ok((attr, _)) = self.inner.getattr(ctx, inode, None) {
             self.seen.tell(inode, &attr);
         }
     }
 
-    /// What the guest is told of a name, and for how long it may remember it.
+    /// What the guest is told of a name, and how long it may remember that.
     fn named(&self, entry: Entry) -> Entry {
         self.seen.tell(entry.inode, &entry.attr);
         self.others.named(entry)
@@ -83,7 +83,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         check(name)?;
         let found = self.inner.lookup(ctx, parent, name);
         if parent == ROOT_ID {
-            // The shim makes and removes what is at the top while the pod runs.
+            // The shim makes and removes the entries at the top while the pod runs.
             return found.map(|entry| Entry {
                 entry_timeout: Duration::ZERO,
                 ..self.named(entry)
@@ -186,7 +186,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
         let (handle, options) = self.inner.open(ctx, inode, kill_priv, flags)?;
         let (attr, _) = self.inner.getattr(ctx, inode, None)?;
         let is_current = self.seen.is_current(inode, &attr);
-        // One that is cut off is new to the guest in any case.
+        // A file that is truncated is new to the guest in any case.
         if let (Some(handle), false, 0) = (handle, is_current, flags & libc::O_TRUNC as u32) {
             self.inner
                 .release(ctx, inode, flags, handle, false, false, None)?;
@@ -262,14 +262,14 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Checked<F> {
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         let wanted = self.inner.init(capable)?;
-        // Whoever says so is asked for locks, `backend` in this case.
+        // The kernel then asks the server for locks, and `backend` answers.
         Ok(match self.others.locks() {
             None => wanted,
             Some(_) => wanted | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS,
         })
     }
 
-    // What follows takes no name.
+    // The methods from here on take no name.
 
     fn destroy(&self) {
         self.inner.destroy();

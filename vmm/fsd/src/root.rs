@@ -1,14 +1,14 @@
-//! The pod's share becomes the only file system that the server can see.
+//! Makes the pod's share the only file system that the server can see.
 //!
 //! Called once by `main`, on the only thread, while still privileged. The share arrives as an
-//! `open_tree(2)` clone, thus no path is looked up. It becomes a slave of the shim's mounts: what
-//! the shim mounts into the share later appears here, and nothing from here appears there.
+//! `open_tree(2)` clone, so no path is looked up. It becomes a slave of the shim's mounts: what the
+//! shim mounts into the share later appears here, and nothing from here appears there.
 //!
 //! What must hold afterwards: `/` is the share, its top mount read-only; nothing else is mounted;
-//! `/proc` is reachable only as the one directory `/proc/self/fd`, through the descriptor that is
-//! returned, which is also the working directory. (The library changes into it and back around
-//! some calls. The working directory belongs to the whole process, so with two shares, thus two
-//! threads, "back" must be the same place.)
+//! `/proc` is reachable only as the directory `/proc/self/fd`, through the descriptor that is
+//! returned, which is also the working directory. (The library changes into it and back around some
+//! calls. The working directory belongs to the whole process, so with two shares, thus two threads,
+//! "back" must be the same place.)
 
 use std::fs::File;
 use std::io;
@@ -46,8 +46,8 @@ pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
 
     let namespaces =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    // SAFETY: unshare is unsafe in that it can split what threads share. There is one thread (main
-    // has started none), and none of these flags touches descriptors, memory or signals.
+    // SAFETY: unshare is unsafe because it can split what threads share. There is one thread (main
+    // has started none), and none of these flags concerns descriptors, memory or signals.
     unsafe { rustix::thread::unshare_unsafe(namespaces) }
         .map_err(failed("enter namespaces of its own"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -57,7 +57,7 @@ pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
     move_mount(&tree, c"", CWD, c"/", onto_root).map_err(failed("attach the share"))?;
     rustix::process::fchdir(&tree).map_err(failed("change into the share"))?;
     rustix::process::pivot_root(c".", c".").map_err(failed("make the share the root directory"))?;
-    // Both roots are at "." now, the old one on top (pivot_root(2)).
+    // Both roots are at "." now, with the old one on top (pivot_root(2)).
     unmount(c".", UnmountFlags::DETACH).map_err(failed("detach the old root directory"))?;
     rustix::process::chdir(c"/").map_err(failed("change into the new root directory"))?;
     rustix::process::fchdir(&proc_self_fd).map_err(failed("change into /proc/self/fd"))?;

@@ -1,10 +1,10 @@
 //! The virtiofsd library, set up for our shares and served over vhost-user.
 //!
-//! Called by `main` when the jail is closed. Each share has its own server object (its own inode
-//! table, cache policy and descriptor budget), queues (`backend`) and worker thread, and serves one
-//! connection: the VMM's. Deliberately absent: a thread pool (a request that blocks delays its own
-//! share alone, and a pool costs small requests a third), migration, the virtio configuration (the
-//! VMM has it).
+//! Called by `main` when the jail is closed. Each share has its own server object (inode table,
+//! cache policy, descriptor budget), queues (`backend`) and worker thread, and serves one
+//! connection: the VMM's. Deliberately absent: a thread pool (a request that blocks delays only its
+//! own share, and a pool makes small requests a third slower), migration, the virtio configuration
+//! (the VMM has it).
 
 use std::fs::File;
 use std::io;
@@ -29,22 +29,23 @@ use crate::backend::{Backend, LockServer, TIMER};
 use crate::locks::{Locks, MAX_OWNERS};
 use crate::names::{Checked, Others, check_name};
 
-/// Descriptors that are not the guest's: sockets, eventfds, guest memory, those of a request.
+/// Descriptors that do not belong to the guest: sockets, eventfds, guest memory, those of a
+/// request.
 const OWN_FILES: u64 = 256;
 
-/// And those of the guest's that the library does not count.
+/// Descriptors of the guest that the library does not count.
 const LOCK_FILES: u64 = MAX_OWNERS as u64;
 
-/// For how long the guest may keep names and attributes that nobody but an administrator changes.
+/// How long the guest may keep names and attributes that only an administrator changes.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// For how long it may keep what the host may change: a change is to be seen within a second.
+/// How long the guest may keep what the host may change: it must see a change within a second.
 const KEEP_SHARED: Duration = Duration::from_millis(500);
 
-/// Why a share is not, or no longer, served.
+/// Why a share is not served, or no longer.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The request names a directory that is not one at the share's top.
+    /// The request names something that is no directory at the share's top.
     #[error("open the share's directory {directory:?}")]
     Directory {
         directory: String,
@@ -54,14 +55,14 @@ pub enum ServeError {
     /// Fewer descriptors than the server itself needs.
     #[error("share {files} open files among {shares} file servers: too few")]
     TooFewFiles { files: u64, shares: usize },
-    /// The library's server object.
+    /// The library's server object failed.
     #[error("make the file server of {directory:?}")]
     FileSystem {
         directory: String,
         #[source]
         source: io::Error,
     },
-    /// The library's vhost-user part, which has errors of its own kinds.
+    /// The library's vhost-user part failed; it has error types of its own.
     #[error("make the vhost-user server of {directory:?}: {why}")]
     Daemon { directory: String, why: String },
     /// A thread could not be started.
@@ -81,7 +82,7 @@ pub struct Share {
     socket: UnixListener,
 }
 
-/// Makes a server for each share; `sockets` are listening already. `files` is the process' limit.
+/// Makes a server for each share. `sockets` are listening already; `files` is the process's limit.
 pub fn prepare(
     shares: &[FsdShare],
     sockets: Vec<OwnedFd>,
@@ -178,9 +179,9 @@ fn prepare_one(
     })
 }
 
-/// `trusted.*` attributes, in which an overlay in the guest marks what hides a lower file, need a
-/// capability on the host that this server has not. They are kept under a name of ours, which the
-/// guest, whose kernel lets only its administrators at `trusted.*`, can't use as such.
+/// The guest's overlays mark in `trusted.*` attributes what hides a lower file. On the host these
+/// need a capability that this server has not, so they get a name of ours. The guest's kernel lets
+/// only its administrators use `trusted.*`, and the guest can't use our name directly.
 const TRUSTED: &str = "/prefix/all/trusted./user.kata-like./ /bad/server//trusted./ \
     /bad/client/user.kata-like.// /ok/all///";
 
@@ -191,7 +192,7 @@ fn trusted_attributes(directory: &str) -> Result<XattrMap, ServeError> {
     })
 }
 
-/// A plain name at the top of the share, which must be a directory and no link.
+/// Checks that `name` is a plain name at the share's top, of a directory and no link.
 fn check_directory(name: &str) -> io::Result<String> {
     check_name(name.as_bytes())?;
     let path = format!("/{name}");
@@ -237,7 +238,7 @@ fn start(work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
 fn serve_one(mut share: Share, news: &Sender<News>) {
     let mut listener = Listener::from(share.socket);
     let mut served = share.server.start(&mut listener);
-    drop(listener); // one connection; nobody else is let in
+    drop(listener); // one connection; no other is accepted
     if served.is_ok() {
         served = share.server.wait();
     }
@@ -253,11 +254,11 @@ fn serve_one(mut share: Share, news: &Sender<News>) {
             why: error.to_string(),
         }),
     };
-    // No receiver means that the process is ending.
+    // Without a receiver the process is ending.
     let _ = news.send(ending);
 }
 
-/// The shim sends nothing more: whatever happens on the control socket is its end.
+/// The shim sends nothing more, so any event on the control socket is its end.
 fn watch(control: &OwnedFd, news: &Sender<News>) {
     while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(control, PollFlags::IN)], None)
     {

@@ -1,11 +1,11 @@
 //! What a process of a pod gives up before it meets the guest.
 //!
-//! Called by vmm and fsd, each once, before they have a second thread. Every step either succeeds
-//! or returns an error that names it; the caller then ends: nothing runs half jailed.
+//! Called by vmm and fsd, each once, before they have a second thread. Every step succeeds or
+//! returns an error that names it. The caller then ends: nothing runs half jailed.
 //!
-//! The order that works: what needs privileges first (mounts, limits), then
-//! [`close_other_fds`], then [`drop_identity`] or [`drop_capabilities`] with
-//! [`no_new_privileges`], and [`seccomp::install`] last, since it forbids all the others.
+//! The order that works: first what needs privileges (mounts, limits), then [`close_other_fds`],
+//! then [`drop_identity`] or [`drop_capabilities`] with [`no_new_privileges`], and last
+//! [`seccomp::install`], which forbids all the others.
 
 pub mod seccomp;
 
@@ -14,7 +14,7 @@ use std::os::fd::RawFd;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// Why a process could not be jailed: the step, and what the kernel said.
+/// The step that failed, and what the kernel said.
 #[derive(Debug, thiserror::Error)]
 #[error("jail the process: {step}")]
 pub struct JailError {
@@ -29,8 +29,9 @@ impl JailError {
     }
 }
 
-/// Becomes user and group `uid`, which must not be 0, without groups and capabilities, and can't
-/// gain any again: no_new_privs, no core dump, no ptrace by others of the same id (dumpable 0).
+/// Becomes user and group `uid`, which must not be 0, without groups and capabilities. The process
+/// can't gain any again: no_new_privs, no core dump, no ptrace by others of the same id (dumpable
+/// 0).
 pub fn drop_identity(uid: u32) -> Result<(), JailError> {
     if uid == 0 {
         let why = io::Error::new(io::ErrorKind::InvalidInput, "user id 0 gives nothing up");
@@ -38,11 +39,11 @@ pub fn drop_identity(uid: u32) -> Result<(), JailError> {
     }
     drop_bounding_set(&CapsHashSet::new())?;
     clear(CapSet::Ambient, "empty the ambient capabilities")?;
-    // SAFETY: setgroups reads no memory when the count is 0, whatever the pointer.
+    // SAFETY: with a count of 0 setgroups reads no memory, whatever the pointer.
     check("give up all groups", unsafe {
         libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>())
     })?;
-    // The system calls act on the calling thread alone, which is the only one (module header).
+    // The system calls change only the calling thread, which is the only one (module header).
     // SAFETY: setresgid takes three plain numbers.
     check("take a group id of its own", unsafe {
         libc::syscall(libc::SYS_setresgid, uid, uid, uid)
@@ -58,8 +59,8 @@ pub fn drop_identity(uid: u32) -> Result<(), JailError> {
     no_new_privileges()
 }
 
-/// Keeps just `keep` of the capabilities, in the effective and permitted sets, and lets no later
-/// `execve` bring one back. For a process that stays root.
+/// Keeps only the capabilities in `keep`, effective and permitted, and lets no later `execve` bring
+/// one back. For a process that stays root.
 pub fn drop_capabilities(keep: &[Capability]) -> Result<(), JailError> {
     let keep: CapsHashSet = keep.iter().copied().collect();
     let step = "reduce the capabilities";
@@ -71,8 +72,8 @@ pub fn drop_capabilities(keep: &[Capability]) -> Result<(), JailError> {
     no_core_dump()
 }
 
-/// No set-user-id file and no file capability gives this process or its children anything
-/// (prctl(2), PR_SET_NO_NEW_PRIVS). Seccomp filters need it, too.
+/// From now on no set-user-id file and no file capability gives this process or its children
+/// anything (prctl(2), PR_SET_NO_NEW_PRIVS). Seccomp filters need this, too.
 pub fn no_new_privileges() -> Result<(), JailError> {
     // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers; the unused ones must be 0 and are.
     check("set no_new_privs", unsafe {
@@ -80,10 +81,10 @@ pub fn no_new_privileges() -> Result<(), JailError> {
     })
 }
 
-/// Closes every file descriptor from 3 up that is not in `keep`: what a parent forgot to mark
-/// close-on-exec must not be there when the guest attacks.
+/// Closes every file descriptor from 3 up that is not in `keep`: if a parent forgot close-on-exec,
+/// the descriptor must be gone before the guest attacks.
 ///
-/// The caller vouches that nothing in the process still owns one of the others.
+/// The caller guarantees that nothing in the process owns one of the others.
 pub fn close_other_fds(keep: &[RawFd]) -> Result<(), JailError> {
     let mut kept: Vec<u32> = keep
         .iter()
@@ -102,8 +103,8 @@ pub fn close_other_fds(keep: &[RawFd]) -> Result<(), JailError> {
 }
 
 fn close_range(first: u32, last: u32) -> Result<(), JailError> {
-    // SAFETY: close_range takes plain numbers. That nobody uses a closed descriptor is the
-    // promise of `close_other_fds`'s caller.
+    // SAFETY: close_range takes plain numbers. The caller of `close_other_fds` guarantees that
+    // nobody uses a closed descriptor.
     check("close inherited file descriptors", unsafe {
         libc::syscall(libc::SYS_close_range, first, last, 0)
     })
@@ -115,7 +116,7 @@ fn drop_bounding_set(keep: &CapsHashSet) -> Result<(), JailError> {
         if keep.contains(&capability) {
             continue;
         }
-        // The kernel may be older than the list: a capability it does not know is not there.
+        // The kernel may be older than the list. A capability that it does not know is not there.
         if caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
             caps::drop(None, CapSet::Bounding, capability).map_err(|why| from_caps(step, why))?;
         }

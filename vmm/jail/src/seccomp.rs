@@ -1,4 +1,4 @@
-//! One allow-list of system calls for a whole process; anything else kills it (seccomp(2)).
+//! One allow-list of system calls for a whole process; any other call kills it (seccomp(2)).
 //!
 //! The lists belong to the callers: only they know what they do.
 
@@ -13,8 +13,8 @@ use seccompiler::{
 use crate::JailError;
 
 /// Allows the system calls in `allowed` (numbers as in `libc::SYS_…`), and `ioctl` only with a
-/// request in `ioctls`; every other call ends the process with SIGSYS. Holds for all threads and
-/// can't be undone. Needs no_new_privs.
+/// request in `ioctls`. Every other call ends the process with SIGSYS. This holds for all threads
+/// and can't be undone. It needs no_new_privs.
 pub fn install(allowed: &[i64], ioctls: &[u32]) -> Result<(), JailError> {
     let program = compile(allowed, ioctls, SeccompAction::KillProcess)
         .map_err(|why| failed("compile the seccomp filter", why))?;
@@ -32,7 +32,7 @@ fn compile(
         let requests = ioctls
             .iter()
             .map(|request| {
-                // The kernel takes `cmd` as an unsigned int: 32 bits are all there is.
+                // The kernel takes `cmd` as an unsigned int, so 32 bits are all of it.
                 let is_it = SeccompCondition::new(
                     1,
                     SeccompCmpArgLen::Dword,

@@ -1,14 +1,14 @@
-//! Each test forks: what is given up can't be had back. The child does one thing and reports by
-//! its exit status, so the parent's test process stays whole. They need root, as the callers do.
+//! Each test forks, since nothing that is given up comes back. The child does one thing and reports
+//! by its exit status; the test's own process stays whole. The tests need root, as the callers do.
 
 use std::os::fd::IntoRawFd;
 
 use caps::{CapSet, Capability};
 
-/// Runs `act` in a child; its exit status, or 128 + the signal that ended it.
+/// Runs `act` in a child. Returns its exit status, or 128 + the signal that ended it.
 fn in_child(act: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: the child only runs `act`, which makes system calls and allocates; the allocator's
-    // locks are sound after fork in glibc. It leaves by _exit, so no test machinery runs twice.
+    // SAFETY: the child only runs `act`, which makes system calls and allocates; glibc keeps the
+    // allocator's locks sound after fork. It leaves by _exit, so no test machinery runs twice.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork failed");
     if pid == 0 {

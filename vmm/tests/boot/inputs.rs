@@ -1,4 +1,4 @@
-//! What the guests of these tests are started with, good and bad.
+//! What the guests of these tests start with, good and bad.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -32,7 +32,7 @@ pub fn disk(words: &str) -> File {
     file
 }
 
-/// An ELF image with a PVH note, whose entry is an undefined instruction.
+/// An ELF image with a PVH note; its entry is an undefined instruction.
 pub fn faulting_kernel() -> Vec<u8> {
     let mut image = vec![0; 0x200];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,10 +1,10 @@
-//! Real guests under real KVM: how they start, what they are given late, how they end.
+//! Real guests under real KVM: how they start, which devices they get later, how they end.
 //!
-//! What passes through vsock and fs is in `devices`; here an fs device is unbound and bound again.
+//! `devices` tests what passes through vsock and fs; here an fs device is unbound and bound again.
 //!
 //! Needs a `/dev/kvm` that runs 64-bit guests, root, a C compiler, the guest kernel as
 //! `KATA_LIKE_KERNEL` with its `printk.json` beside it, and the fs server's binary as
-//! `KATA_LIKE_FSD`; so it is run inside the test host.
+//! `KATA_LIKE_FSD`. So it runs inside the test host.
 
 mod inputs;
 #[path = "../parts/mod.rs"]
@@ -21,10 +21,10 @@ use parts::guest::{Guest, Setup};
 use parts::server::FsServer;
 use parts::{cpio, kernel, temporary};
 
-/// The plot: init runs on every vCPU there is, and asks for a reset; the VMM says so and ends.
+/// init runs on every vCPU and asks for a reset; the VMM says so and ends.
 #[test]
 fn a_guest_boots_and_resets() {
-    // Memory from the least there may be to some above 4 GiB.
+    // Memory from the minimum to some above 4 GiB.
     for (vcpus, memory_mib) in [(1, 64), (2, 256), (4, 5 << 10)] {
         let guest = Guest::start(&Setup {
             memory_mib,
@@ -40,7 +40,8 @@ fn a_guest_boots_and_resets() {
     }
 }
 
-/// A device is filled in and bound long after boot, while two vCPUs run: virtio-mmio can't hot-plug.
+/// A device is filled in and bound long after boot, while two vCPUs run: virtio-mmio can't
+/// hot-plug.
 #[test]
 fn a_device_is_added_after_boot_under_two_vcpus() {
     let mut guest = Guest::start(&setup("entropy", 2));
@@ -58,7 +59,7 @@ fn a_device_is_added_after_boot_under_two_vcpus() {
     guest.wait_for("entropy: 32 bytes, random");
 }
 
-/// Whatever their number, the guest's kernel finds its CPUs as they should be: more than eight as well.
+/// The guest's kernel accepts its CPUs, however many there are, also more than eight.
 #[test]
 fn the_guest_s_kernel_has_no_complaint_about_its_cpus() {
     for vcpus in [1, 2, 10] {
@@ -69,13 +70,14 @@ fn the_guest_s_kernel_has_no_complaint_about_its_cpus() {
             assert!(!log.contains(complaint), "{complaint:?} in:\n{log}");
         }
         let log = guest.wait_for("cpus: ");
-        // One package, a core for each, no thread shared; and no virtualisation to nest with.
+        // One package, a core each, no shared thread, and no virtualisation to nest with.
         let wanted = format!("cpus: 1 packages, {vcpus} cores, threads alone, nesting none");
         assert!(log.contains(&wanted), "{log}");
     }
 }
 
-/// Disks come long after boot, under two vCPUs, go, and leave their slots to others, and nothing.
+/// Disks come long after boot, under two vCPUs, and go. They leave their slots free, and nothing
+/// else.
 #[test]
 fn disks_come_and_go_after_boot() {
     let mut guest = Guest::start(&setup("disks", 2));
@@ -130,7 +132,7 @@ fn a_panic_is_told_with_its_reason() {
     assert!(end.detail.contains("Attempted to kill init"), "{end:?}");
 }
 
-/// The first instruction is none: with no interrupt table that is a triple fault.
+/// The first instruction is undefined: without an interrupt table that is a triple fault.
 #[test]
 fn a_triple_fault_is_told() {
     let image = temporary(&faulting_kernel());
@@ -168,7 +170,7 @@ fn the_running_vmm_is_jailed() {
     }
 }
 
-/// A pool of huge pages that is too small is one line; one that is large enough serves.
+/// A pool of huge pages that is too small is an error of one line; a large enough one serves.
 #[test]
 fn memory_of_huge_pages_is_claimed_at_once() {
     const POOL: &str = "/proc/sys/vm/nr_hugepages";
@@ -188,7 +190,7 @@ fn memory_of_huge_pages_is_claimed_at_once() {
     assert_eq!(served.reason, EndReason::Reset, "{served:?}");
 }
 
-/// Where a guest stands is told of each vCPU, by a jailed VMM, and as often as one asks.
+/// A jailed VMM says where each vCPU stands, as often as the shim asks.
 #[test]
 fn what_each_vcpu_does_is_told() {
     const KERNEL: u64 = 0xffff_ffff_8000_0000;
@@ -213,7 +215,7 @@ fn what_each_vcpu_does_is_told() {
             panic!("{vcpus:?}");
         };
         assert_eq!(vcpu.activity, Activity::Running, "{vcpu:?}");
-        // A timer's interrupt may be at work just then.
+        // A timer's interrupt may be in service just then.
         programs += usize::from(vcpu.privilege == 3 && vcpu.rip < KERNEL);
     }
     assert!(programs > 0, "never in the program that spins");
@@ -236,7 +238,7 @@ fn halted(guest: &mut Guest) -> [Vec<VcpuState>; 2] {
     [once(), once()]
 }
 
-/// Whatever the guest does, a stop and a lost shim end the process at once.
+/// Whatever the guest does, a stop or a lost shim ends the process at once.
 #[test]
 fn a_guest_that_spins_or_sleeps_is_stopped() {
     for scenario in ["spin", "hang"] {
@@ -265,7 +267,7 @@ fn a_guest_that_spins_or_sleeps_is_stopped() {
     );
 }
 
-/// The figures of a boot to init: what later work is measured against.
+/// The stats of a boot to init: later work is measured against them.
 #[test]
 fn the_figures_count_exits_and_memory() {
     let mut guest = Guest::start(&setup("hang", 1));
@@ -281,7 +283,7 @@ fn the_figures_count_exits_and_memory() {
     assert!(figures.resident_bytes <= 256 << 20, "{figures:?}");
 }
 
-/// Each bad input is one line that names what is wrong, and the process is gone.
+/// Each bad input gives one line that names what is wrong, and the process is gone.
 #[test]
 fn bad_input_fails_in_one_line() {
     let file = || -> OwnedFd { File::open(kernel()).unwrap().into() };
@@ -338,7 +340,7 @@ fn bad_input_fails_in_one_line() {
     }
 }
 
-/// A device that the guest has reset serves again; the server's death ends the VM.
+/// A device that the guest has reset serves again. The server's death ends the VM.
 #[test]
 fn a_share_is_bound_again_and_its_server_missed() {
     let server = FsServer::start(&["rootfs", "volumes"]);
@@ -365,7 +367,7 @@ fn a_share_is_bound_again_and_its_server_missed() {
     assert!(end.detail.contains("fs server is gone"), "{end:?}");
 }
 
-/// A server that hangs when the guest's driver switches its device on is as good as dead.
+/// A server that hangs when the guest's driver switches its device on counts as dead.
 #[test]
 fn a_share_whose_server_hangs_ends_the_vm() {
     let server = FsServer::start(&["rootfs", "volumes"]);

@@ -1,7 +1,7 @@
 //! A real guest's vsock, file systems and network, end to end: driver, VMM, fs server, host.
 //!
-//! Needs what the tests in `boot` need, the fs server as `KATA_LIKE_FSD` included. Every mount is
-//! made in a mount namespace of the test's own thread, which ends with it.
+//! Needs what the tests in `boot` need, also the fs server as `KATA_LIKE_FSD`. Every mount is made
+//! in the mount namespace of the test's own thread, which ends with it.
 
 #![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
 
@@ -43,7 +43,7 @@ fn start_with_shares() -> (FsServer, Guest) {
     (server, guest)
 }
 
-/// Bytes in which a lost, doubled or exchanged piece is seen.
+/// Bytes that show a lost, doubled or swapped piece.
 fn pattern(seed: u32, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let next = || {
@@ -53,7 +53,7 @@ fn pattern(seed: u32, length: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-/// Sends `bytes` and reads them back, the end of file included.
+/// Sends `bytes` and reads them back, up to the end of file.
 fn echo(mut stream: UnixStream, bytes: &[u8]) {
     let mut writer = stream.try_clone().unwrap();
     std::thread::scope(|scope| {
@@ -69,7 +69,7 @@ fn echo(mut stream: UnixStream, bytes: &[u8]) {
     });
 }
 
-/// The agent's dial is joined and told; the guest finds nothing else to call.
+/// The agent's dial is joined and reported. The guest finds nothing else to call.
 #[test]
 fn the_guest_dials_once() {
     let mut guest = start(Vec::new());
@@ -84,8 +84,8 @@ fn the_guest_dials_once() {
     assert!(figures.exits > 0);
 }
 
-/// How far a queue has come is told: what the guest has sent is taken and given back, and what it asks of
-/// a server that stands still is not.
+/// How far a queue has come is reported: packets from the guest are taken and given back; requests
+/// to a stopped server are not.
 #[test]
 fn how_far_each_queue_has_come_is_told() {
     let (server, mut guest) = start_with_shares();
@@ -105,7 +105,7 @@ fn how_far_each_queue_has_come_is_told() {
     server.signal(libc::SIGCONT);
 }
 
-/// A queue, by its slot and number, as soon as it is as wanted.
+/// Waits until a queue, by its slot and number, is as wanted.
 fn wait_for_queue(
     guest: &mut Guest,
     which: (u32, u32),
@@ -149,7 +149,8 @@ fn streams_carry_every_byte_both_ways_beside_a_stuck_one() {
 fn what_one_side_closes_the_other_sees() {
     let mut guest = start(Vec::new());
     guest.wait_for_dial();
-    // The guest floods; the host hangs up; the guest's writer is told so, and the stream is over.
+    // The guest floods and the host hangs up: the guest's writer hears of it, and the stream is
+    // over.
     let mut stream = guest.stream();
     stream.write_all(b"d").unwrap();
     stream.read_exact(&mut [0; 1 << 20]).unwrap();
@@ -160,7 +161,7 @@ fn what_one_side_closes_the_other_sees() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert!(answer.is_empty());
-    // A guest that ends is an end of file.
+    // A guest that closes gives an end of file.
     let mut stream = guest.stream();
     stream.write_all(b"?").unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
@@ -197,7 +198,7 @@ fn files_of_the_share_are_the_guest_s_files() {
     files.done("mount /r rootfs");
     files.done("mount /v volumes");
 
-    // A root file system that the shim mounts when the guest has been running for long.
+    // A root file system that the shim mounts long after the guest has started.
     let container = server.mount("rootfs/c1");
     fs::write(container.join("from-host"), "hello").unwrap();
     assert_eq!(files.ask("read /r/c1/from-host"), "ok hello");
@@ -229,7 +230,7 @@ fn files_of_the_share_are_the_guest_s_files() {
         fs::metadata(container.join("large")).unwrap().len(),
         16 << 20
     );
-    // Missing names are remembered, what the guest makes itself is seen all the same.
+    // Missing names are remembered; what the guest makes itself is seen all the same.
     let missing = format!("error {}", libc::ENOENT);
     assert_eq!(files.ask("read /r/c1/soon"), missing);
     files.done("write /r/c1/soon now");
@@ -247,7 +248,7 @@ fn files_of_the_share_are_the_guest_s_files() {
     assert_eq!(files.ask("read /v/v1/key"), "ok new");
     assert_eq!(files.ask("read /v/v1/later"), "ok there");
 
-    // Unmounted in the guest, the server lets go of it; the host can unmount it and use the name again.
+    // When the guest unmounts, the server lets go: the host can unmount it and use the name again.
     files.done("umount /r/c1");
     server.unmount_soon("rootfs/c1");
     assert_eq!(files.ask("list /r/c1"), "ok");
@@ -256,7 +257,7 @@ fn files_of_the_share_are_the_guest_s_files() {
     assert_eq!(files.ask("list /r/c1"), "ok fresh");
 }
 
-/// What databases, builders and groups of users need of a file system, or are refused.
+/// Databases, builders and groups of users get what they need of a file system, or are refused.
 #[test]
 fn locks_overlays_and_groups_are_what_they_can_be() {
     let (server, guest) = start_with_shares();
@@ -266,7 +267,7 @@ fn locks_overlays_and_groups_are_what_they_can_be() {
     let container = server.mount("rootfs/c1");
     let volume = server.mount("volumes/v1");
 
-    // The root file system is this pod's alone; on a volume somebody else can hold the lock.
+    // The root file system is this pod's alone; on a volume others can hold the lock.
     for kind in ["lock", "flock"] {
         files.done(&format!("{kind} /r/c1/locked"));
         files.done(&format!("{kind} /v/v1/locked"));
@@ -307,7 +308,7 @@ fn locks_overlays_and_groups_are_what_they_can_be() {
     let unsupported = format!("error {}", libc::EOPNOTSUPP);
     assert_eq!(files.ask("tmpfile /r/c1"), unsupported);
 
-    // The link by which the host switches a volume is seen at once, with what it leads to.
+    // The guest sees at once the link by which the host switches a volume, and the files behind it.
     for version in ["one", "two"] {
         fs::create_dir(volume.join(version)).unwrap();
         fs::write(volume.join(version).join("key"), version).unwrap();
@@ -317,7 +318,7 @@ fn locks_overlays_and_groups_are_what_they_can_be() {
     }
 }
 
-/// A dead fs server ends the VM at once, and with its reason.
+/// A dead fs server ends the VM at once, with its reason.
 #[test]
 fn a_lost_fs_server_ends_the_vm() {
     let (server, guest) = start_with_shares();
@@ -334,7 +335,7 @@ fn a_lost_fs_server_ends_the_vm() {
     assert!(killed.elapsed() < SECOND, "{:?}", killed.elapsed());
 }
 
-/// Killed together with the VMM or not: the fs server ends with its connections.
+/// The fs server ends with its connections, whether or not it is killed together with the VMM.
 #[test]
 fn the_fs_server_ends_with_the_vm() {
     let (mut server, mut guest) = start_with_shares();

@@ -14,9 +14,9 @@ use crate::{Files, pattern, start};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// Moves this thread to a network namespace of its own, which ends with it.
+/// Moves this thread to a network namespace of its own, which ends with the thread.
 fn enter_new_namespace() {
-    // SAFETY: the flag concerns the calling thread alone, and what sockets it opens later.
+    // SAFETY: the flag concerns only the calling thread, and the sockets that it opens later.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
 }
 
@@ -32,7 +32,8 @@ fn tap(name: &str, flags: libc::c_int) -> OwnedFd {
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it gets.
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`; its address is live and exclusively
+    // ours.
     let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     assert_eq!(set, 0, "{}", io::Error::last_os_error());
     tun.into()
@@ -45,7 +46,7 @@ fn ip(arguments: &str) {
     assert!(done.unwrap().success(), "ip {arguments}");
 }
 
-/// Bytes and packets that came from the guest, and that went to it.
+/// Bytes and packets from the guest, and to it.
 fn counters(name: &str) -> [u64; 4] {
     let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let line = table.lines().find_map(|line| {
@@ -60,14 +61,15 @@ fn counters(name: &str) -> [u64; 4] {
     [numbers[0], numbers[1], numbers[8], numbers[9]]
 }
 
-/// An interface comes long after boot, carries long segments whole both ways, goes, and leaves nothing.
+/// An interface comes long after boot, carries long segments whole both ways, goes, and leaves
+/// nothing.
 #[test]
 fn an_interface_carries_long_segments_both_ways_and_goes() {
     enter_new_namespace();
     let mut guest = start(Vec::new());
     guest.wait_for_dial();
     let mut files = Files::of(&guest);
-    // An answer: the VMM has accepted the stream, which counts.
+    // The answer shows that the VMM has accepted the stream, which counts.
     files.done("mkdir /begun");
     let before = guest.holdings();
 
@@ -102,7 +104,7 @@ fn an_interface_carries_long_segments_both_ways_and_goes() {
             "8 MiB there and back, MTU {mtu}: {:?}, {in_packets} packets in, {out_packets} out",
             started.elapsed()
         );
-        // Many are acknowledgements, and yet a packet is longer than the MTU on the average.
+        // Many packets are acknowledgements, and yet the average is longer than the MTU.
         for (bytes, packets) in [(in_bytes, in_packets), (out_bytes, out_packets)] {
             assert!(bytes > 8 << 20, "{bytes}");
             assert!(mtu > 1400 || bytes / packets > 1414, "{bytes} in {packets}");

@@ -1,7 +1,7 @@
 //! Boots real guests, one after the other, until one stands still; then says where.
 //!
-//! Not one of the tests that always run: it takes as many minutes as `KATA_LIKE_MINUTES` says. Needs what
-//! the tests in `boot` need, and the guest's image as `KATA_LIKE_INITRD`.
+//! It does not run with the other tests: it takes as many minutes as `KATA_LIKE_MINUTES` says.
+//! Needs what the tests in `boot` need, and the guest's image as `KATA_LIKE_INITRD`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,10 +16,10 @@ use kata_like_boot::{VmCommand, VmReport};
 use parts::guest::{Guest, Setup};
 use parts::server::FsServer;
 
-/// Longer than a boot to the agent's dial takes on any host: 20 seconds were seen under emulation beside compilers.
+/// Longer than any boot to the agent's dial: 20 seconds were seen under emulation beside compilers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a guest that stands still is looked at, and how long it is left alone in between.
+/// How often we look at a guest that stands still, and how long we leave it alone in between.
 const LOOKS: usize = 12;
 const BETWEEN: Duration = Duration::from_secs(3);
 
@@ -40,7 +40,7 @@ fn no_guest_stands_still() {
     assert!(!stands.into_inner(), "a guest stood still");
 }
 
-/// Gives the number of boots.
+/// Returns the number of boots.
 fn boot_until(end: Instant, initrd: &[u8], stands: &AtomicBool) -> u32 {
     let mut boots = 0;
     while Instant::now() < end && !stands.load(Ordering::SeqCst) {
@@ -68,7 +68,8 @@ fn boot_until(end: Instant, initrd: &[u8], stands: &AtomicBool) -> u32 {
     boots
 }
 
-/// Says where it stands, several times: looking takes its vCPUs out of the guest, which may wake it.
+/// Prints where the guest stands, several times: a look takes its vCPUs out of the guest, which may
+/// wake it.
 fn look_at(guest: &mut Guest) {
     for look in 0..LOOKS {
         for command in [VmCommand::Figures, VmCommand::State, VmCommand::WriteLog] {

@@ -1,4 +1,5 @@
-//! One VMM process with its guest, started as the shim starts it, and what a test asks of it.
+//! One VMM process with its guest, started as the shim starts it, and the questions that tests ask
+//! it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -26,7 +27,7 @@ pub struct Guest {
     folder: tempfile::TempDir,
 }
 
-/// What a guest is started with.
+/// What a guest starts with.
 pub struct Setup {
     pub initrd: Vec<u8>,
     pub vcpus: u8,
@@ -140,7 +141,7 @@ impl Guest {
         self.report()
     }
 
-    /// Empties a disk's slot as soon as the guest has let go of it.
+    /// Empties a disk's slot as soon as the guest has let go of the disk.
     pub fn remove_disk(&mut self, slot: u32) {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -161,7 +162,7 @@ impl Guest {
         (count("fd"), count("task"))
     }
 
-    /// Everything the guest has said so far.
+    /// Everything that the guest has said so far.
     pub fn log(&mut self) -> String {
         assert_eq!(self.ask(VmCommand::WriteLog), VmReport::LogWritten);
         let mut text = String::new();
@@ -203,7 +204,7 @@ impl Guest {
         }
     }
 
-    /// Where it stands.
+    /// What the vCPUs do and how far the queues have come.
     pub fn state(&mut self) -> VmState {
         match self.ask(VmCommand::State) {
             VmReport::State(state) => state,
@@ -211,7 +212,7 @@ impl Guest {
         }
     }
 
-    /// Takes the last report; the process must have ended with its status a moment later.
+    /// Takes the last report. A moment later the process must have ended with its status.
     pub fn end(mut self) -> End {
         let end = loop {
             match self.report() {

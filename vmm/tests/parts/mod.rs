@@ -75,7 +75,7 @@ pub fn cpio(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     archive
 }
 
-/// A file without a name.
+/// An unnamed file with this content.
 pub fn temporary(content: &[u8]) -> OwnedFd {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(content).unwrap();
@@ -93,7 +93,7 @@ pub fn spawn(program: &Path, control: OwnedFd) -> Child {
             if libc::dup2(control.as_raw_fd(), CONTROL_FD) < 0 {
                 return Err(std::io::Error::last_os_error());
             }
-            // Without effect on a duplicate; needed where the socket is number 3 itself.
+            // Without effect on a duplicate; needed if the socket is number 3 itself.
             libc::fcntl(CONTROL_FD, libc::F_SETFD, 0);
             Ok(())
         });

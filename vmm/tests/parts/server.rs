@@ -1,6 +1,6 @@
-//! The fs server as the shim starts it: the pod's share and a listening socket for each device.
+//! The fs server as the shim starts it: the pod's share and a listening socket per device.
 //!
-//! Every mount is made in a mount namespace of the test's own thread, which ends with it.
+//! Every mount is made in the mount namespace of the test's own thread, which ends with it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -28,9 +28,9 @@ pub struct FsServer {
 }
 
 impl FsServer {
-    /// Serves an empty folder for each share, `volumes` being one that the host may change.
+    /// Serves an empty folder per share. The host may change `volumes`.
     pub fn start(shares: &[&'static str]) -> Self {
-        // SAFETY: the flag moves the calling thread alone to a copy of the mount table.
+        // SAFETY: the flag moves only the calling thread to a copy of the mount table.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
         let cut = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", cut).unwrap();
@@ -84,12 +84,12 @@ impl FsServer {
         self.shares.iter().map(connect).collect()
     }
 
-    /// A file or folder of the share, as `rootfs/c1`.
+    /// A file or folder of the share, for example `rootfs/c1`.
     pub fn path(&self, path: &str) -> PathBuf {
         self.folder.path().join("share").join(path)
     }
 
-    /// Mounts a file system into the share, on a new folder if need be.
+    /// Mounts a file system into the share, on a new folder if there is none.
     pub fn mount(&self, path: &str) -> PathBuf {
         let at = self.path(path);
         let _ = fs::create_dir(&at);
@@ -97,7 +97,7 @@ impl FsServer {
         at
     }
 
-    /// Unmounts it as soon as nothing uses it any more.
+    /// Unmounts the path as soon as nothing uses it.
     pub fn unmount_soon(&self, path: &str) {
         let end = Instant::now() + 5 * SECOND;
         while let Err(errno) = unmount(self.path(path), UnmountFlags::empty()) {
@@ -111,7 +111,7 @@ impl FsServer {
         unsafe { libc::kill(self.process.id() as libc::pid_t, signal) };
     }
 
-    /// Waits for the server's end: a second at most.
+    /// Waits for the server's end, at most a second.
     pub fn status(&mut self) -> ExitStatus {
         let end = Instant::now() + SECOND;
         loop {

@@ -1,25 +1,26 @@
 //! The ranges of one file that one owner has locked, as the kernel keeps them.
 //!
-//! `locks` asks before it locks: what would the kernel hold then? So a guest that splits its ranges
-//! without end can be stopped at a number.
+//! Before it locks, `locks` asks what the kernel would hold afterwards. So a guest that splits its
+//! ranges without end is stopped at a number.
 //!
-//! What holds: sorted, disjoint, and neighbours of one kind are one range (fcntl(2)).
+//! Invariant: the ranges are sorted and disjoint, and neighbours of one kind are one range
+//! (fcntl(2)).
 
 /// What others may do beside a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Shared: others may have such a lock, too.
+    /// Shared: others may lock for reading, too.
     Read,
     /// Exclusive.
     Write,
 }
 
-/// Bytes of a file, the last one included.
+/// Bytes of a file, including the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     /// The first byte.
     pub start: u64,
-    /// The last one, not before the first. [`Range::LAST`]: however long the file gets.
+    /// Not before `start`. [`Range::LAST`]: however long the file gets.
     pub end: u64,
 }
 
@@ -27,7 +28,7 @@ impl Range {
     /// The last byte that a file can have (OFFSET_MAX).
     pub const LAST: u64 = i64::MAX.cast_unsigned();
 
-    /// `None`: no range of a file.
+    /// `None`: these are no bytes of a file.
     pub fn new(start: u64, end: u64) -> Option<Self> {
         (start <= end && end <= Self::LAST).then_some(Self { start, end })
     }
@@ -38,11 +39,12 @@ impl Range {
 pub struct Ranges(Vec<(Range, Kind)>);
 
 impl Ranges {
-    /// What there will be when `kind` has been set on `range`; `None` unlocks it.
+    /// The ranges after `kind` was set on `range`; `None` unlocks it.
     pub fn with(&self, range: Range, kind: Option<Kind>) -> Self {
         let mut all = Vec::with_capacity(self.0.len() + 2);
         for &(old, held) in &self.0 {
-            // No overflow: the range starts behind what is before it, and ends before what is behind.
+            // No overflow: the range starts behind the ranges before it, and ends before those
+            // behind it.
             if old.start < range.start {
                 let end = old.end.min(range.start - 1);
                 all.push((Range { end, ..old }, held));
@@ -64,7 +66,7 @@ impl Ranges {
         Self(all)
     }
 
-    /// How many locks of the kernel's these are.
+    /// How many locks the kernel holds for these ranges.
     pub fn count(&self) -> usize {
         self.0.len()
     }

@@ -1,4 +1,4 @@
-//! Locks of a guest on real files, with the test as the host's other processes.
+//! A guest's locks on real files; the test plays the host's other processes.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -60,7 +60,7 @@ impl Guest {
         answer.map_err(|error| error.raw_os_error().unwrap())
     }
 
-    /// fcntl's F_SETLK of an owner's.
+    /// An owner's F_SETLK.
     fn set(&self, handle: u64, owner: u64, type_: u32, range: (u64, u64)) -> Result<(), i32> {
         self.ask(SETLK, asked(handle, owner, type_, range))
             .map(drop)
@@ -109,7 +109,7 @@ fn asked(fh: u64, owner: u64, type_: u32, (start, end): (u64, u64)) -> LkIn {
     }
 }
 
-/// Whether another process of the host's gets these bytes for itself.
+/// Whether another process of the host can lock these bytes.
 fn host_gets(path: &Path, (start, end): (u64, u64)) -> bool {
     let file = OpenOptions::new()
         .read(true)
@@ -132,11 +132,11 @@ fn owners_exclude_each_other_and_the_host_by_ranges() {
     assert!(host_gets(&guest.path(), (0, 9)) && host_gets(&guest.path(), (30, Range::LAST)));
     // A child that has inherited the handle is another owner.
     assert_eq!(guest.set(one, 3, WRITE, (12, 12)), Err(libc::EAGAIN));
-    // One owner's do not exclude each other, and the last word counts.
+    // One owner's locks do not exclude each other, and the last call counts.
     guest.set(two, 1, READ, (10, 19)).unwrap();
     guest.set(two, 2, READ, (15, 15)).unwrap();
     assert!(!host_gets(&guest.path(), (15, 15)));
-    // The second owner closes one of its descriptors of the file: all its locks are gone.
+    // The second owner closes one of its descriptors of the file: all its locks go.
     let closed = guest.locks.closed(&guest.files, guest.node, one, 2);
     closed.unwrap();
     assert!(host_gets(&guest.path(), (20, 29)) && !host_gets(&guest.path(), (10, 19)));
@@ -147,7 +147,7 @@ fn owners_exclude_each_other_and_the_host_by_ranges() {
     assert!(guest.holds_nothing());
 }
 
-/// What is an open file's own ends with it, and so does what a process got while it closed the file.
+/// An open file's locks end with it. So does a lock that a process gets while it closes the file.
 #[test]
 fn locks_end_with_the_handle_by_which_they_came() {
     let guest = Guest::new();
@@ -175,13 +175,13 @@ fn flocks_belong_to_handles() {
     guest.flock(two, READ).unwrap();
     host.try_lock_shared().unwrap();
     assert_eq!(guest.locks.table().locks, 2);
-    // Asked for in vain, an exclusive one still gives up the shared one.
+    // An exclusive request gives up the shared lock even if it fails.
     assert_eq!(guest.flock(one, WRITE), Err(libc::EAGAIN));
     guest.flock(two, UNLOCK).unwrap();
     assert_eq!(guest.locks.table().locks, 0);
     host.unlock().unwrap();
     host.try_lock().unwrap();
-    // fcntl's locks are others.
+    // fcntl's locks are separate.
     guest.set(one, 1, READ, WHOLE).unwrap();
 }
 
@@ -205,8 +205,8 @@ fn a_test_names_the_lock_in_the_way() {
     assert_eq!(test(2, WHOLE).end, Range::LAST);
 }
 
-/// A lock needs the access that the guest's handle has; one that came by a handle for reading can become
-/// another by one for writing, and is held all the while.
+/// A lock needs the access that the guest's handle has. A lock that came by a handle for reading
+/// can become another kind by one for writing, and is held all the while.
 #[test]
 fn a_handle_gives_no_more_than_its_access() {
     let guest = Guest::new();
@@ -263,7 +263,7 @@ fn locks_and_owners_are_limited() {
     );
     assert_eq!(guest.set(handle, 2, READ, (0, 0)), Err(libc::ENOLCK));
     assert_eq!(guest.flock(handle, READ), Err(libc::ENOLCK));
-    // What makes fewer of them is always possible.
+    // A request that makes fewer locks is always possible.
     guest.set(handle, 1, WRITE, (0, beyond)).unwrap();
     guest.set(handle, 1, UNLOCK, WHOLE).unwrap();
     for owner in 0..MAX_OWNERS as u64 {
@@ -277,7 +277,7 @@ fn locks_and_owners_are_limited() {
     assert!(guest.holds_nothing());
 }
 
-/// By its attributes the guest tells whether its pages are old: it must not keep them where locks are used.
+/// The guest judges its cached pages by attributes, so it must not keep those where locks are used.
 #[test]
 fn a_file_with_locks_is_known_until_its_handles_are_gone() {
     let guest = Guest::new();
@@ -292,7 +292,7 @@ fn a_file_with_locks_is_known_until_its_handles_are_gone() {
     assert!(!guest.locks.are_on(guest.node));
 }
 
-/// Who waits is asked for again when this guest has given something up.
+/// A waiting request is tried again when this guest has given up a lock.
 #[test]
 fn what_is_given_up_is_told() {
     let guest = Guest::new();

@@ -1,4 +1,5 @@
-//! What a name, a node, an open and a list of groups must be. Plain functions; `names` calls them.
+//! The rules for a name, a node, an open and a list of groups, as plain functions. `names` calls
+//! them.
 
 use std::ffi::CStr;
 use std::io;
@@ -12,7 +13,7 @@ const MAX_NAME: usize = 255;
 /// The longest name of an extended attribute, in bytes (XATTR_NAME_MAX).
 const MAX_XATTR_NAME: usize = 255;
 
-/// What a file may be called, in any directory.
+/// Whether a file may have this name, in any directory.
 pub fn check_name(name: &[u8]) -> io::Result<()> {
     match name {
         b"" | b"." | b".." => refuse(libc::EINVAL),
@@ -22,12 +23,12 @@ pub fn check_name(name: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The same of a C string.
+/// The same for a C string.
 pub fn check(name: &CStr) -> io::Result<()> {
     check_name(name.to_bytes())
 }
 
-/// What an extended attribute may be called. ERANGE: nothing like this.
+/// Whether an extended attribute may have this name. ERANGE: it may not.
 pub fn check_xattr_name(name: &CStr) -> io::Result<()> {
     match name.to_bytes().len() {
         1..=MAX_XATTR_NAME => Ok(()),
@@ -35,8 +36,8 @@ pub fn check_xattr_name(name: &CStr) -> io::Result<()> {
     }
 }
 
-/// Regular files, FIFOs and sockets; a character device only as overlayfs' whiteout, 0:0, which
-/// opens nothing and which the host's kernel lets anybody make.
+/// Allows regular files, FIFOs and sockets. Of character devices only overlayfs' whiteout, 0:0,
+/// which opens nothing and which the host's kernel lets anybody make.
 pub fn check_node(mode: u32, device: u32) -> io::Result<()> {
     match mode & libc::S_IFMT {
         0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK => Ok(()),
@@ -46,7 +47,8 @@ pub fn check_node(mode: u32, device: u32) -> io::Result<()> {
     }
 }
 
-/// O_PATH would give a handle that is not open; O_TMPFILE is a request of its own, not offered.
+/// O_PATH would give a handle that is not open; O_TMPFILE is a request of its own, which we don't
+/// offer.
 pub fn check_open(flags: u32) -> io::Result<()> {
     let flags = flags.cast_signed();
     if flags & libc::O_PATH != 0 {
@@ -58,8 +60,8 @@ pub fn check_open(flags: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The library restores a thread's groups only when it has changed its user or group as well: for
-/// root it would leave the groups set for the next request. Root needs none, it overrides modes.
+/// The library restores a thread's groups only when it has also changed its user or group. For root
+/// it would leave the groups set for the next request. Root needs none: it overrides modes.
 pub fn own_groups(context: &Context, mut extensions: Extensions) -> Extensions {
     if context.uid.is_root() && context.gid.is_root() {
         extensions.sup_gids.clear();

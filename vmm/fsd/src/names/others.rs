@@ -1,4 +1,4 @@
-//! Who changes a share's files beside the guest, and so what the guest may remember of them. `names` asks.
+//! Who changes a share's files beside the guest, and so what the guest may remember. `names` asks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,23 +11,23 @@ use crate::locks::Locks;
 /// Who changes the files beside the guest.
 #[derive(Clone, Debug)]
 pub enum Others {
-    /// Nobody but an administrator. For so long the guest may remember that a name does not exist; its kernel's own file
-    /// locks are all there are.
+    /// Only an administrator. The guest may remember missing names, and its kernel keeps file locks
+    /// itself.
     Nobody {
-        /// How long.
+        /// How long the guest may remember that a name does not exist.
         missing_names: Duration,
     },
-    /// The host, or other pods. A symbolic link is looked up each time, for the host switches a
-    /// whole volume by one (`..data`). Locks are asked for, since one that held in this guest alone
-    /// would let two pods write at once.
+    /// The host, or other pods. The guest looks up a symbolic link each time, since the host
+    /// switches a whole volume by one (`..data`). It asks for locks, since a lock in this guest
+    /// alone would let two pods write at once.
     Somebody {
-        /// Those that the guest has.
+        /// The guest's locks.
         locks: Arc<Locks>,
     },
 }
 
 impl Others {
-    /// The guest's locks, where others may be.
+    /// The guest's locks, if others may change the files.
     pub fn locks(&self) -> Option<&Locks> {
         match self {
             Self::Nobody { .. } => None,
@@ -35,7 +35,7 @@ impl Others {
         }
     }
 
-    /// "There is no such name, and you may remember it", where the guest may.
+    /// "There is no such name, and you may remember that", if the guest may.
     pub fn missing(&self) -> Option<Entry> {
         match self {
             &Self::Nobody { missing_names } => Some(Entry {
@@ -49,8 +49,8 @@ impl Others {
         }
     }
 
-    /// A name that others may take away: where locks are used it is looked up each time. A database's journal
-    /// that is gone, yet remembered, would be rolled back once more.
+    /// A name that others may remove: where locks are used the guest looks it up each time. If a
+    /// guest remembered a database's journal that is gone, it would roll it back once more.
     pub fn named(&self, entry: Entry) -> Entry {
         let Some(locks) = self.locks() else {
             return entry;
@@ -66,7 +66,7 @@ impl Others {
         }
     }
 
-    /// For how long the guest may remember a node's attributes.
+    /// How long the guest may remember a node's attributes.
     pub fn keep(&self, node: u64, usually: Duration) -> Duration {
         match self.locks() {
             Some(locks) if locks.are_on(node) => Duration::ZERO,

@@ -1,11 +1,12 @@
-//! Room that is asked for where it is already. `names` asks.
+//! Answers a request for room that is there already. `names` asks.
 
 use std::io;
 
 use virtiofsd::filesystem::{Context, FileSystem};
 
-/// The guest's kernel asks for room before a page is stored into. Where the page has its blocks that must succeed, and
-/// xfs refuses it on a full file system: so it is looked whether there is a hole. Answers the error that stays.
+/// The guest's kernel asks for room before a store into a page. If the page has its blocks this
+/// must succeed, but xfs refuses it on a full file system. So we look whether there is a hole.
+/// Returns the error that remains.
 pub fn is_there<F: FileSystem>(
     files: &F,
     (ctx, inode, handle): (Context, F::Inode, F::Handle),
@@ -73,7 +74,7 @@ mod tests {
             ask(keep, 1 << 19, 4096, libc::EDQUOT),
             Err(Some(libc::EDQUOT))
         );
-        // Other errors, and what is more than to ask for room.
+        // Other errors stay; so do requests for more than room.
         assert_eq!(ask(keep, 0, 8192, libc::EIO), Err(Some(libc::EIO)));
         assert_eq!(ask(0, 0, 8192, libc::ENOSPC), Err(Some(libc::ENOSPC)));
     }

@@ -1,12 +1,14 @@
 //! What the guest knows of files, so that an open finds what the host has changed meanwhile.
 //!
-//! `names` asks. The guest's kernel keeps pages and attributes, and asks nothing before it opens a file but for the
-//! open itself. If the file is not what the guest was told, the open is refused with ESTALE: the kernel looks the name up
-//! once more (fs/namei.c, do_filp_open), takes the attributes, drops the pages, and opens it again. So a file is right
-//! from open to close, as on a network's file system.
+//! `names` asks. The guest's kernel keeps pages and attributes; before it opens a file it sends
+//! nothing but the open itself. If the file is not what the guest was told, we refuse the open with
+//! ESTALE. Then the kernel looks the name up once more (fs/namei.c, do_filp_open), takes the
+//! attributes, drops the pages, and opens the file again. So a file is right from open to close, as
+//! on a network file system.
 //!
-//! Only files that were changed since the server began are remembered: by time and length of their content, and
-//! whether they have a name. A file that is not remembered is looked up once more; so that there are too many ([`MOST`]) costs a request each, no more.
+//! We remember only files that were changed since the server began: time and length of their
+//! content, and whether they have a name. A file that we don't remember is looked up once more. So
+//! too many files ([`MOST`]) cost one request each, no more.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,20 +16,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use virtiofsd::fuse::Attr;
 
-/// The most files that are remembered.
+/// The most files that we remember.
 const MOST: usize = 65_536;
 
-/// How far the kernel's clock for files may be behind the one that is read here, in seconds: a tick, and more.
+/// How far the kernel's clock for files may be behind the clock that is read here, in seconds: more
+/// than a tick.
 const BEHIND: u64 = 1;
 
-/// When the content was changed, in seconds and nanoseconds, its length, and whether the file has no name any more:
-/// then another may have it.
+/// When the content was changed (seconds, nanoseconds), its length, and whether the file has lost
+/// its name: then another file may have it.
 type Content = (u64, u32, u64, bool);
 
 /// See the module.
 #[derive(Debug)]
 pub struct Seen {
-    /// CLOCK_REALTIME in seconds. What was last changed before is as it was when the guest came.
+    /// CLOCK_REALTIME in seconds. A file last changed before it is as it was when the guest came.
     begun: u64,
     files: Mutex<HashMap<u64, Content>>,
 }
@@ -42,7 +45,7 @@ impl Seen {
         }
     }
 
-    /// The guest was told these attributes of a node, or has changed it so itself.
+    /// The guest was told these attributes of a node, or has made the change itself.
     pub fn tell(&self, node: u64, attr: &Attr) {
         if attr.ctime < self.begun {
             return;
@@ -54,7 +57,7 @@ impl Seen {
         files.insert(node, content(attr));
     }
 
-    /// Whether a node is what the guest was told. It is taken to know it from now on.
+    /// Whether a node is what the guest was told. From now on the guest counts as knowing it.
     pub fn is_current(&self, node: u64, attr: &Attr) -> bool {
         if attr.ctime < self.begun {
             return true;
@@ -65,7 +68,7 @@ impl Seen {
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<u64, Content>> {
-        // Whoever panics ends the process (`last_words`).
+        // A thread that panics ends the process (`last_words`), so nobody sees its state.
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -95,14 +98,14 @@ mod tests {
         // An old file needs no memory, whatever its content's time says.
         assert!(seen.is_current(1, &attr(seen.begun - 1, now, 3)));
         assert!(seen.files().is_empty());
-        // One that was changed since is unknown once.
+        // A file that was changed since is unknown once.
         assert!(!seen.is_current(2, &attr(now, 7, 3)));
         assert!(seen.is_current(2, &attr(now, 7, 3)));
-        // Its length, or its content's time; not a new name or mode.
+        // Its length or its content's time counts, and not a new name or mode.
         assert!(!seen.is_current(2, &attr(now, 7, 4)));
         assert!(!seen.is_current(2, &attr(now, 8, 4)));
         assert!(seen.is_current(2, &attr(now + 1, 8, 4)));
-        // Another has its name.
+        // Another file has its name.
         let nameless = Attr {
             nlink: 0,
             ..attr(now + 1, 8, 4)
@@ -112,7 +115,7 @@ mod tests {
             seen.is_current(2, &nameless),
             "it is open, and opened by its descriptor"
         );
-        // What the guest was told, or has done itself, it knows.
+        // The guest knows what it was told or has done itself.
         seen.tell(2, &attr(now, 9, 9));
         assert!(seen.is_current(2, &attr(now, 9, 9)));
     }

@@ -1,7 +1,8 @@
-//! A write for which there was room in part. `names` puts this between the library and the bytes.
+//! A write for which there was only room in part. `names` puts this between the library and the
+//! bytes.
 //!
-//! The library writes what is left after a short write, and forgets the first part if that fails. write(2) answers how
-//! much was written, and the next one fails: whoever appends relies on it.
+//! After a short write the library writes the rest, and forgets the first part if that fails.
+//! write(2) returns how much was written, and the next one fails: programs that append rely on it.
 
 use std::fs::File;
 use std::io;
@@ -23,7 +24,7 @@ impl<R: ZeroCopyReader> ZeroCopyReader for ShortWrite<R> {
         let before = file.metadata()?.len();
         let written = self.0.write_to_file_at(file, count, offset, flags);
         written.or_else(|error| {
-            // Where it appends the offset says nothing.
+            // Where it appends, the offset means nothing.
             let begun = flags.map_or(offset, |_| before);
             let after = file.metadata()?.len();
             match after.checked_sub(begun) {
@@ -42,7 +43,7 @@ mod tests {
 
     use super::*;
 
-    /// Finds room for so many bytes.
+    /// Takes this many bytes, then has no room.
     struct Room(usize);
 
     impl ZeroCopyReader for Room {
@@ -76,7 +77,8 @@ mod tests {
         let append = Some(WritevFlags::RWF_APPEND);
         assert_eq!(write(5, 50, 0, append), Ok(5));
         assert_eq!(write(0, 50, 0, append), full);
-        // Beyond a hole, and within what is there: of that nobody knows how far it came, and it can be written again.
+        // Beyond a hole, and within the file's length: nobody knows how far the write came, and it
+        // can be repeated.
         assert_eq!(write(3, 50, 200, None), Ok(3));
         assert_eq!(write(3, 50, 20, None), full);
         assert_eq!(file.metadata().unwrap().len(), 203);

@@ -53,7 +53,7 @@ fn c(name: &[u8]) -> CString {
     CString::new(name).unwrap()
 }
 
-/// Each request that takes a name, sent with `bad` in each place where one goes.
+/// Sends each request that takes a name, with `bad` in each place of a name.
 fn send_everywhere(
     server: &Checked<PassthroughFs>,
     bad: &CStr,
@@ -239,8 +239,8 @@ fn missing_names_are_remembered_below_the_top_only() {
     );
 }
 
-/// An open of what the host has changed is refused once, so that the guest's kernel looks again; what the guest
-/// changes itself is not.
+/// An open of a file that the host has changed is refused once, so that the guest's kernel looks
+/// again. A change by the guest itself is not.
 #[test]
 fn an_open_finds_what_the_host_has_changed() {
     let share = tempfile::tempdir().unwrap();
@@ -268,7 +268,7 @@ fn an_open_finds_what_the_host_has_changed() {
     fs::write(&path, "and again").unwrap();
     assert!(open(libc::O_RDWR | libc::O_TRUNC).is_ok(), "it is cut off");
     assert!(open(libc::O_RDONLY).is_ok());
-    // A file that the host has put in its place.
+    // The host has put a file in its place.
     let new = share.path().join("new");
     fs::write(&new, "new").unwrap();
     let kept = server.lookup(root(), ROOT_ID, c"file").unwrap().inode;
@@ -278,7 +278,7 @@ fn an_open_finds_what_the_host_has_changed() {
     let node = server.lookup(root(), ROOT_ID, c"file").unwrap().inode;
     assert_ne!(node, kept);
     let open = |flags: i32| server.open(root(), node, false, flags as u32);
-    // A new name or mode is none of the content's.
+    // A new name or mode does not concern the content.
     let moved = share.path().join("moved");
     fs::rename(&path, &moved).unwrap();
     fs::set_permissions(&moved, fs::Permissions::from_mode(0o600)).unwrap();
@@ -301,8 +301,8 @@ fn attributes_with_absurd_names_and_sizes_are_refused_or_cut() {
     assert!(server.listxattr(root(), ROOT_ID, u32::MAX).is_ok());
 }
 
-/// A file that a user of the guest makes is that user's on the host, in a directory that only
-/// a group of theirs may write.
+/// A file of a guest's user belongs to that user on the host, in a directory that only a group of
+/// theirs may write.
 #[test]
 fn files_are_made_as_the_guest_s_user_with_their_groups() {
     let share = tempfile::tempdir().unwrap();

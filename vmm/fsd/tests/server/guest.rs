@@ -1,5 +1,5 @@
-//! The VMM and the guest of these tests: a vhost-user front-end and a driver with one request at
-//! a time, whose bytes are whatever the test wants, and another that may wait beside it.
+//! The VMM and the guest of these tests: a vhost-user front-end, and a driver with one request at a
+//! time, whose bytes are whatever the test wants. One more request may wait beside it.
 
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
@@ -22,7 +22,8 @@ const REQUEST: u64 = 0x10_0000;
 const REPLY: u64 = 0x20_0000;
 const REPLY_SIZE: u32 = 0x11_0000;
 
-/// The place of the request that may wait: its descriptors, and its buffers that far behind the others.
+/// The index of the request that may wait: of its descriptors, and of its buffers, that far behind
+/// the others.
 const BESIDE: u16 = 2;
 const BESIDE_OFFSET: u64 = 0x8_0000;
 const BESIDE_REPLY_SIZE: u32 = 0x1000;
@@ -41,15 +42,15 @@ pub struct Guest {
     next: u16,
     /// The unique number of the request that waits.
     waiting: Option<u64>,
-    /// The user and group of the requests that follow.
+    /// The user and group of the following requests.
     pub user: u32,
-    /// What the server has taken of what was offered.
+    /// The offered features that the server has taken.
     pub accepted: u32,
     _frontend: Frontend,
 }
 
 impl Guest {
-    /// Connects, hands memory and queues over and mounts (FUSE_INIT).
+    /// Connects, hands over memory and queues, and mounts (FUSE_INIT).
     pub fn mount(socket: UnixStream) -> Self {
         let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, MEMORY as u64).unwrap();
@@ -77,7 +78,7 @@ impl Guest {
         let event = || EventFd::new(0).unwrap();
         let (kick, unused, call) = (event(), event(), event());
         for queue in 0..2 {
-            // Queue 0 (high priority) is there but never used; it lies elsewhere.
+            // Queue 0 (high priority) exists but is never used; it lies elsewhere.
             let base = host + if queue == 0 { 0x8000 } else { 0 };
             frontend.set_vring_num(queue, QUEUE).unwrap();
             let rings = VringConfigData {
@@ -126,7 +127,7 @@ impl Guest {
         self.reply(unique, REPLY)
     }
 
-    /// Sends one request beside the others and does not wait; one at a time.
+    /// Sends one request beside the others, without waiting. Only one at a time.
     pub fn start(&mut self, opcode: u32, node: u64, body: &[u8]) {
         assert_eq!(self.waiting, None);
         let (unique, request) = self.request(opcode, node, body);
@@ -134,14 +135,14 @@ impl Guest {
         self.send_at(BESIDE, BESIDE_OFFSET, BESIDE_REPLY_SIZE, &request);
     }
 
-    /// Waits for the reply to what was started.
+    /// Waits for the reply to [`Guest::start`].
     pub fn finish(&mut self) -> Result<Vec<u8>, i32> {
         let unique = self.waiting.take().unwrap();
         self.wait(self.next);
         self.reply(unique, REPLY + BESIDE_OFFSET)
     }
 
-    /// Whether what was started is still unanswered.
+    /// Whether that reply is still missing.
     pub fn waits(&self) -> bool {
         let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
         self.waiting.is_some() && used != self.next
@@ -175,7 +176,7 @@ impl Guest {
         Ok(body)
     }
 
-    /// Sends one request, of whatever bytes.
+    /// Sends one request of arbitrary bytes.
     pub fn send(&mut self, request: &[u8]) {
         self.send_at(0, 0, REPLY_SIZE, request);
     }
@@ -194,7 +195,7 @@ impl Guest {
         self.kick.write(1).unwrap();
     }
 
-    /// Waits until so many requests have been answered, or more.
+    /// Waits until at least `wanted` requests have been answered.
     fn wait(&self, wanted: u16) {
         loop {
             let used: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();

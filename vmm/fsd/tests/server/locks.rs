@@ -1,4 +1,4 @@
-//! Locks of guests on the wire, served inside the jail: two pods and the host exclude each other.
+//! Guests' locks on the wire, served inside the jail: two pods and the host exclude each other.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -27,7 +27,7 @@ struct Pod {
 }
 
 impl Pod {
-    /// A pod with a new volume, or one with that of another.
+    /// A pod with a new volume, or with the volume of another pod.
     fn start(volume: Option<&Path>) -> Self {
         let server = Server::start();
         let place = server.share.join("volumes/v");
@@ -93,7 +93,7 @@ fn open(guest: &mut Guest, node: u64) -> u64 {
     parse::<OpenOut>(&opened).fh
 }
 
-/// A process of the host's asks for the whole file: as POSIX has it, or as flock.
+/// Whether a process of the host can lock the whole file, by POSIX or by flock.
 fn host_locks(file: &File, flock: bool) -> bool {
     match flock {
         true => file.try_lock().is_ok(),
@@ -120,7 +120,7 @@ fn posix_lock(file: &File, kind: i32) -> bool {
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &whole) == 0 }
 }
 
-/// The guest's kernel asks for locks where others may be. Where nobody is, it keeps its locks itself.
+/// Where others may lock, the guest's kernel asks for locks. Elsewhere it keeps its locks itself.
 #[test]
 fn two_pods_and_the_host_exclude_each_other() {
     let mut one = Pod::start(None);
@@ -145,13 +145,13 @@ fn two_pods_and_the_host_exclude_each_other() {
         assert_eq!(one.try_lock(&of_one), Err(libc::EAGAIN), "flock: {flock}");
         two.try_lock(&two.request(libc::F_UNLCK, flags)).unwrap();
     }
-    // What the guest hears of another's lock.
+    // What the guest hears of another pod's lock.
     two.try_lock(&two.request(libc::F_RDLCK, 0)).unwrap();
     let test = bytes(one.request(libc::F_WRLCK, 0));
     let found: LkOut = parse(&one.guest.call(GETLK, one.node, &test).unwrap());
     let found = (found.lk.type_, found.lk.start, found.lk.end, found.lk.pid);
     assert_eq!(found, (libc::F_RDLCK as u32, 0, i64::MAX as u64, 0));
-    // A pod's end is its locks' end.
+    // A pod's locks end with it.
     drop(two);
     one.try_lock(&one.request(libc::F_WRLCK, 0)).unwrap();
     assert!(one.server.is_running());
@@ -190,7 +190,8 @@ fn closing_a_file_gives_its_locks_up() {
     assert!(host_locks(&host, true) && host_locks(&host, false));
 }
 
-/// Who waits holds nothing up, and gets the lock when another gives it up: of this pod or not.
+/// A waiting request holds nothing up. It gets the lock when the holder gives it up, in this pod or
+/// another.
 #[test]
 fn a_lock_that_is_waited_for_is_granted_later() {
     let mut pod = Pod::start(None);
@@ -232,8 +233,8 @@ fn a_lock_that_is_waited_for_is_granted_later() {
     assert!(pod.server.is_running());
 }
 
-/// The guest tells by attributes whether its pages are still the file's. Who gets a lock must not be told an
-/// old story, so where there are locks attributes and names are asked for each time.
+/// The guest judges its cached pages by attributes. A process that gets a lock must not see old
+/// ones, so where there are locks the guest asks for attributes and names each time.
 #[test]
 fn where_there_are_locks_nothing_is_remembered() {
     let mut pod = Pod::start(None);
@@ -258,7 +259,7 @@ fn where_there_are_locks_nothing_is_remembered() {
     assert_eq!(kept(&mut pod), 500_000_000);
 }
 
-/// What is no request of an honest kernel's has an answer, and the server goes on.
+/// A request that no honest kernel sends gets an answer, and the server goes on.
 #[test]
 fn hostile_lock_requests_are_refused() {
     let mut pod = Pod::start(None);

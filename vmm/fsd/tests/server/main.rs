@@ -1,6 +1,6 @@
-//! The real program, started as the shim starts it, with a test as the shim, the VMM and the
-//! guest. Needs root, as the program does; every mount is made in a mount namespace of the test's
-//! own thread, which ends with it.
+//! The real program, started as the shim starts it. The test plays the shim, the VMM and the guest.
+//! It needs root, as the program does. Every mount is made in the mount namespace of the test's own
+//! thread, which ends with it.
 
 #![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
 
@@ -57,7 +57,7 @@ fn it_has_given_up_what_it_does_not_need() {
     }
     assert_eq!(server.status("NoNewPrivs:"), "1");
     assert_eq!(server.status("Seccomp:"), "2");
-    // No file of the host: descriptors of /proc/self/fd, and what is no file.
+    // No file of the host: only descriptors of /proc/self/fd, and those that are no files.
     for entry in fs::read_dir(server.proc("fd")).unwrap() {
         let path = entry.unwrap().path();
         let target = fs::read_link(&path).unwrap();
@@ -81,11 +81,11 @@ fn a_later_mount_of_the_shim_reaches_the_guest() {
     assert_eq!(mounted.attr.flags & ATTR_SUBMOUNT, ATTR_SUBMOUNT);
     let file = lookup(&mut guest, mounted.nodeid, "hello").unwrap();
     assert_eq!(read(&mut guest, file.nodeid), b"from the host");
-    // The top is the shim's; what is mounted below is the guest's.
+    // The top is the shim's; the mounts below it are the guest's.
     assert_eq!(create(&mut guest, 1, "mine").err(), Some(libc::EROFS));
     create(&mut guest, mounted.nodeid, "mine").unwrap();
     assert!(later.join("mine").exists());
-    // Unmounted on the host, it goes here, too, and another can take its name.
+    // Unmounted on the host, it goes here, too, and another mount can take its name.
     unmount(&later, UnmountFlags::DETACH).unwrap();
     let empty = lookup(&mut guest, 1, "later").unwrap();
     assert_ne!(empty.nodeid, mounted.nodeid);
@@ -93,7 +93,7 @@ fn a_later_mount_of_the_shim_reaches_the_guest() {
     assert!(server.is_running());
 }
 
-/// Each kind of request at least once, under the system call filter: a call that it forgets
+/// Each kind of request at least once, under the system call filter: a call that the list forgets
 /// would end the server.
 #[test]
 fn every_request_works_inside_the_jail() {
@@ -201,7 +201,7 @@ fn every_request_works_inside_the_jail() {
     guest.call(6, top, b"link\0target\0").unwrap();
     let link = lookup(&mut guest, top, "link").unwrap().nodeid;
     assert_eq!(guest.call(5, link, &[]).unwrap(), b"target");
-    // Attributes of what can't be opened go through /proc/self/fd.
+    // Attributes of a file that can't be opened go through /proc/self/fd.
     assert!(
         guest
             .call(22, link, &named(get.clone(), b"user.a\0"))
@@ -335,7 +335,7 @@ fn hostile_names_are_refused_on_the_wire() {
     assert!(server.is_running());
 }
 
-/// A request that can't be answered ends the server; the shim hears why.
+/// A request that can't be answered ends the server, and the shim hears why.
 #[test]
 fn the_shim_hears_why_the_library_gave_up() {
     let mut server = Server::start();
@@ -367,7 +367,7 @@ fn both_shares_are_served_each_with_its_policy() {
     assert!(server.ended_within(SECOND).success());
 }
 
-/// The link by which the host switches a whole volume is looked up each time.
+/// The guest looks up each time the link by which the host switches a whole volume.
 #[test]
 fn a_switched_link_is_seen_at_once() {
     let server = Server::start();
@@ -388,7 +388,7 @@ fn a_switched_link_is_seen_at_once() {
     assert_eq!(guest.call(5, link.nodeid, &[]).unwrap(), b"new");
 }
 
-/// `trusted.*` is what the guest's overlays write; the name that keeps it is out of reach.
+/// The guest's overlays write `trusted.*`; the name that keeps it on the host is out of reach.
 #[test]
 fn trusted_attributes_are_kept_under_a_name_of_ours() {
     let server = Server::start();

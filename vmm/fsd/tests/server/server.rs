@@ -1,4 +1,4 @@
-//! The program, started as the shim starts it, with a share that is mounted for it alone.
+//! The program, started as the shim starts it, with a share that is mounted only for it.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -36,7 +36,7 @@ impl Server {
     }
 
     pub fn spawn(directories: &[&str]) -> Self {
-        // SAFETY: the flag moves the calling thread alone to a copy of the mount table.
+        // SAFETY: the flag moves only the calling thread to a copy of the mount table.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
         let cut = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", cut).unwrap();
@@ -80,7 +80,7 @@ impl Server {
         let inherited = theirs.as_fd().as_raw_fd();
         let mut command = Command::new(env!("CARGO_BIN_EXE_kata-like-fsd"));
         command.stdin(Stdio::null());
-        // SAFETY: between fork and exec only dup2 is called, which is async-signal-safe; both
+        // SAFETY: between fork and exec only dup2 is called, which is async-signal-safe. Both
         // descriptors are plain numbers, open in the parent until `theirs` is dropped below.
         unsafe {
             command.pre_exec(move || match libc::dup2(inherited, CONTROL_FD) {
