@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use containerd_shim_protos::protobuf::Message;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::annotations::{Role, annotate};
 use crate::host::Host;
 use crate::rootfs::Rootfs;
 use crate::sandbox::Sandbox;
@@ -66,10 +67,7 @@ impl<'host> DirectPod<'host> {
         let mut spec = rootfs.spec(&["sleep", "1000"])?;
         let sandbox = Sandbox::start(host, &[])?;
         let api = TaskApi::connect_as_containerd(&host.bundle(sandbox.pod().id()))?;
-        spec["annotations"] = json!({
-            "io.kubernetes.cri.container-type": "container",
-            "io.kubernetes.cri.sandbox-id": sandbox.pod().id(),
-        });
+        annotate(&mut spec, Role::Container, sandbox.pod().id());
         let network = format!("/proc/{}/ns/net", sandbox.pid());
         for namespace in spec["linux"]["namespaces"]
             .as_array_mut()

@@ -5,6 +5,7 @@
 //! a test sees what a user or an administrator sees. The runtime is a switch, so that most tests can
 //! be run against runc, which is the oracle: `KATA_LIKE_TEST_RUNTIME=io.containerd.runc.v2`.
 
+pub mod annotations;
 pub mod cri;
 pub mod ctr;
 pub mod direct;

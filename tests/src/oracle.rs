@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::{Value, json};
 
+use crate::annotations::{Role, annotate};
 use crate::host::Host;
 use crate::{TestResult, failure};
 use pods::SharedPod;
@@ -223,7 +224,7 @@ impl<'host> Oracle<'host> {
         (case.change)(&mut spec);
         if case.kind != Kind::Alone {
             let pod = self.pod(runtime)?;
-            annotate(&mut spec.json, "container", &pod.id);
+            annotate(&mut spec.json, Role::Container, &pod.id);
             share(
                 &mut spec.json,
                 "network",
@@ -400,15 +401,6 @@ fn write(files: &Path, spec: &Value) -> TestResult<String> {
     let path = files.join("config.json");
     fs::write(&path, serde_json::to_vec(spec)?)?;
     Ok(path.display().to_string())
-}
-
-/// As containerd's CRI plugin marks a pod's containers.
-fn annotate(spec: &mut Value, kind: &str, pod: &str) {
-    if spec["annotations"].is_null() {
-        spec["annotations"] = json!({});
-    }
-    spec["annotations"]["io.kubernetes.cri.container-type"] = kind.into();
-    spec["annotations"]["io.kubernetes.cri.sandbox-id"] = pod.into();
 }
 
 /// Gives the namespace of this kind a path.

@@ -4,6 +4,7 @@
 //! `ctr` gives the annotations that CRI would. Works on runc, too, where each container is a process of
 //! its own in the namespaces of the first.
 
+use crate::annotations::{Role, annotation_options};
 use crate::ctr::Call;
 use crate::host::Host;
 use crate::pod::Pod;
@@ -23,13 +24,8 @@ impl<'host> Sandbox<'host> {
     /// Starts the sandbox container. Its command is what a pause image has: it never ends by itself.
     pub fn start(host: &'host Host, options: &[&str]) -> TestResult<Self> {
         let id = host.name("sandbox");
-        let group = format!("io.kubernetes.cri.sandbox-id={id}");
-        let mut all = vec![
-            "--annotation",
-            "io.kubernetes.cri.container-type=sandbox",
-            "--annotation",
-            &group,
-        ];
+        let annotations = annotation_options(Role::Sandbox, &id);
+        let mut all: Vec<&str> = annotations.iter().map(String::as_str).collect();
         all.extend(options);
         let pod = host.start_as(&id, &all, &["sleep", "100000"])?;
         let (_, pid) = pod.status()?;
@@ -48,12 +44,7 @@ impl<'host> Sandbox<'host> {
 
     /// What makes a container one of this pod's.
     fn options(&self, options: &[&str]) -> Vec<String> {
-        let mut all = vec![
-            "--annotation".to_owned(),
-            "io.kubernetes.cri.container-type=container".to_owned(),
-            "--annotation".to_owned(),
-            format!("io.kubernetes.cri.sandbox-id={}", self.pod.id()),
-        ];
+        let mut all = annotation_options(Role::Container, self.pod.id());
         for kind in SHARED {
             let file = match kind {
                 "network" => "net",

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api;
+use kata_like_tests::annotations::{Role, annotate};
 use kata_like_tests::process::{Process, until};
 use kata_like_tests::rootfs::Rootfs;
 use kata_like_tests::task::{KILL, Streams, Task};
@@ -65,14 +66,11 @@ fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     std::fs::create_dir(&place)?;
     let mut spec = rootfs.spec(&["sleep", "1000"])?;
     let (sandbox, container) = (host.name("sandbox"), host.name("container"));
-    let mut start = |id: &str, kind: &str, network: Option<String>| {
+    let mut start = |id: &str, role: Role, network: Option<String>| {
         let script = format!("echo undone >>{}/{id}", place.display());
         spec["hooks"]["poststop"] =
             serde_json::json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
-        spec["annotations"] = serde_json::json!({
-            "io.kubernetes.cri.container-type": kind,
-            "io.kubernetes.cri.sandbox-id": sandbox,
-        });
+        annotate(&mut spec, role, &sandbox);
         for namespace in spec["linux"]["namespaces"]
             .as_array_mut()
             .into_iter()
@@ -84,9 +82,9 @@ fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
         }
         rootfs.start(id, &spec)
     };
-    let first = start(&sandbox, "sandbox", None)?;
+    let first = start(&sandbox, Role::Sandbox, None)?;
     let network = format!("/proc/{}/ns/net", first.status()?.1);
-    let second = start(&container, "container", Some(network))?;
+    let second = start(&container, Role::Container, Some(network))?;
     let events = host.events()?;
     let shim = first.process("shim")?;
     let vmm = (!is_oracle()).then(|| first.process("vmm")).transpose()?;

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kata_like_tests::annotations::{Role, annotate};
 use kata_like_tests::rootfs::Rootfs;
 use kata_like_tests::{Call, Host, Sandbox, TestResult, kata_like_only};
 use rustix::fs::{major, minor};
@@ -214,10 +215,7 @@ fn a_read_only_disk_is_the_hosts_word() -> TestResult {
 fn reading(root: &Rootfs, sandbox: &Sandbox, disk: &Disk) -> TestResult<Value> {
     let mut spec = root.spec(&["sleep", "1000"])?;
     let (major, minor) = disk.number()?;
-    spec["annotations"] = json!({
-        "io.kubernetes.cri.container-type": "container",
-        "io.kubernetes.cri.sandbox-id": sandbox.pod().id(),
-    });
+    annotate(&mut spec, Role::Container, sandbox.pod().id());
     spec["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
     let capabilities = json!(["CAP_MKNOD", "CAP_SYS_ADMIN"]);
     for set in ["bounding", "effective", "permitted"] {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kata_like_tests::annotations::{SANDBOX_CPU_PERIOD, SANDBOX_CPU_QUOTA, SANDBOX_MEMORY};
 use kata_like_tests::process::{Process, until};
 use kata_like_tests::{Host, Sandbox, TestResult, failure, is_oracle, kata_like_only};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -332,9 +333,9 @@ fn a_pods_size_comes_from_its_annotations() -> TestResult {
     let host = Host::shared()?;
     let size = |memory: &str, quota: &str| {
         [
-            format!("io.kubernetes.cri.sandbox-memory={memory}"),
-            format!("io.kubernetes.cri.sandbox-cpu-quota={quota}"),
-            "io.kubernetes.cri.sandbox-cpu-period=100000".to_owned(),
+            format!("{SANDBOX_MEMORY}={memory}"),
+            format!("{SANDBOX_CPU_QUOTA}={quota}"),
+            format!("{SANDBOX_CPU_PERIOD}=100000"),
         ]
     };
     let start = |size: &[String; 3]| {
@@ -363,7 +364,7 @@ fn a_pods_size_comes_from_its_annotations() -> TestResult {
         Ok(_) => Err(failure("a sandbox with \"lots\" of memory started")),
         Err(error) => {
             let text = error.to_string();
-            assert!(text.contains("io.kubernetes.cri.sandbox-memory"), "{text}");
+            assert!(text.contains(SANDBOX_MEMORY), "{text}");
             Ok(())
         }
     }

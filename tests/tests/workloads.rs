@@ -7,6 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kata_like_tests::annotations::SANDBOX_MEMORY;
 use kata_like_tests::kernel_options::{FILES, OPTIONS};
 use kata_like_tests::process::until;
 use kata_like_tests::pty::OnTerminal;
@@ -217,7 +218,7 @@ fn a_pod_that_takes_all_its_memory_stays_within_its_limit() -> TestResult {
     let host = Host::shared()?;
     let events = host.events()?;
     let limit = 128 * MIB;
-    let annotation = format!("io.kubernetes.cri.sandbox-memory={limit}");
+    let annotation = format!("{SANDBOX_MEMORY}={limit}");
     let sandbox = Sandbox::start(&host, &["--annotation", &annotation])?;
     let neighbour = sandbox.container("neighbour", &[], &["sleep", "1000"])?;
     let bytes = limit.to_string();

@@ -6,8 +6,9 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use serde_json::json;
 
-use super::{Oracle, RUNTIMES, annotate, write};
+use super::{Oracle, RUNTIMES, write};
 use crate::TestResult;
+use crate::annotations::{Role, annotate};
 use crate::task_api::{TaskApi, done};
 
 /// For a shim to tell how its task is.
@@ -33,7 +34,7 @@ impl Oracle<'_> {
         let files = self.directory.path().join(&id);
         let mut spec = self.spec(&id, &files)?;
         spec.json["process"]["args"] = json!(["/probe", "pause"]);
-        annotate(&mut spec.json, "sandbox", &id);
+        annotate(&mut spec.json, Role::Sandbox, &id);
         let config = write(&files, &spec.json)?;
         let runtime = RUNTIMES[runtime];
         self.host
