@@ -1,9 +1,10 @@
 //! A FIFO as containerd's clients make them for a process's streams; this side plays the client.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,6 +38,22 @@ impl Fifo {
         })
     }
 
+    /// Reads it in the background from now on, so that no writer has to wait.
+    pub fn collect(&self) -> TestResult<Collector> {
+        let mut options = OpenOptions::new();
+        // Open for writing as well, so that no end is seen before the last writer has come.
+        options.read(true).write(true);
+        let reader = Reader {
+            file: options.custom_flags(libc::O_NONBLOCK).open(&self.0)?,
+            seen: Vec::new(),
+        };
+        let (stopped, stop) = std::io::pipe()?;
+        Ok(Collector {
+            stop,
+            reader: thread::spawn(move || reader.read_until_stopped(&stopped)),
+        })
+    }
+
     /// Opens it to write, which takes a reader, and writes.
     pub fn write(&self, text: &str) -> TestResult<File> {
         let mut options = OpenOptions::new();
@@ -58,7 +75,6 @@ impl Reader {
     /// Reads until this holds, or until the end. Whether it holds.
     fn until(&mut self, deadline: Duration, holds: impl Fn(&[u8]) -> bool) -> TestResult<bool> {
         let end = Instant::now() + deadline;
-        let mut chunk = vec![0; 4096];
         while !holds(&self.seen) {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -73,14 +89,38 @@ impl Reader {
             poll(&mut waiting, Some(&Timespec::try_from(left)?))?;
             let happened = waiting[0].revents();
             if happened.contains(PollFlags::IN) {
-                let count = self.file.read(&mut chunk)?;
-                self.seen.extend_from_slice(&chunk[..count]);
+                self.take()?;
             } else if happened.contains(PollFlags::HUP) {
                 // Only told where there was a writer.
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Reads what is there.
+    fn take(&mut self) -> TestResult {
+        let mut chunk = [0; 4096];
+        let count = self.file.read(&mut chunk)?;
+        self.seen.extend_from_slice(&chunk[..count]);
+        Ok(())
+    }
+
+    /// Reads until the other end of `stopped` is closed and nothing is left.
+    fn read_until_stopped(mut self, stopped: &PipeReader) -> TestResult<Vec<u8>> {
+        loop {
+            let mut waiting = [
+                PollFd::new(&self.file, PollFlags::IN),
+                PollFd::new(stopped, PollFlags::empty()),
+            ];
+            poll(&mut waiting, None)?;
+            let [file, stopped] = waiting.map(|one| one.revents());
+            if file.contains(PollFlags::IN) {
+                self.take()?;
+            } else if stopped.contains(PollFlags::HUP) {
+                return Ok(self.seen);
+            }
+        }
     }
 
     /// Reads until a text has come.
@@ -113,5 +153,45 @@ impl Reader {
     /// What was read, as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.seen).replace('\r', "")
+    }
+}
+
+/// A FIFO that is read in the background; the reading ends with the value.
+pub struct Collector {
+    stop: PipeWriter,
+    reader: JoinHandle<TestResult<Vec<u8>>>,
+}
+
+impl Collector {
+    /// All that has come.
+    pub fn finish(self) -> TestResult<Vec<u8>> {
+        drop(self.stop);
+        let all = self.reader.join();
+        all.map_err(|_| failure("the reader of a FIFO panicked"))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_has_what_came_before_the_stop() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let fifo = Fifo::new(folder.path(), "fifo")?;
+        let collector = fifo.collect()?;
+        // More than a pipe holds, from one writer after the other.
+        let text = "0123456789abcdef".repeat(8192);
+        for part in text.as_bytes().chunks(libc::PIPE_BUF) {
+            let part = std::str::from_utf8(part)?;
+            let end = Instant::now() + Duration::from_secs(10);
+            // So much is taken as a whole or, while the FIFO is full, not at all.
+            while fifo.write(part).is_err() {
+                assert!(Instant::now() < end, "the FIFO stays full");
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert!(collector.finish()? == text.as_bytes(), "other bytes came");
+        Ok(())
     }
 }

@@ -20,13 +20,12 @@ use crate::annotations::{Role, annotate};
 use crate::host::Host;
 use crate::{TestResult, failure};
 use pods::SharedPod;
-use task::Task;
 
 pub mod catalogue;
 pub mod compare;
+mod in_pod;
 mod pods;
 pub mod reasons;
-mod task;
 
 /// The oracle and the runtime under test, as containerd names them.
 pub const RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.kata-like.v2"];
@@ -267,34 +266,6 @@ impl<'host> Oracle<'host> {
             return Ok(Outcome::Refused(output.error_text()));
         }
         ended(output.status.try_into().unwrap_or(255), &output.text())
-    }
-
-    /// A container of the pod, or a further process in one.
-    fn in_pod(
-        &self,
-        id: &str,
-        files: &Path,
-        mut spec: Spec,
-        runtime: usize,
-        kind: Kind,
-    ) -> TestResult<Outcome> {
-        let pod = self.host.bundle(&self.pod(runtime)?.id);
-        let task = Task::new(&pod, id, files)?;
-        let answer = if kind == Kind::Exec {
-            let mut process = spec.json["process"].clone();
-            for (key, value) in spec.exec.as_object().into_iter().flatten() {
-                process[key] = value.clone();
-            }
-            spec.json["process"]["args"] = json!(["/probe", "pause"]);
-            task.exec(&task::bundle(files, &spec.json)?, &process)
-        } else {
-            let terminal = spec.json["process"]["terminal"] == true;
-            task.run(&task::bundle(files, &spec.json)?, terminal)
-        };
-        match answer? {
-            Ok((status, printed)) => ended(status, &printed),
-            Err(refusal) => Ok(Outcome::Refused(refusal.text)),
-        }
     }
 
     /// The files of a container, and the default spec.

@@ -1,11 +1,11 @@
 //! A task by the calls of the task API, each with what it is asked and answered.
 //!
-//! `direct` makes such tasks; a task that `ctr` has made can be called, too.
+//! `direct` and the oracle make such tasks; a task that `ctr` has made can be called, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use containerd_shim_protos::api;
@@ -15,7 +15,6 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use serde_json::{Value, json};
 
 use crate::host::{Host, NAMESPACE};
-use crate::pod::Pod;
 use crate::process::until;
 use crate::task_api::{Answer, TaskApi, done};
 use crate::{TestResult, failure};
@@ -53,28 +52,28 @@ pub struct Task {
     api: Arc<TaskApi>,
     id: String,
     files: PathBuf,
-    /// Somebody else's: it outlives the value.
-    borrowed: bool,
+    /// Nothing is left to do when the value goes: it was deleted, or it is somebody else's.
+    settled: AtomicBool,
 }
 
 impl Task {
-    /// A task to be; its bundle and the output of execs are in `files`.
+    /// A task to be, deleted with the value; its bundle and the output of execs are in `files`.
     pub fn new(api: Arc<TaskApi>, id: String, files: &Path) -> Self {
         Self {
             api,
             id,
             files: files.to_owned(),
-            borrowed: false,
+            settled: AtomicBool::new(false),
         }
     }
 
-    /// The task of a container that `ctr` has made.
-    pub fn of(host: &Host, pod: &Pod) -> TestResult<Self> {
+    /// The task of a container that `ctr` has made; it outlives the value.
+    pub fn of(host: &Host, id: &str) -> TestResult<Self> {
         Ok(Self {
-            api: Arc::new(TaskApi::connect_as_containerd(&host.bundle(pod.id()))?),
-            id: pod.id().to_owned(),
+            api: Arc::new(TaskApi::connect_as_containerd(&host.bundle(id))?),
+            id: id.to_owned(),
             files: "/run".into(),
-            borrowed: true,
+            settled: AtomicBool::new(true),
         })
     }
 
@@ -101,6 +100,17 @@ impl Task {
         spec["process"]["terminal"] = streams.terminal.into();
         spec["linux"]["cgroupsPath"] = format!("/{NAMESPACE}/{}", self.id).into();
         fs::write(bundle.join("config.json"), spec.to_string())?;
+        self.create_from(&bundle, streams, change)
+    }
+
+    /// Create, from a bundle that is there, with a change of the request.
+    pub fn create_from(
+        &self,
+        bundle: &Path,
+        streams: &Streams,
+        change: impl FnOnce(&mut api::CreateTaskRequest),
+    ) -> TestResult<Answer<u32>> {
+        self.settled.store(false, Ordering::Relaxed);
         let streams = streams.clone();
         let mut request = api::CreateTaskRequest {
             id: self.id.clone(),
@@ -176,7 +186,11 @@ impl Task {
             exec_id: exec.into(),
             ..Default::default()
         };
-        self.call("Delete", &request)
+        let answer = self.call("Delete", &request)?;
+        if exec.is_empty() && answer.is_ok() {
+            self.settled.store(true, Ordering::Relaxed);
+        }
+        Ok(answer)
     }
 
     /// Exec: makes it known. What `process` does not say is root's.
@@ -185,6 +199,16 @@ impl Task {
         for (key, value) in process.as_object().into_iter().flatten() {
             all[key] = value.clone();
         }
+        self.exec_as(exec, &all, streams)
+    }
+
+    /// Exec of a process that says all.
+    pub fn exec_as(
+        &self,
+        exec: &str,
+        process: &Value,
+        streams: &Streams,
+    ) -> TestResult<Answer<()>> {
         let streams = streams.clone();
         let request = api::ExecProcessRequest {
             id: self.id.clone(),
@@ -193,7 +217,7 @@ impl Task {
             stdin: streams.stdin,
             stdout: streams.stdout,
             stderr: streams.stderr,
-            spec: MessageField::some(any(PROCESS, &all)?),
+            spec: MessageField::some(any(PROCESS, process)?),
             ..Default::default()
         };
         self.empty("Exec", &request)
@@ -346,10 +370,10 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        if self.borrowed {
+        if self.settled.load(Ordering::Relaxed) {
             return;
         }
-        // Of one that is gone, each is refused at once.
+        // Of one that is not there, each is refused at once.
         if matches!(self.kill("", KILL, true), Ok(Ok(()))) {
             let _ = self.wait("");
         }

@@ -212,7 +212,7 @@ fn containerd_restarts_under_containers_in_every_state() -> TestResult {
     let all = [&running, &ending, &paused, &stopped];
     let tasks: Vec<Task> = all
         .iter()
-        .map(|pod| Task::of(&host, pod))
+        .map(|pod| Task::of(&host, pod.id()))
         .collect::<TestResult<_>>()?;
     let [runs, ends, _, stops] = &tasks[..] else {
         return Err(failure("not four tasks"));

@@ -1,7 +1,6 @@
 //! The pod of each runtime, in which most cases have their containers.
 
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use containerd_shim_protos::api;
 use serde_json::json;
@@ -9,10 +8,8 @@ use serde_json::json;
 use super::{Oracle, RUNTIMES, write};
 use crate::TestResult;
 use crate::annotations::{Role, annotate};
-use crate::task_api::{TaskApi, done};
-
-/// For a shim to tell how its task is.
-const DEADLINE: Duration = Duration::from_secs(90);
+use crate::task::Task;
+use crate::task_api::done;
 
 /// A pod, and its first process.
 #[derive(Clone)]
@@ -74,11 +71,6 @@ impl Oracle<'_> {
 
     /// What its shim says, which is asked directly: `ctr` would take most of a second under emulation.
     fn state(&self, id: &str) -> TestResult<api::StateResponse> {
-        let request = api::StateRequest {
-            id: id.to_owned(),
-            ..Default::default()
-        };
-        let shim = TaskApi::connect_as_containerd(&self.host.bundle(id))?;
-        done(shim.call("State", &request, DEADLINE)?.0)
+        done(Task::of(self.host, id)?.state("")?)
     }
 }

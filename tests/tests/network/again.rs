@@ -56,7 +56,7 @@ fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult 
     ] {
         inner.ip(step)?;
     }
-    let task = Task::of(&host, &pod)?;
+    let task = Task::of(&host, pod.id())?;
     let text = refused(task.start("")?)?.text;
     assert!(text.contains("interface wg7"), "{text}");
     inner.ip("link delete wg7")?;
