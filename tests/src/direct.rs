@@ -5,10 +5,8 @@
 //! containers of a pod.
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use containerd_shim_protos::protobuf::Message;
 use serde_json::Value;
@@ -19,7 +17,7 @@ use crate::rootfs::Rootfs;
 use crate::sandbox::Sandbox;
 use crate::task::{self, Streams, Task};
 use crate::task_api::{Answer, TaskApi, done};
-use crate::{TestResult, failure};
+use crate::{Parts, TestResult};
 
 /// A pod whose further containers are made by the task API.
 pub struct DirectPod<'host> {
@@ -36,26 +34,11 @@ pub type Case = (&'static str, fn(&DirectPod) -> TestResult);
 
 /// Runs cases one after the other in one pod; a failure does not keep the others from running.
 pub fn run(pod: &DirectPod, cases: &[Case]) -> TestResult {
-    let mut failures = Vec::new();
+    let mut parts = Parts::new();
     for (name, case) in cases {
-        let begun = Instant::now();
-        // An assertion's own text is on stderr.
-        let result = catch_unwind(AssertUnwindSafe(|| case(pod)));
-        println!("{name}: {:.1} s", begun.elapsed().as_secs_f32());
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => failures.push(format!("{name}: {error}")),
-            Err(_) => failures.push(format!("{name}: an assertion failed")),
-        }
+        parts.run(name, || case(pod));
     }
-    match failures.len() {
-        0 => Ok(()),
-        some => Err(failure(format!(
-            "{some} of {} cases: {}",
-            cases.len(),
-            failures.join("; ")
-        ))),
-    }
+    parts.end()
 }
 
 impl<'host> DirectPod<'host> {

@@ -20,6 +20,7 @@ pub mod kernel_options;
 pub mod manifest;
 pub mod namespace;
 pub mod oracle;
+pub mod parts;
 pub mod pod;
 pub mod probe;
 pub mod process;
@@ -33,6 +34,7 @@ pub mod volume;
 
 pub use ctr::{Call, Output};
 pub use host::{Host, Version};
+pub use parts::Parts;
 pub use pod::Pod;
 pub use sandbox::Sandbox;
 pub use volume::Directory;

@@ -13,7 +13,7 @@ use kata_like_tests::cri::{self, HANDLER, Kubelet, MINUTE};
 use kata_like_tests::ctr::DEADLINE;
 use kata_like_tests::manifest::{self, Container, Pod, RuntimeClass, Volumes};
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, TestResult, Version, failure, is_oracle};
+use kata_like_tests::{Host, Parts, TestResult, Version, failure, is_oracle};
 
 /// A pod of the examples that runs.
 struct Example<'kubelet> {
@@ -203,8 +203,10 @@ fn the_examples_are_what_they_say() -> TestResult {
     let host = Host::on(Version::V2_1Cri, true)?;
     let kubelet = Kubelet::new(&host)?;
     let before = host.footprint();
-    hello(&kubelet, &class)?;
-    web(&kubelet, &class)?;
-    sidecar(&kubelet, &class)?;
-    host.leaves_nothing(&before)
+    let mut parts = Parts::new();
+    parts.run("hello.yaml", || hello(&kubelet, &class));
+    parts.run("web.yaml", || web(&kubelet, &class));
+    parts.run("sidecar.yaml", || sidecar(&kubelet, &class));
+    parts.run("the end", || host.leaves_nothing(&before));
+    parts.end()
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kata_like_tests::cri::{Kubelet, volume};
 use kata_like_tests::probe::{TOOL, Tool, check_stored};
-use kata_like_tests::{TestResult, figures};
+use kata_like_tests::{Parts, TestResult, figures};
 
 use super::host;
 
@@ -20,35 +20,38 @@ fn a_pod_deleted_by_force_loses_nothing() -> TestResult {
     let host = host()?;
     let kubelet = Kubelet::new(&host)?;
     let tool = Tool::new(&host)?;
-    for by_container in [true, false] {
-        let pod = kubelet.pod("forced", "")?;
-        let data = pod.volume("data")?;
-        let mounts = format!(
-            "{}{}",
-            volume(&data, "/data", ""),
-            volume(tool.path(), TOOL, "readonly: true")
-        );
-        let bytes = BYTES.to_string();
-        let command = [TOOL, "store", "/data/file", &bytes, "hold"];
-        let container = pod.start("stores", &command, &mounts)?;
-        container.wait_log("stored")?;
-        // The folder goes with the pod; the file is kept by another name of its own.
-        let kept = format!("/run/{}", host.name("kept"));
-        fs::hard_link(data.join("file"), &kept)?;
-        let begun = Instant::now();
-        if by_container {
-            assert_eq!(container.stop(0)?.exit_code, 137);
-            container.remove()?;
-        }
-        pod.remove()?;
-        figures::note(&format!(
-            "a pod that has stored {} MiB, deleted by force: {:.1} s",
-            BYTES >> 20,
-            begun.elapsed().as_secs_f32()
-        ));
-        let whole = check_stored(Path::new(&kept), BYTES);
-        fs::remove_file(&kept)?;
-        whole?;
+    let mut parts = Parts::new();
+    for (name, by_container) in [("by its container", true), ("by the pod alone", false)] {
+        parts.run(name, || {
+            let pod = kubelet.pod("forced", "")?;
+            let data = pod.volume("data")?;
+            let mounts = format!(
+                "{}{}",
+                volume(&data, "/data", ""),
+                volume(tool.path(), TOOL, "readonly: true")
+            );
+            let bytes = BYTES.to_string();
+            let command = [TOOL, "store", "/data/file", &bytes, "hold"];
+            let container = pod.start("stores", &command, &mounts)?;
+            container.wait_log("stored")?;
+            // The folder goes with the pod; the file is kept by another name of its own.
+            let kept = format!("/run/{}", host.name("kept"));
+            fs::hard_link(data.join("file"), &kept)?;
+            let begun = Instant::now();
+            if by_container {
+                assert_eq!(container.stop(0)?.exit_code, 137);
+                container.remove()?;
+            }
+            pod.remove()?;
+            figures::note(&format!(
+                "a pod that has stored {} MiB, deleted by force: {:.1} s",
+                BYTES >> 20,
+                begun.elapsed().as_secs_f32()
+            ));
+            let whole = check_stored(Path::new(&kept), BYTES);
+            fs::remove_file(&kept)?;
+            whole
+        });
     }
-    Ok(())
+    parts.end()
 }

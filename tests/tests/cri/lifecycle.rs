@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kata_like_cri_client::messages::*;
 use kata_like_tests::cri::{self, HANDLER, Kubelet, MINUTE, text_of_log, volume};
-use kata_like_tests::{TestResult, failure, is_oracle};
+use kata_like_tests::{Parts, TestResult, failure, is_oracle};
 use protobuf::MessageField;
 
 use super::host;
@@ -16,7 +16,7 @@ const GRACE: i64 = 5;
 /// What the main container has in memory beside its processes, in bytes.
 const HELD: u64 = 20 << 20;
 
-/// A pod's life with all that may happen to its containers, three times over; the host is then as before.
+/// A pod's life with all that may happen to its containers; the host is then as before.
 #[test]
 fn pods_live_and_leave_nothing() -> TestResult {
     let host = host()?;
@@ -31,28 +31,111 @@ fn pods_live_and_leave_nothing() -> TestResult {
                sysctls { key: "net.ipv4.tcp_keepalive_time" value: "654" }
            }"#,
     )?;
+    let work = pod.volume("work")?;
+    let work = volume(&work, "/work", "");
+
+    let mut parts = Parts::new();
+    parts.run("the pod's status", || the_pod_is_ready(&pod));
+    parts.run("an init container", || an_init_container_ends(&pod, &work));
+    let main = parts.run("the main container", || main_container(&pod, &work));
+    if let Some(main) = &main {
+        parts.run("its surroundings", || the_pods_config_is_seen(main));
+        parts.run("its log", || logs_are_rotated(&kubelet, main));
+        parts.run("commands", || commands_are_run(&kubelet, main));
+        parts.run("memory to be counted", || hold_memory(main));
+        parts.run("its figures", || figures_of_a_container(&kubelet, main));
+        parts.run("the pod's figures", || {
+            figures_of_a_pod(&kubelet, &pod, main)
+        });
+        parts.run("its limits", || limits_change(&kubelet, main));
+    }
+    parts.run("ends", || containers_end(&pod));
+    parts.run("sidecars", || sidecars_are_started_again(&kubelet, &pod));
+    parts.run("a failed start", || a_start_fails(&kubelet, &pod));
+    if let Some(main) = &main {
+        parts.run("a stop that is heeded", || a_stop_is_heeded(main));
+    }
+    parts.run("a stop that is not heeded", || a_stop_becomes_a_kill(&pod));
+    parts.run("the pod's end", || {
+        containers_end_with_the_pod(&pod)?;
+        pod.remove()?;
+        host.leaves_nothing(&before)?;
+        nothing_is_listed(&kubelet)
+    });
+    parts.end()
+}
+
+/// The virtual machine is as large as the pod's limits, which the kubelet gives with the pod.
+#[test]
+fn the_machine_is_as_large_as_the_pods_limits() -> TestResult {
+    let host = host()?;
+    let kubelet = Kubelet::new(&host)?;
+    let before = host.footprint();
+    let small = "linux { resources { memory_limit_in_bytes: 268435456 } }";
+    let mut parts = Parts::new();
+    for (name, config, mib) in [
+        ("without limits", "", 1500..=2048),
+        ("a limit of 256 MiB", small, 300..=400),
+    ] {
+        parts.run(name, || {
+            let pod = kubelet.pod("again", config)?;
+            let text = pod.run("memory", "grep MemTotal /proc/meminfo", "")?;
+            let kib = text.split_whitespace().nth(1).unwrap_or_default();
+            let found = kib.parse::<u64>()? / 1024;
+            assert!(
+                is_oracle() || mib.contains(&found),
+                "{config:?}: {found} MiB"
+            );
+            pod.remove()?;
+            host.leaves_nothing(&before)
+        });
+    }
+    parts.run("the list of pods", || nothing_is_listed(&kubelet));
+    parts.end()
+}
+
+fn nothing_is_listed(kubelet: &Kubelet) -> TestResult {
+    let pods = kubelet.call(ListPodSandboxRequest::new())?.items;
+    let containers = kubelet.call(ListContainersRequest::new())?.containers;
+    assert!(
+        pods.is_empty() && containers.is_empty(),
+        "{pods:?} {containers:?}"
+    );
+    Ok(())
+}
+
+fn the_pod_is_ready(pod: &cri::Pod) -> TestResult {
     let status = pod.status()?;
     assert_eq!(status.state, PodSandboxState::SANDBOX_READY.into());
     assert_eq!(status.runtime_handler, HANDLER);
     assert!(status.network.ip.starts_with("10.88.0."), "{status}");
+    Ok(())
+}
 
-    // An init container leaves something for the others.
-    let work = pod.volume("work")?;
-    let work = volume(&work, "/work", "");
+/// It leaves something for the others.
+fn an_init_container_ends(pod: &cri::Pod, work: &str) -> TestResult {
     let script = "echo prepared >/work/file; echo out; echo err >&2; printf unended";
-    let init = pod.start("init", &["sh", "-c", script], &work)?;
+    let init = pod.start("init", &["sh", "-c", script], work)?;
     let status = init.wait_exit()?;
     assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
     assert!(status.created_at > 0 && status.started_at >= status.created_at);
     assert!(status.finished_at >= status.started_at);
     assert_eq!(init.log_text_of("stdout")?, "out\nunended");
     assert_eq!(init.log_text_of("stderr")?, "err\n");
+    Ok(())
+}
 
+/// A container that reads what the init container has left, and counts until it is stopped.
+fn main_container<'pod>(pod: &'pod cri::Pod, work: &str) -> TestResult<cri::Container<'pod>> {
     let script = "trap 'echo stops; exit 42' TERM; cat /work/file
         i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
     let limits = "linux { resources { memory_limit_in_bytes: 134217728 oom_score_adj: 999 } }";
     let main = pod.start("main", &["sh", "-c", script], &format!("{work}{limits}"))?;
     main.wait_log("prepared\ntick 1\n")?;
+    Ok(main)
+}
+
+fn the_pods_config_is_seen(main: &cri::Container) -> TestResult {
     let seen = main.exec(
         "hostname; cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/tcp_keepalive_time
          cat /proc/1/oom_score_adj /etc/resolv.conf; uname -r",
@@ -62,13 +145,10 @@ fn pods_live_and_leave_nothing() -> TestResult {
     assert_eq!(kernel == hosts.trim(), is_oracle(), "{seen}");
     let wanted = "the-pod\n1\n654\n999\nsearch cluster.local\nnameserver 10.1.2.3";
     assert!(seen.starts_with(wanted), "{seen}");
+    Ok(())
+}
 
-    logs_are_rotated(&kubelet, &main)?;
-    commands_are_run(&kubelet, &main)?;
-    figures_and_limits(&kubelet, &pod, &main)?;
-    containers_end(&kubelet, &pod)?;
-
-    // The grace of a stop: the first heeds SIGTERM, the second hears it and goes on.
+fn a_stop_is_heeded(main: &cri::Container) -> TestResult {
     let began = Instant::now();
     let status = main.stop(600)?;
     assert_eq!((status.exit_code, status.reason.as_str()), (42, "Error"));
@@ -78,6 +158,11 @@ fn pods_live_and_leave_nothing() -> TestResult {
         "{}",
         main.log_text()?
     );
+    Ok(())
+}
+
+/// The container hears SIGTERM and goes on, until its grace is over.
+fn a_stop_becomes_a_kill(pod: &cri::Pod) -> TestResult {
     let stubborn = "trap 'echo goes on' TERM; echo waits; while :; do sleep 0.1; done";
     let stubborn = pod.start("stubborn", &["sh", "-c", stubborn], "")?;
     stubborn.wait_log("waits")?;
@@ -87,37 +172,16 @@ fn pods_live_and_leave_nothing() -> TestResult {
     let took = began.elapsed();
     assert!((GRACE as u64..60).contains(&took.as_secs()), "{took:?}");
     assert_eq!(stubborn.log_text()?, "waits\ngoes on\n");
+    Ok(())
+}
 
-    // Containers that still run end with the pod.
+fn containers_end_with_the_pod(pod: &cri::Pod) -> TestResult {
     let left = pod.start("left", &["sleep", "1000"], "")?;
     pod.stop()?;
     assert_eq!(left.wait_exit()?.exit_code, 137);
     assert_eq!(
         pod.status()?.state,
         PodSandboxState::SANDBOX_NOTREADY.into()
-    );
-    pod.remove()?;
-    host.leaves_nothing(&before)?;
-
-    // The virtual machine is as large as the pod's limits, which the kubelet gives with the pod.
-    let small = "linux { resources { memory_limit_in_bytes: 268435456 } }";
-    for (config, mib) in [("", 1500..=2048), (small, 300..=400)] {
-        let pod = kubelet.pod("again", config)?;
-        let text = pod.run("memory", "grep MemTotal /proc/meminfo", "")?;
-        let kib = text.split_whitespace().nth(1).unwrap_or_default();
-        let found = kib.parse::<u64>()? / 1024;
-        assert!(
-            is_oracle() || mib.contains(&found),
-            "{config:?}: {found} MiB"
-        );
-        pod.remove()?;
-        host.leaves_nothing(&before)?;
-    }
-    let pods = kubelet.call(ListPodSandboxRequest::new())?.items;
-    let containers = kubelet.call(ListContainersRequest::new())?.containers;
-    assert!(
-        pods.is_empty() && containers.is_empty(),
-        "{pods:?} {containers:?}"
     );
     Ok(())
 }
@@ -156,9 +220,13 @@ fn commands_are_run(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     Ok(())
 }
 
-/// Figures of the container and of the pod, and limits that change while it runs.
-fn figures_and_limits(kubelet: &Kubelet, pod: &cri::Pod, main: &cri::Container) -> TestResult {
+/// What the figures of the container and of the pod are then to tell of.
+fn hold_memory(main: &cri::Container) -> TestResult {
     main.exec("dd if=/dev/zero of=/dev/shm/held bs=1048576 count=20 2>/dev/null")?;
+    Ok(())
+}
+
+fn figures_of_a_container(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     // Its processors' time only grows, and so lies between what the container itself sees before and after.
     let used = |ask: &dyn Fn() -> TestResult<ContainerStats>| -> TestResult {
         let before = seen_inside(main)?;
@@ -183,9 +251,11 @@ fn figures_and_limits(kubelet: &Kubelet, pod: &cri::Pod, main: &cri::Container) 
         let mut all = all.into_iter();
         let found = all.find(|one| one.attributes.id == main.id());
         found.ok_or_else(|| failure("main is not in the list"))
-    })?;
+    })
+}
 
-    // A pod's are those of its cgroup on the host, in which its virtual machine is.
+/// They are those of its cgroup on the host, in which its virtual machine is.
+fn figures_of_a_pod(kubelet: &Kubelet, pod: &cri::Pod, main: &cri::Container) -> TestResult {
     let before = seen_in(
         &fs::read_to_string(pod.cgroup().join("cpu.stat"))?,
         "usage_usec",
@@ -221,7 +291,10 @@ fn figures_and_limits(kubelet: &Kubelet, pod: &cri::Pod, main: &cri::Container) 
         kubelet.call(ListPodSandboxStatsRequest::new())?.stats.len(),
         1
     );
+    Ok(())
+}
 
+fn limits_change(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     let limits = "cd /sys/fs/cgroup; cat memory.max cpu.max";
     assert!(main.exec(limits)?.starts_with("134217728\n"));
     kubelet.call(UpdateContainerResourcesRequest {
@@ -267,7 +340,7 @@ fn seen_in(text: &str, name: &str) -> TestResult<u64> {
 }
 
 /// Ends and their reasons, and what comes after them: a new container of the same name.
-fn containers_end(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
+fn containers_end(pod: &cri::Pod) -> TestResult {
     let limits = "linux { resources { memory_limit_in_bytes: 33554432 } }";
     for (command, limits, code, reason) in [
         (&["sh", "-c", "exit 3"][..], "", 3, "Error"),
@@ -278,7 +351,11 @@ fn containers_end(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
         assert_eq!(status.exit_code, code, "{command:?}");
         container.remove()?;
     }
-    // A sidecar that dies is started again, beside the one that goes on.
+    Ok(())
+}
+
+/// A sidecar that dies is started again, beside the one that goes on.
+fn sidecars_are_started_again(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
     let sidecar = ["sh", "-c", "echo serves; sleep 1000 & wait"];
     for _ in 0..2 {
         let sidecar = pod.start("sidecar", &sidecar, "")?;
@@ -288,6 +365,10 @@ fn containers_end(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
         sidecar.wait_exit()?;
         sidecar.remove()?;
     }
+    Ok(())
+}
+
+fn a_start_fails(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
     let missing = pod.create("missing", &["/no/such"], "")?;
     let text = kubelet.refused(missing.start())?;
     assert!(text.contains("no such file"), "{text}");

@@ -3,7 +3,7 @@
 use kata_like_cri_client::messages::*;
 use kata_like_cri_client::{Forward, Spdy};
 use kata_like_tests::cri::{Kubelet, MINUTE, SMALL};
-use kata_like_tests::{TestResult, kata_like_only};
+use kata_like_tests::{Parts, TestResult, kata_like_only};
 
 use super::host;
 
@@ -23,18 +23,51 @@ fn ports_of_a_pod_are_forwarded() -> TestResult {
     let server = pod.start("server", &["sh", "-c", script], "")?;
     server.wait_log("serves")?;
     server.exec("until nc -w 9 127.0.0.1 8000 </dev/null; do :; done")?;
-    let ask = |port: u16| -> TestResult<String> {
+    let ports = Ports {
+        kubelet: &kubelet,
+        pod: pod.id().to_owned(),
+    };
+
+    let mut parts = Parts::new();
+    parts.run("a page by IPv4", || ports.a_page_comes(8004, "by IPv4"));
+    parts.run("a page by IPv6", || ports.a_page_comes(8006, "by IPv6"));
+    parts.run("many at once", || ports.many_at_once_are_served());
+    // The next one is served all the same.
+    parts.run("a port without a server", || {
+        let (data, error) = ports.open(9999)?.finish()?;
+        assert!(data.is_empty() && !error.is_empty(), "{data:?} {error:?}");
+        Ok(())
+    });
+    parts.run("a page by SPDY", || ports.a_page_comes_by_spdy());
+    parts.run("the pod's end", || {
+        pod.remove()?;
+        host.leaves_nothing(&before)
+    });
+    parts.end()
+}
+
+/// Asks for connections to ports of a pod.
+struct Ports<'a> {
+    kubelet: &'a Kubelet<'a>,
+    pod: String,
+}
+
+impl Ports<'_> {
+    fn ask(&self, port: u16) -> TestResult<String> {
         let request = PortForwardRequest {
-            pod_sandbox_id: pod.id().to_owned(),
+            pod_sandbox_id: self.pod.clone(),
             port: vec![port.into()],
             ..Default::default()
         };
-        Ok(kubelet.call(request)?.url)
-    };
-    let open = |port: u16| -> TestResult<Forward> { Ok(Forward::open(&ask(port)?, port, MINUTE)?) };
+        Ok(self.kubelet.call(request)?.url)
+    }
 
-    for (port, text) in [(8004, "by IPv4"), (8006, "by IPv6")] {
-        let mut forward = open(port)?;
+    fn open(&self, port: u16) -> TestResult<Forward> {
+        Ok(Forward::open(&self.ask(port)?, port, MINUTE)?)
+    }
+
+    fn a_page_comes(&self, port: u16, text: &str) -> TestResult {
+        let mut forward = self.open(port)?;
         forward.send(b"GET / HTTP/1.0\r\n\r\n")?;
         let (page, error) = forward.finish()?;
         let page = String::from_utf8(page)?;
@@ -42,38 +75,37 @@ fn ports_of_a_pod_are_forwarded() -> TestResult {
             page.contains(text) && error.is_empty(),
             "{page:?} {error:?}"
         );
+        Ok(())
     }
 
-    let mut forwards = Vec::new();
-    for _ in 0..MANY {
-        forwards.push(open(8000)?);
+    fn many_at_once_are_served(&self) -> TestResult {
+        let mut forwards = Vec::new();
+        for _ in 0..MANY {
+            forwards.push(self.open(8000)?);
+        }
+        for (number, forward) in forwards.iter_mut().enumerate() {
+            forward.send(&number.to_le_bytes().repeat(1000))?;
+        }
+        for (number, forward) in forwards.iter_mut().enumerate() {
+            assert!(
+                forward.read(8000)? == number.to_le_bytes().repeat(1000),
+                "{number}"
+            );
+        }
+        Ok(())
     }
-    for (number, forward) in forwards.iter_mut().enumerate() {
-        forward.send(&number.to_le_bytes().repeat(1000))?;
+
+    /// That a client ends one direction is not passed on: containerd closes the connection.
+    fn a_page_comes_by_spdy(&self) -> TestResult {
+        let mut spdy = Spdy::open(&self.ask(8004)?, "portforward.k8s.io", MINUTE)?;
+        let mut stream =
+            |kind| spdy.stream(&[("streamtype", kind), ("port", "8004"), ("requestid", "0")]);
+        let (error, data) = (stream("error")?, stream("data")?);
+        spdy.end(error)?;
+        spdy.send(data, b"GET / HTTP/1.0\r\n\r\n")?;
+        let page = String::from_utf8(spdy.finish(data)?)?;
+        assert!(page.contains("by IPv4"), "{page:?}");
+        assert_eq!(spdy.finish(error)?, b"");
+        Ok(())
     }
-    for (number, forward) in forwards.iter_mut().enumerate() {
-        assert!(
-            forward.read(8000)? == number.to_le_bytes().repeat(1000),
-            "{number}"
-        );
-    }
-    drop(forwards);
-
-    // Nobody listens: it ends, with a word about it, and the next one is served all the same.
-    let (data, error) = open(9999)?.finish()?;
-    assert!(data.is_empty() && !error.is_empty(), "{data:?} {error:?}");
-
-    // By SPDY, too. That a client ends one direction is not passed on: containerd closes the connection.
-    let mut spdy = Spdy::open(&ask(8004)?, "portforward.k8s.io", MINUTE)?;
-    let mut stream =
-        |kind| spdy.stream(&[("streamtype", kind), ("port", "8004"), ("requestid", "0")]);
-    let (error, data) = (stream("error")?, stream("data")?);
-    spdy.end(error)?;
-    spdy.send(data, b"GET / HTTP/1.0\r\n\r\n")?;
-    let page = String::from_utf8(spdy.finish(data)?)?;
-    assert!(page.contains("by IPv4"), "{page:?}");
-    assert_eq!(spdy.finish(error)?, b"");
-
-    pod.remove()?;
-    host.leaves_nothing(&before)
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use kata_like_tests::cri::{self, Kubelet, MINUTE, volume};
 use kata_like_tests::process::until;
-use kata_like_tests::{TestResult, failure};
+use kata_like_tests::{Host, Parts, TestResult, failure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::host;
@@ -17,8 +17,28 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
     let host = host()?;
     let kubelet = Kubelet::new(&host)?;
     let pod = kubelet.pod("secure", "linux { security_context { privileged: true } }")?;
-    let context = |text: &str| format!("linux {{ security_context {{ {text} }} }} ");
+    let mut parts = Parts::new();
+    parts.run("users and groups", || a_user_is_who_is_asked_for(&pod));
+    parts.run("capabilities", || capabilities_are_those_asked_for(&pod));
+    parts.run("privileged", || privileged_is_so_within_the_guest(&pod));
+    parts.run("masks", || masks_are_those_asked_for(&pod));
+    parts.run("a profile", || a_profile_of_the_node_holds(&pod));
+    parts.run("profiles that ask the host", || {
+        profiles_that_ask_the_host_are_refused(&kubelet, &pod)
+    });
+    parts.run("labels", || {
+        labels_of_the_host_are_no_hindrance(&host, &pod)
+    });
+    parts.run("volumes", || volumes(&pod));
+    parts.run("the pod's end", || pod.remove());
+    parts.end()
+}
 
+fn context(text: &str) -> String {
+    format!("linux {{ security_context {{ {text} }} }} ")
+}
+
+fn a_user_is_who_is_asked_for(pod: &cri::Pod) -> TestResult {
     // The kubelet's work for fsGroup: the group of the volume, kept by what is made in it.
     let group = pod.volume("group")?;
     chown(&group, None, Some(2000))?;
@@ -43,8 +63,11 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
     );
     let name = pod.run("name", "id -un", &context(r#"run_as_username: "app""#))?;
     assert_eq!(name, "app\n");
+    Ok(())
+}
 
-    // Capabilities, and a root that can't be written.
+/// Capabilities, and a root that can't be written.
+fn capabilities_are_those_asked_for(pod: &cri::Pod) -> TestResult {
     let text = pod.run(
         "few",
         "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\t'
@@ -64,8 +87,10 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
     );
     assert!(text.contains("/file: Read-only file system"), "{text}");
     assert!(text.contains("permission denied"), "{text}");
+    Ok(())
+}
 
-    // Privileged is so within the guest.
+fn privileged_is_so_within_the_guest(pod: &cri::Pod) -> TestResult {
     let text = pod.run(
         "privileged",
         "mkdir /mnt; mount -t tmpfs mine /mnt; stat -f -c %T /mnt
@@ -79,8 +104,11 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
         matches!(lines[..], ["tmpfs", "1", all, own, "Seccomp:0"] if all == own),
         "{text}"
     );
+    Ok(())
+}
 
-    // Masks are what is asked for, and none where none is (procMount: Unmasked).
+/// Masks are what is asked for, and none where none is (procMount: Unmasked).
+fn masks_are_those_asked_for(pod: &cri::Pod) -> TestResult {
     let look = "wc -c </proc/interrupts; v=$(cat /proc/sys/kernel/shmmni)
         echo $v >/proc/sys/kernel/shmmni && echo written || echo refused";
     let masked = r#"masked_paths: "/proc/interrupts" readonly_paths: "/proc/sys""#;
@@ -94,55 +122,62 @@ fn security_contexts_and_volumes_are_as_asked() -> TestResult {
         !text.starts_with("0\n") && text.ends_with("written\n"),
         "{text}"
     );
-
-    profiles(&kubelet, &pod)?;
-    // CRI itself refuses AppArmor's profiles here, where no host has any; other callers don't ask.
-    let options = ["--apparmor-profile", "cri-containerd.apparmor.d"];
-    host.run(&host.name("apparmor"), &options, &["true"]).ok()?;
-    volumes(&pod)?;
-    pod.remove()
+    Ok(())
 }
 
-/// A seccomp profile of the node's own, raw as the kubelet passes it on; what names something that only the host has
-/// is refused if it can't be had, and no hindrance if every pod has it.
-fn profiles(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
-    let directory = pod.volume("profiles")?;
-    let profile = |name: &str, more: &str| -> TestResult<String> {
-        let path = directory.join(name);
-        fs::write(
-            &path,
-            format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", {more}}}"#),
-        )?;
-        let seccomp = format!("seccomp {{ profile_type: Localhost localhost_ref: {path:?} }}");
-        Ok(format!("linux {{ security_context {{ {seccomp} }} }}"))
-    };
-    let rule = |action: &str| {
-        format!(r#""syscalls": [{{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_{action}"}}]"#)
-    };
+/// A file of this name with a seccomp profile of the node's own, and what asks for it: raw, as the
+/// kubelet passes it on.
+fn profile(pod: &cri::Pod, name: &str, more: &str) -> TestResult<String> {
+    let path = pod.volume("profiles")?.join(name);
+    fs::write(
+        &path,
+        format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", {more}}}"#),
+    )?;
+    Ok(context(&format!(
+        "seccomp {{ profile_type: Localhost localhost_ref: {path:?} }}"
+    )))
+}
+
+/// What a profile does with a system call.
+fn rule(action: &str) -> String {
+    format!(r#""syscalls": [{{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_{action}"}}]"#)
+}
+
+fn a_profile_of_the_node_holds(pod: &cri::Pod) -> TestResult {
     let no_mkdir = rule(r#"ERRNO", "errnoRet": 95, "comment": ""#);
     let text = pod.run(
         "profile",
         "mkdir /made; touch /touched && ls /touched; grep ^Seccomp: /proc/self/status | tr -d '\t'",
-        &profile("no-mkdir", &no_mkdir)?,
+        &profile(pod, "no-mkdir", &no_mkdir)?,
     )?;
     let wanted =
         "mkdir: can't create directory '/made': Operation not supported\n/touched\nSeccomp:2\n";
     assert_eq!(text, wanted);
+    Ok(())
+}
+
+fn profiles_that_ask_the_host_are_refused(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
     let socket = r#", "listenerPath": "/run/seccomp.sock""#;
     for (more, field) in [
         (rule("NOTIFY"), "SCMP_ACT_NOTIFY is not supported"),
         (rule("NOTIFY") + socket, "linux.seccomp.listenerPath"),
     ] {
-        let container = pod.create("notify", &["true"], &profile("notify", &more)?)?;
+        let container = pod.create("notify", &["true"], &profile(pod, "notify", &more)?)?;
         let text = kubelet.refused(container.start())?;
         assert!(text.contains(field), "{text}");
         container.remove()?;
     }
-
-    let label = r#"selinux_options { user: "u" role: "r" type: "container_t" level: "s0:c1,c2" }"#;
-    let config = format!("linux {{ security_context {{ {label} }} }}");
-    assert_eq!(pod.run("label", "echo runs", &config)?, "runs\n");
     Ok(())
+}
+
+/// What names something that only the host has is no hindrance where every pod has it.
+fn labels_of_the_host_are_no_hindrance(host: &Host, pod: &cri::Pod) -> TestResult {
+    let label = r#"selinux_options { user: "u" role: "r" type: "container_t" level: "s0:c1,c2" }"#;
+    assert_eq!(pod.run("label", "echo runs", &context(label))?, "runs\n");
+    // CRI itself refuses AppArmor's profiles here, where no host has any; other callers don't ask.
+    let options = ["--apparmor-profile", "cri-containerd.apparmor.d"];
+    let call = host.run(&host.name("apparmor"), &options, &["true"]);
+    call.ok().map(drop)
 }
 
 /// A config map as the kubelet writes it, which changes by the switch of a link; an emptyDir in memory.

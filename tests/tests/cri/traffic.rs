@@ -7,7 +7,7 @@ use std::thread;
 
 use kata_like_tests::cri::{Container, Kubelet, LARGE, MINUTE, Pod, SMALL};
 use kata_like_tests::process::until;
-use kata_like_tests::{Call, TestResult, failure};
+use kata_like_tests::{Call, Parts, TestResult, failure};
 
 use super::host;
 
@@ -31,65 +31,88 @@ fn pods_and_host_reach_each_other() -> TestResult {
     let server = other.start("server", &ECHO, "")?;
     let server_at_large = large.start("server", &ECHO, "")?;
 
-    // From pod to pod, over one bridge and through the host from one bridge to the other.
     let make =
         format!("dd if=/dev/urandom of=/tmp/x bs={BULK} count=1 2>/dev/null; md5sum </tmp/x");
     let digest = client.exec(&make)?;
-    let (was, others_was) = (traffic(&one)?, traffic(&other)?);
-    for address in [&addresses, &at_large].into_iter().flatten() {
-        from_pod(&client, address, 6000, &digest)?;
-    }
-    let (is, others_is) = (traffic(&one)?, traffic(&other)?);
-    for ((was, is), times) in [(was, is), (others_was, others_is)].into_iter().zip([4, 2]) {
-        for (was, is) in was.into_iter().zip(is) {
-            assert!(is - was >= times * BULK as u64, "{was} {is}");
+    let mut parts = Parts::new();
+    // Over one bridge, and through the host from one bridge to the other.
+    parts.run("from pod to pod", || {
+        let (was, others_was) = (traffic(&one)?, traffic(&other)?);
+        for address in [&addresses, &at_large].into_iter().flatten() {
+            from_pod(&client, address, 6000, &digest)?;
         }
+        let (is, others_is) = (traffic(&one)?, traffic(&other)?);
+        for ((was, is), times) in [(was, is), (others_was, others_is)].into_iter().zip([4, 2]) {
+            for (was, is) in was.into_iter().zip(is) {
+                assert!(is - was >= times * BULK as u64, "{was} {is}");
+            }
+        }
+        Ok(())
+    });
+    parts.run("from pod to host", || to_the_gateway(&client, &digest));
+    for (name, addresses, mtu) in [
+        ("from host to pod", &addresses, 1400),
+        ("from host to pod in long frames", &at_large, 9000),
+    ] {
+        parts.run(name, || segments_are_as_long_as_can_be(addresses, mtu));
     }
+    for (name, container, mtu, gateway) in [
+        ("a packet", &server, 1400, "10.88.0.1"),
+        ("a long packet", &server_at_large, 9000, "10.89.0.1"),
+    ] {
+        parts.run(name, || a_whole_packet_is_answered(container, mtu, gateway));
+    }
+    // On the host's loopback, on addresses of its, and from another pod.
+    parts.run("a port of the host", || {
+        for address in ["127.0.0.1", "10.88.0.1", "fd89::1"] {
+            from_host(address, 16000)?;
+        }
+        from_pod(&client, "10.88.0.1", 16000, &digest)
+    });
+    parts.run("the pods' end", || {
+        one.remove()?;
+        other.remove()?;
+        large.remove()?;
+        let closed = TcpStream::connect(("127.0.0.1", 16000));
+        assert!(closed.is_err(), "{closed:?}");
+        host.leaves_nothing(&before)
+    });
+    parts.end()
+}
 
-    // From pod to host, by the gateway's address.
+/// From a pod to the host, by the gateway's address.
+fn to_the_gateway(client: &Container, digest: &str) -> TestResult {
     for address in ["10.88.0.1", "fd88::1"] {
         let listener = TcpListener::bind((address, 5000))?;
         thread::scope(|scope| {
             let echo = scope.spawn(|| echo_once(&listener).map_err(|error| error.to_string()));
-            from_pod(&client, address, 5000, &digest)?;
+            from_pod(client, address, 5000, digest)?;
             echo.join().map_err(|_| failure("a thread panicked"))??;
             TestResult::Ok(())
         })?;
     }
+    Ok(())
+}
 
-    // From host to pod. What TCP takes for the longest segment is what the guest says that its interface can.
+/// What TCP takes for the longest segment is what the guest says that its interface can.
+fn segments_are_as_long_as_can_be(addresses: &[String; 2], mtu: u32) -> TestResult {
     let without_headers = [20 + 20 + 12, 40 + 20 + 12];
-    for (addresses, mtu) in [(&addresses, 1400), (&at_large, 9000)] {
-        for (address, headers) in addresses.iter().zip(without_headers) {
-            let stream = from_host(address, 6000)?;
-            let segment = longest_segment(&stream)?;
-            assert_eq!(segment, mtu - headers, "{address}");
-        }
+    for (address, headers) in addresses.iter().zip(without_headers) {
+        let stream = from_host(address, 6000)?;
+        let segment = longest_segment(&stream)?;
+        assert_eq!(segment, mtu - headers, "{address}");
     }
-    for (container, mtu, gateway) in [
-        (&server, 1400, "10.88.0.1"),
-        (&server_at_large, 9000, "10.89.0.1"),
-    ] {
-        // An echo request as long as the interface has it, and back.
-        let script = format!(
-            "cat /sys/class/net/eth0/mtu; ping -c 1 -W 30 -s {} {gateway} >/dev/null && echo answered",
-            mtu - 28
-        );
-        assert_eq!(container.exec(&script)?, format!("{mtu}\nanswered"));
-    }
+    Ok(())
+}
 
-    // By a port of the host: on its loopback, on addresses of its, and from another pod.
-    for address in ["127.0.0.1", "10.88.0.1", "fd89::1"] {
-        from_host(address, 16000)?;
-    }
-    from_pod(&client, "10.88.0.1", 16000, &digest)?;
-
-    one.remove()?;
-    other.remove()?;
-    large.remove()?;
-    let closed = TcpStream::connect(("127.0.0.1", 16000));
-    assert!(closed.is_err(), "{closed:?}");
-    host.leaves_nothing(&before)
+/// An echo request as long as the interface has it, and back.
+fn a_whole_packet_is_answered(container: &Container, mtu: u32, gateway: &str) -> TestResult {
+    let script = format!(
+        "cat /sys/class/net/eth0/mtu; ping -c 1 -W 30 -s {} {gateway} >/dev/null && echo answered",
+        mtu - 28
+    );
+    assert_eq!(container.exec(&script)?, format!("{mtu}\nanswered"));
+    Ok(())
 }
 
 /// What the pod's interface has received and sent, in bytes.
