@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::annotations::{Role, annotate};
 use crate::host::Host;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Rootfs, join_namespace};
 use crate::sandbox::Sandbox;
 use crate::task::{self, Streams, Task};
 use crate::task_api::{Answer, TaskApi, done};
@@ -52,15 +52,7 @@ impl<'host> DirectPod<'host> {
         let api = TaskApi::connect_as_containerd(&host.bundle(sandbox.pod().id()))?;
         annotate(&mut spec, Role::Container, sandbox.pod().id());
         let network = format!("/proc/{}/ns/net", sandbox.pid());
-        for namespace in spec["linux"]["namespaces"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
-            if namespace["type"] == "network" {
-                namespace["path"] = network.clone().into();
-            }
-        }
+        join_namespace(&mut spec, "network", &network);
         Ok(Self {
             host,
             sandbox,

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::annotations::{Role, annotate};
 use crate::host::Host;
+use crate::rootfs::join_namespace;
 use crate::{TestResult, failure};
 use pods::SharedPod;
 
@@ -224,7 +225,7 @@ impl<'host> Oracle<'host> {
         if case.kind != Kind::Alone {
             let pod = self.pod(runtime)?;
             annotate(&mut spec.json, Role::Container, &pod.id);
-            share(
+            join_namespace(
                 &mut spec.json,
                 "network",
                 &format!("/proc/{}/ns/net", pod.pid),
@@ -372,19 +373,6 @@ fn write(files: &Path, spec: &Value) -> TestResult<String> {
     let path = files.join("config.json");
     fs::write(&path, serde_json::to_vec(spec)?)?;
     Ok(path.display().to_string())
-}
-
-/// Gives the namespace of this kind a path.
-pub fn share(spec: &mut Value, kind: &str, path: &str) {
-    for namespace in spec["linux"]["namespaces"]
-        .as_array_mut()
-        .into_iter()
-        .flatten()
-    {
-        if namespace["type"] == kind && namespace["path"].is_null() {
-            namespace["path"] = path.into();
-        }
-    }
 }
 
 /// What came of a container that has ended. Where a start has failed runc leaves the exit status 1, and the reason

@@ -75,3 +75,16 @@ impl Drop for Rootfs<'_> {
         let _ = fs::remove_file(self.path.with_extension("json"));
     }
 }
+
+/// Gives a spec's namespace of this kind a path, if it has none.
+pub fn join_namespace(spec: &mut Value, kind: &str, path: &str) {
+    for namespace in spec["linux"]["namespaces"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        if namespace["type"] == kind && namespace["path"].is_null() {
+            namespace["path"] = path.into();
+        }
+    }
+}

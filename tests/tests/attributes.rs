@@ -9,7 +9,7 @@ use std::path::Path;
 
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::sandbox::Sandbox;
-use kata_like_tests::{Directory, Host, Pod, TestResult, failure, is_oracle};
+use kata_like_tests::{Directory, Host, Parts, Pod, TestResult, failure, is_oracle};
 
 /// Both file systems are in the host's memory, where a block is taken when it is written.
 const RIGHT: &str = "written: 4194304 bytes, 8192 blocks, newer; synced: 4194304 bytes, 8192 blocks, as old; \
@@ -60,42 +60,63 @@ fn attributes_of_open_files_are_those_of_the_disk() -> TestResult {
     let sandbox = Sandbox::start(&host, &[])?;
     let pod = sandbox.container("one", &options, &["sleep", "1000"])?;
     let other = sandbox.container("two", &options, &["sleep", "1000"])?;
-    for path in ["/file", "/data/file"] {
-        let said = output(&pod, &format!("exec {TOOL} stat-open {path} 4194304"), &[])?;
-        assert_eq!(said, RIGHT, "{path}");
-    }
-
     let root = root_of(&sandbox, &pod)?;
     let root = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&root));
-    for (path, there) in [
-        ("/open", Path::new(&root).join("open")),
-        ("/data/open", volume.join("open")),
+    let root = Path::new(&root);
+
+    let mut parts = Parts::new();
+    for path in ["/file", "/data/file"] {
+        parts.run(path, || {
+            let said = output(&pod, &format!("exec {TOOL} stat-open {path} 4194304"), &[])?;
+            assert_eq!(said, RIGHT, "{path}");
+            Ok(())
+        });
+    }
+    for (path, there, beside) in [
+        ("/open", root.join("open"), None),
+        ("/data/open", volume.join("open"), Some(&other)),
     ] {
-        // The shell and its open file are there as long as the container.
-        let script = format!(
-            "({KEEP}; touch $2; sleep 1000) >/tmp/said & until test -e $2; do sleep 0.1; done; cat /tmp/said"
-        );
-        let said = output(&pod, &script, &[path, &format!("{path}.done")])?;
-        let inside: Vec<&str> = said.lines().collect();
-        let wanted = stat(&there)?;
-        assert_eq!(inside, [wanted.as_str(), "4096"], "{path}");
-        assert!(wanted.starts_with("4194304 8192 "), "{wanted}");
-        let look = "stat -c '%s %b %Y %Z' $1";
-        assert_eq!(output(&pod, look, &[path])?, wanted, "{path}");
-        if path.starts_with("/data") {
-            assert_eq!(
-                output(&other, look, &[path])?,
-                wanted,
-                "the other container"
-            );
+        parts.run(path, || {
+            an_open_file_is_the_same(&pod, beside, path, &there)
+        });
+    }
+    parts.run("the host's changes of the root", || {
+        what_the_host_changes_is_read_by_who_opens(&pod, root, "")
+    });
+    parts.run("the host's changes of a volume", || {
+        what_the_host_changes_is_read_by_who_opens(&pod, &volume.join(""), "/data")
+    });
+    parts.run("the pod's end", || {
+        for pod in [other, pod] {
+            pod.remove()?;
         }
+        sandbox.remove()
+    });
+    parts.end()
+}
+
+/// What is said of a file inside while it is open is what the host says of it, and another container.
+fn an_open_file_is_the_same(
+    pod: &Pod,
+    beside: Option<&Pod>,
+    path: &str,
+    there: &Path,
+) -> TestResult {
+    // The shell and its open file are there as long as the container.
+    let script = format!(
+        "({KEEP}; touch $2; sleep 1000) >/tmp/said & until test -e $2; do sleep 0.1; done; cat /tmp/said"
+    );
+    let said = output(pod, &script, &[path, &format!("{path}.done")])?;
+    let inside: Vec<&str> = said.lines().collect();
+    let wanted = stat(there)?;
+    assert_eq!(inside, [wanted.as_str(), "4096"], "{path}");
+    assert!(wanted.starts_with("4194304 8192 "), "{wanted}");
+    let look = "stat -c '%s %b %Y %Z' $1";
+    assert_eq!(output(pod, look, &[path])?, wanted, "{path}");
+    if let Some(other) = beside {
+        assert_eq!(output(other, look, &[path])?, wanted, "the other container");
     }
-    what_the_host_changes_is_read_by_who_opens(&pod, Path::new(&root), "")?;
-    what_the_host_changes_is_read_by_who_opens(&pod, &volume.join(""), "/data")?;
-    for pod in [other, pod] {
-        pod.remove()?;
-    }
-    sandbox.remove()
+    Ok(())
 }
 
 /// Content, length and a new file of an old name, each seen by the next open, without a wait.

@@ -16,10 +16,10 @@ use containerd_shim_protos::types::mount::Mount;
 use kata_like_tests::fifo::Fifo;
 use kata_like_tests::host::NAMESPACE;
 use kata_like_tests::process::until;
-use kata_like_tests::rootfs::Rootfs;
+use kata_like_tests::rootfs::{Rootfs, join_namespace};
 use kata_like_tests::task::{KILL, Streams, Task};
-use kata_like_tests::task_api::{SERVICES, TaskApi, done, refused};
-use kata_like_tests::{Call, Host, IMAGE, TestResult, failure, kata_like_only};
+use kata_like_tests::task_api::{Answer, SERVICES, TaskApi, done, refused};
+use kata_like_tests::{Call, Host, IMAGE, Parts, TestResult, failure, kata_like_only};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -128,15 +128,7 @@ fn cri_o_runs_pods() -> TestResult {
     assert_eq!(sandbox.status("")?, api::Status::RUNNING);
 
     annotate(&mut spec, "container");
-    for namespace in spec["linux"]["namespaces"]
-        .as_array_mut()
-        .into_iter()
-        .flatten()
-    {
-        if namespace["type"] == "network" {
-            namespace["path"] = format!("/proc/{pid}/ns/net").into();
-        }
-    }
+    join_namespace(&mut spec, "network", &format!("/proc/{pid}/ns/net"));
     spec["process"]["args"] = json!(["sh", "-c", "echo begun; sleep 1000"]);
     let (container, same) = caller.start("container", &spec)?;
     assert_eq!(
@@ -202,20 +194,43 @@ fn buildkit_runs_steps() -> TestResult {
     ];
     let caller = Caller::new(&host, &flags)?;
     let before = host.footprint();
-    let root = caller.rootfs.path().display().to_string();
-    let with_root = |request: &mut api::CreateTaskRequest| {
-        request.rootfs = vec![Mount {
-            type_: "bind".into(),
-            source: root.clone(),
-            options: vec!["rbind".into(), "rw".into()],
-            ..Default::default()
-        }];
-    };
     let mut spec = caller
         .rootfs
         .spec(&["sh", "-c", "seq 1 20000; cat; echo done; exit 3"])?;
     spec["root"] = json!({"path": "rootfs"});
-    let (step, _) = caller.start("step", &spec)?;
+    let mut parts = Parts::new();
+    parts.run("a step", || a_step_runs(&caller, &spec));
+    spec["process"]["args"] = json!(["sh", "-c", "trap '' TERM; sleep 1000 & wait"]);
+    parts.run("a build that is given up", || {
+        a_step_is_given_up(&caller, &spec)
+    });
+    // Without a CNI configuration it takes the host's network.
+    parts.run("the host's network", || {
+        the_hosts_network_is_refused(&caller, spec)
+    });
+    parts.run("the end", || host.leaves_nothing(&before));
+    parts.end()
+}
+
+/// Create of a build step.
+fn create_step(
+    caller: &Caller,
+    step: &Task,
+    spec: &Value,
+    streams: &Streams,
+) -> TestResult<Answer<u32>> {
+    step.create_with(spec, streams, |request| {
+        request.rootfs = vec![Mount {
+            type_: "bind".into(),
+            source: caller.rootfs.path().display().to_string(),
+            options: vec!["rbind".into(), "rw".into()],
+            ..Default::default()
+        }];
+    })
+}
+
+fn a_step_runs(caller: &Caller, spec: &Value) -> TestResult {
+    let (step, _) = caller.start("step", spec)?;
     let [stdin, stdout, stderr] =
         ["stdin", "stdout", "stderr"].map(|name| Fifo::new(&caller.files, name));
     let (stdin, stdout, stderr) = (stdin?, stdout?, stderr?);
@@ -226,7 +241,7 @@ fn buildkit_runs_steps() -> TestResult {
         stderr: stderr.path(),
         terminal: false,
     };
-    done(step.create_with(&spec, &streams, with_root)?)?;
+    done(create_step(caller, &step, spec, &streams)?)?;
     thread::scope(|scope| -> TestResult {
         let waiting = scope.spawn(|| step.wait(""));
         done(step.start("")?)?;
@@ -247,12 +262,12 @@ fn buildkit_runs_steps() -> TestResult {
         "not what was written"
     );
     done(step.delete("")?)?;
-    caller.shut_down(&step)?;
+    caller.shut_down(&step)
+}
 
-    // A build that is given up.
-    spec["process"]["args"] = json!(["sh", "-c", "trap '' TERM; sleep 1000 & wait"]);
-    let (step, _) = caller.start("step", &spec)?;
-    done(step.create_with(&spec, &Streams::default(), with_root)?)?;
+fn a_step_is_given_up(caller: &Caller, spec: &Value) -> TestResult {
+    let (step, _) = caller.start("step", spec)?;
+    done(create_step(caller, &step, spec, &Streams::default())?)?;
     thread::scope(|scope| -> TestResult {
         let waiting = scope.spawn(|| step.wait(""));
         done(step.start("")?)?;
@@ -265,21 +280,21 @@ fn buildkit_runs_steps() -> TestResult {
         Ok(())
     })?;
     done(step.delete("")?)?;
-    caller.shut_down(&step)?;
+    caller.shut_down(&step)
+}
 
-    // Without a CNI configuration it takes the host's network.
+fn the_hosts_network_is_refused(caller: &Caller, mut spec: Value) -> TestResult {
     let namespaces = spec["linux"]["namespaces"].as_array_mut();
     let namespaces = namespaces.ok_or_else(|| failure("no namespaces"))?;
     namespaces.retain(|namespace| namespace["type"] != "network");
     let (step, _) = caller.start("step", &spec)?;
-    let refusal = refused(step.create_with(&spec, &Streams::default(), with_root)?)?;
+    let refusal = refused(create_step(caller, &step, &spec, &Streams::default())?)?;
     assert!(
         refusal.text.contains(r#"networkMode = "cni""#),
         "{}",
         refusal.text
     );
-    caller.shut_down(&step)?;
-    host.leaves_nothing(&before)
+    caller.shut_down(&step)
 }
 
 /// nerdctl: the network comes from a hook of the host, which finds the namespace by the pid on its stdin; output
@@ -291,6 +306,72 @@ fn nerdctls_hook_gives_the_network() -> TestResult {
     let rootfs = Rootfs::mount(&host)?;
     let place = PathBuf::from(format!("/run/{}", host.name("nerdctl")));
     fs::create_dir(&place)?;
+    let (hook, logger) = programs(&place)?;
+    let script = "ip -o -4 address show dev eth0; ping -c 1 10.79.0.1 >&2; echo there";
+    let mut spec = rootfs.spec(&["sh", "-c", script])?;
+    spec["annotations"] = json!({"nerdctl/name": "of the test"});
+    for kind in ["createRuntime", "poststop"] {
+        spec["hooks"][kind] = json!([{
+            "path": hook, "args": ["hook", kind],
+            "env": [format!("PATH={}", std::env::var("PATH").unwrap_or_default())],
+        }]);
+    }
+    let id = host.name("nerdctl");
+    let events = host.events()?;
+    let uri = format!("binary://{logger}");
+    let pod = kata_like_tests::Pod::new(&host, id.clone());
+    rootfs.run(&["-d", "--log-uri", &uri], &id, &spec)?.ok()?;
+    assert_eq!(
+        events.exit(&id, &id, PATIENCE)?.status(),
+        0,
+        "{}",
+        host.log()
+    );
+    pod.delete()?;
+    let read = |name: &str| fs::read_to_string(place.join(name)).unwrap_or_default();
+    until("the logger has it all", PATIENCE, || {
+        read("stdout").ends_with("there\n")
+    })
+    .map_err(|error| failure(format!("{error}: {:?}", [read("stdout"), read("stderr")])))?;
+    let mut parts = Parts::new();
+    parts.run("the output", || {
+        let stdout = read("stdout");
+        assert!(stdout.contains("10.79.0.2/24"), "{stdout}");
+        let pinged = read("stderr");
+        assert!(pinged.contains("1 packets received"), "{pinged}");
+        Ok(())
+    });
+    for kind in ["createRuntime", "poststop"] {
+        parts.run(kind, || {
+            let state: Value =
+                serde_json::from_slice(&fs::read(place.join(format!("{kind}.json")))?)?;
+            assert_eq!(
+                state["annotations"]["nerdctl/name"], "of the test",
+                "{kind}: {state}"
+            );
+            let (found, status) = match kind {
+                "createRuntime" => (state["pid"].as_i64(), "creating"),
+                _ => (state["pid"].as_i64().filter(|pid| *pid != 0), "stopped"),
+            };
+            assert_eq!(found.is_some(), kind == "createRuntime", "{state}");
+            assert_eq!(
+                (&state["id"], &state["status"]),
+                (&json!(id), &json!(status))
+            );
+            Ok(())
+        });
+    }
+    parts.run("the end", || {
+        fs::remove_dir_all(&place)?;
+        drop((rootfs, events));
+        host.leaves_nothing(&before)
+    });
+    parts.end()
+}
+
+/// The hook that makes the network, and the program that takes the output; what they are given, they
+/// leave in this folder.
+fn programs(place: &Path) -> TestResult<(String, String)> {
     let here = place.display();
     let program = |name: &str, script: String| -> TestResult<String> {
         let path = place.join(name);
@@ -320,55 +401,7 @@ esac
         "logger",
         format!("cat <&3 >{here}/stdout 5>&- &\ncat <&4 >{here}/stderr 5>&- &\nexec 5>&-\nwait\n"),
     )?;
-    let script = "ip -o -4 address show dev eth0; ping -c 1 10.79.0.1 >&2; echo there";
-    let mut spec = rootfs.spec(&["sh", "-c", script])?;
-    spec["annotations"] = json!({"nerdctl/name": "of the test"});
-    for kind in ["createRuntime", "poststop"] {
-        spec["hooks"][kind] = json!([{
-            "path": hook, "args": ["hook", kind],
-            "env": [format!("PATH={}", std::env::var("PATH").unwrap_or_default())],
-        }]);
-    }
-    let id = host.name("nerdctl");
-    let events = host.events()?;
-    let uri = format!("binary://{logger}");
-    let pod = kata_like_tests::Pod::new(&host, id.clone());
-    rootfs.run(&["-d", "--log-uri", &uri], &id, &spec)?.ok()?;
-    assert_eq!(
-        events.exit(&id, &id, PATIENCE)?.status(),
-        0,
-        "{}",
-        host.log()
-    );
-    pod.delete()?;
-    let read = |name: &str| fs::read_to_string(place.join(name)).unwrap_or_default();
-    until("the logger has it all", PATIENCE, || {
-        read("stdout").ends_with("there\n")
-    })
-    .map_err(|error| failure(format!("{error}: {:?}", [read("stdout"), read("stderr")])))?;
-    let stdout = read("stdout");
-    assert!(stdout.contains("10.79.0.2/24"), "{stdout}");
-    let pinged = read("stderr");
-    assert!(pinged.contains("1 packets received"), "{pinged}");
-    for kind in ["createRuntime", "poststop"] {
-        let state: Value = serde_json::from_slice(&fs::read(place.join(format!("{kind}.json")))?)?;
-        assert_eq!(
-            state["annotations"]["nerdctl/name"], "of the test",
-            "{kind}: {state}"
-        );
-        let (found, status) = match kind {
-            "createRuntime" => (state["pid"].as_i64(), "creating"),
-            _ => (state["pid"].as_i64().filter(|pid| *pid != 0), "stopped"),
-        };
-        assert_eq!(found.is_some(), kind == "createRuntime", "{state}");
-        assert_eq!(
-            (&state["id"], &state["status"]),
-            (&json!(id), &json!(status))
-        );
-    }
-    fs::remove_dir_all(place)?;
-    drop((rootfs, events));
-    host.leaves_nothing(&before)
+    Ok((hook, logger))
 }
 
 /// `--runtime kata-like`, without `io.containerd.`, is handed to runc's shim as the name of a runc.

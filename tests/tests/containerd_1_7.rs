@@ -1,4 +1,4 @@
-//! The same binary under containerd 1.7: a container's life, and ten cases of the task API.
+//! The same binary under containerd 1.7: a container's life, and eleven cases of the task API.
 //!
 //! What differs there: task API 2, a plain address as the answer of `start`, the file `address` in
 //! the bundle for a restart, Shutdown and `delete` after each container.
@@ -49,10 +49,10 @@ fn input_output_and_exit_code() -> TestResult {
 
 /// The calls of the task API in the states of a task: see `odd_states`.
 #[test]
-fn ten_cases_of_the_task_api() -> TestResult {
+fn eleven_cases_of_the_task_api() -> TestResult {
     let host = shared()?;
     let pod = DirectPod::start(&host)?;
-    direct::run(&pod, &odd_states::CASES[..10])?;
+    direct::run(&pod, &odd_states::CASES[..11])?;
     pod.remove()
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kata_like_tests::docker::{Container, Docker};
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
-use kata_like_tests::{Call, Host, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Call, Host, Parts, TestResult, failure, is_oracle, kata_like_only};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -77,30 +77,41 @@ fn a_container_gets_what_its_command_line_says() -> TestResult {
     fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
     docker.run(&["--network", "none"], &["true"]).ok()?; // dockerd makes some things with the first one
     let before = host.footprint();
-    let output = docker.run(&options, &["sh", "-c", script]).output()?;
-    assert_eq!(output.status, 7, "{}", output.both());
-    assert_eq!(
-        output.text(),
-        "5\n6\n6 0\nvalue\nfrom the host\n1024\n314572800\ndocker-init\nlo"
-    );
-    // Above it Docker may warn of what the host lacks.
-    let errors = output.error_text();
-    assert!(errors.ends_with("wrong"), "{errors}");
-    assert_eq!(fs::read_to_string(volume.join("out"))?, "back\n");
-
-    let privileged = docker.run(&["--privileged", "--network", "none"], &[
-        "sh", "-c", "uname -r; mount -t tmpfs none /mnt 2>&1 || mkdir /mnt && mount -t tmpfs none /mnt && echo mounted",
-    ]);
-    let text = privileged.ok()?.text();
-    assert!(text.ends_with("mounted"), "{text}");
-    assert_eq!(text.contains("kata-like"), !is_oracle(), "{text}");
-
-    let missing = docker
-        .run(&["--network", "none"], &["no-such-command"])
-        .output()?;
-    assert_eq!(missing.status, 127, "{}", missing.both());
-    fs::remove_dir_all(volume)?;
-    host.leaves_nothing(&before)
+    let mut parts = Parts::new();
+    parts.run("options", || {
+        let output = docker.run(&options, &["sh", "-c", script]).output()?;
+        assert_eq!(output.status, 7, "{}", output.both());
+        assert_eq!(
+            output.text(),
+            "5\n6\n6 0\nvalue\nfrom the host\n1024\n314572800\ndocker-init\nlo"
+        );
+        // Above it Docker may warn of what the host lacks.
+        let errors = output.error_text();
+        assert!(errors.ends_with("wrong"), "{errors}");
+        assert_eq!(fs::read_to_string(volume.join("out"))?, "back\n");
+        Ok(())
+    });
+    parts.run("--privileged", || {
+        let script = "uname -r; mount -t tmpfs none /mnt 2>&1 || mkdir /mnt && \
+            mount -t tmpfs none /mnt && echo mounted";
+        let options = ["--privileged", "--network", "none"];
+        let text = docker.run(&options, &["sh", "-c", script]).ok()?.text();
+        assert!(text.ends_with("mounted"), "{text}");
+        assert_eq!(text.contains("kata-like"), !is_oracle(), "{text}");
+        Ok(())
+    });
+    parts.run("a command that is not there", || {
+        let missing = docker
+            .run(&["--network", "none"], &["no-such-command"])
+            .output()?;
+        assert_eq!(missing.status, 127, "{}", missing.both());
+        Ok(())
+    });
+    parts.run("the end", || {
+        fs::remove_dir_all(&volume)?;
+        host.leaves_nothing(&before)
+    });
+    parts.end()
 }
 
 #[test]
@@ -115,45 +126,73 @@ fn a_container_lives_as_docker_steers_it() -> TestResult {
         &["--publish", "127.0.0.1:8099:80"],
         &["sh", "-c", script],
     )?;
-    let mut page = Err(failure("not asked for"));
-    until("the published port answers", PATIENCE, || {
-        page = get("127.0.0.1:8099");
-        page.is_ok()
-    })?;
-    assert_eq!(page?, "a page\n");
-    assert_eq!(get(&format!("{}:80", address(&container)?))?, "a page\n");
+    let mut parts = Parts::new();
+    parts.run("a published port", || {
+        let mut page = Err(failure("not asked for"));
+        until("the published port answers", PATIENCE, || {
+            page = get("127.0.0.1:8099");
+            page.is_ok()
+        })?;
+        assert_eq!(page?, "a page\n");
+        assert_eq!(get(&format!("{}:80", address(&container)?))?, "a page\n");
+        Ok(())
+    });
+    parts.run("exec", || {
+        let output = container.exec("echo of exec; exit 5").output()?;
+        assert_eq!((output.status, output.text().as_str()), (5, "of exec"));
+        let mut cat = docker.call(&["exec", "-i", container.name(), "cat"]);
+        cat = cat.input("through stdin");
+        assert_eq!(cat.ok()?.text(), "through stdin");
+        Ok(())
+    });
+    parts.run("logs", || {
+        let logs = docker.call(&["logs", container.name()]).ok()?;
+        assert_eq!(
+            (logs.text(), logs.error_text()),
+            ("begun".into(), "wrong".into())
+        );
+        Ok(())
+    });
+    parts.run("stats", || figures(&docker, &container));
+    parts.run("top", || {
+        let top = docker.output(&["top", container.name()])?;
+        assert!(top.lines().count() > 1, "{top}");
+        Ok(())
+    });
+    parts.run("pause", || a_pause_ends(&docker, &container));
+    parts.run("restart", || {
+        docker.output(&["restart", "--time", "30", container.name()])?;
+        assert_eq!(state(&container)?.0, "running");
+        until("the port answers again", PATIENCE, || {
+            get("127.0.0.1:8099").is_ok()
+        })
+    });
+    parts.run("stop", || a_stop_is_heeded(&docker, &container));
+    parts.run("kill", || {
+        docker.output(&["start", container.name()])?;
+        docker.output(&["kill", container.name()])?;
+        until("it is dead", PATIENCE, || {
+            state(&container).is_ok_and(|it| it == ("exited".into(), 137))
+        })
+    });
+    parts.end()
+}
 
-    let output = container.exec("echo of exec; exit 5").output()?;
-    assert_eq!((output.status, output.text().as_str()), (5, "of exec"));
-    let mut cat = docker.call(&["exec", "-i", container.name(), "cat"]);
-    cat = cat.input("through stdin");
-    assert_eq!(cat.ok()?.text(), "through stdin");
-    let logs = docker.call(&["logs", container.name()]).ok()?;
-    assert_eq!(
-        (logs.text(), logs.error_text()),
-        ("begun".into(), "wrong".into())
-    );
-    figures(&docker, &container)?;
-    let top = docker.output(&["top", container.name()])?;
-    assert!(top.lines().count() > 1, "{top}");
-
+fn a_pause_ends(docker: &Docker, container: &Container) -> TestResult {
     docker.output(&["pause", container.name()])?;
-    assert_eq!(state(&container)?.0, "paused");
+    assert_eq!(state(container)?.0, "paused");
     assert!(
         get_within("127.0.0.1:8099", Duration::from_secs(3)).is_err(),
         "a paused server has answered"
     );
     docker.output(&["unpause", container.name()])?;
-    assert_eq!(state(&container)?.0, "running");
+    assert_eq!(state(container)?.0, "running");
     assert_eq!(get("127.0.0.1:8099")?, "a page\n");
+    Ok(())
+}
 
-    docker.output(&["restart", "--time", "30", container.name()])?;
-    assert_eq!(state(&container)?.0, "running");
-    until("the port answers again", PATIENCE, || {
-        get("127.0.0.1:8099").is_ok()
-    })?;
-
-    // Followed to the end, which is the container's own: no KILL was needed.
+/// The log is followed to the end, which is the container's own: no KILL was needed.
+fn a_stop_is_heeded(docker: &Docker, container: &Container) -> TestResult {
     std::thread::scope(|scope| -> TestResult {
         let follow = scope.spawn(|| docker.call(&["logs", "--follow", container.name()]).ok());
         let begun = Instant::now();
@@ -163,12 +202,8 @@ fn a_container_lives_as_docker_steers_it() -> TestResult {
         assert_eq!(followed.text(), "begun\nasked to end\nbegun\nasked to end");
         Ok(())
     })?;
-    assert_eq!(state(&container)?, ("exited".into(), 3));
-    docker.output(&["start", container.name()])?;
-    docker.output(&["kill", container.name()])?;
-    until("it is dead", PATIENCE, || {
-        state(&container).is_ok_and(|it| it == ("exited".into(), 137))
-    })
+    assert_eq!(state(container)?, ("exited".into(), 3));
+    Ok(())
 }
 
 /// `docker stats` of a container that holds 20 MB and has a few processes.
@@ -272,18 +307,28 @@ fn containers_of_a_network_reach_each_other() -> TestResult {
     };
     // By the name that Docker's own resolver knows, and by address.
     let script = format!("{}; {}", fetch(server.name()), fetch(&address(&server)?));
-    let pages = docker.run(&option, &["sh", "-c", &script]).ok()?;
-    assert_eq!(pages.text(), "a page\na page");
-    // In one network with it.
-    let container = format!("container:{}", server.name());
-    let script = fetch("127.0.0.1");
-    let page = docker.run(&["--network", &container], &["sh", "-c", &script]);
-    assert_eq!(page.ok()?.text(), "a page");
+    let mut parts = Parts::new();
+    parts.run("by name and address", || {
+        let pages = docker.run(&option, &["sh", "-c", &script]).ok()?;
+        assert_eq!(pages.text(), "a page\na page");
+        Ok(())
+    });
+    parts.run("in one network", || {
+        let container = format!("container:{}", server.name());
+        let script = fetch("127.0.0.1");
+        let page = docker.run(&["--network", &container], &["sh", "-c", &script]);
+        assert_eq!(page.ok()?.text(), "a page");
+        Ok(())
+    });
     if is_oracle() {
-        return Ok(());
+        return parts.end();
     }
-    refused(docker.run(&["--network", "host"], &["true"]), "hostNetwork")?;
-    refused(docker.run(&["--pid", "host"], &["true"]), "hostPID")
+    for (option, why) in [("--network", "hostNetwork"), ("--pid", "hostPID")] {
+        parts.run(why, || {
+            refused(docker.run(&[option, "host"], &["true"]), why)
+        });
+    }
+    parts.end()
 }
 
 fn refused(call: Call, why: &str) -> TestResult {

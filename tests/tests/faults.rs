@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api;
 use kata_like_tests::annotations::{Role, annotate};
 use kata_like_tests::process::{Process, until};
-use kata_like_tests::rootfs::Rootfs;
+use kata_like_tests::rootfs::{Rootfs, join_namespace};
 use kata_like_tests::task::{KILL, Streams, Task};
 use kata_like_tests::task_api::{SERVICES, TaskApi, done};
 use kata_like_tests::{
@@ -66,25 +66,19 @@ fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     std::fs::create_dir(&place)?;
     let mut spec = rootfs.spec(&["sleep", "1000"])?;
     let (sandbox, container) = (host.name("sandbox"), host.name("container"));
-    let mut start = |id: &str, role: Role, network: Option<String>| {
+    let mut start = |id: &str, role: Role, network: Option<&str>| {
         let script = format!("echo undone >>{}/{id}", place.display());
         spec["hooks"]["poststop"] =
             serde_json::json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
         annotate(&mut spec, role, &sandbox);
-        for namespace in spec["linux"]["namespaces"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
-            if let (Some(network), true) = (&network, namespace["type"] == "network") {
-                namespace["path"] = network.clone().into();
-            }
+        if let Some(network) = network {
+            join_namespace(&mut spec, "network", network);
         }
         rootfs.start(id, &spec)
     };
     let first = start(&sandbox, Role::Sandbox, None)?;
     let network = format!("/proc/{}/ns/net", first.status()?.1);
-    let second = start(&container, Role::Container, Some(network))?;
+    let second = start(&container, Role::Container, Some(&network))?;
     let events = host.events()?;
     let shim = first.process("shim")?;
     let vmm = (!is_oracle()).then(|| first.process("vmm")).transpose()?;
@@ -218,9 +212,9 @@ fn containerd_restarts_under_containers_in_every_state() -> TestResult {
         return Err(failure("not four tasks"));
     };
     assert_eq!(done(stops.wait("")?)?, 5);
-    let pids: Vec<u32> = tasks
+    let pids: Vec<String> = tasks
         .iter()
-        .map(|task| Ok(done(task.state("")?)?.pid))
+        .map(|task| Ok(done(task.state("")?)?.pid.to_string()))
         .collect::<TestResult<_>>()?;
 
     host.kill_containerd()?;
@@ -247,18 +241,11 @@ fn containerd_restarts_under_containers_in_every_state() -> TestResult {
         start.join().map_err(|_| failure("the start panicked"))?
     })?;
     let states = ["RUNNING", "STOPPED", "PAUSED", "STOPPED"];
-    let list = host.ctr(["task", "ls"]).ok()?.text();
-    let list: Vec<Vec<&str>> = list
-        .lines()
-        .map(|line| line.split_whitespace().collect())
-        .collect();
-    for ((pod, pid), state) in all.iter().zip(&pids).zip(states) {
-        let wanted = vec![pod.id().to_owned(), pid.to_string(), state.to_owned()];
-        assert!(
-            list.contains(&wanted.iter().map(String::as_str).collect()),
-            "{wanted:?}: {list:?}"
-        );
-    }
+    let wanted = all.iter().zip(&pids).zip(states);
+    are_listed(
+        &host,
+        wanted.map(|((pod, pid), state)| [pod.id(), pid, state]),
+    )?;
     // Three execs' and an init's.
     until("the exits are told", 30 * SECOND, || exits() >= 4)?;
     host.ctr(["task", "resume", paused.id()]).ok()?;
@@ -274,6 +261,19 @@ fn containerd_restarts_under_containers_in_every_state() -> TestResult {
     paused.remove()?;
     sandbox.remove()?;
     host.leaves_nothing_but_containerd(&before)
+}
+
+/// `ctr task ls` has these lines of id, pid and state.
+fn are_listed<'a>(host: &Host, tasks: impl Iterator<Item = [&'a str; 3]>) -> TestResult {
+    let list = host.ctr(["task", "ls"]).ok()?.text();
+    let list: Vec<Vec<&str>> = list
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    for wanted in tasks {
+        assert!(list.contains(&wanted.to_vec()), "{wanted:?}: {list:?}");
+    }
+    Ok(())
 }
 
 /// State, Kill and Delete answer within a second while the guest answers nothing, and the pod can

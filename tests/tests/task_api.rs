@@ -17,7 +17,7 @@ use kata_like_tests::host::NAMESPACE;
 use kata_like_tests::process::{Process, until};
 use kata_like_tests::task::{Streams, Task};
 use kata_like_tests::task_api::{SERVICES, TaskApi, done, refused};
-use kata_like_tests::{Call, Host, Pod, TestResult, failure, figures, kata_like_only};
+use kata_like_tests::{Call, Host, Parts, Pod, TestResult, failure, figures, kata_like_only};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -50,42 +50,51 @@ fn both_versions_answer_alike() -> TestResult {
     let (_, pid) = pod.status()?;
     let pid = u32::try_from(pid)?;
     let id = pod.id().to_owned();
+    let mut parts = Parts::new();
     for service in SERVICES {
-        let api = TaskApi::connect(&host.bundle(&id), service)?;
-        let request = api::StateRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
-        let state: api::StateResponse = done(api.call("State", &request, DEADLINE)?.0)?;
-        assert_eq!(
-            (state.pid, state.status),
-            (pid, api::Status::RUNNING.into())
-        );
-        let request = api::ConnectRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
-        let connected: api::ConnectResponse = done(api.call("Connect", &request, DEADLINE)?.0)?;
-        assert_eq!(connected.task_pid, pid);
-        assert!(Process::find(i32::try_from(connected.shim_pid)?).is_some());
-        let request = api::PidsRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
-        let pids: api::PidsResponse = done(api.call("Pids", &request, DEADLINE)?.0)?;
-        assert!(
-            pids.processes.iter().any(|process| process.pid == pid),
-            "{pids:?}"
-        );
-        let request = api::StatsRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
-        let stats: api::StatsResponse = done(api.call("Stats", &request, DEADLINE)?.0)?;
-        assert_eq!(stats.stats.type_url, "io.containerd.cgroups.v2.Metrics");
+        parts.run(service, || answers_as_it_should(&host, &id, pid, service));
     }
-    delete_of_another_id_leaves_it_alone(&host, &pod)?;
-    pod.remove()
+    parts.run("a delete of another id", || {
+        delete_of_another_id_leaves_it_alone(&host, &pod)
+    });
+    parts.run("the pod's end", || pod.remove());
+    parts.end()
+}
+
+fn answers_as_it_should(host: &Host, id: &str, pid: u32, service: &'static str) -> TestResult {
+    let api = TaskApi::connect(&host.bundle(id), service)?;
+    let request = api::StateRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    let state: api::StateResponse = done(api.call("State", &request, DEADLINE)?.0)?;
+    assert_eq!(
+        (state.pid, state.status),
+        (pid, api::Status::RUNNING.into())
+    );
+    let request = api::ConnectRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    let connected: api::ConnectResponse = done(api.call("Connect", &request, DEADLINE)?.0)?;
+    assert_eq!(connected.task_pid, pid);
+    assert!(Process::find(i32::try_from(connected.shim_pid)?).is_some());
+    let request = api::PidsRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    let pids: api::PidsResponse = done(api.call("Pids", &request, DEADLINE)?.0)?;
+    assert!(
+        pids.processes.iter().any(|process| process.pid == pid),
+        "{pids:?}"
+    );
+    let request = api::StatsRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    let stats: api::StatsResponse = done(api.call("Stats", &request, DEADLINE)?.0)?;
+    assert_eq!(stats.stats.type_url, "io.containerd.cgroups.v2.Metrics");
+    Ok(())
 }
 
 /// containerd calls `delete` after each container of a pod: the VM of a living pod is not touched.
@@ -122,67 +131,73 @@ fn start_speaks_each_containerds_dialect() -> TestResult {
     kata_like_only!();
     let host = Host::alone()?;
     let before = host.footprint();
+    let mut parts = Parts::new();
     for (dialect, version) in [("2.1", 0), ("2.3", 3)] {
-        let id = host.name("dialect");
-        let bundle = PathBuf::from(format!("/run/{id}"));
-        fs::create_dir(&bundle)?;
-        let spec = format!(
-            r#"{{"ociVersion":"1.1.0","process":{{"user":{{"uid":0,"gid":0}},"args":["true"],"cwd":"/"}},"root":{{"path":"rootfs"}},"linux":{{"cgroupsPath":"/{NAMESPACE}/{id}","namespaces":[{{"type":"network"}},{{"type":"mount"}}]}}}}"#
-        );
-        fs::write(bundle.join("config.json"), spec)?;
-        let socket = host.address().display().to_string();
-        let params = BootstrapParams {
-            instance_id: id.clone(),
-            namespace: NAMESPACE.into(),
-            containerd_version: "2.3.0".into(),
-            containerd_ttrpc_address: format!("{socket}.ttrpc"),
-            containerd_grpc_address: socket.clone(),
-            containerd_binary: "containerd".into(),
-            ..Default::default()
-        };
-        let mut command = verb(&host, &id, &bundle, "start");
-        command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc"));
-        let input = if version == 3 {
-            params.write_to_bytes()?
-        } else {
-            Vec::new()
-        };
-        let output = Call::new(command).input(input).deadline(DEADLINE).ok()?;
-        assert_eq!(output.error_text(), "", "{dialect}");
-        let address = if version == 3 {
-            let result = BootstrapResult::parse_from_bytes(&output.stdout)?;
-            assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
-            result.address
-        } else {
-            output.text()
-        };
-        assert!(address.starts_with("unix:///"), "{dialect}: {address:?}");
-        assert_eq!(
-            fs::read_to_string(bundle.join("address"))?,
-            address,
-            "{dialect}"
-        );
-        let api = TaskApi::connect(&bundle, SERVICES[1])?;
-        let request = api::ConnectRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
-        let connected: api::ConnectResponse = done(api.call("Connect", &request, DEADLINE)?.0)?;
-        let request = api::ShutdownRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
-        let _: api::Empty = done(api.call("Shutdown", &request, DEADLINE)?.0)?;
-        let pid = i32::try_from(connected.shim_pid)?;
-        until("the shim ends after Shutdown", DEADLINE, || {
-            Process::find(pid).is_none()
-        })?;
-        Call::new(verb(&host, &id, &bundle, "delete"))
-            .deadline(DEADLINE)
-            .ok()?;
-        fs::remove_dir_all(&bundle)?;
+        parts.run(dialect, || a_shim_starts_and_ends(&host, dialect, version));
     }
-    host.leaves_nothing(&before)
+    parts.run("the end", || host.leaves_nothing(&before));
+    parts.end()
+}
+
+fn a_shim_starts_and_ends(host: &Host, dialect: &str, version: i32) -> TestResult {
+    let id = host.name("dialect");
+    let bundle = PathBuf::from(format!("/run/{id}"));
+    fs::create_dir(&bundle)?;
+    let spec = format!(
+        r#"{{"ociVersion":"1.1.0","process":{{"user":{{"uid":0,"gid":0}},"args":["true"],"cwd":"/"}},"root":{{"path":"rootfs"}},"linux":{{"cgroupsPath":"/{NAMESPACE}/{id}","namespaces":[{{"type":"network"}},{{"type":"mount"}}]}}}}"#
+    );
+    fs::write(bundle.join("config.json"), spec)?;
+    let socket = host.address().display().to_string();
+    let params = BootstrapParams {
+        instance_id: id.clone(),
+        namespace: NAMESPACE.into(),
+        containerd_version: "2.3.0".into(),
+        containerd_ttrpc_address: format!("{socket}.ttrpc"),
+        containerd_grpc_address: socket.clone(),
+        containerd_binary: "containerd".into(),
+        ..Default::default()
+    };
+    let mut command = verb(host, &id, &bundle, "start");
+    command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc"));
+    let input = if version == 3 {
+        params.write_to_bytes()?
+    } else {
+        Vec::new()
+    };
+    let output = Call::new(command).input(input).deadline(DEADLINE).ok()?;
+    assert_eq!(output.error_text(), "", "{dialect}");
+    let address = if version == 3 {
+        let result = BootstrapResult::parse_from_bytes(&output.stdout)?;
+        assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+        result.address
+    } else {
+        output.text()
+    };
+    assert!(address.starts_with("unix:///"), "{dialect}: {address:?}");
+    assert_eq!(
+        fs::read_to_string(bundle.join("address"))?,
+        address,
+        "{dialect}"
+    );
+    let api = TaskApi::connect(&bundle, SERVICES[1])?;
+    let request = api::ConnectRequest {
+        id: id.clone(),
+        ..Default::default()
+    };
+    let connected: api::ConnectResponse = done(api.call("Connect", &request, DEADLINE)?.0)?;
+    let request = api::ShutdownRequest {
+        id: id.clone(),
+        ..Default::default()
+    };
+    let _: api::Empty = done(api.call("Shutdown", &request, DEADLINE)?.0)?;
+    let pid = i32::try_from(connected.shim_pid)?;
+    until("the shim ends after Shutdown", DEADLINE, || {
+        Process::find(pid).is_none()
+    })?;
+    Call::new(verb(host, &id, &bundle, "delete"))
+        .deadline(DEADLINE)
+        .ok()?;
+    Ok(fs::remove_dir_all(&bundle)?)
 }
 
 /// How much of a pod is in use, on the host and in the guest.
@@ -248,19 +263,8 @@ fn missing(host: &Host, task: &Task) -> TestResult {
     done(task.delete(&exec)?).map(drop)
 }
 
-/// A sample of ten thousand: what an exec takes, it gives back, wherever that is. Every fifth can't be started.
-#[test]
-fn execs_give_back_what_they_take() -> TestResult {
-    kata_like_only!();
-    const FIRST: usize = 40;
-    const MOST_KIB: u64 = 200;
-    let hundreds: usize = match std::env::var(HUNDREDS) {
-        Ok(number) => number.parse()?,
-        Err(_) => 1,
-    };
-    let many = 100 * hundreds;
-    let host = Host::alone()?;
-    let pod = DirectPod::start(&host)?;
+/// A container that sees the guest's cgroups.
+fn without_a_cgroup_namespace(pod: &DirectPod) -> TestResult<Task> {
     let mut spec = pod.spec(&["sleep", "1000"]);
     let namespaces = spec["linux"]["namespaces"].as_array_mut();
     namespaces
@@ -274,33 +278,53 @@ fn execs_give_back_what_they_take() -> TestResult {
     let task = pod.task("churn");
     done(task.create(&spec, &Streams::default())?)?;
     done(task.start("")?)?;
+    Ok(task)
+}
+
+/// So many execs, two at a time. Every fifth can't be started.
+fn churn(host: &Host, task: &Task, streams: &Streams, times: usize) -> TestResult {
+    std::thread::scope(|scope| {
+        let work = || -> TestResult {
+            for number in 0..times / 2 {
+                if number % 5 == 4 {
+                    missing(host, task)?;
+                    continue;
+                }
+                let code = number % 7;
+                let script = format!("echo {code}; exit {code}");
+                let status = task.run_with(&["sh", "-c", &script], streams)?;
+                assert_eq!(status as usize, code);
+            }
+            Ok(())
+        };
+        let workers = [scope.spawn(work), scope.spawn(work)];
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| failure("a worker panicked"))?)
+    })
+}
+
+/// A sample of ten thousand: what an exec takes, it gives back, wherever that is. Every fifth can't be started.
+#[test]
+fn execs_give_back_what_they_take() -> TestResult {
+    kata_like_only!();
+    const FIRST: usize = 40;
+    const MOST_KIB: u64 = 200;
+    let hundreds: usize = match std::env::var(HUNDREDS) {
+        Ok(number) => number.parse()?,
+        Err(_) => 1,
+    };
+    let many = 100 * hundreds;
+    let host = Host::alone()?;
+    let pod = DirectPod::start(&host)?;
+    let task = without_a_cgroup_namespace(&pod)?;
     let output = pod.files().join("all");
     fs::write(&output, "")?;
     let streams = Streams {
         stdout: output.display().to_string(),
         ..Streams::default()
     };
-    let run = |times: usize| -> TestResult {
-        std::thread::scope(|scope| {
-            let work = || -> TestResult {
-                for number in 0..times / 2 {
-                    if number % 5 == 4 {
-                        missing(&host, &task)?;
-                        continue;
-                    }
-                    let code = number % 7;
-                    let script = format!("echo {code}; exit {code}");
-                    let status = task.run_with(&["sh", "-c", &script], &streams)?;
-                    assert_eq!(status as usize, code);
-                }
-                Ok(())
-            };
-            let workers = [scope.spawn(work), scope.spawn(work)];
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().map_err(|_| failure("a worker panicked"))?)
-        })
-    };
+    let run = |times: usize| churn(&host, &task, &streams, times);
     run(FIRST)?; // what is kept from the first time on is not a leak
     let bundle = || -> TestResult<Vec<_>> {
         let entries = fs::read_dir(pod.files().join(task.id()))?;

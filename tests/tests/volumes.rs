@@ -12,7 +12,7 @@ use std::time::Duration;
 use kata_like_tests::probe::Tool;
 use kata_like_tests::process::until;
 use kata_like_tests::volume::bind;
-use kata_like_tests::{Call, Directory, Host, Pod, Sandbox, TestResult, failure, is_oracle};
+use kata_like_tests::{Call, Directory, Host, Parts, Pod, Sandbox, TestResult, failure, is_oracle};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,6 +28,13 @@ fn sees(pod: &Pod, command: &[&str], wanted: &str) -> TestResult {
         last == wanted
     })
     .map_err(|error| failure(format!("{error}: {wanted:?}, last {last:?}")))
+}
+
+/// A script in the container prints this.
+fn prints(pod: &Pod, script: &str, wanted: &str) -> TestResult {
+    let output = pod.exec(&["sh", "-c", script])?;
+    assert_eq!(output.text(), wanted, "{}", output.both());
+    Ok(())
 }
 
 #[test]
@@ -282,19 +289,23 @@ fn a_root_file_system_behaves() -> TestResult {
     let host = Host::shared()?;
     let mount = "type=tmpfs,src=tmpfs,dst=/small,options=size=64k:mode=700";
     let pod = host.start("behaves", &["--mount", mount], &["sleep", "1000"])?;
-    let full = pod.exec(&[
-        "dd",
-        "if=/dev/zero",
-        "of=/small/file",
-        "bs=1024",
-        "count=128",
-    ])?;
-    assert!(
-        full.error_text().contains("No space left"),
-        "{}",
-        full.both()
-    );
-    assert_eq!(pod.exec(&["stat", "-c", "%a", "/small"])?.text(), "700");
+    let mut parts = Parts::new();
+    parts.run("a tmpfs", || {
+        let full = pod.exec(&[
+            "dd",
+            "if=/dev/zero",
+            "of=/small/file",
+            "bs=1024",
+            "count=128",
+        ])?;
+        assert!(
+            full.error_text().contains("No space left"),
+            "{}",
+            full.both()
+        );
+        assert_eq!(pod.exec(&["stat", "-c", "%a", "/small"])?.text(), "700");
+        Ok(())
+    });
     for (what, script, wanted) in [
         (
             "rename over",
@@ -337,10 +348,10 @@ fn a_root_file_system_behaves() -> TestResult {
             "4755",
         ),
     ] {
-        let output = pod.exec(&["sh", "-c", script])?;
-        assert_eq!(output.text(), wanted, "{what}: {}", output.both());
+        parts.run(what, || prints(&pod, script, wanted));
     }
-    pod.remove()
+    parts.run("the pod's end", || pod.remove());
+    parts.end()
 }
 
 /// What Kubernetes makes of volumes: a directory or a file below one (subPath), files for a group that the
@@ -349,18 +360,7 @@ fn a_root_file_system_behaves() -> TestResult {
 fn groups_and_parts_of_a_volume_count() -> TestResult {
     let host = Host::shared()?;
     let volume = Directory::new(&host)?;
-    fs::create_dir_all(volume.join("part/deeper"))?;
-    fs::write(volume.join("part/deeper/file"), "of the part\n")?;
-    fs::write(volume.join("secret"), "beside\n")?;
-    for (name, mode) in [("theirs", 0o640), ("nobodys", 0o600)] {
-        fs::write(volume.join(name), "read\n")?;
-        chown(volume.join(name), Some(0), Some(7777))?;
-        fs::set_permissions(volume.join(name), fs::Permissions::from_mode(mode))?;
-    }
-    fs::create_dir(volume.join("given"))?;
-    chown(volume.join("given"), Some(0), Some(7777))?;
-    let mode = fs::Permissions::from_mode(0o2770);
-    fs::set_permissions(volume.join("given"), mode)?;
+    fill(&volume)?;
     let tool = Tool::new(&host)?;
     let mounts = [
         tool.mount(),
@@ -378,15 +378,9 @@ fn groups_and_parts_of_a_volume_count() -> TestResult {
     }
     options.extend(["--cap-add", "CAP_SYS_ADMIN"]); // to mount an overlay
     let pod = host.start("parts", &options, &["sleep", "1000"])?;
-    pod.exec_call(
-        &[],
-        &[
-            "sh",
-            "-c",
-            "echo u:x:1000:1000::/:/bin/sh >>/etc/passwd; echo g:x:7777:u >>/etc/group",
-        ],
-    )
-    .ok()?;
+    let users = "echo u:x:1000:1000::/:/bin/sh >>/etc/passwd; echo g:x:7777:u >>/etc/group";
+    pod.exec_call(&[], &["sh", "-c", users]).ok()?;
+    let mut parts = Parts::new();
     for (what, script, wanted) in [
         (
             "a directory below a volume",
@@ -419,26 +413,53 @@ fn groups_and_parts_of_a_volume_count() -> TestResult {
             "refused\nall:\ndir\n\nall/dir:\nnew\ncharacter special file\nkept\nold",
         ),
     ] {
-        let output = pod.exec(&["sh", "-c", script])?;
-        assert_eq!(output.text(), wanted, "{what}: {}", output.both());
+        parts.run(what, || prints(&pod, script, wanted));
     }
-    let made = fs::metadata(volume.join("given/d/file"))?;
-    assert_eq!((made.uid(), made.gid()), (1000, 7777));
-    assert_eq!(
-        fs::read_to_string(volume.join("part/deeper/file"))?,
-        "of the part\nmore\n"
-    );
+    parts.run("a group's directory on the host", || {
+        let made = fs::metadata(volume.join("given/d/file"))?;
+        assert_eq!((made.uid(), made.gid()), (1000, 7777));
+        Ok(())
+    });
+    parts.run("a part on the host", || {
+        assert_eq!(
+            fs::read_to_string(volume.join("part/deeper/file"))?,
+            "of the part\nmore\n"
+        );
+        Ok(())
+    });
+    parts.run("inotify", || inotify_tells_of_the_guest(&pod, &volume));
+    parts.run("the pod's end", || pod.remove());
+    parts.end()
+}
 
-    // inotify tells what the container does. What the host does it tells under runc alone.
+/// Files and directories that a process has only by its groups, and a part of its own.
+fn fill(volume: &Directory) -> TestResult {
+    fs::create_dir_all(volume.join("part/deeper"))?;
+    fs::write(volume.join("part/deeper/file"), "of the part\n")?;
+    fs::write(volume.join("secret"), "beside\n")?;
+    for (name, mode) in [("theirs", 0o640), ("nobodys", 0o600)] {
+        fs::write(volume.join(name), "read\n")?;
+        chown(volume.join(name), Some(0), Some(7777))?;
+        fs::set_permissions(volume.join(name), fs::Permissions::from_mode(mode))?;
+    }
+    fs::create_dir(volume.join("given"))?;
+    chown(volume.join("given"), Some(0), Some(7777))?;
+    let mode = fs::Permissions::from_mode(0o2770);
+    fs::set_permissions(volume.join("given"), mode)?;
+    Ok(())
+}
+
+/// It tells what the container does. What the host does it tells under runc alone.
+fn inotify_tells_of_the_guest(pod: &Pod, volume: &Directory) -> TestResult {
     let script = "/tool watch /data >/tmp/events 2>&1 & until grep -q watching /tmp/events; do sleep 0.1; done";
     pod.exec_call(&[], &["sh", "-c", script]).ok()?;
     fs::write(volume.join("of-the-host"), "")?;
-    sees(&pod, &["sh", "-c", "ls /data | grep of-the"], "of-the-host")?;
+    sees(pod, &["sh", "-c", "ls /data | grep of-the"], "of-the-host")?;
     let script = "echo >/data/of-the-guest; until grep -q of-the-guest /tmp/events; do sleep 0.1; done; \
         grep -c of-the-host /tmp/events";
     let told = pod.exec(&["sh", "-c", script])?.text();
     assert_eq!(told == "1", is_oracle(), "{told}");
-    pod.remove()
+    Ok(())
 }
 
 /// The kernel takes no file system like the root's for an overlay's upper one, here as under runc. In memory it

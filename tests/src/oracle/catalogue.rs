@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Kind::InPod;
 use super::{Case, Kind, Spec};
+use crate::rootfs::join_namespace;
 
 mod files;
 mod linux;
@@ -274,7 +275,7 @@ impl Spec {
 
     /// That of the pod's first process.
     fn of_pod(&mut self, kind: &str, file: &str) {
-        super::share(&mut self.json, kind, &format!("/proc/POD/ns/{file}"));
+        join_namespace(&mut self.json, kind, &format!("/proc/POD/ns/{file}"));
     }
 
     /// A hook that keeps what it sees.

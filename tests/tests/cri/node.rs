@@ -3,7 +3,7 @@
 use kata_like_cri_client::Error;
 use kata_like_cri_client::messages::*;
 use kata_like_tests::cri::{HANDLER, Kubelet};
-use kata_like_tests::{TestResult, is_oracle};
+use kata_like_tests::{Parts, TestResult, is_oracle};
 
 use super::host;
 
@@ -18,33 +18,43 @@ fn a_node_offers_the_handler_and_refuses_what_is_the_hosts() -> TestResult {
     let version = kubelet.call(VersionRequest::new())?;
     assert_eq!(version.runtime_name, "containerd");
     let status = kubelet.call(StatusRequest::new())?;
-    for condition in ["RuntimeReady", "NetworkReady"] {
-        let ready = status.status.conditions.iter();
-        let ready = ready
-            .filter(|one| one.type_ == condition)
-            .any(|one| one.status);
-        assert!(ready, "{condition}: {status}");
-    }
-    let handlers: Vec<_> = status
-        .runtime_handlers
-        .iter()
-        .map(|one| &one.name)
-        .collect();
-    // containerd 1.7 does not tell.
-    let told = handlers.iter().any(|name| *name == HANDLER);
-    assert!(told || handlers.is_empty(), "{handlers:?}");
+    let mut parts = Parts::new();
+    parts.run("conditions", || {
+        for condition in ["RuntimeReady", "NetworkReady"] {
+            let ready = status.status.conditions.iter();
+            let ready = ready
+                .filter(|one| one.type_ == condition)
+                .any(|one| one.status);
+            assert!(ready, "{condition}: {status}");
+        }
+        Ok(())
+    });
+    parts.run("handlers", || {
+        let handlers: Vec<_> = status
+            .runtime_handlers
+            .iter()
+            .map(|one| &one.name)
+            .collect();
+        // containerd 1.7 does not tell.
+        let told = handlers.iter().any(|name| *name == HANDLER);
+        assert!(told || handlers.is_empty(), "{handlers:?}");
+        Ok(())
+    });
     // Neither version of containerd has figures under names of their own.
-    let metrics = kubelet.try_call(ListMetricDescriptorsRequest::new());
-    let refused = matches!(
-        metrics,
-        Err(Error::Refused {
-            code: UNIMPLEMENTED,
-            ..
-        })
-    );
-    assert!(refused, "{metrics:?}");
+    parts.run("figures", || {
+        let metrics = kubelet.try_call(ListMetricDescriptorsRequest::new());
+        let refused = matches!(
+            metrics,
+            Err(Error::Refused {
+                code: UNIMPLEMENTED,
+                ..
+            })
+        );
+        assert!(refused, "{metrics:?}");
+        Ok(())
+    });
     if is_oracle() {
-        return Ok(());
+        return parts.end();
     }
 
     let before = host.footprint();
@@ -53,16 +63,23 @@ fn a_node_offers_the_handler_and_refuses_what_is_the_hosts() -> TestResult {
         ("pid: NODE", "pid", "hostPID"),
         ("ipc: NODE", "ipc", "hostIPC"),
     ] {
-        let config = format!("linux {{ security_context {{ namespace_options {{ {option} }} }} }}");
-        let text = kubelet.no_pod("refused", &config)?;
-        let field = format!("linux.namespaces without an entry of type {kind}");
-        assert!(
-            text.contains(&field) && text.contains(name),
-            "{option}: {text}"
-        );
+        parts.run(name, || {
+            let config =
+                format!("linux {{ security_context {{ namespace_options {{ {option} }} }} }}");
+            let text = kubelet.no_pod("refused", &config)?;
+            let field = format!("linux.namespaces without an entry of type {kind}");
+            assert!(
+                text.contains(&field) && text.contains(name),
+                "{option}: {text}"
+            );
+            Ok(())
+        });
     }
-    user_namespaces(&kubelet, &version.runtime_version)?;
-    host.leaves_nothing(&before)
+    parts.run("users of its own", || {
+        user_namespaces(&kubelet, &version.runtime_version)
+    });
+    parts.run("the end", || host.leaves_nothing(&before));
+    parts.end()
 }
 
 /// containerd 2.1 makes a pod's user namespace itself, on the host, which is refused; 1.7 has the runtime make it.

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::thread;
 
 use kata_like_tests::namespace::{Namespace, pattern};
-use kata_like_tests::{Host, TestResult, failure, kata_like_only};
+use kata_like_tests::{Host, Parts, TestResult, failure, kata_like_only};
 
 use crate::{connect, echoed};
 
@@ -62,13 +62,12 @@ fn answer(mut tap: File) -> std::io::Result<()> {
     }
 }
 
-/// Behind each interface but the dummy somebody answers. `outer` is where they are, `lower` has what the
-/// interfaces lie upon, as the host has on a real one.
-#[test]
-fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
-    let host = Host::alone()?;
-    let inner = Namespace::new(&host, "pod")?;
-    let (lower, outer) = (Namespace::new(&host, "low")?, Namespace::new(&host, "out")?);
+/// Of each kind one, and a dummy.
+const KINDS: [&str; 7] = ["mac1", "ip2", "ip3", "vlan4", "br5", "tap6", "dummy7"];
+
+/// Makes an interface of each kind in `inner`. Behind each but the dummy somebody answers: `outer` is
+/// where they are, `lower` has what the interfaces lie upon, as the host has on a real one.
+fn one_of_each_kind(inner: &Namespace, lower: &Namespace, outer: &Namespace) -> TestResult {
     for number in 1..=4 {
         let peer = format!("peer name out{number} netns {}", outer.name());
         lower.ip(&format!("link add low{number} type veth {peer}"))?;
@@ -108,11 +107,19 @@ fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
     let device = inner.inside(|| tap("tap6"))?;
     thread::spawn(move || answer(device));
     inner.ip("link add dummy7 type dummy")?;
-    let names = ["mac1", "ip2", "ip3", "vlan4", "br5", "tap6", "dummy7"];
-    for (number, name) in (1..).zip(names) {
+    for (number, name) in (1..).zip(KINDS) {
         inner.ip(&format!("address add 10.8{number}.0.2/24 dev {name}"))?;
         inner.ip(&format!("link set {name} up"))?;
     }
+    Ok(())
+}
+
+#[test]
+fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
+    let host = Host::alone()?;
+    let inner = Namespace::new(&host, "pod")?;
+    let (lower, outer) = (Namespace::new(&host, "low")?, Namespace::new(&host, "out")?);
+    one_of_each_kind(&inner, &lower, &outer)?;
     let (before, untouched) = (host.footprint(), inner.look()?);
 
     let server = ["sh", "-c", "while :; do nc -l -p 6000 -e cat; done"];
@@ -122,12 +129,16 @@ fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
         ip -o -4 addr; ip -o link";
     let seen = pod.exec(&["sh", "-c", script])?;
     let text = seen.text();
-    for (number, name) in (1..).zip(names) {
-        let address = format!("10.8{number}.0.2/24");
-        let has_address = |line: &str| line.contains(name) && line.contains(&address);
-        assert!(text.lines().any(has_address), "no {address} in {text}");
-        let answered = name == "dummy7" || text.contains(&format!("answer {number}"));
-        assert!(answered, "nobody answers behind {name}: {}", seen.both());
+    let mut parts = Parts::new();
+    for (number, name) in (1..).zip(KINDS) {
+        parts.run(name, || {
+            let address = format!("10.8{number}.0.2/24");
+            let has_address = |line: &str| line.contains(name) && line.contains(&address);
+            assert!(text.lines().any(has_address), "no {address} in {text}");
+            let answered = name == "dummy7" || text.contains(&format!("answer {number}"));
+            assert!(answered, "nobody answers behind {name}: {}", seen.both());
+            Ok(())
+        });
     }
     // And from outside, checksums and segments included.
     for address in [
@@ -137,12 +148,16 @@ fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
         "10.84.0.2:6000",
         "10.85.0.2:6000",
     ] {
-        echoed(connect(&outer, address)?, &pattern(100_000))
-            .map_err(|error| failure(format!("{address}: {error}")))?;
+        parts.run(address, || {
+            echoed(connect(&outer, address)?, &pattern(100_000))
+        });
     }
-    pod.remove()?;
-    assert_eq!(inner.look()?, untouched);
-    host.leaves_nothing(&before)
+    parts.run("the pod's end", || {
+        pod.remove()?;
+        assert_eq!(inner.look()?, untouched);
+        host.leaves_nothing(&before)
+    });
+    parts.end()
 }
 
 /// A bond that has two interfaces of the namespace, one of which fails, and a macvtap that nobody reads.

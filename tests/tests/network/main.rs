@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use kata_like_tests::namespace::{Namespace, pattern};
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, Parts, Pod, TestResult, failure, is_oracle, kata_like_only};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 
@@ -83,12 +83,9 @@ fn bytes_a_packet(namespace: &Namespace, interface: &'static str) -> TestResult<
     ])
 }
 
-/// Two interfaces: one with a network, IPv4 and IPv6, the other with nothing but an address and a route to a
-/// gateway that is in no network and answers no ARP.
-#[test]
-fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
-    let host = Host::alone()?;
-    let (inner, far) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "far")?);
+/// An interface with a network, IPv4 and IPv6 (eth0), and one with nothing but an address and a route
+/// to a gateway that is in no network and answers no ARP (eth1). Their far ends are in `far`.
+fn two_interfaces(inner: &Namespace, far: &Namespace) -> TestResult {
     for (number, mtu) in [(0, 1400), (1, 9000)] {
         inner.ip(&format!(
             "link add eth{number} mtu {mtu} address 02:00:00:00:07:0{number} type veth \
@@ -119,11 +116,47 @@ fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
     ] {
         far.ip(step)?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
+    let host = Host::alone()?;
+    let (inner, far) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "far")?);
+    two_interfaces(&inner, &far)?;
     let (before, untouched) = (host.footprint(), inner.look()?);
 
     let options = ["--with-ns", &inner.option()];
     let server = ["sh", "-c", "while :; do nc -l -p 6000 -e cat; done"];
     let pod = host.start("networked", &options, &server)?;
+    let mut parts = Parts::new();
+    parts.run("what is configured", || the_guest_has_two_interfaces(&pod));
+    parts.run("out of the pod", || bytes_go_out_and_back(&pod, &far));
+    // The server takes one after the other.
+    for (address, length) in [
+        ("10.77.0.2:6000", BULK),
+        ("[fd77::2]:6000", 100_000),
+        ("10.88.0.2:6000", 100_000),
+    ] {
+        parts.run(address, || {
+            echoed(connect(&far, address)?, &pattern(length))
+        });
+    }
+    // Acknowledgements among them, a packet is longer than the MTU on the average.
+    parts.run("the host's counters", || {
+        let average = bytes_a_packet(&inner, "eth0")?;
+        assert!(average.iter().all(|bytes| *bytes > 1414), "{average:?}");
+        Ok(())
+    });
+    parts.run("the pod's end", || {
+        pod.remove()?;
+        assert_eq!(inner.look()?, untouched);
+        host.leaves_nothing(&before)
+    });
+    parts.end()
+}
+
+fn the_guest_has_two_interfaces(pod: &Pod) -> TestResult {
     let script = "ip addr; ip route; ip -6 route; cd /sys/class/net; \
         echo mtu $(cat eth0/mtu eth1/mtu) mac $(cat eth0/address eth1/address); \
         ping -c 1 -W 30 10.77.0.1 >/dev/null && echo reaches the gateway; \
@@ -155,8 +188,11 @@ fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
             .any(|line| plain(line).contains(plain(wanted).as_str()));
         assert!(found, "no {wanted:?} in {}", seen.both());
     }
+    Ok(())
+}
 
-    // Out of the pod and back.
+/// Out of the pod and back.
+fn bytes_go_out_and_back(pod: &Pod, far: &Namespace) -> TestResult {
     let listener = far.inside(|| Ok(TcpListener::bind("10.77.0.1:5000")?))?;
     let script = format!(
         "dd if=/dev/urandom of=/tmp/x bs={BULK} count=1 2>/dev/null; md5sum </tmp/x; nc 10.77.0.1 5000 </tmp/x | md5sum"
@@ -171,22 +207,7 @@ fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
         [one, other] if one == other => {}
         _ => panic!("{}", sums.both()),
     }
-    // Into the pod and back; the server takes one after the other.
-    for (address, length) in [
-        ("10.77.0.2:6000", BULK),
-        ("[fd77::2]:6000", 100_000),
-        ("10.88.0.2:6000", 100_000),
-    ] {
-        echoed(connect(&far, address)?, &pattern(length))
-            .map_err(|error| failure(format!("{address}: {error}")))?;
-    }
-    // The host's counters count; acknowledgements among them, a packet is longer than the MTU on the average.
-    let average = bytes_a_packet(&inner, "eth0")?;
-    assert!(average.iter().all(|bytes| *bytes > 1414), "{average:?}");
-
-    pod.remove()?;
-    assert_eq!(inner.look()?, untouched);
-    host.leaves_nothing(&before)
+    Ok(())
 }
 
 /// The shim is killed: `delete` leaves a namespace that lives on as it was.

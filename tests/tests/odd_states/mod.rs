@@ -20,8 +20,8 @@ use serde_json::json;
 
 mod limits;
 
-/// All of them; containerd 1.7 gets the first ten.
-pub const CASES: [Case; 13] = [
+/// All of them; containerd 1.7 gets the first eleven.
+pub const CASES: [Case; 14] = [
     ("a create that fails leaves nothing", failed_create),
     ("created", created),
     ("created and killed", killed_before_its_start),
@@ -30,6 +30,7 @@ pub const CASES: [Case; 13] = [
     ("stopped", stopped),
     ("deleted", deleted),
     ("an exec's life", execs),
+    ("an exec on a terminal", exec_on_a_terminal),
     ("update", limits::update),
     ("stats", limits::stats),
     ("stats of a disk", limits::stats_of_a_disk),
@@ -385,7 +386,12 @@ fn execs(pod: &DirectPod) -> TestResult {
         done(task.exec("two", &long, &nothing())?)?;
         done(task.delete("two")?)?;
     }
-    // The request's word on the terminal wins, and its size may come before the start.
+    task.end()
+}
+
+/// The request's word on the terminal wins, and its size may come before the start.
+fn exec_on_a_terminal(pod: &DirectPod) -> TestResult {
+    let task = pod.run("execs", &SLEEP)?;
     let output = pod.files().join("on-terminal");
     std::fs::write(&output, "")?;
     let streams = Streams {
