@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kata_like_tests::{Call, Host, TestResult, failure, kata_like_only};
+use kata_like_tests::{Call, Host, Parts, TestResult, kata_like_only};
 use rustix::fs::{FileType, Mode, makedev, mknodat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
@@ -131,19 +131,21 @@ fn a_kernel_that_is_not_there() -> TestResult {
 fn a_kernel_that_is_cut_off_or_none() -> TestResult {
     kata_like_only!();
     let whole = fs::read(installed("vmlinux"))?;
+    let mut parts = Parts::new();
     for (name, content) in [
         ("cut-off", &whole[..whole.len() / 2]),
         ("header-only", &whole[..64]),
         ("text", b"this is no kernel\n".as_slice()),
         ("empty", b""),
     ] {
-        let path = format!("/run/kernel-{name}");
-        fs::write(&path, content)?;
-        expect_failure_with(&format!("kernel = \"{path}\"\n"), &["kernel"])
-            .map_err(|error| failure(format!("{name}: {error}")))?;
-        fs::remove_file(&path)?;
+        parts.run(name, || {
+            let path = format!("/run/kernel-{name}");
+            fs::write(&path, content)?;
+            expect_failure_with(&format!("kernel = \"{path}\"\n"), &["kernel"])?;
+            Ok(fs::remove_file(&path)?)
+        });
     }
-    Ok(())
+    parts.end()
 }
 
 #[test]
@@ -159,17 +161,19 @@ fn an_initrd_that_is_not_there() -> TestResult {
 fn an_initrd_that_is_cut_off_or_none() -> TestResult {
     kata_like_only!();
     let whole = fs::read(installed("initrd.img"))?;
+    let mut parts = Parts::new();
     for (name, content) in [
         ("cut-off", &whole[..whole.len() / 2]),
         ("text", b"this is no initrd\n".as_slice()),
     ] {
-        let path = format!("/run/initrd-{name}");
-        fs::write(&path, content)?;
-        expect_failure_with(&format!("initrd = \"{path}\"\n"), &["initrd"])
-            .map_err(|error| failure(format!("{name}: {error}")))?;
-        fs::remove_file(&path)?;
+        parts.run(name, || {
+            let path = format!("/run/initrd-{name}");
+            fs::write(&path, content)?;
+            expect_failure_with(&format!("initrd = \"{path}\"\n"), &["initrd"])?;
+            Ok(fs::remove_file(&path)?)
+        });
     }
-    Ok(())
+    parts.end()
 }
 
 #[test]
@@ -218,24 +222,28 @@ fn a_broken_config_json() -> TestResult {
     kata_like_only!();
     let host = Host::alone()?;
     let before = host.footprint();
+    let mut parts = Parts::new();
     for (name, content) in [
         ("cut off", r#"{"ociVersion": "1.1.0", "process": {"#),
         ("no JSON", "hello"),
         ("empty", ""),
     ] {
-        let id = host.name("bundle");
-        let bundle = PathBuf::from("/run").join(&id);
-        fs::create_dir(&bundle)?;
-        fs::write(bundle.join("config.json"), content)?;
-        let output = Call::new(start(&host, &id, &bundle)).output()?;
-        assert_ne!(output.status, 0, "{name}: {}", output.both());
-        let text = [output.stdout.clone(), output.stderr.clone()].concat();
-        let line = String::from_utf8(text)?;
-        assert!(line.contains("config.json"), "{name}: {line:?}");
-        assert!(!line.contains('\n'), "{name}: {line:?}");
-        fs::remove_dir_all(&bundle)?;
+        parts.run(name, || {
+            let id = host.name("bundle");
+            let bundle = PathBuf::from("/run").join(&id);
+            fs::create_dir(&bundle)?;
+            fs::write(bundle.join("config.json"), content)?;
+            let output = Call::new(start(&host, &id, &bundle)).output()?;
+            assert_ne!(output.status, 0, "{name}: {}", output.both());
+            let text = [output.stdout.clone(), output.stderr.clone()].concat();
+            let line = String::from_utf8(text)?;
+            assert!(line.contains("config.json"), "{name}: {line:?}");
+            assert!(!line.contains('\n'), "{name}: {line:?}");
+            Ok(fs::remove_dir_all(&bundle)?)
+        });
     }
-    host.leaves_nothing(&before)
+    parts.run("the end", || host.leaves_nothing(&before));
+    parts.end()
 }
 
 /// `start`, as containerd calls it.

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kata_like_tests::pty::OnTerminal;
-use kata_like_tests::{Host, TestResult, failure, figures, is_oracle, kata_like_only};
+use kata_like_tests::{Host, Parts, TestResult, failure, figures, is_oracle, kata_like_only};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -43,64 +43,70 @@ fn exit_codes_are_the_commands() -> TestResult {
 fn signals_end_what_they_are_sent_to() -> TestResult {
     let host = Host::shared()?;
     let events = host.events()?;
-    let script = "trap 'echo told; exit 21' TERM; (trap 'echo child' TERM; sleep 1000) & wait";
-    let trapping = host.start("trapping", &[], &["sh", "-c", script])?;
-    let exec = host.name("exec");
-    let sleeper = host.ctr([
-        "task",
-        "exec",
-        "--exec-id",
-        &exec,
-        trapping.id(),
-        "sleep",
-        "1000",
-    ]);
-    let waiting = thread::spawn(move || sleeper.output());
-    events.wait("start of the exec", 60 * SECOND, |event| {
-        event.topic == "/tasks/exec-started" && event.process() == exec
-    })?;
-    host.ctr([
-        "task",
-        "kill",
-        "--exec-id",
-        &exec,
-        "--signal",
-        "TERM",
-        trapping.id(),
-    ])
-    .ok()?;
-    let ended = waiting
-        .join()
-        .map_err(|_| failure("the exec's thread panicked"))??;
-    assert_eq!(ended.status, 143, "{}", ended.both());
-    assert_eq!(trapping.status()?.0, "RUNNING");
+    let mut parts = Parts::new();
+    parts.run("SIGTERM", || {
+        let script = "trap 'echo told; exit 21' TERM; (trap 'echo child' TERM; sleep 1000) & wait";
+        let trapping = host.start("trapping", &[], &["sh", "-c", script])?;
+        let exec = host.name("exec");
+        let sleeper = host.ctr([
+            "task",
+            "exec",
+            "--exec-id",
+            &exec,
+            trapping.id(),
+            "sleep",
+            "1000",
+        ]);
+        let waiting = thread::spawn(move || sleeper.output());
+        events.wait("start of the exec", 60 * SECOND, |event| {
+            event.topic == "/tasks/exec-started" && event.process() == exec
+        })?;
+        host.ctr([
+            "task",
+            "kill",
+            "--exec-id",
+            &exec,
+            "--signal",
+            "TERM",
+            trapping.id(),
+        ])
+        .ok()?;
+        let ended = waiting
+            .join()
+            .map_err(|_| failure("the exec's thread panicked"))??;
+        assert_eq!(ended.status, 143, "{}", ended.both());
+        assert_eq!(trapping.status()?.0, "RUNNING");
 
-    assert_eq!(trapping.kill("TERM")?.status, 0);
-    assert_eq!(
-        events
-            .exit(trapping.id(), trapping.id(), 10 * SECOND)?
-            .status(),
-        21
-    );
-    assert_eq!(trapping.delete()?, 21);
-
-    let sleeping = host.start("sleeping", &[], &["sleep", "1000"])?;
-    assert_eq!(sleeping.kill("KILL")?.status, 0);
-    assert_eq!(
-        events
-            .exit(sleeping.id(), sleeping.id(), 10 * SECOND)?
-            .status(),
-        137
-    );
-    // A kill of what has ended is no failure: at most it is told that nothing is there.
-    let again = sleeping.kill("KILL")?;
-    assert!(
-        again.status == 0 || again.error_text().contains("process already finished"),
-        "{}",
-        again.both()
-    );
-    assert_eq!(sleeping.delete()?, 137);
-    Ok(())
+        assert_eq!(trapping.kill("TERM")?.status, 0);
+        assert_eq!(
+            events
+                .exit(trapping.id(), trapping.id(), 10 * SECOND)?
+                .status(),
+            21
+        );
+        assert_eq!(trapping.delete()?, 21);
+        Ok(())
+    });
+    parts.run("SIGKILL", || {
+        let sleeping = host.start("sleeping", &[], &["sleep", "1000"])?;
+        assert_eq!(sleeping.kill("KILL")?.status, 0);
+        assert_eq!(
+            events
+                .exit(sleeping.id(), sleeping.id(), 10 * SECOND)?
+                .status(),
+            137
+        );
+        // A kill of what has ended is no failure: at most it is told that nothing is there.
+        let again = sleeping.kill("KILL")?;
+        assert!(
+            again.status == 0 || again.error_text().contains("process already finished"),
+            "{}",
+            again.both()
+        );
+        assert_eq!(sleeping.delete()?, 137);
+        Ok(())
+    });
+    parts.end()
 }
 
 #[test]
@@ -167,32 +173,43 @@ fn an_exec_runs_beside_the_main_process() -> TestResult {
     ];
     let pod = host.start("beside", &options, &["sleep", "1000"])?;
 
-    let output = pod.exec(&["sh", "-c", "echo out; echo err >&2; exit 9"])?;
-    assert_eq!(
-        (output.status, output.text(), output.error_text()),
-        (9, "out".into(), "err".into())
-    );
-
-    let rights = "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/";
-    let script = format!("{rights}1/status; echo; {rights}self/status; echo $KEPT; pwd");
-    let output = pod.exec(&["sh", "-c", &script])?;
-    let text = output.text();
-    let (inits, execs) = text
-        .split_once("\n\n")
-        .ok_or_else(|| failure(output.both()))?;
-    assert_eq!(format!("{inits}\nyes\n/"), execs);
-    assert!(inits.contains("Seccomp:\t2"), "no filter: {inits}");
-    assert!(inits.contains("NoNewPrivs:\t1"), "{inits}");
-
-    let output = pod
-        .exec_call(
-            &["--cwd", "/tmp", "--user", "1:1"],
-            &["sh", "-c", "pwd; id -u"],
-        )
-        .ok()?;
-    assert_eq!(output.text(), "/tmp\n1");
-    assert_eq!(pod.status()?.0, "RUNNING");
-    pod.remove()
+    let mut parts = Parts::new();
+    parts.run("its code and streams", || {
+        let output = pod.exec(&["sh", "-c", "echo out; echo err >&2; exit 9"])?;
+        assert_eq!(
+            (output.status, output.text(), output.error_text()),
+            (9, "out".into(), "err".into())
+        );
+        Ok(())
+    });
+    parts.run("its rights", || {
+        let rights = "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/";
+        let script = format!("{rights}1/status; echo; {rights}self/status; echo $KEPT; pwd");
+        let output = pod.exec(&["sh", "-c", &script])?;
+        let text = output.text();
+        let (inits, execs) = text
+            .split_once("\n\n")
+            .ok_or_else(|| failure(output.both()))?;
+        assert_eq!(format!("{inits}\nyes\n/"), execs);
+        assert!(inits.contains("Seccomp:\t2"), "no filter: {inits}");
+        assert!(inits.contains("NoNewPrivs:\t1"), "{inits}");
+        Ok(())
+    });
+    parts.run("its directory and user", || {
+        let output = pod
+            .exec_call(
+                &["--cwd", "/tmp", "--user", "1:1"],
+                &["sh", "-c", "pwd; id -u"],
+            )
+            .ok()?;
+        assert_eq!(output.text(), "/tmp\n1");
+        Ok(())
+    });
+    parts.run("the container's end", || {
+        assert_eq!(pod.status()?.0, "RUNNING");
+        pod.remove()
+    });
+    parts.end()
 }
 
 /// A command that can't run fails at once, in runc's words, and leaves nothing: neither as the main
@@ -212,35 +229,45 @@ fn a_missing_command_fails_in_runcs_words() -> TestResult {
             "exec: \"/etc/not-executable\": permission denied",
         ),
     ];
+    let mut parts = Parts::new();
     for (command, words) in cases {
-        let output = host.run(&host.name("missing"), &[], &[command]).output()?;
-        assert_eq!(output.status, 1, "{command}: {}", output.both());
-        assert!(
-            output.error_text().contains(words),
-            "{command}: {}",
-            output.both()
-        );
-        assert_eq!(
-            output.error_text().lines().count(),
-            1,
-            "{command}: {}",
-            output.both()
-        );
+        parts.run(command, || {
+            let output = host.run(&host.name("missing"), &[], &[command]).output()?;
+            assert_eq!(output.status, 1, "{command}: {}", output.both());
+            assert!(
+                output.error_text().contains(words),
+                "{command}: {}",
+                output.both()
+            );
+            assert_eq!(
+                output.error_text().lines().count(),
+                1,
+                "{command}: {}",
+                output.both()
+            );
+            Ok(())
+        });
     }
-    host.leaves_nothing(&before)?;
+    parts.run("what they leave", || host.leaves_nothing(&before));
     let pod = host.start("missing", &[], &["sleep", "1000"])?;
     for (command, words) in cases {
-        let output = pod.exec(&[command])?;
-        assert_eq!(output.status, 1, "{command}: {}", output.both());
-        assert!(
-            output.error_text().contains(words),
-            "{command}: {}",
-            output.both()
-        );
-        assert_eq!(pod.exec(&["echo", "works"])?.text(), "works");
+        parts.run(&format!("{command} as an exec"), || {
+            let output = pod.exec(&[command])?;
+            assert_eq!(output.status, 1, "{command}: {}", output.both());
+            assert!(
+                output.error_text().contains(words),
+                "{command}: {}",
+                output.both()
+            );
+            assert_eq!(pod.exec(&["echo", "works"])?.text(), "works");
+            Ok(())
+        });
     }
-    pod.remove()?;
-    host.leaves_nothing(&before)
+    parts.run("the end", || {
+        pod.remove()?;
+        host.leaves_nothing(&before)
+    });
+    parts.end()
 }
 
 #[test]

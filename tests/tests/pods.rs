@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kata_like_tests::annotations::{SANDBOX_CPU_PERIOD, SANDBOX_CPU_QUOTA, SANDBOX_MEMORY};
 use kata_like_tests::process::{Process, until};
-use kata_like_tests::{Host, Sandbox, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, Parts, Pod, Sandbox, TestResult, failure, is_oracle, kata_like_only};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -53,54 +53,64 @@ fn containers_share_what_kubernetes_shares() -> TestResult {
     let one = sandbox.container("one", &["--mount", &shm], &["sleep", "1000"])?;
     let two = sandbox.container("two", &["--mount", &shm], &["sleep", "1000"])?;
 
-    assert_eq!(one.exec(&["hostname"])?.text(), "the-pod");
-    let links = ["net", "ipc", "uts", "pid", "mnt"].map(|kind| format!("/proc/self/ns/{kind}"));
-    let look = |pod: &kata_like_tests::Pod| -> TestResult<Vec<String>> {
-        let script = format!("for n in {}; do readlink $n; done", links.join(" "));
-        let text = pod.exec(&["sh", "-c", &script])?.text();
-        Ok(text.lines().map(str::to_owned).collect())
-    };
-    let (of_one, of_two) = (look(&one)?, look(&two)?);
-    assert_eq!(of_one.len(), links.len());
-    assert_eq!(of_one[..3], of_two[..3]);
-    assert_ne!(of_one[3], of_two[3]);
-    assert_ne!(of_one[4], of_two[4]);
-
-    one.exec_call(
-        &[],
-        &[
-            "sh",
-            "-c",
-            "echo shared >/dev/shm/file; echo own >/tmp/file",
-        ],
-    )
-    .ok()?;
-    let output = two.exec(&["sh", "-c", "cat /dev/shm/file; cat /tmp/file"])?;
-    assert_eq!(output.text(), "shared");
-    // It has the size of the host's.
-    let output = two.exec(&[
-        "dd",
-        "if=/dev/zero",
-        "of=/dev/shm/big",
-        "bs=1024",
-        "count=2048",
-    ])?;
-    assert!(
-        output.error_text().contains("No space left"),
-        "{}",
-        output.both()
-    );
-    if !is_oracle() {
+    let mut parts = Parts::new();
+    parts.run("the host name", || {
+        assert_eq!(one.exec(&["hostname"])?.text(), "the-pod");
+        Ok(())
+    });
+    parts.run("namespaces", || {
+        let (of_one, of_two) = (namespaces(&one)?, namespaces(&two)?);
+        assert_eq!(of_one.len(), 5);
+        assert_eq!(of_one[..3], of_two[..3]);
+        assert_ne!(of_one[3], of_two[3]);
+        assert_ne!(of_one[4], of_two[4]);
+        Ok(())
+    });
+    parts.run("files", || {
+        let script = "echo shared >/dev/shm/file; echo own >/tmp/file";
+        one.exec_call(&[], &["sh", "-c", script]).ok()?;
+        let output = two.exec(&["sh", "-c", "cat /dev/shm/file; cat /tmp/file"])?;
+        assert_eq!(output.text(), "shared");
+        Ok(())
+    });
+    parts.run("the size of the host's tmpfs", || {
+        let output = two.exec(&[
+            "dd",
+            "if=/dev/zero",
+            "of=/dev/shm/big",
+            "bs=1024",
+            "count=2048",
+        ])?;
+        assert!(
+            output.error_text().contains("No space left"),
+            "{}",
+            output.both()
+        );
+        Ok(())
+    });
+    parts.run("one machine", || {
         let vmms = Process::all()
             .into_iter()
             .filter(|process| process.is("kata-like-vmm"));
-        assert_eq!(vmms.count(), 1);
-    }
-    two.remove()?;
-    one.remove()?;
-    sandbox.remove()?;
-    drop(memory);
-    host.leaves_nothing(&before)
+        assert!(is_oracle() || vmms.count() == 1);
+        Ok(())
+    });
+    parts.run("the pod's end", || {
+        two.remove()?;
+        one.remove()?;
+        sandbox.remove()?;
+        drop(memory);
+        host.leaves_nothing(&before)
+    });
+    parts.end()
+}
+
+/// Which network, IPC, UTS, PID and mount namespaces a container is in.
+fn namespaces(pod: &Pod) -> TestResult<Vec<String>> {
+    let links = ["net", "ipc", "uts", "pid", "mnt"].map(|kind| format!("/proc/self/ns/{kind}"));
+    let script = format!("for n in {}; do readlink $n; done", links.join(" "));
+    let text = pod.exec(&["sh", "-c", &script])?.text();
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// A container in a crash loop: each life has its exit code, and what the pod holds stays the same.
@@ -161,32 +171,44 @@ fn process_namespaces_are_shared_on_demand() -> TestResult {
     let shared = pids(sandbox.pid());
     let one = sandbox.container("one", &["--with-ns", &shared], &["sleep", "1111"])?;
     let two = sandbox.container("two", &["--with-ns", &shared], &["sleep", "2222"])?;
-    let list = two.exec(&["ps", "-o", "args"])?.text();
-    for command in ["sleep 1111", "sleep 2222"] {
-        assert!(list.contains(command), "no {command:?} in: {list}");
-    }
-    // PID 1 is the pod's, and reaps whatever loses its parent.
-    let script = "(sleep 0.1 &) ; sleep 1; ps -o stat | grep -c ^Z || true";
-    assert_eq!(two.exec(&["sh", "-c", script])?.text(), "0");
-    assert!(
-        !one.exec(&["sh", "-c", "readlink /proc/1/exe; echo $$"])?
-            .text()
-            .ends_with("\n1")
-    );
-
-    let own = sandbox.container("own", &[], &["sleep", "3333"])?;
-    let (_, pid) = own.status()?;
-    let target = pids(pid);
-    let list = sandbox
-        .run("debug", &["--with-ns", &target], &["ps", "-o", "pid,args"])
-        .ok()?
-        .text();
-    assert!(list.contains("1 sleep 3333"), "{list}");
-    assert!(!list.contains("sleep 1111"), "{list}");
-    for pod in [own, two, one] {
-        pod.remove()?;
-    }
-    sandbox.remove()
+    let mut parts = Parts::new();
+    parts.run("each other's processes", || {
+        let list = two.exec(&["ps", "-o", "args"])?.text();
+        for command in ["sleep 1111", "sleep 2222"] {
+            assert!(list.contains(command), "no {command:?} in: {list}");
+        }
+        Ok(())
+    });
+    // It is the pod's, and reaps whatever loses its parent.
+    parts.run("PID 1", || {
+        let script = "(sleep 0.1 &) ; sleep 1; ps -o stat | grep -c ^Z || true";
+        assert_eq!(two.exec(&["sh", "-c", script])?.text(), "0");
+        assert!(
+            !one.exec(&["sh", "-c", "readlink /proc/1/exe; echo $$"])?
+                .text()
+                .ends_with("\n1")
+        );
+        Ok(())
+    });
+    parts.run("a container that debugs another", || {
+        let own = sandbox.container("own", &[], &["sleep", "3333"])?;
+        let (_, pid) = own.status()?;
+        let target = pids(pid);
+        let list = sandbox
+            .run("debug", &["--with-ns", &target], &["ps", "-o", "pid,args"])
+            .ok()?
+            .text();
+        assert!(list.contains("1 sleep 3333"), "{list}");
+        assert!(!list.contains("sleep 1111"), "{list}");
+        own.remove()
+    });
+    parts.run("the pod's end", || {
+        for pod in [two, one] {
+            pod.remove()?;
+        }
+        sandbox.remove()
+    });
+    parts.end()
 }
 
 /// A pod with users of its own, as Kubernetes makes one for `hostUsers: false`: its containers join the sandbox's
@@ -345,27 +367,30 @@ fn a_pods_size_comes_from_its_annotations() -> TestResult {
         }
         Sandbox::start(&host, &options)
     };
-    let sandbox = start(&size("536870912", "150000"))?;
-    let script = "nproc; grep MemTotal /proc/meminfo";
-    let text = sandbox
-        .run("sized", &[], &["sh", "-c", script])
-        .ok()?
-        .text();
-    let mut words = text.split_whitespace();
-    let cpus: usize = words.next().unwrap_or_default().parse()?;
-    let online = std::thread::available_parallelism()?.get();
-    assert_eq!(cpus, 2.min(online), "{text}");
-    let kib: u64 = words.nth(1).unwrap_or_default().parse()?;
-    // The pod's 512 MiB must fit beside the guest's own needs, and no much more is given.
-    assert!((560_000..=800_000).contains(&kib), "{text}");
-    sandbox.remove()?;
-
-    match start(&size("lots", "1000")) {
+    let mut parts = Parts::new();
+    parts.run("a size", || {
+        let sandbox = start(&size("536870912", "150000"))?;
+        let script = "nproc; grep MemTotal /proc/meminfo";
+        let text = sandbox
+            .run("sized", &[], &["sh", "-c", script])
+            .ok()?
+            .text();
+        let mut words = text.split_whitespace();
+        let cpus: usize = words.next().unwrap_or_default().parse()?;
+        let online = std::thread::available_parallelism()?.get();
+        assert_eq!(cpus, 2.min(online), "{text}");
+        let kib: u64 = words.nth(1).unwrap_or_default().parse()?;
+        // The pod's 512 MiB must fit beside the guest's own needs, and no much more is given.
+        assert!((560_000..=800_000).contains(&kib), "{text}");
+        sandbox.remove()
+    });
+    parts.run("a bad number", || match start(&size("lots", "1000")) {
         Ok(_) => Err(failure("a sandbox with \"lots\" of memory started")),
         Err(error) => {
             let text = error.to_string();
             assert!(text.contains(SANDBOX_MEMORY), "{text}");
             Ok(())
         }
-    }
+    });
+    parts.end()
 }

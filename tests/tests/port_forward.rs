@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kata_like_tests::namespace::{self, Namespace, pattern};
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, Parts, Pod, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -182,25 +182,40 @@ fn every_port_of_loopback_is_the_pods() -> TestResult {
             "127.0.0.1:45678",
         ],
     )?;
+    let mut parts = Parts::new();
     for address in [
         "127.0.0.1:81",
         "[::1]:82",
         "127.0.0.1:83",
         "127.0.0.1:45678",
     ] {
-        inside.served(address)?;
+        parts.run(address, || inside.served(address));
     }
     if !is_oracle() {
         // The guest's address is found, whichever the host's is.
         for address in ["[::1]:81", "127.0.0.1:82", "[::1]:83", "127.3.2.1:81"] {
-            inside.served(address)?;
+            parts.run(address, || inside.served(address));
         }
     }
     for address in ["127.0.0.1:84", "[::1]:84", "127.0.0.1:45679"] {
-        let took = inside.refused(address)?;
-        assert!(took < AT_ONCE, "{address}: refused after {took:?}");
+        parts.run(address, || {
+            let took = inside.refused(address)?;
+            assert!(took < AT_ONCE, "{address}: refused after {took:?}");
+            Ok(())
+        });
     }
-    half_closes(inside)?;
+    parts.run("half closes", || half_closes(inside));
+    parts.run("a reset", || a_reset_is_told(inside));
+    parts.run("much both ways", || much_passes_both_ways(inside));
+    parts.run("many at once", || many_at_once(inside));
+    parts.run("the pod's end", || {
+        a_pod_with_connections_ends(inside, pod)?;
+        host.leaves_nothing(&before)
+    });
+    parts.end()
+}
+
+fn a_reset_is_told(inside: &Inside) -> TestResult {
     let mut cut = inside.dial("127.0.0.1:83")?;
     cut.write_all(b"r")?;
     let mut word = [0; 10];
@@ -208,15 +223,11 @@ fn every_port_of_loopback_is_the_pods() -> TestResult {
     cut.write_all(b"!")?;
     let kind = rest(&mut cut).map_err(|error| error.kind());
     assert_eq!(kind, Err(ErrorKind::ConnectionReset));
+    Ok(())
+}
 
-    let begin = Instant::now();
-    much_passes_both_ways(inside)?;
-    eprintln!("{} MiB both ways: {:?}", BULK >> 20, begin.elapsed());
-    let begin = Instant::now();
-    many_at_once(inside)?;
-    eprintln!("{MANY} connections: {:?}", begin.elapsed());
-
-    // A pod with connections, one of them idle since, one stalled, is killed and deleted as any other.
+/// A pod with connections, one of them idle, one stalled, is killed and deleted as any other.
+fn a_pod_with_connections_ends(inside: &Inside, pod: Pod) -> TestResult {
     let mut idle = inside.dial("127.0.0.1:81")?;
     idle.write_all(b"ex")?;
     idle.read_exact(&mut [0])?;
@@ -228,7 +239,7 @@ fn every_port_of_loopback_is_the_pods() -> TestResult {
     let end = rest(&mut idle);
     assert!(end.is_err() || end.is_ok_and(|rest| rest.is_empty()));
     inside.refused("127.0.0.1:81")?;
-    host.leaves_nothing(&before)
+    Ok(())
 }
 
 /// Pods with a namespace of their own, which nobody has prepared; the same port, and each its own.

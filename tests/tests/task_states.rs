@@ -12,7 +12,7 @@ use kata_like_tests::direct::{self, DirectPod};
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
 use kata_like_tests::rootfs::Rootfs;
-use kata_like_tests::{Host, Pod, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{Host, Parts, Pod, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
 
 mod odd_states;
@@ -211,40 +211,50 @@ fn hooks_of_the_host_get_the_state() -> TestResult {
     let id = host.name("hooked");
     rootfs.run(&["--rm"], &id, &spec)?.ok()?;
     let own = fs::read_link("/proc/self/ns/net")?;
+    let mut parts = Parts::new();
     for (kind, status) in [
         ("prestart", "creating"),
         ("createRuntime", "creating"),
         ("poststart", "running"),
         ("poststop", "stopped"),
     ] {
-        let state = fs::read(place.join(format!("{kind}.json")))
-            .map_err(|error| failure(format!("{kind}: {error}")))?;
-        let state: serde_json::Value = serde_json::from_slice(&state)?;
-        assert_eq!(state["id"], *id, "{kind}: {state}");
-        if kind != "poststart" || !is_oracle() {
-            assert_eq!(state["status"], status, "{kind}: {state}");
-        }
-        let has_pid = state["pid"].as_i64().is_some_and(|pid| pid > 0);
-        assert_eq!(has_pid, kind != "poststop", "{kind}: {state}");
-        let bundle = state["bundle"].as_str().unwrap_or_default();
-        assert_eq!(PathBuf::from(bundle), host.bundle(&id), "{kind}");
-        let net = fs::read_to_string(place.join(format!("{kind}.net")))?;
-        assert_eq!(net.trim(), own.display().to_string(), "{kind}");
+        parts.run(kind, || {
+            let state = fs::read(place.join(format!("{kind}.json")))
+                .map_err(|error| failure(format!("{kind}: {error}")))?;
+            let state: serde_json::Value = serde_json::from_slice(&state)?;
+            assert_eq!(state["id"], *id, "{kind}: {state}");
+            if kind != "poststart" || !is_oracle() {
+                assert_eq!(state["status"], status, "{kind}: {state}");
+            }
+            let has_pid = state["pid"].as_i64().is_some_and(|pid| pid > 0);
+            assert_eq!(has_pid, kind != "poststop", "{kind}: {state}");
+            let bundle = state["bundle"].as_str().unwrap_or_default();
+            assert_eq!(PathBuf::from(bundle), host.bundle(&id), "{kind}");
+            let net = fs::read_to_string(place.join(format!("{kind}.net")))?;
+            assert_eq!(net.trim(), own.display().to_string(), "{kind}");
+            Ok(())
+        });
     }
 
     // One that fails before the start fails the creation, with its number and its words.
     spec["hooks"] = serde_json::json!({
         "createRuntime": [{"path": "/bin/true"}, {"path": "/bin/sh", "args": ["sh", "-c", "echo sorry >&2; exit 5"]}],
     });
-    let output = rootfs
-        .run(&["--rm"], &host.name("hooked"), &spec)?
-        .output()?;
-    assert_ne!(output.status, 0);
-    let line = output.error_text();
-    for words in ["hook #1", "exit status 5", "sorry"] {
-        assert!(line.contains(words), "no {words:?} in: {line}");
-    }
-    fs::remove_dir_all(place)?;
-    drop(rootfs);
-    host.leaves_nothing(&before)
+    parts.run("a hook that fails", || {
+        let output = rootfs
+            .run(&["--rm"], &host.name("hooked"), &spec)?
+            .output()?;
+        assert_ne!(output.status, 0);
+        let line = output.error_text();
+        for words in ["hook #1", "exit status 5", "sorry"] {
+            assert!(line.contains(words), "no {words:?} in: {line}");
+        }
+        Ok(())
+    });
+    parts.run("the end", || {
+        fs::remove_dir_all(&place)?;
+        drop(rootfs);
+        host.leaves_nothing(&before)
+    });
+    parts.end()
 }

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use kata_like_tests::cri::{Kubelet, Pod, SMALL, volume};
 use kata_like_tests::rootfs::Rootfs;
-use kata_like_tests::{Call, Host, TestResult, Version, failure};
+use kata_like_tests::{Call, Host, Parts, TestResult, Version, failure};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::mount::{MountFlags, mount};
 
@@ -205,6 +205,7 @@ fn a_refused_label_is_named_with_its_cure() -> TestResult {
     let root = Rootfs::mount(&host)?;
     let mut spec = root.spec(&["sleep", "1000"])?;
     let before = host.footprint();
+    let mut parts = Parts::new();
     for (kind, why) in [
         ("unknown_t", "set the SELinux label of"),
         ("forbidden_t", "Permission denied"),
@@ -212,21 +213,25 @@ fn a_refused_label_is_named_with_its_cure() -> TestResult {
     ] {
         let label = format!("system_u:system_r:{kind}:s0:c1,c2");
         spec["process"]["selinuxLabel"] = label.as_str().into();
-        let output = root
-            .run(&["--rm"], &host.name("refused"), &spec)?
-            .output()?;
-        let line = output.error_text();
-        assert_ne!(output.status, 0, "{kind}");
-        for words in [&*label, why, "`selinux = false`"] {
-            assert!(line.contains(words), "{kind}: no {words:?} in {line}");
-        }
-        host.leaves_nothing(&before)?;
+        parts.run(kind, || {
+            let output = root
+                .run(&["--rm"], &host.name("refused"), &spec)?
+                .output()?;
+            let line = output.error_text();
+            assert_ne!(output.status, 0, "{kind}");
+            for words in [&*label, why, "`selinux = false`"] {
+                assert!(line.contains(words), "{kind}: no {words:?} in {line}");
+            }
+            host.leaves_nothing(&before)
+        });
     }
-
-    fs::write(DROP_IN, "selinux = false\n")?;
-    let pod = root.start(&host.name("unlabelled"), &spec);
-    fs::remove_file(DROP_IN)?;
-    let pod = pod?;
-    assert_eq!(pod.exec(&["echo", "runs"])?.text(), "runs");
-    pod.remove()
+    parts.run("the cure", || {
+        fs::write(DROP_IN, "selinux = false\n")?;
+        let pod = root.start(&host.name("unlabelled"), &spec);
+        fs::remove_file(DROP_IN)?;
+        let pod = pod?;
+        assert_eq!(pod.exec(&["echo", "runs"])?.text(), "runs");
+        pod.remove()
+    });
+    parts.end()
 }
