@@ -1,8 +1,9 @@
-//! A small file system of the host's own, in memory or on a loop device, that containers have below them.
+//! A small file system of the host's own, in memory or on a loop device, that containers have below
+//! them, and loop devices without one.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::ctr::Call;
 use crate::host::Host;
@@ -115,6 +116,32 @@ impl Drop for Disk {
         if let Some(image) = &self.image {
             let _ = fs::remove_file(image);
         }
+    }
+}
+
+/// A loop device of the host's, detached with the value.
+pub struct LoopDevice(String);
+
+impl LoopDevice {
+    /// Attaches one to a file.
+    pub fn attach(image: &Path) -> TestResult<Self> {
+        let mut attach = Command::new("losetup");
+        attach
+            .args(["--find", "--show"])
+            .arg(image)
+            .stdin(Stdio::null());
+        Ok(Self(Call::new(attach).ok()?.text().trim().into()))
+    }
+
+    /// The path of its node.
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = run("losetup", &["-d", &self.0]);
     }
 }
 

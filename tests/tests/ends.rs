@@ -5,15 +5,16 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::probe::{TOOL, Tool, check_stored};
 use kata_like_tests::process::until;
 use kata_like_tests::{
-    Call, Directory, Host, Pod, TestResult, failure, figures, is_oracle, kata_like_only,
+    Call, Directory, Host, Parts, Pod, TestResult, failure, figures, is_oracle, kata_like_only,
 };
 use rustix::process::Signal;
 
@@ -93,31 +94,30 @@ fn make_files(volume: &Directory) -> TestResult {
 fn a_killed_container_loses_nothing() -> TestResult {
     let host = Host::shared()?;
     let tool = Tool::new(&host)?;
-    for by_force in [false, true] {
-        let volume = Directory::new(&host)?;
-        make_files(&volume)?;
-        let (pod, root) = stored(&host, &volume, &tool, 32 * MIB)?;
-        let seen = fs::read_to_string(volume.join("seen"))?;
-        assert_eq!(seen.trim(), (FILES + 1).to_string());
-        let begun = std::time::Instant::now();
-        if !by_force {
-            assert_eq!(pod.kill("SIGKILL")?.status, 0);
-            pod.wait_status("STOPPED", 120 * SECOND)?;
-            check(&volume, &root, 32 * MIB)?;
-        }
-        pod.remove()?;
-        figures::note(&format!(
-            "64 MiB stored and 20,000 inodes looked at, {}: {:.1} s",
-            if by_force {
-                "deleted by force"
-            } else {
-                "killed and deleted"
-            },
-            begun.elapsed().as_secs_f32()
-        ));
-        check(&volume, &root, 32 * MIB)?;
+    let mut parts = Parts::new();
+    for (name, by_force) in [("killed and deleted", false), ("deleted by force", true)] {
+        parts.run(name, || {
+            let volume = Directory::new(&host)?;
+            make_files(&volume)?;
+            let (pod, root) = stored(&host, &volume, &tool, 32 * MIB)?;
+            let seen = fs::read_to_string(volume.join("seen"))?;
+            assert_eq!(seen.trim(), (FILES + 1).to_string());
+            let begun = std::time::Instant::now();
+            if !by_force {
+                assert_eq!(pod.kill("SIGKILL")?.status, 0);
+                pod.wait_status("STOPPED", 120 * SECOND)?;
+                check(&volume, &root, 32 * MIB)?;
+            }
+            pod.remove()?;
+            figures::note(&format!(
+                "64 MiB stored and 20,000 inodes looked at, {name}: {:.1} s",
+                begun.elapsed().as_secs_f32()
+            ));
+            check(&volume, &root, 32 * MIB)
+        });
     }
-    no_guest_was_cut_off(&host, "stored-")
+    parts.run("the log", || no_guest_was_cut_off(&host, "stored-"));
+    parts.end()
 }
 
 /// `nerdctl commit`, Docker's and BuildKit's: the container is paused, and its root is read on the host.
@@ -158,7 +158,7 @@ fn a_disk_s_file_system_is_whole_when_its_container_was_killed() -> TestResult {
     let image = volume.join("image");
     File::create(&image)?.set_len(32 * MIB)?;
     run("mkfs.ext4", &["-q", &image.display().to_string()])?;
-    let disk = Loop::attach(&image)?;
+    let disk = LoopDevice::attach(&image)?;
     let (data, tool) = (volume.at("/data", "rbind:rw"), tool.mount());
     let options = [
         "--mount",
@@ -166,14 +166,14 @@ fn a_disk_s_file_system_is_whole_when_its_container_was_killed() -> TestResult {
         "--mount",
         &tool,
         "--device",
-        &disk.0,
+        disk.path(),
         "--cap-add",
         "CAP_SYS_ADMIN",
     ];
     let script = format!(
         "mkdir /disk; mount -t ext4 {} /disk; seq 1000 >/disk/numbers
         exec {TOOL} store /disk/file {} hold >/data/said",
-        disk.0,
+        disk.path(),
         4 * MIB
     );
     let pod = host.start("disk", &options, &["sh", "-c", &script])?;
@@ -187,7 +187,7 @@ fn a_disk_s_file_system_is_whole_when_its_container_was_killed() -> TestResult {
     fs::create_dir(&there)?;
     run(
         "mount",
-        &["-o", "ro,noload", &disk.0, &there.display().to_string()],
+        &["-o", "ro,noload", disk.path(), &there.display().to_string()],
     )?;
     let whole = check_stored(&there.join("file"), 4 * MIB).and_then(|()| {
         let numbers = fs::read_to_string(there.join("numbers"))?;
@@ -196,23 +196,6 @@ fn a_disk_s_file_system_is_whole_when_its_container_was_killed() -> TestResult {
     });
     run("umount", &[&there.display().to_string()])?;
     whole
-}
-
-/// A loop device of the host's, given back with the value.
-struct Loop(String);
-
-impl Loop {
-    fn attach(image: &Path) -> TestResult<Self> {
-        let mut attach = Command::new("losetup");
-        attach.args(["--find", "--show"]).arg(image);
-        Ok(Self(Call::new(attach).ok()?.text()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = run("losetup", &["-d", &self.0]);
-    }
 }
 
 fn run(program: &str, arguments: &[&str]) -> TestResult {

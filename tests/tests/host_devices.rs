@@ -3,12 +3,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use kata_like_tests::annotations::{Role, annotate};
+use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::rootfs::Rootfs;
-use kata_like_tests::{Call, Host, Sandbox, TestResult, kata_like_only};
+use kata_like_tests::{Host, Sandbox, TestResult, kata_like_only};
 use rustix::fs::{major, minor};
 use serde_json::{Value, json};
 
@@ -89,35 +89,30 @@ fn privileged_containers_start_whatever_the_host_has() -> TestResult {
 }
 
 /// A loop device on a file of a mebibyte, detached with the value.
-struct Disk(PathBuf);
+struct Disk(LoopDevice);
 
 impl Disk {
     fn new(image: &Path) -> TestResult<Self> {
         fs::write(image, vec![b'x'; 1 << 20])?;
-        let mut attach = Command::new("losetup");
-        attach.args(["--find", "--show"]).arg(image);
-        Ok(Self(Call::new(attach).ok()?.text().trim().into()))
+        Ok(Self(LoopDevice::attach(image)?))
     }
 
     fn path(&self) -> &str {
-        self.0.to_str().unwrap_or_default()
+        self.0.path()
     }
 
     /// As the one user of the device on this host, as a mount is.
     fn alone(&self) -> std::io::Result<File> {
         let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_EXCL).open(&self.0)
+        options
+            .read(true)
+            .custom_flags(libc::O_EXCL)
+            .open(self.path())
     }
 
     fn number(&self) -> TestResult<(u32, u32)> {
-        let device = fs::metadata(&self.0)?.rdev();
+        let device = fs::metadata(self.path())?.rdev();
         Ok((major(device), minor(device)))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
     }
 }
 

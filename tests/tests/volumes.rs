@@ -5,10 +5,11 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
+use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::probe::Tool;
 use kata_like_tests::process::until;
 use kata_like_tests::volume::bind;
@@ -477,36 +478,18 @@ fn a_block_device_is_a_disk() -> TestResult {
     let volume = Directory::new(&host)?;
     let image = volume.join("image");
     fs::File::create(&image)?.set_len(4 << 20)?;
-    let device = loop_device(&image)?;
-    let result = (|| -> TestResult {
-        let path = device.display().to_string();
-        let pod = host.start("disk", &["--device", &path], &["sleep", "1000"])?;
-        let script = format!(
-            "echo from the guest | dd of={path} bs=512 seek=8 conv=sync 2>/dev/null && sync && dd if={path} bs=512 skip=8 count=1 2>/dev/null | head -n 1"
-        );
-        let output = pod.exec(&["sh", "-c", &script])?;
-        assert_eq!(output.text(), "from the guest", "{}", output.both());
-        let size = pod.exec(&["blockdev", "--getsize64", &path])?;
-        assert_eq!(size.text(), (4 << 20).to_string(), "{}", size.both());
-        pod.remove()?;
-        let bytes = fs::read(&image)?;
-        assert!(bytes[8 * 512..].starts_with(b"from the guest\n"));
-        Ok(())
-    })();
-    Call::new({
-        let mut detach = Command::new("losetup");
-        detach.arg("-d").arg(&device);
-        detach
-    })
-    .ok()?;
-    result
-}
-
-fn loop_device(image: &Path) -> TestResult<PathBuf> {
-    let mut attach = Command::new("losetup");
-    attach
-        .args(["--find", "--show"])
-        .arg(image)
-        .stdin(Stdio::null());
-    Ok(Call::new(attach).ok()?.text().trim().into())
+    let device = LoopDevice::attach(&image)?;
+    let path = device.path();
+    let pod = host.start("disk", &["--device", path], &["sleep", "1000"])?;
+    let script = format!(
+        "echo from the guest | dd of={path} bs=512 seek=8 conv=sync 2>/dev/null && sync && dd if={path} bs=512 skip=8 count=1 2>/dev/null | head -n 1"
+    );
+    let output = pod.exec(&["sh", "-c", &script])?;
+    assert_eq!(output.text(), "from the guest", "{}", output.both());
+    let size = pod.exec(&["blockdev", "--getsize64", path])?;
+    assert_eq!(size.text(), (4 << 20).to_string(), "{}", size.both());
+    pod.remove()?;
+    let bytes = fs::read(&image)?;
+    assert!(bytes[8 * 512..].starts_with(b"from the guest\n"));
+    Ok(())
 }

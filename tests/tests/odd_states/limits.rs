@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
 use kata_like_tests::direct::DirectPod;
+use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::task::{Streams, Task};
 use kata_like_tests::task_api::{done, refused};
-use kata_like_tests::{Call, TestResult, failure, is_oracle};
+use kata_like_tests::{TestResult, failure, is_oracle};
 use serde_json::{Value, json};
 
 /// Where a container finds its own cgroup, whether it has a namespace for it or not.
@@ -174,25 +173,6 @@ pub fn stats(pod: &DirectPod) -> TestResult {
     task.end()
 }
 
-/// Where a device of the host's is attached to a file; detached with the value.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn attach(image: &Path) -> TestResult<Self> {
-        let mut attach = Command::new("losetup");
-        attach.args(["--find", "--show"]).arg(image);
-        Ok(Self(Call::new(attach).ok()?.text().trim().into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let mut detach = Command::new("losetup");
-        detach.arg("-d").arg(&self.0);
-        let _ = Call::new(detach).output();
-    }
-}
-
 /// What goes to a disk is counted by device, as the container's own `io.stat` has it.
 pub fn stats_of_a_disk(pod: &DirectPod) -> TestResult {
     if is_oracle() {
@@ -200,18 +180,18 @@ pub fn stats_of_a_disk(pod: &DirectPod) -> TestResult {
     }
     let image = pod.files().join("image");
     fs::File::create(&image)?.set_len(4 << 20)?;
-    let device = Loop::attach(&image)?;
-    let number = fs::metadata(&device.0)?.rdev();
+    let device = LoopDevice::attach(&image)?;
+    let number = fs::metadata(device.path())?.rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     let mut spec = with_cgroup(pod)?;
-    spec["linux"]["devices"] = json!([{"path": device.0, "type": "b", "major": major,
+    spec["linux"]["devices"] = json!([{"path": device.path(), "type": "b", "major": major,
         "minor": minor, "fileMode": 0o600, "uid": 0, "gid": 0}]);
     let rules = spec["linux"]["resources"]["devices"].as_array_mut();
     rules
         .ok_or_else(|| failure("no rules"))?
         .push(json!({"allow": true, "type": "b",
         "major": major, "minor": minor, "access": "rwm"}));
-    let path = device.0.display();
+    let path = device.path();
     let task = started(pod, &spec)?;
     let text = task.output(&format!(
         "dd if=/dev/zero of={path} bs=65536 count=16 conv=fsync 2>/dev/null; \
