@@ -20,9 +20,9 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::cri;
 use crate::ctr::Call;
+use crate::ctr_container::CtrContainer;
 use crate::events::Events;
 use crate::footprint::Footprint;
-use crate::pod::Pod;
 use crate::process::until;
 use crate::{IMAGE, TestResult, failure, runtime};
 
@@ -167,13 +167,23 @@ impl Host {
     }
 
     /// A pod in the background: `ctr run -d`.
-    pub fn start(&self, stem: &str, options: &[&str], command: &[&str]) -> TestResult<Pod<'_>> {
+    pub fn start(
+        &self,
+        stem: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> TestResult<CtrContainer<'_>> {
         self.start_as(&self.name(stem), options, command)
     }
 
     /// The same with an id that was chosen before.
-    pub fn start_as(&self, id: &str, options: &[&str], command: &[&str]) -> TestResult<Pod<'_>> {
-        let pod = Pod::new(self, id.to_owned()); // first: a failed start is cleaned up, too
+    pub fn start_as(
+        &self,
+        id: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> TestResult<CtrContainer<'_>> {
+        let pod = CtrContainer::new(self, id.to_owned()); // first: a failed start is cleaned up, too
         self.ctr(run_arguments(&["-d"], id, options, command))
             .ok()?;
         Ok(pod)

@@ -8,7 +8,8 @@
 pub mod annotations;
 pub mod cri;
 pub mod ctr;
-pub mod direct;
+pub mod ctr_container;
+pub mod ctr_pod;
 pub mod disk;
 pub mod docker;
 pub mod events;
@@ -21,22 +22,21 @@ pub mod manifest;
 pub mod namespace;
 pub mod oracle;
 pub mod parts;
-pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod pty;
 pub mod rootfs;
-pub mod sandbox;
+pub mod shim_pod;
 pub mod task;
 pub mod task_api;
 pub mod userland;
 pub mod volume;
 
 pub use ctr::{Call, Output};
+pub use ctr_container::CtrContainer;
+pub use ctr_pod::CtrPod;
 pub use host::{Host, Version};
 pub use parts::Parts;
-pub use pod::Pod;
-pub use sandbox::Sandbox;
 pub use volume::Directory;
 
 /// What a test returns: a failed step ends it, with its reason.

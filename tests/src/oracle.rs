@@ -20,7 +20,7 @@ use crate::annotations::{Role, annotate};
 use crate::host::Host;
 use crate::rootfs::join_namespace;
 use crate::{TestResult, failure};
-use pods::SharedPod;
+use pods::OraclePod;
 
 pub mod catalogue;
 pub mod compare;
@@ -120,7 +120,7 @@ pub struct Oracle<'host> {
     probe: PathBuf,
     default: Value,
     cgroup_options: CString,
-    pods: [Mutex<Option<SharedPod>>; 2],
+    pods: [Mutex<Option<OraclePod>>; 2],
 }
 
 impl<'host> Oracle<'host> {

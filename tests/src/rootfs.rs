@@ -7,8 +7,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::ctr::Call;
+use crate::ctr_container::CtrContainer;
 use crate::host::{Host, NAMESPACE};
-use crate::pod::Pod;
 use crate::{IMAGE, TestResult, runtime};
 
 /// The mounted image, unmounted with the value.
@@ -43,8 +43,8 @@ impl<'host> Rootfs<'host> {
     }
 
     /// A pod in the background with this spec.
-    pub fn start(&self, id: &str, spec: &Value) -> TestResult<Pod<'host>> {
-        let pod = Pod::new(self.host, id.to_owned()); // first: a failed start is cleaned up, too
+    pub fn start(&self, id: &str, spec: &Value) -> TestResult<CtrContainer<'host>> {
+        let pod = CtrContainer::new(self.host, id.to_owned()); // first: a failed start is cleaned up, too
         self.run(&["-d"], id, spec)?.ok()?;
         Ok(pod)
     }

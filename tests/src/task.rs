@@ -1,6 +1,6 @@
 //! A task by the calls of the task API, each with what it is asked and answered.
 //!
-//! `direct` and the oracle make such tasks; a task that `ctr` has made can be called, too.
+//! `shim_pod` and the oracle make such tasks; a task that `ctr` has made can be called, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -7,9 +7,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use kata_like_tests::CtrPod;
 use kata_like_tests::probe::{TOOL, Tool};
-use kata_like_tests::sandbox::Sandbox;
-use kata_like_tests::{Directory, Host, Parts, Pod, TestResult, failure, is_oracle};
+use kata_like_tests::{CtrContainer, Directory, Host, Parts, TestResult, failure, is_oracle};
 
 /// Both file systems are in the host's memory, where a block is taken when it is written.
 const RIGHT: &str = "written: 4194304 bytes, 8192 blocks, newer; synced: 4194304 bytes, 8192 blocks, as old; \
@@ -19,7 +19,7 @@ const RIGHT: &str = "written: 4194304 bytes, 8192 blocks, newer; synced: 4194304
 const KEEP: &str =
     "exec 3>$1; head -c 4194304 /dev/zero >&3; stat -c '%s %b %Y %Z' $1; du -k $1 | cut -f 1";
 
-fn output(pod: &Pod, script: &str, arguments: &[&str]) -> TestResult<String> {
+fn output(pod: &CtrContainer, script: &str, arguments: &[&str]) -> TestResult<String> {
     let mut command = vec!["sh", "-c", script, "sh"];
     command.extend(arguments);
     Ok(pod.exec_call(&[], &command).ok()?.text())
@@ -37,11 +37,11 @@ fn stat(path: &Path) -> TestResult<String> {
 }
 
 /// Where the container's root is on the host; open, so that it stays.
-fn root_of(sandbox: &Sandbox, pod: &Pod) -> TestResult<File> {
+fn root_of(sandbox: &CtrPod, pod: &CtrContainer) -> TestResult<File> {
     if is_oracle() {
         return Ok(File::open(format!("/proc/{}/root", pod.status()?.1))?);
     }
-    let fsd = sandbox.pod().process("fsd")?;
+    let fsd = sandbox.first().process("fsd")?;
     for entry in fs::read_dir(format!("/proc/{}/root/rootfs", fsd.pid))? {
         let entry = entry?;
         if entry.file_name().to_string_lossy() == pod.id() {
@@ -57,7 +57,7 @@ fn attributes_of_open_files_are_those_of_the_disk() -> TestResult {
     let (volume, tool) = (Directory::new(&host)?, Tool::new(&host)?);
     let (data, tool) = (volume.at("/data", "rbind:rw"), tool.mount());
     let options = ["--mount", data.as_str(), "--mount", tool.as_str()];
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let pod = sandbox.container("one", &options, &["sleep", "1000"])?;
     let other = sandbox.container("two", &options, &["sleep", "1000"])?;
     let root = root_of(&sandbox, &pod)?;
@@ -97,8 +97,8 @@ fn attributes_of_open_files_are_those_of_the_disk() -> TestResult {
 
 /// What is said of a file inside while it is open is what the host says of it, and another container.
 fn an_open_file_is_the_same(
-    pod: &Pod,
-    beside: Option<&Pod>,
+    pod: &CtrContainer,
+    beside: Option<&CtrContainer>,
     path: &str,
     there: &Path,
 ) -> TestResult {
@@ -120,7 +120,11 @@ fn an_open_file_is_the_same(
 }
 
 /// Content, length and a new file of an old name, each seen by the next open, without a wait.
-fn what_the_host_changes_is_read_by_who_opens(pod: &Pod, there: &Path, here: &str) -> TestResult {
+fn what_the_host_changes_is_read_by_who_opens(
+    pod: &CtrContainer,
+    there: &Path,
+    here: &str,
+) -> TestResult {
     let file = format!("{here}/of-both");
     let read = |wanted: &str| -> TestResult {
         let said = output(pod, "cat $1; wc -c <$1", &[&file])?;

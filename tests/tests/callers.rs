@@ -319,7 +319,7 @@ fn nerdctls_hook_gives_the_network() -> TestResult {
     let id = host.name("nerdctl");
     let events = host.events()?;
     let uri = format!("binary://{logger}");
-    let pod = kata_like_tests::Pod::new(&host, id.clone());
+    let pod = kata_like_tests::CtrContainer::new(&host, id.clone());
     rootfs.run(&["-d", "--log-uri", &uri], &id, &spec)?.ok()?;
     assert_eq!(
         events.exit(&id, &id, PATIENCE)?.status(),
@@ -410,7 +410,7 @@ fn who_means_runcs_command_line_is_told() -> TestResult {
     let host = Host::alone()?;
     let before = host.footprint();
     let id = host.name("mistaken");
-    let pod = kata_like_tests::Pod::new(&host, id.clone());
+    let pod = kata_like_tests::CtrContainer::new(&host, id.clone());
     let output = host
         .ctr([
             "run",

@@ -6,8 +6,8 @@
 use std::thread;
 use std::time::Duration;
 
-use kata_like_tests::direct::{self, DirectPod};
 use kata_like_tests::pty::OnTerminal;
+use kata_like_tests::shim_pod::{self, ShimPod};
 use kata_like_tests::{Host, TestResult, Version, failure, is_oracle};
 
 mod odd_states;
@@ -51,8 +51,8 @@ fn input_output_and_exit_code() -> TestResult {
 #[test]
 fn eleven_cases_of_the_task_api() -> TestResult {
     let host = shared()?;
-    let pod = DirectPod::start(&host)?;
-    direct::run(&pod, &odd_states::CASES[..11])?;
+    let pod = ShimPod::start(&host)?;
+    shim_pod::run(&pod, &odd_states::CASES[..11])?;
     pod.remove()
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
-use kata_like_tests::{Directory, Host, Pod, TestResult, failure, is_oracle};
+use kata_like_tests::{CtrContainer, Directory, Host, TestResult, failure, is_oracle};
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
@@ -25,13 +25,13 @@ const KINDS: [&str; 3] = ["flock", "fcntl", "ofd"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a script and gives its lines.
-fn lines(pod: &Pod, script: &str) -> TestResult<Vec<String>> {
+fn lines(pod: &CtrContainer, script: &str) -> TestResult<Vec<String>> {
     let output = pod.exec_call(&[], &["sh", "-c", script]).ok()?;
     Ok(output.text().lines().map(str::to_owned).collect())
 }
 
 /// Waits for a process of the pod's that has been killed. Nobody may have waited for it there.
-fn wait_for_end(pod: &Pod, pid: &str) -> TestResult {
+fn wait_for_end(pod: &CtrContainer, pid: &str) -> TestResult {
     let script = format!(
         "while kill -0 {pid} 2>/dev/null && ! grep -q 'State:.Z' /proc/{pid}/status; do sleep 0.1; done"
     );
@@ -39,7 +39,7 @@ fn wait_for_end(pod: &Pod, pid: &str) -> TestResult {
 }
 
 /// A lock of each kind, tried for in the pod.
-fn try_all(pod: &Pod) -> TestResult<Vec<String>> {
+fn try_all(pod: &CtrContainer) -> TestResult<Vec<String>> {
     lines(
         pod,
         "for k in flock fcntl ofd; do /tool lock $k /data/$k try; done",
@@ -47,7 +47,7 @@ fn try_all(pod: &Pod) -> TestResult<Vec<String>> {
 }
 
 /// Processes in the pod that do `how` to a lock of each kind, and have told so in `/data/NAME-KIND`. Their pids.
-fn start_all(pod: &Pod, how: &str, name: &str, word: &str) -> TestResult<String> {
+fn start_all(pod: &CtrContainer, how: &str, name: &str, word: &str) -> TestResult<String> {
     let script = format!(
         "for k in flock fcntl ofd; do /tool lock $k /data/$k {how} >/data/{name}-$k 2>&1 & echo $!; done; \
          until [ $(cat /data/{name}-* | grep -c {word}) = 3 ]; do sleep 0.1; done"
@@ -141,12 +141,12 @@ fn a_database_can_live_on_a_volume_and_on_the_root() -> TestResult {
 /// Both pods have the file open all the time, and pages of it: no number is lost.
 fn whoever_has_the_lock_reads_what_was_written(
     volume: &Directory,
-    one: &Pod,
-    two: &Pod,
+    one: &CtrContainer,
+    two: &CtrContainer,
 ) -> TestResult {
     const TIMES: u64 = 30;
     fs::write(volume.join("number"), [0; 8])?;
-    let count = |pod: &Pod| -> TestResult {
+    let count = |pod: &CtrContainer| -> TestResult {
         let counted = pod.exec_call(&[], &[TOOL, "count", "/data/number", &TIMES.to_string()]);
         let last = counted.ok()?.text();
         last.parse::<u64>().map(drop).map_err(|_| failure(last))
@@ -166,7 +166,7 @@ fn whoever_has_the_lock_reads_what_was_written(
 }
 
 /// Memory that is a file, shared and written. Files without a name are refused, as on many file systems.
-fn mappings_and_unnamed_files(volume: &Directory, pod: &Pod) -> TestResult {
+fn mappings_and_unnamed_files(volume: &Directory, pod: &CtrContainer) -> TestResult {
     let script =
         "/tool map /data/mapped; /tool map /tmp/mapped; /tool unnamed /data; /tool unnamed /tmp";
     let unnamed = if is_oracle() { "made" } else { "EOPNOTSUPP" };
@@ -191,7 +191,7 @@ fn wait_for_frames(volume: &Directory, log: &str, frames: u64) -> TestResult {
 
 /// One log on the volume and one on the root. That on the volume loses its writer, and is whole; the next one
 /// goes on with it.
-fn the_log_outlasts_its_writer(volume: &Directory, pod: &Pod) -> TestResult {
+fn the_log_outlasts_its_writer(volume: &Directory, pod: &CtrContainer) -> TestResult {
     fs::create_dir(volume.join("volume"))?;
     let script = "mkdir /tmp/root; /tool log-write /tmp/root /data/root.done >/data/root.error 2>&1 & \
         /tool log-write /data/volume /data/volume.done >/data/volume.error 2>&1 & echo $!";
@@ -220,7 +220,7 @@ fn the_log_outlasts_its_writer(volume: &Directory, pod: &Pod) -> TestResult {
 }
 
 /// The machine is killed while both logs are written: on the host is all that was promised.
-fn the_log_outlasts_the_machine(volume: &Directory, pod: &Pod) -> TestResult {
+fn the_log_outlasts_the_machine(volume: &Directory, pod: &CtrContainer) -> TestResult {
     let fsd = pod.process("fsd")?;
     let roots = fs::read_dir(format!("/proc/{}/root/rootfs", fsd.pid))?;
     let roots: Vec<PathBuf> = roots

@@ -14,7 +14,8 @@ use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::probe::{TOOL, Tool, check_stored};
 use kata_like_tests::process::until;
 use kata_like_tests::{
-    Call, Directory, Host, Parts, Pod, TestResult, failure, figures, is_oracle, kata_like_only,
+    Call, CtrContainer, Directory, Host, Parts, TestResult, failure, figures, is_oracle,
+    kata_like_only,
 };
 use rustix::process::Signal;
 
@@ -31,7 +32,7 @@ const FILES: usize = 20_000;
 struct Root(File);
 
 impl Root {
-    fn of(pod: &Pod) -> TestResult<Self> {
+    fn of(pod: &CtrContainer) -> TestResult<Self> {
         let roots = match is_oracle() {
             true => PathBuf::from(format!("/proc/{}/root", pod.status()?.1)),
             false => {
@@ -56,7 +57,7 @@ fn stored<'host>(
     volume: &Directory,
     tool: &Tool,
     bytes: u64,
-) -> TestResult<(Pod<'host>, Root)> {
+) -> TestResult<(CtrContainer<'host>, Root)> {
     let (data, tool) = (volume.at("/data", "rbind:rw"), tool.mount());
     let options = ["--mount", data.as_str(), "--mount", tool.as_str()];
     let script = format!(

@@ -14,7 +14,7 @@ use kata_like_tests::rootfs::{Rootfs, join_namespace};
 use kata_like_tests::task::{KILL, Streams, Task};
 use kata_like_tests::task_api::{SERVICES, TaskApi, done};
 use kata_like_tests::{
-    Host, Pod, Sandbox, TestResult, failure, figures, is_oracle, kata_like_only,
+    CtrContainer, CtrPod, Host, TestResult, failure, figures, is_oracle, kata_like_only,
 };
 use rustix::process::Signal;
 
@@ -192,7 +192,7 @@ fn containerd_restarts_under_containers_in_every_state() -> TestResult {
     // So it logs each event that it takes.
     let host = Host::logging("trace")?;
     let before = host.footprint();
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let trapping = [
         "sh",
         "-c",
@@ -373,7 +373,7 @@ fn shim_of(id: &str) -> Option<Process> {
 fn the_guests_log_is_on_the_host() -> TestResult {
     kata_like_only!();
     let host = Host::shared()?;
-    let pod: Pod<'_> = host.start("logs", &[], &["sleep", "1000"])?;
+    let pod: CtrContainer<'_> = host.start("logs", &[], &["sleep", "1000"])?;
     let path = pod.state_folder().join("guest.log");
     let mut log = String::new();
     until("the guest's log", 10 * SECOND, || {

@@ -6,10 +6,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kata_like_tests::direct::DirectPod;
 use kata_like_tests::disk::Disk;
 use kata_like_tests::oracle::RUNTIMES;
 use kata_like_tests::probe::{TOOL, Tool};
+use kata_like_tests::shim_pod::ShimPod;
 use kata_like_tests::task::Streams;
 use kata_like_tests::task_api::done;
 use kata_like_tests::{Host, TestResult, failure, userland};
@@ -157,7 +157,7 @@ impl Place {
 /// Runs scripts one after the other, with something in between, in a container of one of the runtimes.
 struct Both<'a> {
     host: &'a Host,
-    pod: &'a DirectPod<'a>,
+    pod: &'a ShimPod<'a>,
     source: &'a Path,
     tool: &'a Tool,
 }
@@ -239,7 +239,7 @@ impl Both<'_> {
         let config = root.with_extension("json");
         fs::write(&config, spec.to_string())?;
         let config = config.display().to_string();
-        let pod = kata_like_tests::Pod::new(self.host, id.to_owned());
+        let pod = kata_like_tests::CtrContainer::new(self.host, id.to_owned());
         let run = [
             "run",
             "-d",
@@ -287,7 +287,7 @@ fn lines(both: &Both, below: &Below, ours: bool) -> TestResult<[String; 2]> {
 #[test]
 fn no_room_is_told_to_who_writes() -> TestResult {
     let host = Host::shared()?;
-    let pod = DirectPod::start(&host)?;
+    let pod = ShimPod::start(&host)?;
     let tool = Tool::new(&host)?;
     let source = pod.files().join("source");
     fs::create_dir(&source)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use kata_like_tests::annotations::{Role, annotate};
 use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::rootfs::Rootfs;
-use kata_like_tests::{Host, Sandbox, TestResult, kata_like_only};
+use kata_like_tests::{CtrPod, Host, TestResult, kata_like_only};
 use rustix::fs::{major, minor};
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ const LOOP: &str = "
 fn privileged_containers_start_whatever_the_host_has() -> TestResult {
     kata_like_only!();
     let host = Host::shared()?;
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let cgroup = "--mount=type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=rw:nosuid:noexec:nodev";
     let all: &[&str] = &["--privileged", cgroup];
     let none: &[&str] = &["--privileged", "--privileged-without-host-devices", cgroup];
@@ -126,7 +126,7 @@ fn disks_are_shared_in_the_pod_and_with_nobody_else() -> TestResult {
         .map(|number| Disk::new(&files.path().join(number.to_string())))
         .collect::<TestResult<_>>()?;
     let path = |number: usize| disks[number].path();
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let refused = |number: usize, why: &str| -> TestResult {
         let options = ["--device", path(number)];
         let output = sandbox.run("refused", &options, &["true"]).output()?;
@@ -180,7 +180,7 @@ fn a_read_only_disk_is_the_hosts_word() -> TestResult {
     let image = files.path().join("image");
     let disk = Disk::new(&image)?;
     let root = Rootfs::mount(&host)?;
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let spec = reading(&root, &sandbox, &disk)?;
     let pod = root.start(&host.name("reads"), &spec)?;
     let path = disk.path();
@@ -207,10 +207,10 @@ fn a_read_only_disk_is_the_hosts_word() -> TestResult {
 
 /// The spec of a container of a pod that may read a disk of the host's, and in the guest use all that are
 /// called disks there.
-fn reading(root: &Rootfs, sandbox: &Sandbox, disk: &Disk) -> TestResult<Value> {
+fn reading(root: &Rootfs, sandbox: &CtrPod, disk: &Disk) -> TestResult<Value> {
     let mut spec = root.spec(&["sleep", "1000"])?;
     let (major, minor) = disk.number()?;
-    annotate(&mut spec, Role::Container, sandbox.pod().id());
+    annotate(&mut spec, Role::Container, sandbox.first().id());
     spec["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
     let capabilities = json!(["CAP_MKNOD", "CAP_SYS_ADMIN"]);
     for set in ["bounding", "effective", "permitted"] {

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use kata_like_tests::annotations::{SANDBOX_CPU_PERIOD, SANDBOX_CPU_QUOTA, SANDBOX_MEMORY};
 use kata_like_tests::process::{Process, until};
-use kata_like_tests::{Host, Parts, Pod, Sandbox, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{
+    CtrContainer, CtrPod, Host, Parts, TestResult, failure, is_oracle, kata_like_only,
+};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -49,7 +51,7 @@ fn containers_share_what_kubernetes_shares() -> TestResult {
         "type=bind,src={},dst=/dev/shm,options=rbind:rw",
         memory.0.display()
     );
-    let sandbox = Sandbox::start(&host, &["--hostname", "the-pod"])?;
+    let sandbox = CtrPod::start(&host, &["--hostname", "the-pod"])?;
     let one = sandbox.container("one", &["--mount", &shm], &["sleep", "1000"])?;
     let two = sandbox.container("two", &["--mount", &shm], &["sleep", "1000"])?;
 
@@ -106,7 +108,7 @@ fn containers_share_what_kubernetes_shares() -> TestResult {
 }
 
 /// Which network, IPC, UTS, PID and mount namespaces a container is in.
-fn namespaces(pod: &Pod) -> TestResult<Vec<String>> {
+fn namespaces(pod: &CtrContainer) -> TestResult<Vec<String>> {
     let links = ["net", "ipc", "uts", "pid", "mnt"].map(|kind| format!("/proc/self/ns/{kind}"));
     let script = format!("for n in {}; do readlink $n; done", links.join(" "));
     let text = pod.exec(&["sh", "-c", &script])?.text();
@@ -117,7 +119,7 @@ fn namespaces(pod: &Pod) -> TestResult<Vec<String>> {
 #[test]
 fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
     let host = Host::alone()?;
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let neighbour = sandbox.container("neighbour", &[], &["sleep", "1000"])?;
     let crash = |code: i32| -> TestResult {
         let script = format!("ls -lR /etc >/dev/null; exit {code}");
@@ -129,7 +131,7 @@ fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
     };
     crash(1)?; // what is kept from the first time on is not a leak
     crash(2)?;
-    let held = |role| -> TestResult<usize> { sandbox.pod().process(role)?.open_files() };
+    let held = |role| -> TestResult<usize> { sandbox.first().process(role)?.open_files() };
     let count = || -> TestResult<Vec<usize>> {
         match is_oracle() {
             true => Ok(Vec::new()),
@@ -166,7 +168,7 @@ fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
 #[test]
 fn process_namespaces_are_shared_on_demand() -> TestResult {
     let host = Host::shared()?;
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let pids = |pid: i32| format!("pid:/proc/{pid}/ns/pid");
     let shared = pids(sandbox.pid());
     let one = sandbox.container("one", &["--with-ns", &shared], &["sleep", "1111"])?;
@@ -218,7 +220,7 @@ fn process_namespaces_are_shared_on_demand() -> TestResult {
 fn users_and_mounts_are_shared_on_demand() -> TestResult {
     let host = Host::shared()?;
     let map = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"];
-    let sandbox = Sandbox::start(&host, &[&map[..], &["--hostname", "mapped"]].concat())?;
+    let sandbox = CtrPod::start(&host, &[&map[..], &["--hostname", "mapped"]].concat())?;
     let users = |pid: i32| format!("user:/proc/{pid}/ns/user");
     let mounts = |pid: i32| format!("mount:/proc/{pid}/ns/mnt");
     let shared = users(sandbox.pid());
@@ -284,7 +286,7 @@ fn users_and_mounts_are_shared_on_demand() -> TestResult {
 fn one_container_out_of_memory_spares_the_others() -> TestResult {
     let host = Host::shared()?;
     let events = host.events()?;
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let neighbour = sandbox.container("neighbour", &[], &["sleep", "1000"])?;
     let hungry = sandbox.container(
         "hungry",
@@ -315,9 +317,9 @@ fn the_sandboxs_end_is_the_pods() -> TestResult {
     let host = Host::alone()?;
     let before = host.footprint();
     let events = host.events()?;
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let left = sandbox.container("left", &[], &["sleep", "1000"])?;
-    let vmm = sandbox.pod().process("vmm")?;
+    let vmm = sandbox.first().process("vmm")?;
     sandbox.remove()?;
     assert!(!vmm.is_alive(), "the VMM outlives its sandbox");
     assert_eq!(
@@ -334,16 +336,16 @@ fn the_sandboxs_end_is_the_pods() -> TestResult {
 fn the_sandbox_container_runs_nothing() -> TestResult {
     kata_like_only!();
     let host = Host::shared()?;
-    let sandbox = Sandbox::start(&host, &[])?;
-    assert_eq!(sandbox.pod().status()?.0, "RUNNING");
+    let sandbox = CtrPod::start(&host, &[])?;
+    assert_eq!(sandbox.first().status()?.0, "RUNNING");
     let metrics = host
-        .ctr(["task", "metrics", "--format", "json", sandbox.pod().id()])
+        .ctr(["task", "metrics", "--format", "json", sandbox.first().id()])
         .ok()?
         .text();
     let metrics: serde_json::Value = serde_json::from_str(&metrics)?;
     let pids = &metrics["pids"]["current"];
     assert!(pids.is_null() || *pids == 0, "{metrics}");
-    let refused = sandbox.pod().exec(&["true"])?;
+    let refused = sandbox.first().exec(&["true"])?;
     assert_ne!(refused.status, 0, "an exec in a placeholder ran");
     sandbox.remove()
 }
@@ -365,7 +367,7 @@ fn a_pods_size_comes_from_its_annotations() -> TestResult {
         for annotation in size {
             options.extend(["--annotation", annotation.as_str()]);
         }
-        Sandbox::start(&host, &options)
+        CtrPod::start(&host, &options)
     };
     let mut parts = Parts::new();
     parts.run("a size", || {

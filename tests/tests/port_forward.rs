@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kata_like_tests::namespace::{self, Namespace, pattern};
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, Parts, Pod, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{CtrContainer, Host, Parts, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -227,7 +227,7 @@ fn a_reset_is_told(inside: &Inside) -> TestResult {
 }
 
 /// A pod with connections, one of them idle, one stalled, is killed and deleted as any other.
-fn a_pod_with_connections_ends(inside: &Inside, pod: Pod) -> TestResult {
+fn a_pod_with_connections_ends(inside: &Inside, pod: CtrContainer) -> TestResult {
     let mut idle = inside.dial("127.0.0.1:81")?;
     idle.write_all(b"ex")?;
     idle.read_exact(&mut [0])?;

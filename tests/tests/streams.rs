@@ -6,10 +6,10 @@
 use std::thread;
 use std::time::Duration;
 
-use kata_like_tests::direct::{self, DirectPod};
 use kata_like_tests::events::Events;
 use kata_like_tests::pty::OnTerminal;
-use kata_like_tests::{Host, Pod, TestResult, failure, figures};
+use kata_like_tests::shim_pod::{self, ShimPod};
+use kata_like_tests::{CtrContainer, Host, TestResult, failure, figures};
 use sha2::{Digest, Sha256};
 
 mod stream_ends;
@@ -68,8 +68,8 @@ fn a_short_life_loses_no_output() -> TestResult {
 #[test]
 fn streams_end_everywhere() -> TestResult {
     let host = Host::shared()?;
-    let pod = DirectPod::start(&host)?;
-    direct::run(&pod, &stream_ends::CASES)?;
+    let pod = ShimPod::start(&host)?;
+    shim_pod::run(&pod, &stream_ends::CASES)?;
     pod.remove()
 }
 
@@ -87,7 +87,7 @@ fn an_exec_has_streams_of_its_own() -> TestResult {
 }
 
 /// The input's end reaches the process, after all that was written before it.
-fn in_a_pipe(pod: &Pod) -> TestResult {
+fn in_a_pipe(pod: &CtrContainer) -> TestResult {
     let output = pod.exec_call(&[], &["cat"]).input("x\n").ok()?;
     assert_eq!(output.text(), "x");
     let output = pod
@@ -105,7 +105,7 @@ fn in_a_pipe(pod: &Pod) -> TestResult {
 }
 
 /// Typed text is echoed, its end of file ends the shell.
-fn on_a_terminal(host: &Host, pod: &Pod) -> TestResult {
+fn on_a_terminal(host: &Host, pod: &CtrContainer) -> TestResult {
     let exec = host.name("exec");
     let mut command = host.ctr_command();
     command.args(["task", "exec", "--tty", "--exec-id", &exec, pod.id(), "sh"]);
@@ -120,7 +120,7 @@ fn on_a_terminal(host: &Host, pod: &Pod) -> TestResult {
 fn a_child_that_keeps_the_output_delays_no_exit(
     host: &Host,
     events: &Events,
-    pod: &Pod,
+    pod: &CtrContainer,
 ) -> TestResult {
     let exec = host.name("exec");
     let script = "sleep 1000 & echo done; exit 3";

@@ -12,12 +12,14 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
-use kata_like_tests::direct::DirectPod;
 use kata_like_tests::host::NAMESPACE;
 use kata_like_tests::process::{Process, until};
+use kata_like_tests::shim_pod::ShimPod;
 use kata_like_tests::task::{Streams, Task};
 use kata_like_tests::task_api::{SERVICES, TaskApi, done, refused};
-use kata_like_tests::{Call, Host, Parts, Pod, TestResult, failure, figures, kata_like_only};
+use kata_like_tests::{
+    Call, CtrContainer, Host, Parts, TestResult, failure, figures, kata_like_only,
+};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -98,7 +100,7 @@ fn answers_as_it_should(host: &Host, id: &str, pid: u32, service: &'static str) 
 }
 
 /// containerd calls `delete` after each container of a pod: the VM of a living pod is not touched.
-fn delete_of_another_id_leaves_it_alone(host: &Host, pod: &Pod) -> TestResult {
+fn delete_of_another_id_leaves_it_alone(host: &Host, pod: &CtrContainer) -> TestResult {
     let other = PathBuf::from(format!("/run/{}", host.name("bundle")));
     fs::create_dir(&other)?;
     let id = host.name("other");
@@ -216,8 +218,8 @@ struct InUse {
 }
 
 impl InUse {
-    fn of(pod: &DirectPod, task: &Task) -> TestResult<Self> {
-        let processes = ["shim", "fsd", "vmm"].map(|role| pod.sandbox().pod().process(role));
+    fn of(pod: &ShimPod, task: &Task) -> TestResult<Self> {
+        let processes = ["shim", "fsd", "vmm"].map(|role| pod.first().process(role));
         let processes: Vec<Process> = processes.into_iter().collect::<TestResult<_>>()?;
         // Without a cgroup namespace of its own a container sees the guest's cgroups.
         let script = "cut -f 1 /proc/sys/fs/file-nr; cut -d / -f 2 /proc/loadavg | cut -d ' ' -f 1; \
@@ -264,7 +266,7 @@ fn missing(host: &Host, task: &Task) -> TestResult {
 }
 
 /// A container that sees the guest's cgroups.
-fn without_a_cgroup_namespace(pod: &DirectPod) -> TestResult<Task> {
+fn without_a_cgroup_namespace(pod: &ShimPod) -> TestResult<Task> {
     let mut spec = pod.spec(&["sleep", "1000"]);
     let namespaces = spec["linux"]["namespaces"].as_array_mut();
     namespaces
@@ -316,7 +318,7 @@ fn execs_give_back_what_they_take() -> TestResult {
     };
     let many = 100 * hundreds;
     let host = Host::alone()?;
-    let pod = DirectPod::start(&host)?;
+    let pod = ShimPod::start(&host)?;
     let task = without_a_cgroup_namespace(&pod)?;
     let output = pod.files().join("all");
     fs::write(&output, "")?;

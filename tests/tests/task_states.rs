@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kata_like_tests::direct::{self, DirectPod};
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
 use kata_like_tests::rootfs::Rootfs;
-use kata_like_tests::{Host, Parts, Pod, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::shim_pod::{self, ShimPod};
+use kata_like_tests::{CtrContainer, Host, Parts, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
 
 mod odd_states;
@@ -81,8 +81,8 @@ fn a_paused_container_stands_still() -> TestResult {
 #[test]
 fn every_call_in_every_state() -> TestResult {
     let host = Host::shared()?;
-    let pod = DirectPod::start(&host)?;
-    direct::run(&pod, &odd_states::CASES)?;
+    let pod = ShimPod::start(&host)?;
+    shim_pod::run(&pod, &odd_states::CASES)?;
     pod.remove()
 }
 
@@ -128,7 +128,7 @@ fn now() -> TestResult<f64> {
 }
 
 /// How far the guest's clock is ahead of the host's, in seconds, and how exactly that is known.
-fn ahead(pod: &Pod) -> TestResult<(f64, f64)> {
+fn ahead(pod: &CtrContainer) -> TestResult<(f64, f64)> {
     // The shell's own start is not in it: the time is taken once for the way there, once for both ways.
     let mut best = (0.0, f64::MAX);
     for _ in 0..3 {

@@ -13,13 +13,15 @@ use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::probe::Tool;
 use kata_like_tests::process::until;
 use kata_like_tests::volume::bind;
-use kata_like_tests::{Call, Directory, Host, Parts, Pod, Sandbox, TestResult, failure, is_oracle};
+use kata_like_tests::{
+    Call, CtrContainer, CtrPod, Directory, Host, Parts, TestResult, failure, is_oracle,
+};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Waits until a command in the container prints this.
-fn sees(pod: &Pod, command: &[&str], wanted: &str) -> TestResult {
+fn sees(pod: &CtrContainer, command: &[&str], wanted: &str) -> TestResult {
     let mut last = String::new();
     until("the container sees it", 10 * SECOND, || {
         last = match pod.exec(command) {
@@ -32,7 +34,7 @@ fn sees(pod: &Pod, command: &[&str], wanted: &str) -> TestResult {
 }
 
 /// A script in the container prints this.
-fn prints(pod: &Pod, script: &str, wanted: &str) -> TestResult {
+fn prints(pod: &CtrContainer, script: &str, wanted: &str) -> TestResult {
     let output = pod.exec(&["sh", "-c", script])?;
     assert_eq!(output.text(), wanted, "{}", output.both());
     Ok(())
@@ -255,7 +257,7 @@ fn a_volume_joins_the_containers_of_a_pod() -> TestResult {
     let of_host = std::os::unix::net::UnixListener::bind(volume.join("host.sock"))?;
     let (mount, tool) = (volume.at("/shared", "rbind:rw"), Tool::new(&host)?);
     let options = ["--mount", &mount, "--mount", &tool.mount()];
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let server = sandbox.container("server", &options, &["sleep", "1000"])?;
     let client = sandbox.container("client", &options, &["sleep", "1000"])?;
     let script = "cd /shared; mkfifo fifo; (echo through >fifo) >/dev/null 2>&1 & \
@@ -451,7 +453,7 @@ fn fill(volume: &Directory) -> TestResult {
 }
 
 /// It tells what the container does. What the host does it tells under runc alone.
-fn inotify_tells_of_the_guest(pod: &Pod, volume: &Directory) -> TestResult {
+fn inotify_tells_of_the_guest(pod: &CtrContainer, volume: &Directory) -> TestResult {
     let script = "/tool watch /data >/tmp/events 2>&1 & until grep -q watching /tmp/events; do sleep 0.1; done";
     pod.exec_call(&[], &["sh", "-c", script]).ok()?;
     fs::write(volume.join("of-the-host"), "")?;

@@ -12,7 +12,8 @@ use kata_like_tests::kernel_options::{FILES, OPTIONS};
 use kata_like_tests::process::until;
 use kata_like_tests::pty::OnTerminal;
 use kata_like_tests::{
-    Host, IMAGE, Pod, Sandbox, TestResult, failure, figures, kata_like_only, runtime, userland,
+    CtrContainer, CtrPod, Host, IMAGE, TestResult, failure, figures, kata_like_only, runtime,
+    userland,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -41,7 +42,7 @@ fn systemd_is_the_first_process() -> TestResult {
         .arg("--mount=type=tmpfs,src=tmpfs,dst=/run/lock,options=nosuid:nodev:mode=755")
         .arg("--mount=type=tmpfs,src=tmpfs,dst=/tmp,options=mode=1777")
         .args([IMAGE, &id, "sh", "-c", PREPARE]);
-    let pod = Pod::new(&host, id);
+    let pod = CtrContainer::new(&host, id);
     // What it says as it boots is the reason of a failure.
     let console = OnTerminal::start(command, 200, 50)?;
     console.expect("multi-user.target", 150 * SECOND)?;
@@ -92,7 +93,7 @@ fn systemd_is_the_first_process() -> TestResult {
 /// A process that ends before its parent, which does not care: the first process is to reap it.
 const ORPHAN: &str = "true & exec sleep 0.3";
 
-fn keeps_zombies(pod: &Pod) -> TestResult<bool> {
+fn keeps_zombies(pod: &CtrContainer) -> TestResult<bool> {
     let list = pod.exec(&["ps", "-o", "stat,comm"])?.text();
     Ok(list.lines().any(|line| line.starts_with('Z')))
 }
@@ -106,7 +107,7 @@ fn keeps_zombies(pod: &Pod) -> TestResult<bool> {
 fn a_small_init_reaps_and_hands_signals_on() -> TestResult {
     let host = Host::shared()?;
     let events = host.events()?;
-    let sandbox = Sandbox::start(&host, &[])?;
+    let sandbox = CtrPod::start(&host, &[])?;
     let mount = format!(
         "type=bind,src={},dst=/sbin/docker-init,options=bind:ro",
         userland::path("bin/catatonit")?.display()
@@ -219,7 +220,7 @@ fn a_pod_that_takes_all_its_memory_stays_within_its_limit() -> TestResult {
     let events = host.events()?;
     let limit = 128 * MIB;
     let annotation = format!("{SANDBOX_MEMORY}={limit}");
-    let sandbox = Sandbox::start(&host, &["--annotation", &annotation])?;
+    let sandbox = CtrPod::start(&host, &["--annotation", &annotation])?;
     let neighbour = sandbox.container("neighbour", &[], &["sleep", "1000"])?;
     let bytes = limit.to_string();
     let greedy = sandbox.container(

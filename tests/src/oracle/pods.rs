@@ -13,14 +13,14 @@ use crate::task_api::done;
 
 /// A pod, and its first process.
 #[derive(Clone)]
-pub(super) struct SharedPod {
+pub(super) struct OraclePod {
     pub(super) id: String,
     pub(super) pid: u32,
 }
 
 impl Oracle<'_> {
     /// The pod of a runtime, made when it is first asked for.
-    pub(super) fn pod(&self, runtime: usize) -> TestResult<SharedPod> {
+    pub(super) fn pod(&self, runtime: usize) -> TestResult<OraclePod> {
         let mut pod = self.pods[runtime]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -38,7 +38,7 @@ impl Oracle<'_> {
             .ctr(["run", "-d", "--runtime", runtime, "--config", &config, &id])
             .ok()?;
         let pid = self.state(&id)?.pid;
-        Ok(pod.insert(SharedPod { id, pid }).clone())
+        Ok(pod.insert(OraclePod { id, pid }).clone())
     }
 
     /// Whether it still runs, if it was made.

@@ -16,7 +16,9 @@ use kata_like_tests::oracle::RUNTIMES;
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
 use kata_like_tests::volume::bind;
-use kata_like_tests::{Call, Directory, Host, IMAGE, Pod, TestResult, failure, kata_like_only};
+use kata_like_tests::{
+    Call, CtrContainer, Directory, Host, IMAGE, TestResult, failure, kata_like_only,
+};
 
 use kinds::{KINDS, Mounted};
 
@@ -26,8 +28,8 @@ const OWN: &str = "the guest's own";
 const REFUSED: &str = "refused";
 
 /// A container under this runtime that waits.
-fn start<'a>(host: &'a Host, runtime: &str, options: &[&str]) -> TestResult<Pod<'a>> {
-    let pod = Pod::new(host, host.name("waits"));
+fn start<'a>(host: &'a Host, runtime: &str, options: &[&str]) -> TestResult<CtrContainer<'a>> {
+    let pod = CtrContainer::new(host, host.name("waits"));
     let mut all = vec!["run", "-d", "--runtime", runtime];
     all.extend(options);
     all.extend([IMAGE, pod.id(), "sleep", "1000"]);
@@ -375,7 +377,7 @@ fn features(host: &Host, tool: &Tool, runtime: &str) -> TestResult<[BTreeMap<Str
 }
 
 /// Whether a container is told of a file that the host makes: one that the container makes later is told for sure.
-fn inotify_of_the_host(pod: &Pod, name: &str, of_host: &Path) -> TestResult<&'static str> {
+fn inotify_of_the_host(pod: &CtrContainer, name: &str, of_host: &Path) -> TestResult<&'static str> {
     let script = format!(
         "mkdir /{name}/watched; {TOOL} watch /{name}/watched >/tmp/{name} 2>&1 & \
          until grep -q watching /tmp/{name}; do sleep 0.1; done"

@@ -3,7 +3,7 @@
 use kata_like_tests::namespace::{Namespace, pattern};
 use kata_like_tests::task::Task;
 use kata_like_tests::task_api::{done, refused};
-use kata_like_tests::{Host, IMAGE, Pod, TestResult, kata_like_only, runtime};
+use kata_like_tests::{CtrContainer, Host, IMAGE, TestResult, kata_like_only, runtime};
 
 use crate::{connect, echoed};
 
@@ -39,7 +39,7 @@ fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult 
     let failed = host
         .ctr(all.iter().chain(&[IMAGE, id.as_str()]).chain(&server))
         .output()?;
-    let pod = Pod::new(&host, id);
+    let pod = CtrContainer::new(&host, id);
     assert!(
         failed.error_text().contains("add route 10.71.0.0/16"),
         "{}",

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use kata_like_tests::namespace::{Namespace, pattern};
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, Parts, Pod, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{CtrContainer, Host, Parts, TestResult, failure, is_oracle, kata_like_only};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 
@@ -156,7 +156,7 @@ fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
     parts.end()
 }
 
-fn the_guest_has_two_interfaces(pod: &Pod) -> TestResult {
+fn the_guest_has_two_interfaces(pod: &CtrContainer) -> TestResult {
     let script = "ip addr; ip route; ip -6 route; cd /sys/class/net; \
         echo mtu $(cat eth0/mtu eth1/mtu) mac $(cat eth0/address eth1/address); \
         ping -c 1 -W 30 10.77.0.1 >/dev/null && echo reaches the gateway; \
@@ -192,7 +192,7 @@ fn the_guest_has_two_interfaces(pod: &Pod) -> TestResult {
 }
 
 /// Out of the pod and back.
-fn bytes_go_out_and_back(pod: &Pod, far: &Namespace) -> TestResult {
+fn bytes_go_out_and_back(pod: &CtrContainer, far: &Namespace) -> TestResult {
     let listener = far.inside(|| Ok(TcpListener::bind("10.77.0.1:5000")?))?;
     let script = format!(
         "dd if=/dev/urandom of=/tmp/x bs={BULK} count=1 2>/dev/null; md5sum </tmp/x; nc 10.77.0.1 5000 </tmp/x | md5sum"

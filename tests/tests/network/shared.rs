@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::thread;
 
 use kata_like_tests::namespace::Namespace;
-use kata_like_tests::{Host, Pod, TestResult, failure, is_oracle, kata_like_only};
+use kata_like_tests::{CtrContainer, Host, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
 
 use crate::PATIENCE;
 
 /// How many of these have a virtual machine.
-fn machines(pods: &[Pod]) -> usize {
-    let has_one = |pod: &&Pod| pod.state_folder().exists();
+fn machines(pods: &[CtrContainer]) -> usize {
+    let has_one = |pod: &&CtrContainer| pod.state_folder().exists();
     pods.iter().filter(has_one).count()
 }
 
@@ -26,7 +26,7 @@ fn lock_of(namespace: &Namespace) -> TestResult<PathBuf> {
 }
 
 /// Says hello through a server that another container of the network has on its loopback.
-fn hears_hello(pod: &Pod, port: u16) -> TestResult {
+fn hears_hello(pod: &CtrContainer, port: u16) -> TestResult {
     let script = format!(
         "for try in 1 2 3 4 5; do echo hello | nc -w 20 127.0.0.1 {port} && break; sleep 1; done"
     );

@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
-use kata_like_tests::direct::DirectPod;
 use kata_like_tests::disk::LoopDevice;
+use kata_like_tests::shim_pod::ShimPod;
 use kata_like_tests::task::{Streams, Task};
 use kata_like_tests::task_api::{done, refused};
 use kata_like_tests::{TestResult, failure, is_oracle};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const OWN: &str = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)";
 
 /// The spec of a container with its cgroup mounted.
-fn with_cgroup(pod: &DirectPod) -> TestResult<Value> {
+fn with_cgroup(pod: &ShimPod) -> TestResult<Value> {
     let mut spec = pod.spec(&["sleep", "1000"]);
     let mounts = spec["mounts"].as_array_mut();
     let mounts = mounts.ok_or_else(|| failure("no mounts"))?;
@@ -28,7 +28,7 @@ fn with_cgroup(pod: &DirectPod) -> TestResult<Value> {
     Ok(spec)
 }
 
-fn started(pod: &DirectPod, spec: &Value) -> TestResult<Task> {
+fn started(pod: &ShimPod, spec: &Value) -> TestResult<Task> {
     let task = pod.task("limited");
     done(task.create(spec, &Streams::default())?)?;
     done(task.start("")?)?;
@@ -36,7 +36,7 @@ fn started(pod: &DirectPod, spec: &Value) -> TestResult<Task> {
 }
 
 /// A container with these limits.
-fn start(pod: &DirectPod, resources: Value) -> TestResult<Task> {
+fn start(pod: &ShimPod, resources: Value) -> TestResult<Task> {
     let mut spec = with_cgroup(pod)?;
     for (key, value) in resources.as_object().into_iter().flatten() {
         spec["linux"]["resources"][key] = value.clone();
@@ -45,7 +45,7 @@ fn start(pod: &DirectPod, resources: Value) -> TestResult<Task> {
 }
 
 /// Limits are changed while the container runs; what can't be is refused, and changes nothing.
-pub fn update(pod: &DirectPod) -> TestResult {
+pub fn update(pod: &ShimPod) -> TestResult {
     let task = start(pod, json!({"memory": {"limit": 134_217_728}}))?;
     let limits = || -> TestResult<Vec<String>> {
         let text = task.output(&format!("{OWN}; cat memory.max cpu.max pids.max"))?;
@@ -98,7 +98,7 @@ fn growing(metrics: &Metrics) -> [u64; 8] {
 
 /// Each figure that grows lies between what the container reads before and after; the others are its own
 /// to within what an exec takes.
-pub fn stats(pod: &DirectPod) -> TestResult {
+pub fn stats(pod: &ShimPod) -> TestResult {
     let limits = json!({"memory": {"limit": 67_108_864}, "pids": {"limit": 48},
         "cpu": {"quota": 90_000, "period": 100_000}});
     let task = start(pod, limits)?;
@@ -174,7 +174,7 @@ pub fn stats(pod: &DirectPod) -> TestResult {
 }
 
 /// What goes to a disk is counted by device, as the container's own `io.stat` has it.
-pub fn stats_of_a_disk(pod: &DirectPod) -> TestResult {
+pub fn stats_of_a_disk(pod: &ShimPod) -> TestResult {
     if is_oracle() {
         return Ok(()); // There it is the host's device, whose writes others make.
     }

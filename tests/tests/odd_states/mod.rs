@@ -12,7 +12,7 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::ttrpc::Code;
-use kata_like_tests::direct::{Case, DirectPod};
+use kata_like_tests::shim_pod::{Case, ShimPod};
 use kata_like_tests::task::{KILL, Streams, Task};
 use kata_like_tests::task_api::{Answer, done, refused};
 use kata_like_tests::{TestResult, failure, is_oracle};
@@ -58,7 +58,7 @@ fn refused_as<T: std::fmt::Debug>(answer: Answer<T>, code: Code, words: &str) ->
 }
 
 /// containerd deletes what it could not create: that must say that nothing is there.
-fn failed_create(pod: &DirectPod) -> TestResult {
+fn failed_create(pod: &ShimPod) -> TestResult {
     let bad = Streams {
         stdout: "carrier-pigeon:///somewhere".into(),
         stderr: "carrier-pigeon:///somewhere".into(),
@@ -105,7 +105,7 @@ fn failed_create(pod: &DirectPod) -> TestResult {
     task.end()
 }
 
-fn created(pod: &DirectPod) -> TestResult {
+fn created(pod: &ShimPod) -> TestResult {
     let task = pod.task("created");
     let pid = done(task.create(&pod.spec(&SLEEP), &nothing())?)?;
     let state = done(task.state("")?)?;
@@ -136,7 +136,7 @@ fn created(pod: &DirectPod) -> TestResult {
 }
 
 /// An exit without a start is legal.
-fn killed_before_its_start(pod: &DirectPod) -> TestResult {
+fn killed_before_its_start(pod: &ShimPod) -> TestResult {
     let task = pod.task("killed");
     done(task.create(&pod.spec(&SLEEP), &nothing())?)?;
     // Wait may come before the end, and from many.
@@ -161,7 +161,7 @@ fn killed_before_its_start(pod: &DirectPod) -> TestResult {
     Ok(())
 }
 
-fn running(pod: &DirectPod) -> TestResult {
+fn running(pod: &ShimPod) -> TestResult {
     let task = pod.run("running", &SLEEP)?;
     refused_as(
         task.start("")?,
@@ -215,7 +215,7 @@ fn running(pod: &DirectPod) -> TestResult {
     task.end()
 }
 
-fn paused(pod: &DirectPod) -> TestResult {
+fn paused(pod: &ShimPod) -> TestResult {
     let task = pod.run("paused", &SLEEP)?;
     done(task.exec("early", &json!({"args": ["true"]}), &nothing())?)?;
     done(task.exec("beside", &json!({"args": SLEEP}), &nothing())?)?;
@@ -253,7 +253,7 @@ fn paused(pod: &DirectPod) -> TestResult {
     Ok(())
 }
 
-fn stopped(pod: &DirectPod) -> TestResult {
+fn stopped(pod: &ShimPod) -> TestResult {
     let task = pod.run(
         "stopped",
         &["sh", "-c", "trap 'exit 21' TERM; sleep 1000 & wait"],
@@ -301,7 +301,7 @@ fn stopped(pod: &DirectPod) -> TestResult {
 }
 
 /// Whoever comes late is told that nothing is there, which callers take for success.
-fn deleted(pod: &DirectPod) -> TestResult {
+fn deleted(pod: &ShimPod) -> TestResult {
     let task = pod.run("deleted", &["true"])?;
     assert_eq!(done(task.wait("")?)?, 0);
     done(task.delete("")?)?;
@@ -330,7 +330,7 @@ fn deleted(pod: &DirectPod) -> TestResult {
     task.end()
 }
 
-fn execs(pod: &DirectPod) -> TestResult {
+fn execs(pod: &ShimPod) -> TestResult {
     let task = pod.run("execs", &SLEEP)?;
     refused_as(task.start("nobody")?, Code::NOT_FOUND, "")?;
     refused_as(task.state("nobody")?, Code::NOT_FOUND, "")?;
@@ -390,7 +390,7 @@ fn execs(pod: &DirectPod) -> TestResult {
 }
 
 /// The request's word on the terminal wins, and its size may come before the start.
-fn exec_on_a_terminal(pod: &DirectPod) -> TestResult {
+fn exec_on_a_terminal(pod: &ShimPod) -> TestResult {
     let task = pod.run("execs", &SLEEP)?;
     let output = pod.files().join("on-terminal");
     std::fs::write(&output, "")?;
@@ -423,7 +423,7 @@ fn exec_on_a_terminal(pod: &DirectPod) -> TestResult {
 
 /// No exit is told of it, it waits for nothing, and can be deleted. Started a second time it is refused,
 /// and the shim lives.
-fn failed_exec(pod: &DirectPod) -> TestResult {
+fn failed_exec(pod: &ShimPod) -> TestResult {
     let task = pod.run("failed", &SLEEP)?;
     done(task.exec("broken", &json!({"args": ["/no/such"]}), &nothing())?)?;
     let words = "exec: \"/no/such\": stat /no/such: no such file or directory";
@@ -441,7 +441,7 @@ fn failed_exec(pod: &DirectPod) -> TestResult {
     task.end()
 }
 
-fn kill_of_one_and_of_all(pod: &DirectPod) -> TestResult {
+fn kill_of_one_and_of_all(pod: &ShimPod) -> TestResult {
     let script = "(trap 'echo told >/tmp/child; exit' TERM; sleep 1000 & wait) & \
         trap 'echo told >/tmp/parent' TERM; echo >/tmp/ready; while :; do wait; sleep 0.1; done";
     let task = pod.run("both", &["sh", "-c", script])?;

@@ -9,10 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, Empty, KillRequest, Status};
-use kata_like_tests::direct::{Case, DirectPod};
 use kata_like_tests::fifo::Fifo;
 use kata_like_tests::host::NAMESPACE;
 use kata_like_tests::process::until;
+use kata_like_tests::shim_pod::{Case, ShimPod};
 use kata_like_tests::task::{KILL, Streams};
 use kata_like_tests::task_api::{done, refused};
 use kata_like_tests::{TestResult, failure, is_oracle};
@@ -38,7 +38,7 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| format!("{}: {error}", path.display()))
 }
 
-fn nowhere(pod: &DirectPod) -> TestResult {
+fn nowhere(pod: &ShimPod) -> TestResult {
     let task = pod.task("silent");
     let spec = pod.spec(&["sh", "-c", "cat; echo out; echo err >&2; exit 8"]);
     done(task.create(&spec, &Streams::default())?)?;
@@ -48,7 +48,7 @@ fn nowhere(pod: &DirectPod) -> TestResult {
 }
 
 /// Output is appended; an input that is a file has an end.
-fn plain_files(pod: &DirectPod) -> TestResult {
+fn plain_files(pod: &ShimPod) -> TestResult {
     let folder = pod.files().join("plain");
     fs::create_dir(&folder)?;
     for (name, content) in [("in", "one\ntwo\n"), ("out", "before\n"), ("err", "")] {
@@ -77,7 +77,7 @@ fn plain_files(pod: &DirectPod) -> TestResult {
 }
 
 /// The path is percent-encoded, its folder is made, both streams go there; what is no path is refused.
-fn file_uri(pod: &DirectPod) -> TestResult {
+fn file_uri(pod: &ShimPod) -> TestResult {
     let task = pod.run("uri", &["sleep", "1000"])?;
     let folder = pod.files().join("a folder/100% #1");
     let base = pod.files().display();
@@ -111,7 +111,7 @@ fn file_uri(pod: &DirectPod) -> TestResult {
 }
 
 /// The program gets what the terminal shows.
-fn logger_of_a_terminal(pod: &DirectPod) -> TestResult {
+fn logger_of_a_terminal(pod: &ShimPod) -> TestResult {
     let folder = pod.files().join("logger");
     fs::create_dir(&folder)?;
     let (program, here) = (folder.join("logger"), folder.display());
@@ -144,7 +144,7 @@ fn logger_of_a_terminal(pod: &DirectPod) -> TestResult {
 }
 
 /// A client that leaves ends no input; after `CloseIO` the last one does, and nothing is lost.
-fn input_comes_and_goes(pod: &DirectPod) -> TestResult {
+fn input_comes_and_goes(pod: &ShimPod) -> TestResult {
     let folder = pod.files();
     let (input, output) = (Fifo::new(folder, "in")?, Fifo::new(folder, "out")?);
     let mut reader = output.reader()?;
@@ -171,7 +171,7 @@ fn input_comes_and_goes(pod: &DirectPod) -> TestResult {
 }
 
 /// Who comes back reads on where the last one stopped; the process notices nothing.
-fn reader_leaves(pod: &DirectPod) -> TestResult {
+fn reader_leaves(pod: &ShimPod) -> TestResult {
     let output = Fifo::new(pod.files(), "left")?;
     let mut first = output.reader()?;
     let streams = Streams {
@@ -198,7 +198,7 @@ fn reader_leaves(pod: &DirectPod) -> TestResult {
 }
 
 /// Output without an end holds up its writer and nothing else: no memory, no call, no other process.
-fn reader_stalls(pod: &DirectPod) -> TestResult {
+fn reader_stalls(pod: &ShimPod) -> TestResult {
     let output = Fifo::new(pod.files(), "stalled")?;
     let mut reader = output.reader()?;
     let streams = Streams {
@@ -206,7 +206,7 @@ fn reader_stalls(pod: &DirectPod) -> TestResult {
         stderr: output.path(),
         ..Streams::default()
     };
-    let shim = pod.sandbox().pod().process("shim")?;
+    let shim = pod.first().process("shim")?;
     let task = pod.task("endless");
     done(task.create(&pod.spec(&["yes"]), &streams)?)?;
     done(task.start("")?)?;
@@ -254,7 +254,7 @@ fn reader_stalls(pod: &DirectPod) -> TestResult {
 
 /// The leader of the session ends: who is on the terminal is told by SIGHUP, and who ignores it delays
 /// nobody's exit.
-fn hang_up(pod: &DirectPod) -> TestResult {
+fn hang_up(pod: &ShimPod) -> TestResult {
     let task = pod.run("terminal", &["sleep", "1000"])?;
     let output = Fifo::new(pod.files(), "terminal")?;
     let mut reader = output.reader()?;

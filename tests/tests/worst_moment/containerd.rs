@@ -9,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kata_like_tests::probe::{TOOL, Tool};
-use kata_like_tests::{Directory, Host, Pod, TestResult, failure, figures, kata_like_only};
+use kata_like_tests::{
+    CtrContainer, Directory, Host, TestResult, failure, figures, kata_like_only,
+};
 use rustix::process::Signal;
 
 use crate::machine::until;
@@ -34,7 +36,7 @@ struct Files {
 }
 
 impl Files {
-    fn new(pod: &Pod, volume: &Directory) -> TestResult<Self> {
+    fn new(pod: &CtrContainer, volume: &Directory) -> TestResult<Self> {
         let fsd = pod.process("fsd")?;
         let mut roots = fs::read_dir(format!("/proc/{}/root/rootfs", fsd.pid))?;
         let root = roots.next().ok_or_else(|| failure("no root"))??.path();
@@ -151,7 +153,7 @@ fn containerd_dies_and_the_pod_writes_on() -> TestResult {
 
 fn kill_often(
     host: &Host,
-    pod: &Pod,
+    pod: &CtrContainer,
     files: &Files,
     output: &std::path::Path,
 ) -> TestResult<Duration> {

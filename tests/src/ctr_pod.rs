@@ -1,50 +1,49 @@
-//! A pod of several containers, made as containerd's CRI plugin makes one: by annotations and by the
-//! paths of namespaces, which are the host's.
+//! A pod of several containers that `ctr` makes as containerd's CRI plugin would: by annotations and by
+//! the paths of namespaces, which are the host's.
 //!
-//! `ctr` gives the annotations that CRI would. Works on runc, too, where each container is a process of
-//! its own in the namespaces of the first.
+//! Works on runc, too, where each container is a process of its own in the namespaces of the first.
 
 use crate::annotations::{Role, annotation_options};
 use crate::ctr::Call;
+use crate::ctr_container::CtrContainer;
 use crate::host::Host;
-use crate::pod::Pod;
 use crate::{TestResult, runtime};
 
-/// The pod's first container, which holds what the others share.
-pub struct Sandbox<'host> {
+/// A pod, by its first container, which holds what the others share.
+pub struct CtrPod<'host> {
     host: &'host Host,
-    pod: Pod<'host>,
+    first: CtrContainer<'host>,
     pid: i32,
 }
 
 /// The namespaces that Kubernetes shares among the containers of a pod.
 const SHARED: [&str; 3] = ["network", "ipc", "uts"];
 
-impl<'host> Sandbox<'host> {
-    /// Starts the sandbox container. Its command is what a pause image has: it never ends by itself.
+impl<'host> CtrPod<'host> {
+    /// Starts the first container. Its command is what a pause image has: it never ends by itself.
     pub fn start(host: &'host Host, options: &[&str]) -> TestResult<Self> {
         let id = host.name("sandbox");
         let annotations = annotation_options(Role::Sandbox, &id);
         let mut all: Vec<&str> = annotations.iter().map(String::as_str).collect();
         all.extend(options);
-        let pod = host.start_as(&id, &all, &["sleep", "100000"])?;
-        let (_, pid) = pod.status()?;
-        Ok(Self { host, pod, pid })
+        let first = host.start_as(&id, &all, &["sleep", "100000"])?;
+        let (_, pid) = first.status()?;
+        Ok(Self { host, first, pid })
     }
 
-    /// The sandbox's own container.
-    pub fn pod(&self) -> &Pod<'host> {
-        &self.pod
+    /// The first container, which is CRI's sandbox.
+    pub fn first(&self) -> &CtrContainer<'host> {
+        &self.first
     }
 
-    /// Its pid on the host.
+    /// The first container's pid on the host.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
     /// What makes a container one of this pod's.
     fn options(&self, options: &[&str]) -> Vec<String> {
-        let mut all = annotation_options(Role::Container, self.pod.id());
+        let mut all = annotation_options(Role::Container, self.first.id());
         for kind in SHARED {
             let file = match kind {
                 "network" => "net",
@@ -63,7 +62,7 @@ impl<'host> Sandbox<'host> {
         stem: &str,
         options: &[&str],
         command: &[&str],
-    ) -> TestResult<Pod<'host>> {
+    ) -> TestResult<CtrContainer<'host>> {
         let options = self.options(options);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         self.host.start(stem, &options, command)
@@ -80,8 +79,8 @@ impl<'host> Sandbox<'host> {
         self.host.ctr(all)
     }
 
-    /// Kills and deletes the sandbox container; other containers should have gone before.
+    /// Kills and deletes the first container; other containers should have gone before.
     pub fn remove(self) -> TestResult {
-        self.pod.remove()
+        self.first.remove()
     }
 }

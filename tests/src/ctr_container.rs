@@ -1,4 +1,5 @@
-//! A container in the background, and with kata-like the pod's processes on the host.
+//! A container that `ctr` has put into the background. With kata-like it is a pod by itself, and has the
+//! pod's processes on the host.
 //!
 //! Deleted when it goes out of scope, a failed test included.
 
@@ -13,14 +14,14 @@ use crate::host::{Host, NAMESPACE};
 use crate::process::{Process, until};
 use crate::{TestResult, failure, is_oracle};
 
-/// A started container.
-pub struct Pod<'host> {
+/// A container in the background; with kata-like, a pod by itself.
+pub struct CtrContainer<'host> {
     host: &'host Host,
     id: String,
     deleted: bool,
 }
 
-impl<'host> Pod<'host> {
+impl<'host> CtrContainer<'host> {
     /// One with this id, to be made by the caller: whatever comes of it is cleaned up.
     pub fn new(host: &'host Host, id: String) -> Self {
         Self {
@@ -138,7 +139,7 @@ impl<'host> Pod<'host> {
     }
 }
 
-impl Drop for Pod<'_> {
+impl Drop for CtrContainer<'_> {
     fn drop(&mut self) {
         if !self.deleted {
             let short = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Containers of one pod that are made by the task API alone, as containerd would, but without it.
+//! A pod whose containers are made by calls of its shim, as containerd would, but without it.
 //!
 //! For the states that `ctr` doesn't show and for what has to be done often: a call takes milliseconds
 //! here, and no container needs a machine of its own. Works on runc, too, whose shim also serves all
@@ -12,17 +12,17 @@ use containerd_shim_protos::protobuf::Message;
 use serde_json::Value;
 
 use crate::annotations::{Role, annotate};
+use crate::ctr_pod::CtrPod;
 use crate::host::Host;
 use crate::rootfs::{Rootfs, join_namespace};
-use crate::sandbox::Sandbox;
 use crate::task::{self, Streams, Task};
 use crate::task_api::{Answer, TaskApi, done};
-use crate::{Parts, TestResult};
+use crate::{CtrContainer, Parts, TestResult};
 
-/// A pod whose further containers are made by the task API.
-pub struct DirectPod<'host> {
+/// A pod whose further containers are made by calls of its shim.
+pub struct ShimPod<'host> {
     host: &'host Host,
-    sandbox: Sandbox<'host>,
+    pod: CtrPod<'host>,
     api: Arc<TaskApi>,
     rootfs: Rootfs<'host>,
     spec: Value,
@@ -30,10 +30,10 @@ pub struct DirectPod<'host> {
 }
 
 /// A case of a pod: what it is about, and the test.
-pub type Case = (&'static str, fn(&DirectPod) -> TestResult);
+pub type Case = (&'static str, fn(&ShimPod) -> TestResult);
 
 /// Runs cases one after the other in one pod; a failure does not keep the others from running.
-pub fn run(pod: &DirectPod, cases: &[Case]) -> TestResult {
+pub fn run(pod: &ShimPod, cases: &[Case]) -> TestResult {
     let mut parts = Parts::new();
     for (name, case) in cases {
         parts.run(name, || case(pod));
@@ -41,21 +41,21 @@ pub fn run(pod: &DirectPod, cases: &[Case]) -> TestResult {
     parts.end()
 }
 
-impl<'host> DirectPod<'host> {
+impl<'host> ShimPod<'host> {
     /// Starts the pod, by `ctr`.
     pub fn start(host: &'host Host) -> TestResult<Self> {
         let files = PathBuf::from(format!("/run/{}", host.name("direct")));
         fs::create_dir(&files)?;
         let rootfs = Rootfs::mount(host)?;
         let mut spec = rootfs.spec(&["sleep", "1000"])?;
-        let sandbox = Sandbox::start(host, &[])?;
-        let api = TaskApi::connect_as_containerd(&host.bundle(sandbox.pod().id()))?;
-        annotate(&mut spec, Role::Container, sandbox.pod().id());
-        let network = format!("/proc/{}/ns/net", sandbox.pid());
+        let pod = CtrPod::start(host, &[])?;
+        let api = TaskApi::connect_as_containerd(&host.bundle(pod.first().id()))?;
+        annotate(&mut spec, Role::Container, pod.first().id());
+        let network = format!("/proc/{}/ns/net", pod.pid());
         join_namespace(&mut spec, "network", &network);
         Ok(Self {
             host,
-            sandbox,
+            pod,
             api: Arc::new(api),
             rootfs,
             spec,
@@ -68,9 +68,9 @@ impl<'host> DirectPod<'host> {
         self.host
     }
 
-    /// The pod's first container.
-    pub fn sandbox(&self) -> &Sandbox<'host> {
-        &self.sandbox
+    /// The pod's first container, which `ctr` has made.
+    pub fn first(&self) -> &CtrContainer<'host> {
+        self.pod.first()
     }
 
     /// A folder of the test's own, gone with the pod.
@@ -85,7 +85,7 @@ impl<'host> DirectPod<'host> {
 
     /// A further connection, for a call that waits.
     pub fn connect(&self) -> TestResult<TaskApi> {
-        TaskApi::connect_as_containerd(&self.host.bundle(self.sandbox.pod().id()))
+        TaskApi::connect_as_containerd(&self.host.bundle(self.pod.first().id()))
     }
 
     /// The spec of a container with this command.
@@ -116,6 +116,6 @@ impl<'host> DirectPod<'host> {
     /// Takes the pod away.
     pub fn remove(self) -> TestResult {
         let _ = fs::remove_dir_all(&self.files);
-        self.sandbox.remove()
+        self.pod.remove()
     }
 }
