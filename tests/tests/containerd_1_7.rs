@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use kata_like_tests::pty::OnTerminal;
 use kata_like_tests::shim_pod::{self, ShimPod};
+use kata_like_tests::suites::odd_states;
 use kata_like_tests::{Host, TestResult, Version, failure, is_oracle};
-
-mod odd_states;
 
 const SECOND: Duration = Duration::from_secs(1);
 

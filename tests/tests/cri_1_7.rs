@@ -3,16 +3,30 @@
 //! What differs there: the binary is run for each container and not for each pod, and the shim serves version 2 of the
 //! task API.
 
+use kata_like_tests::suites::cri::{lifecycle, node, processes};
 use kata_like_tests::{Host, TestResult, Version};
-
-#[path = "cri/lifecycle.rs"]
-mod lifecycle;
-#[path = "cri/node.rs"]
-mod node;
-#[path = "cri/processes.rs"]
-mod processes;
 
 /// For one test at a time: several guests at work take an emulated host many times as long.
 fn host() -> TestResult<Host> {
     Host::on(Version::V1_7Cri, true)
+}
+
+#[test]
+fn pods_live_and_leave_nothing() -> TestResult {
+    lifecycle::pods_live_and_leave_nothing(&host()?)
+}
+
+#[test]
+fn the_machine_is_as_large_as_the_pods_limits() -> TestResult {
+    lifecycle::the_machine_is_as_large_as_the_pods_limits(&host()?)
+}
+
+#[test]
+fn a_node_offers_the_handler_and_refuses_what_is_the_hosts() -> TestResult {
+    node::a_node_offers_the_handler_and_refuses_what_is_the_hosts(&host()?)
+}
+
+#[test]
+fn processes_are_shared_as_asked() -> TestResult {
+    processes::processes_are_shared_as_asked(&host()?)
 }

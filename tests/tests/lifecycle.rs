@@ -1,7 +1,7 @@
 //! A container's life under a real containerd 2.1, as a user of `ctr` sees it.
 //!
 //! All but what speaks of the VM also runs against runc, the oracle. `run-tests` runs this in the
-//! test host; `streams.rs` has what moves through pipes, `faults.rs` what dies.
+//! test host; `streams` has what moves through pipes, `faults.rs` what dies.
 
 use std::fs;
 use std::thread;

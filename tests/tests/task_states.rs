@@ -12,10 +12,9 @@ use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
 use kata_like_tests::rootfs::Rootfs;
 use kata_like_tests::shim_pod::{self, ShimPod};
+use kata_like_tests::suites::odd_states;
 use kata_like_tests::{CtrContainer, Host, Parts, TestResult, failure, is_oracle, kata_like_only};
 use rustix::process::Signal;
-
-mod odd_states;
 
 const SECOND: Duration = Duration::from_secs(1);
 

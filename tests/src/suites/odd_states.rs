@@ -6,16 +6,16 @@
 
 use std::time::Duration;
 
+use crate::shim_pod::{Case, ShimPod};
+use crate::task::{KILL, Streams, Task};
+use crate::task_api::{Answer, done, refused};
+use crate::{TestResult, failure, is_oracle};
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, ConnectRequest, ConnectResponse, Empty, ShutdownRequest, Status,
     WaitResponse,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::ttrpc::Code;
-use kata_like_tests::shim_pod::{Case, ShimPod};
-use kata_like_tests::task::{KILL, Streams, Task};
-use kata_like_tests::task_api::{Answer, done, refused};
-use kata_like_tests::{TestResult, failure, is_oracle};
 use serde_json::json;
 
 mod limits;

@@ -3,13 +3,13 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use crate::disk::LoopDevice;
+use crate::shim_pod::ShimPod;
+use crate::task::{Streams, Task};
+use crate::task_api::{done, refused};
+use crate::{TestResult, failure, is_oracle};
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
-use kata_like_tests::disk::LoopDevice;
-use kata_like_tests::shim_pod::ShimPod;
-use kata_like_tests::task::{Streams, Task};
-use kata_like_tests::task_api::{done, refused};
-use kata_like_tests::{TestResult, failure, is_oracle};
 use serde_json::{Value, json};
 
 /// Where a container finds its own cgroup, whether it has a namespace for it or not.

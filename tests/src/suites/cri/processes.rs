@@ -2,20 +2,16 @@
 
 use std::thread;
 
+use crate::cri::{self, Kubelet, MINUTE};
+use crate::{Host, Parts, TestResult, failure};
 use kata_like_cri_client::messages::*;
 use kata_like_cri_client::{Channel, Ended, Spdy, Stream};
-use kata_like_tests::cri::{self, Kubelet, MINUTE};
-use kata_like_tests::{Parts, TestResult, failure};
 use sha2::{Digest, Sha256};
-
-use super::host;
 
 /// Two pods that are started side by side: one whose containers see each other's processes, one where only a
 /// debugging container sees its target's.
-#[test]
-fn processes_are_shared_as_asked() -> TestResult {
-    let host = host()?;
-    let kubelet = Kubelet::new(&host)?;
+pub fn processes_are_shared_as_asked(host: &Host) -> TestResult {
+    let kubelet = Kubelet::new(host)?;
     let mode = |mode: &str| format!("namespace_options {{ {mode} }}");
     let config = |text: &str| format!("linux {{ security_context {{ {} }} }}", mode(text));
     let (shared, apart) = thread::scope(|scope| {

@@ -3,12 +3,10 @@
 use std::fs;
 use std::time::Instant;
 
+use crate::cri::{self, HANDLER, Kubelet, MINUTE, text_of_log, volume};
+use crate::{Host, Parts, TestResult, failure, is_oracle};
 use kata_like_cri_client::messages::*;
-use kata_like_tests::cri::{self, HANDLER, Kubelet, MINUTE, text_of_log, volume};
-use kata_like_tests::{Parts, TestResult, failure, is_oracle};
 use protobuf::MessageField;
-
-use super::host;
 
 /// What a container gets that does not heed SIGTERM, in seconds. An emulated host must not be too slow for it to hear it.
 const GRACE: i64 = 5;
@@ -17,10 +15,8 @@ const GRACE: i64 = 5;
 const HELD: u64 = 20 << 20;
 
 /// A pod's life with all that may happen to its containers; the host is then as before.
-#[test]
-fn pods_live_and_leave_nothing() -> TestResult {
-    let host = host()?;
-    let kubelet = Kubelet::new(&host)?;
+pub fn pods_live_and_leave_nothing(host: &Host) -> TestResult {
+    let kubelet = Kubelet::new(host)?;
     let before = host.footprint();
     let pod = kubelet.pod(
         "lives",
@@ -66,10 +62,8 @@ fn pods_live_and_leave_nothing() -> TestResult {
 }
 
 /// The virtual machine is as large as the pod's limits, which the kubelet gives with the pod.
-#[test]
-fn the_machine_is_as_large_as_the_pods_limits() -> TestResult {
-    let host = host()?;
-    let kubelet = Kubelet::new(&host)?;
+pub fn the_machine_is_as_large_as_the_pods_limits(host: &Host) -> TestResult {
+    let kubelet = Kubelet::new(host)?;
     let before = host.footprint();
     let small = "linux { resources { memory_limit_in_bytes: 268435456 } }";
     let mut parts = Parts::new();

@@ -12,7 +12,7 @@ use kata_like_tests::shim_pod::{self, ShimPod};
 use kata_like_tests::{CtrContainer, Host, TestResult, failure, figures};
 use sha2::{Digest, Sha256};
 
-mod stream_ends;
+mod ends;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MEBIBYTE: usize = 1 << 20;
@@ -64,12 +64,12 @@ fn a_short_life_loses_no_output() -> TestResult {
     Ok(())
 }
 
-/// Every kind of end that a stream can have: see `stream_ends`.
+/// Every kind of end that a stream can have: see `ends`.
 #[test]
 fn streams_end_everywhere() -> TestResult {
     let host = Host::shared()?;
     let pod = ShimPod::start(&host)?;
-    shim_pod::run(&pod, &stream_ends::CASES)?;
+    shim_pod::run(&pod, &ends::CASES)?;
     pod.remove()
 }
 

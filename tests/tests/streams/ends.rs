@@ -1,6 +1,6 @@
 //! Every kind of end that a stream can have, and what each of them does to the process: cases of one pod.
 //!
-//! Called by `streams.rs`. Streams are asked for as containerd's clients do it, but by the task API alone.
+//! Streams are asked for as containerd's clients do it, but by the task API alone.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,20 +1,16 @@
 //! What a node tells about itself, and what pods it refuses.
 
+use crate::cri::{HANDLER, Kubelet};
+use crate::{Host, Parts, TestResult, is_oracle};
 use kata_like_cri_client::Error;
 use kata_like_cri_client::messages::*;
-use kata_like_tests::cri::{HANDLER, Kubelet};
-use kata_like_tests::{Parts, TestResult, is_oracle};
-
-use super::host;
 
 /// gRPC's code for a call that is not there.
 const UNIMPLEMENTED: u32 = 12;
 
 /// What a node has to know before it takes a pod, and what it can't run here is told in the pod's own words.
-#[test]
-fn a_node_offers_the_handler_and_refuses_what_is_the_hosts() -> TestResult {
-    let host = host()?;
-    let kubelet = Kubelet::new(&host)?;
+pub fn a_node_offers_the_handler_and_refuses_what_is_the_hosts(host: &Host) -> TestResult {
+    let kubelet = Kubelet::new(host)?;
     let version = kubelet.call(VersionRequest::new())?;
     assert_eq!(version.runtime_name, "containerd");
     let status = kubelet.call(StatusRequest::new())?;
