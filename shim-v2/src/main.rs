@@ -5,42 +5,28 @@
 //! What a person or containerd reads of a failure is one line on stderr, without a newline, for
 //! containerd puts it into a sentence of its own.
 
-mod agent;
-mod bootstrap;
 mod bundle;
 mod cgroup;
-mod cleanup;
-mod convert;
-mod events;
+mod containerd;
 mod file_systems;
-mod flags;
-mod forward;
 mod hooks;
-mod info;
-mod launch;
 mod log;
 mod logger;
 mod network;
 mod pod;
-mod process;
-mod request;
-mod sandbox;
 mod selinux;
-mod serve;
-mod service;
 mod share;
-mod shared_network;
-mod socket;
 mod spawn;
 mod spec;
 mod stand_in;
 mod stdio;
 mod uri;
+mod vm;
 
 use std::error::Error;
 use std::process::ExitCode;
 
-use flags::Flags;
+use containerd::{Flags, bootstrap, info, serve};
 
 fn main() -> ExitCode {
     // Before anything else: a stand-in must hold nothing, not even what a runtime leaves.

@@ -23,10 +23,10 @@ use kata_like_config::state::NetworkLock;
 use tokio::sync::watch;
 
 use crate::bundle::Role;
-use crate::events::{Publisher, TaskEvent};
-use crate::process::{Exit, Life, Status};
-use crate::sandbox::{RootfsMount, Sandbox, Stats};
+use crate::containerd::publish::{Publisher, TaskEvent};
+use crate::pod::process::{Exit, Life, Status};
 use crate::stdio::{Stdio, StdioPaths};
+use crate::vm::{RootfsMount, Sandbox, Stats};
 use kata_like_failure::{Failure, Kind};
 
 use freeze::Freeze;
@@ -35,6 +35,7 @@ mod create;
 mod delete;
 mod exits;
 mod freeze;
+pub mod process;
 mod start;
 
 pub use create::CreateRequest;

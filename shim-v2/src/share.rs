@@ -26,9 +26,9 @@ use rustix::mount::{
 };
 
 use crate::file_systems;
-use crate::request::RootfsMount;
 use crate::selinux::Labels;
 use crate::spec::Volume;
+use crate::vm::request::RootfsMount;
 use kata_like_failure::{Failure, Kind};
 
 mod filesystem;

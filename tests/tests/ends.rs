@@ -22,7 +22,7 @@ use rustix::process::Signal;
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 
-/// What the shim says when it has not waited for a guest to write back (`shim-v2/src/sandbox/ending.rs`).
+/// What the shim says when it has not waited for a guest to write back (`shim-v2/src/vm/ending.rs`).
 const CUT_OFF: &str = "the guest is stopped before it has written everything back";
 
 /// How many files a container has looked at before it ends.

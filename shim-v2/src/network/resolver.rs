@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{failed, inside};
+use super::read::{failed, inside};
 use kata_like_failure::Failure;
 
 /// The port of name servers.

@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Container, Entry, Phase, Pod, Process, Slot, check_name, lock};
 use crate::bundle::{Membership, Role};
-use crate::events::TaskEvent;
-use crate::process::Life;
-use crate::request::new_token;
-use crate::sandbox::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
+use crate::containerd::publish::TaskEvent;
+use crate::pod::process::Life;
 use crate::stdio::{Stdio, StdioPaths};
+use crate::vm::request::new_token;
+use crate::vm::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
 use kata_like_failure::{Failure, Kind, one_line};
 
 /// How long a container that joins waits for the one that the shim was started for, where both start at once.

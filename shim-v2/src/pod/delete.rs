@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::{Container, KILL, KILLED, Phase, Pod, Slot, State, at_once, lock, not_found};
 use crate::bundle::Role;
-use crate::events::TaskEvent;
-use crate::process::{Exit, Gone, Status};
-use crate::sandbox::Sandbox;
+use crate::containerd::publish::TaskEvent;
+use crate::pod::process::{Exit, Gone, Status};
+use crate::vm::Sandbox;
 
 /// How long a deletion waits for output that is under way.
 const STREAMS_PATIENCE: Duration = Duration::from_millis(400);

@@ -13,9 +13,9 @@ use tokio::time::timeout;
 
 use super::{Container, KILL, KILLED, Pod, Process, Slot};
 use crate::bundle;
-use crate::events::TaskEvent;
-use crate::process::{Exit, Gone};
-use crate::sandbox::{Sandbox, SandboxEvent};
+use crate::containerd::publish::TaskEvent;
+use crate::pod::process::{Exit, Gone};
+use crate::vm::{Sandbox, SandboxEvent};
 
 /// How long the execs of an init that is gone may take until their exits are told.
 const EXECS_DEADLINE: Duration = Duration::from_secs(10);

@@ -7,8 +7,8 @@ use kata_like_failure::{Failure, Kind};
 use std::sync::Arc;
 
 use super::{Container, Pod, Process, lock};
-use crate::events::TaskEvent;
-use crate::process::Status;
+use crate::containerd::publish::TaskEvent;
+use crate::pod::process::Status;
 
 /// Whether a container's processes may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

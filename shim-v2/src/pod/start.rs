@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::create::{attach, tokens};
 use super::{Container, KILL, Pod, Process};
-use crate::events::TaskEvent;
-use crate::process::{Exit, Refusal};
-use crate::sandbox::ExecRequest;
+use crate::containerd::publish::TaskEvent;
+use crate::pod::process::{Exit, Refusal};
 use crate::stdio::Stdio;
+use crate::vm::ExecRequest;
 use kata_like_failure::{Failure, Kind, one_line};
 
 impl Pod {

@@ -5,12 +5,12 @@ use kata_like_failure::{Failure, Kind};
 use std::time::{Instant, SystemTime};
 
 use super::*;
-use crate::events;
-use crate::process::Gone;
+use crate::containerd::publish;
+use crate::pod::process::Gone;
 
 struct Fixture {
     pod: Arc<Pod>,
-    arrived: events::tests::Arrived,
+    arrived: publish::tests::Arrived,
     _server: containerd_shim_protos::ttrpc::asynchronous::Server,
     directory: tempfile::TempDir,
 }
@@ -19,7 +19,7 @@ impl Fixture {
     async fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("ttrpc");
-        let (server, arrived) = events::tests::containerd(&socket).await;
+        let (server, arrived) = publish::tests::containerd(&socket).await;
         let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
         Self {
             pod: Pod::new("ns", "pod", publisher, None, None),

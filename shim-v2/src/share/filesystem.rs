@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use super::{NODEV, NOSUID, RDONLY, clone_tree, set_attributes};
-use crate::request::RootfsMount;
+use crate::vm::request::RootfsMount;
 use kata_like_failure::Failure;
 use std::os::fd::AsFd;
 

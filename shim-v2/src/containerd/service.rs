@@ -18,7 +18,7 @@ use protobuf::MessageField;
 use ttrpc::Code;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
-use crate::convert;
+use super::{convert, stats};
 use crate::pod::Pod;
 
 /// The service's name for containerd 2.x, as generated.
@@ -245,12 +245,12 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::StatsRequest,
     ) -> ttrpc::Result<api::StatsResponse> {
-        let stats = self
+        let read = self
             .pod
             .stats(&request.id)
             .await
             .map_err(convert::failure)?;
-        let stats = convert::stats(&stats).map_err(convert::failure)?;
+        let stats = stats::any(&read).map_err(convert::failure)?;
         Ok(api::StatsResponse {
             stats: MessageField::some(stats),
             ..Default::default()

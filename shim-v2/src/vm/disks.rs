@@ -21,8 +21,8 @@ use rustix::io::Errno;
 
 use super::Sandbox;
 use super::bring_up::blocking;
-use crate::agent::GuestDisk;
 use crate::spec::DiskPart;
+use crate::vm::agent::GuestDisk;
 use kata_like_failure::{Failure, Kind};
 
 /// How long a guest may take to let go of a device.

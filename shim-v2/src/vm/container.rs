@@ -13,15 +13,15 @@ use super::bring_up::blocking;
 use super::hooks::ContainerHooks;
 use super::limits::Limits;
 use super::{Container, Exec, Sandbox, disks, hooks, memory};
-use crate::agent::{GuestContainer, GuestDisk};
 use crate::cgroup::{self, Cgroup};
 use crate::file_systems;
 use crate::network::resolver::ResolvConf;
-use crate::request::{ContainerRequest, CreatedContainer, ExecRequest};
 use crate::share::{SharedVolume, volumes};
 use crate::spawn::Network;
 use crate::spec::{self, DiskPart, NetworkPart, Split, Volume};
 use crate::stand_in::StandIn;
+use crate::vm::agent::{GuestContainer, GuestDisk};
+use crate::vm::request::{ContainerRequest, CreatedContainer, ExecRequest};
 use kata_like_failure::{Failure, Kind};
 
 /// Makes a container; what was made for it is taken away if a step fails.

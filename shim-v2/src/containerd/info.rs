@@ -13,10 +13,10 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 
 use crate::bundle;
-use crate::cleanup;
-use crate::convert;
-use crate::flags::Flags;
-use crate::socket;
+use crate::containerd::convert;
+use crate::containerd::flags::Flags;
+use crate::containerd::socket;
+use crate::vm::cleanup;
 use kata_like_failure::Failure;
 
 /// The runtime's name in containerd's configuration.

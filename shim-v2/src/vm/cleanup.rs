@@ -20,7 +20,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use crate::bundle::Membership;
 use crate::cgroup;
 use crate::hooks;
-use crate::shared_network;
+use crate::network::claim;
 use crate::spec;
 use kata_like_failure::{Failure, Kind};
 
@@ -249,7 +249,7 @@ fn leave_network(root: &Path, record: &Record) {
         None => Ok(None),
     };
     let undone = match &taken {
-        Ok(None | Some(Occupied::Free(_))) => shared_network::undo(record),
+        Ok(None | Some(Occupied::Free(_))) => claim::undo(record),
         Ok(Some(_)) => Ok(()),
         Err(error) => Err(Failure::new(
             Kind::Failed,

@@ -11,8 +11,8 @@ use tokio::net::UnixStream;
 use super::Sandbox;
 use super::bring_up::blocking;
 use super::network::copy;
-use crate::forward::{self, Forward};
-use crate::request::new_token;
+use crate::network::forward::{self, Forward};
+use crate::vm::request::new_token;
 use kata_like_failure::{Failure, Kind};
 
 /// Begins to forward.

@@ -16,9 +16,9 @@ use kata_like_netlink::Changes;
 
 use super::bring_up::blocking;
 use super::{Sandbox, forward};
-use crate::agent::GuestInterface;
-use crate::network::later::{self, Later, Watch};
-use crate::network::{self, Interface, Joined, Network};
+use crate::network::read::later::{self, Later, Watch};
+use crate::network::read::{self, Interface, Joined, Network};
+use crate::vm::agent::GuestInterface;
 use kata_like_failure::{Failure, Kind};
 
 /// How long the guest may take to let an interface go.
@@ -96,7 +96,7 @@ async fn make(sandbox: &Arc<Sandbox>) -> Result<Whole, (Failure, Option<Failure>
     let namespace = copy(&sandbox.network).map_err(|error| (error, None))?;
     let work = move || {
         let changes = later::open(namespace.as_fd())?; // before what they change is read
-        Ok((changes, network::join(namespace.as_fd())?))
+        Ok((changes, read::join(namespace.as_fd())?))
     };
     let (changes, (network, taps, joined)) = blocking(work).await.map_err(|error| (error, None))?;
     keep(sandbox, joined.qdiscs());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use kata_like_config::state::{NetworkId, NetworkLock, Occupied, Record, StateError, StateFolder};
 
-use crate::network;
+use super::read;
 use kata_like_failure::Failure;
 
 /// How long it may take until it is known whose a namespace is: a pod that leaves is taken down within it.
@@ -105,7 +105,7 @@ fn undo_dead(lock: &NetworkLock) {
 /// Takes from the network namespace that a dead pod was given what the pod had put there.
 pub fn undo(record: &Record) -> Result<(), Failure> {
     match &record.network {
-        Some(network) => network::undo(&network.path, &network.qdiscs),
+        Some(network) => read::undo(&network.path, &network.qdiscs),
         None => Ok(()),
     }
 }

@@ -23,7 +23,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::network::inside;
+use crate::network::read::inside;
 use kata_like_failure::{Failure, Kind};
 
 mod steer;

@@ -20,9 +20,9 @@ use protobuf::Message;
 
 use crate::bundle::{self, BundleError, Membership, Role};
 use crate::cgroup;
-use crate::flags::Flags;
-use crate::shared_network::{self, Place};
-use crate::socket::{self, Bound, SocketError};
+use crate::containerd::flags::Flags;
+use crate::containerd::socket::{self, Bound, SocketError};
+use crate::network::claim::{self, Place};
 use crate::spawn::{self, Birth, BirthError, Network};
 use kata_like_failure::Failure;
 
@@ -176,7 +176,7 @@ pub fn start(flags: &Flags) -> Result<(), StartError> {
         && let Some(given) = &member.network
     {
         let serving = |sandbox: &str| path_of(sandbox).ok().filter(|it| socket::is_served(it));
-        let place = shared_network::find(&flags.namespace, &flags.id, given, serving);
+        let place = claim::find(&flags.namespace, &flags.id, given, serving);
         match place.map_err(|source| StartError::Network {
             id: flags.id.clone(),
             source,

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use super::Sandbox;
 use super::bring_up::blocking;
 use super::network::copy;
-use crate::agent::NameQuestion;
 use crate::network::resolver::{self, ResolvConf};
+use crate::vm::agent::NameQuestion;
 use kata_like_failure::Failure;
 
 /// How long an answer may take. Who asks waits five seconds most often.

@@ -21,32 +21,36 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use crate::agent::{Agent, GuestEvent};
 use crate::cgroup::Cgroup;
-use crate::forward::Forward;
-use crate::launch::Vmm;
+use crate::network::forward::Forward;
 use crate::network::resolver::ResolvConf;
-pub use crate::request::{
-    ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
-    Stats, StreamTokens,
-};
 use crate::selinux::Labels;
 use crate::share::{Mounted, Share, SharedVolume};
 use crate::spec::{MemorySize, Split};
 use crate::stand_in::StandIn;
+use crate::vm::agent::{Agent, GuestEvent};
+use crate::vm::launch::Vmm;
+pub use crate::vm::request::{
+    ContainerRequest, CreatedContainer, ExecRequest, RootfsMount, SandboxEvent, SandboxRequest,
+    Stats, StreamTokens,
+};
 
+pub mod agent;
 mod bring_up;
+pub mod cleanup;
 mod clock;
 mod container;
 mod disks;
 mod ending;
 mod forward;
 mod hooks;
+pub mod launch;
 mod limits;
 mod machine;
 mod memory;
 mod namespace;
 mod network;
+pub mod request;
 mod resolver;
 
 use disks::{Disk, Number};

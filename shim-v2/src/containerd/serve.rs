@@ -27,10 +27,10 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::cgroup;
-use crate::events::Publisher;
-use crate::flags::Flags;
+use crate::containerd::flags::Flags;
+use crate::containerd::publish::Publisher;
+use crate::containerd::service;
 use crate::pod::Pod;
-use crate::service;
 use crate::share;
 
 /// The listening socket's number.

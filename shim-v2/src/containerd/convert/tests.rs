@@ -6,7 +6,7 @@ use kata_like_failure::Failure;
 use ttrpc::Code;
 
 use super::*;
-use crate::request::{DeviceIo, HugePages, Stats};
+use crate::vm::request::{DeviceIo, HugePages, Stats};
 
 fn any_of(type_url: &str, value: &[u8]) -> Any {
     Any {
@@ -165,7 +165,7 @@ fn an_exec_is_named_beside_its_pid() {
 
 #[test]
 fn figures_are_those_of_a_cgroup_v2() {
-    let any = stats(&Stats {
+    let any = super::super::stats::any(&Stats {
         cpu_usage_us: 3,
         memory_usage: 4,
         pids_current: 5,

@@ -7,7 +7,7 @@ use kata_like_netlink::{Address, Hop, Named, Neighbour, Route, address_bytes};
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, MAKE};
-use crate::network::Interface;
+use crate::network::read::Interface;
 use kata_like_failure::Failure;
 
 /// An interface, and where the VM has it.

@@ -21,10 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use ttrpc::asynchronous::transport::Socket;
 
-use crate::convert;
-use crate::process::Exit;
-use crate::request::RootfsMount;
+use crate::containerd::convert;
+use crate::pod::process::Exit;
 use crate::stdio::StdioPaths;
+use crate::vm::request::RootfsMount;
 
 /// How many events may wait.
 const QUEUE: usize = 2048;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Sandbox;
-use crate::agent::Unwritten;
+use crate::vm::agent::Unwritten;
 
 /// For how long what is left may not become less at the end of a pod.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use kata_like_config::state::{NetworkLock, StateFolder};
 
 use crate::cgroup;
-use crate::launch::{Fsd, Vmm};
 use crate::share::Share;
 use crate::stand_in::StandIn;
+use crate::vm::launch::{Fsd, Vmm};
 
 /// How long each process may take to be gone once it is told to.
 const STOP: Duration = Duration::from_secs(1);

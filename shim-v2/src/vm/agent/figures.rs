@@ -7,7 +7,7 @@ use kata_like_agent_protocol::agent;
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, request_for};
-use crate::request::{DeviceIo, HugePages, Stats};
+use crate::vm::request::{DeviceIo, HugePages, Stats};
 use kata_like_failure::Failure;
 
 /// The most devices that are told of.

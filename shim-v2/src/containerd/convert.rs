@@ -13,15 +13,11 @@ use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{CodedInputStream, EnumOrUnknown, Message, MessageField};
 
+use crate::pod::process::{Exit, Status};
 use crate::pod::{CreateRequest, ExecRegistration, TaskProcess};
-use crate::process::{Exit, Status};
-use crate::request::RootfsMount;
 use crate::stdio::StdioPaths;
+use crate::vm::request::RootfsMount;
 use kata_like_failure::{Failure, Kind};
-
-mod figures;
-
-pub use figures::stats;
 
 /// CRI's and ctr's options for runtimes other than runc.
 const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
@@ -241,7 +237,7 @@ pub fn process(process: TaskProcess) -> Result<ProcessInfo, Failure> {
     Ok(info)
 }
 
-fn any(name: &str, message: &impl Message) -> Result<Any, Failure> {
+pub(super) fn any(name: &str, message: &impl Message) -> Result<Any, Failure> {
     let value = message
         .write_to_bytes()
         .map_err(|error| Failure::new(Kind::Failed, format!("encode {name}: {error}")))?;

@@ -21,16 +21,16 @@ use super::clock::Clock;
 use super::machine::{Machine, Steps};
 use super::memory::{self, MemoryNames};
 use super::{Inner, Sandbox, limits, namespace, resolver};
-use crate::agent::Agent;
 use crate::cgroup::{self, Cgroup, LEAF};
-use crate::cleanup;
 use crate::file_systems;
-use crate::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
-use crate::request::{SandboxEvent, SandboxRequest};
 use crate::selinux::Labels;
 use crate::share::{PARTS, Share, volumes};
 use crate::spec::{self, MemorySize, NetworkPart, Split};
 use crate::stand_in::StandIn;
+use crate::vm::agent::Agent;
+use crate::vm::cleanup;
+use crate::vm::launch::{Fsd, Parts, Resources, Vmm, either_over, log_figures};
+use crate::vm::request::{SandboxEvent, SandboxRequest};
 use kata_like_failure::{Failure, Kind};
 
 /// Starts a sandbox; what was made is taken down again if a step fails.
@@ -354,7 +354,7 @@ fn connect(ours: StdUnixStream, vmm: Vmm) -> Result<Agent, Failure> {
 /// From now on whatever ends, ends the pod, which is told once.
 async fn watch(sandbox: &Arc<Sandbox>, machine: &Machine) -> Result<(), Failure> {
     let weak = Arc::downgrade(sandbox);
-    let known = move |event: &crate::agent::GuestEvent| {
+    let known = move |event: &crate::vm::agent::GuestEvent| {
         weak.upgrade().is_some_and(|sandbox| sandbox.expects(event))
     };
     let weak = Arc::downgrade(sandbox);

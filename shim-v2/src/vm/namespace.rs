@@ -13,11 +13,11 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::bring_up::{blocking, write_record};
 use super::machine::Machine;
 use crate::cgroup::Cgroup;
-use crate::request::SandboxRequest;
-use crate::shared_network;
+use crate::network::claim;
 use crate::spawn::Network;
 use crate::spec::NetworkPart;
 use crate::stand_in::StandIn;
+use crate::vm::request::SandboxRequest;
 use kata_like_failure::{Failure, Kind};
 
 /// NSFS_MAGIC of linux/magic.h.
@@ -85,7 +85,7 @@ async fn take(
     }
     let (namespace, id) = (request.namespace.clone(), request.id.clone());
     let taken = blocking(move || {
-        shared_network::take(network, &namespace, &id)
+        claim::take(network, &namespace, &id)
             .map_err(|cause| Failure::failed("take the pod's network namespace", cause))
     });
     let why = match taken.await? {

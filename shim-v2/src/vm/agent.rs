@@ -22,9 +22,9 @@ use tokio::sync::{mpsc, oneshot};
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::with_duration;
 
-use crate::launch::Vmm;
-use crate::request::{SandboxEvent, StreamTokens};
 use crate::spec::MemoryVolume;
+use crate::vm::launch::Vmm;
+use crate::vm::request::{SandboxEvent, StreamTokens};
 use kata_like_failure::{Failure, Kind};
 
 mod control;

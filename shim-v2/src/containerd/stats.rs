@@ -9,11 +9,11 @@ use kata_like_failure::Failure;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 
-use super::any;
-use crate::request::Stats;
+use super::convert;
+use crate::vm::request::Stats;
 
 /// A container's figures, as those of a cgroup v2.
-pub fn stats(stats: &Stats) -> Result<Any, Failure> {
+pub fn any(stats: &Stats) -> Result<Any, Failure> {
     let io = stats.io.iter().map(|device| cgroups::IOEntry {
         major: device.major,
         minor: device.minor,
@@ -54,7 +54,7 @@ pub fn stats(stats: &Stats) -> Result<Any, Failure> {
         memory_events: MessageField::some(events(stats)),
         ..Default::default()
     };
-    any("io.containerd.cgroups.v2.Metrics", &metrics)
+    convert::any("io.containerd.cgroups.v2.Metrics", &metrics)
 }
 
 fn memory(stats: &Stats) -> cgroups::MemoryStat {

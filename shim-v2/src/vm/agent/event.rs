@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::{TOKEN_LENGTH, agent, is_name};
 
-use crate::request::SandboxEvent;
+use crate::vm::request::SandboxEvent;
 
 /// The latest time that is taken for one: 2^62 ns, in the year 2116.
 const MAX_TIME: i64 = 1 << 62;
