@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use kata_like_failure::{Failure, Step};
 use rustix::io::pread;
 use tokio::io::Interest;
 
@@ -25,7 +26,6 @@ pub use limits::Limits;
 pub use resources::Change;
 pub use stats::{DeviceIo, HugePages, Stats};
 
-use crate::error::PodError;
 use crate::readiness::watch;
 
 /// Where the hierarchy is mounted.
@@ -100,17 +100,17 @@ pub struct Cgroup {
 
 impl Cgroup {
     /// Makes the cgroup of `container` and sets its limits. What fails leaves nothing behind.
-    pub fn create(container: &str, limits: &Limits) -> Result<Self, PodError> {
+    pub fn create(container: &str, limits: &Limits) -> Result<Self, Failure> {
         Self::create_in(Path::new(ROOT), container, limits)
     }
 
-    fn create_in(root: &Path, container: &str, limits: &Limits) -> Result<Self, PodError> {
+    fn create_in(root: &Path, container: &str, limits: &Limits) -> Result<Self, Failure> {
         let directory = root.join(format!("_{container}"));
         let name = || format!("make cgroup {}", directory.display());
         fs::DirBuilder::new()
             .mode(0o755)
             .create(&directory)
-            .map_err(PodError::failed(name()))?;
+            .step(name)?;
         if let Err(error) = apply::apply(&directory, limits) {
             let _ = fs::remove_dir(&directory);
             return Err(error);
@@ -122,7 +122,7 @@ impl Cgroup {
     }
 
     /// Changes its limits, all or none. It may take a while: the kernel frees memory meanwhile.
-    pub fn update(&self, change: &Change) -> Result<(), PodError> {
+    pub fn update(&self, change: &Change) -> Result<(), Failure> {
         apply::check_use(&self.directory, change.only_below)?;
         apply::apply(&self.directory, &change.limits)
     }

@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kata_like_failure::{Failure, Kind, Step, one_line};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -27,7 +28,7 @@ use tokio::task::AbortHandle;
 
 use crate::cgroup::Cgroup;
 use crate::container::placeholder::Placeholder;
-use crate::error::{PodError, blocking, one_line};
+use crate::deadline::blocking;
 use crate::events::{Event, Events};
 use crate::process::{self, Process};
 use crate::reaper::{self, Exit};
@@ -161,7 +162,7 @@ impl Container {
         self: &Arc<Self>,
         joined: Vec<Joined>,
         wanted: Wanted,
-    ) -> Result<u32, PodError> {
+    ) -> Result<u32, Failure> {
         let result = self.set_up(joined, wanted).await;
         if result.is_err() {
             if let Err(error) = self.take_down().await {
@@ -177,11 +178,7 @@ impl Container {
         result
     }
 
-    async fn set_up(
-        self: &Arc<Self>,
-        joined: Vec<Joined>,
-        wanted: Wanted,
-    ) -> Result<u32, PodError> {
+    async fn set_up(self: &Arc<Self>, joined: Vec<Joined>, wanted: Wanted) -> Result<u32, Failure> {
         let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
         let (name, limits) = (self.name.clone(), self.spec.limits.clone());
         let cgroup = blocking("make the container's cgroup", move || {
@@ -214,7 +211,7 @@ impl Container {
         let exit = reaper::exited(created.pid);
         let streams = plan
             .connect(created.terminal)
-            .map_err(PodError::failed("watch its streams"))?;
+            .step(|| "watch its streams")?;
         let init = Arc::new(Process::new(created.pid, created.pidfd, streams));
         let namespaces = shareable_namespaces(&init, &self.spec.spec);
 
@@ -270,7 +267,7 @@ impl Container {
     }
 
     /// Lets it run.
-    pub async fn start(&self) -> Result<(), PodError> {
+    pub async fn start(&self) -> Result<(), Failure> {
         let start = {
             let mut state = self.state();
             match std::mem::replace(&mut state.phase, Phase::Starting) {
@@ -294,7 +291,7 @@ impl Container {
         if started.is_err() {
             self.kill(&state);
         }
-        Ok(started?)
+        started
     }
 
     fn init_exited(&self, init: &Process, exit: Exit) {
@@ -330,10 +327,7 @@ impl Container {
     }
 
     /// A namespace of its, for another container.
-    pub async fn namespace(
-        self: &Arc<Self>,
-        kind: LinuxNamespaceType,
-    ) -> Result<OwnedFd, PodError> {
+    pub async fn namespace(self: &Arc<Self>, kind: LinuxNamespaceType) -> Result<OwnedFd, Failure> {
         if kind == LinuxNamespaceType::Pid {
             self.ensure_first_process().await?;
         }
@@ -344,7 +338,7 @@ impl Container {
         let step = format!("join the {kind} namespace of container {}", self.name);
         let mut namespaces = state.namespaces.iter();
         if let Some((_, fd)) = namespaces.find(|namespace| namespace.0 == kind) {
-            return fd.try_clone().map_err(PodError::failed(step));
+            return fd.try_clone().step(|| step);
         }
         // Mounts aren't kept: they would be held beyond the container's end.
         match &state.init {
@@ -352,10 +346,10 @@ impl Container {
                 let opened = open_namespace(init, "mnt");
                 opened.ok_or_else(|| self.wrong_state(&Phase::Stopped, "running"))
             }
-            _ => Err(PodError::Unsupported {
-                field: format!("linux.namespaces[{kind}].path"),
-                why: format!("container {} has no namespace of this kind", self.name),
-            }),
+            _ => Err(Failure::unsupported(
+                format!("linux.namespaces[{kind}].path"),
+                format!("container {} has no namespace of this kind", self.name),
+            )),
         }
     }
 
@@ -377,7 +371,7 @@ impl Container {
         }
     }
 
-    fn cgroup(&self) -> Result<Arc<Cgroup>, PodError> {
+    fn cgroup(&self) -> Result<Arc<Cgroup>, Failure> {
         let state = self.state();
         let cgroup = state.cgroup.clone();
         cgroup.ok_or_else(|| self.wrong_state(&state.phase, "created"))
@@ -390,17 +384,13 @@ impl Container {
         }
     }
 
-    fn no_process(&self, exec: &str) -> PodError {
-        let process = self.named(exec);
-        PodError::NoSuchProcess { process }
+    fn no_process(&self, exec: &str) -> Failure {
+        let text = format!("no running process {}", self.named(exec));
+        Failure::new(Kind::NotFound, text)
     }
 
-    fn wrong_state(&self, phase: &Phase, wanted: &'static str) -> PodError {
-        PodError::WrongState {
-            what: format!("container {}", self.name),
-            state: phase.name(),
-            wanted,
-        }
+    fn wrong_state(&self, phase: &Phase, wanted: &'static str) -> Failure {
+        Failure::wrong_state(format!("container {}", self.name), phase.name(), wanted)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -10,17 +10,15 @@ use kata_like_agent_protocol::agent::{
     HugePages as HugePagesMessage, NameQuestion, OutOfMemory, ProcessExited, StatsResponse,
     Streams as StreamsMessage, Unwritten as UnwrittenMessage,
 };
-use kata_like_agent_protocol::is_name;
+use kata_like_agent_protocol::{is_name, status};
+use kata_like_failure::Failure;
 use kata_like_netlink::address_bytes;
-use ttrpc::Code;
 
 use crate::cgroup::{DeviceIo, HugePages, Stats};
 use crate::device;
 use crate::disks::Disk;
-use crate::error::{PodError, one_line};
 use crate::events::Event;
 use crate::process::MAX_SIGNAL;
-use crate::runner::RunnerError;
 use crate::sandbox::{Creation, Unwritten};
 use crate::stdio::{Token, Wanted};
 use crate::storage::MemoryVolume;
@@ -37,7 +35,7 @@ pub fn name(field: &str, name: String) -> ttrpc::Result<String> {
     if is_name(&name) {
         return Ok(name);
     }
-    Err(status(&PodError::bad(
+    Err(status::of(&Failure::bad(
         field,
         format!("not a name: {name:?}"),
     )))
@@ -49,7 +47,7 @@ pub fn creation(request: CreateContainerRequest) -> ttrpc::Result<Creation> {
     for volume in request.memory_volumes {
         if volume.mode & !MODE_BITS != 0 {
             let why = format!("{:o} is no mode of a directory", volume.mode);
-            return Err(status(&PodError::bad("memory_volumes.mode", why)));
+            return Err(status::of(&Failure::bad("memory_volumes.mode", why)));
         }
         memory_volumes.push(MemoryVolume {
             name: name("memory_volumes.name", volume.name)?,
@@ -85,16 +83,16 @@ pub fn slot(slot: u32) -> ttrpc::Result<u32> {
         return Ok(slot);
     }
     let why = format!("{slot} is not 0 to {}", device::MAX_SLOT);
-    Err(status(&PodError::bad("slot", why)))
+    Err(status::of(&Failure::bad("slot", why)))
 }
 
 /// A signal of the kernel's.
-pub fn signal(signal: u32) -> Result<u32, PodError> {
+pub fn signal(signal: u32) -> Result<u32, Failure> {
     if (1..=MAX_SIGNAL).contains(&signal) {
         return Ok(signal);
     }
     let why = format!("{signal} is not 1 to {MAX_SIGNAL}");
-    Err(PodError::bad("signal", why))
+    Err(Failure::bad("signal", why))
 }
 
 /// The streams that the host wants of a process.
@@ -111,7 +109,7 @@ pub fn wanted(streams: Option<StreamsMessage>) -> ttrpc::Result<Wanted> {
             ..
         } = &streams;
         if *terminal && !stderr.is_empty() {
-            return Err(PodError::bad(
+            return Err(Failure::bad(
                 "streams.stderr",
                 "must be empty with a terminal",
             ));
@@ -122,31 +120,31 @@ pub fn wanted(streams: Option<StreamsMessage>) -> ttrpc::Result<Wanted> {
             terminal: terminal.then(|| size(*width, *height)).transpose()?,
         })
     };
-    convert().map_err(|error| status(&error))
+    convert().map_err(|error| status::of(&error))
 }
 
 /// A port, and the token of the stream to join it to.
-pub fn connection(request: &ConnectRequest) -> Result<(u16, Token), PodError> {
+pub fn connection(request: &ConnectRequest) -> Result<(u16, Token), Failure> {
     let port = u16::try_from(request.port)
-        .map_err(|_| PodError::bad("port", format!("{} is not 0 to 65535", request.port)))?;
-    let token = token(&request.token)?.ok_or_else(|| PodError::bad("token", "is empty"))?;
+        .map_err(|_| Failure::bad("port", format!("{} is not 0 to 65535", request.port)))?;
+    let token = token(&request.token)?.ok_or_else(|| Failure::bad("token", "is empty"))?;
     Ok((port, token))
 }
 
-fn token(bytes: &[u8]) -> Result<Option<Token>, PodError> {
+fn token(bytes: &[u8]) -> Result<Option<Token>, Failure> {
     if bytes.is_empty() {
         return Ok(None);
     }
     let token = Token::try_from(bytes);
-    let wrong = |_| PodError::bad("streams", format!("a token of {} bytes", bytes.len()));
+    let wrong = |_| Failure::bad("streams", format!("a token of {} bytes", bytes.len()));
     token.map(Some).map_err(wrong)
 }
 
 /// A terminal's size.
-pub fn size(width: u32, height: u32) -> Result<(u16, u16), PodError> {
+pub fn size(width: u32, height: u32) -> Result<(u16, u16), Failure> {
     match (u16::try_from(width), u16::try_from(height)) {
         (Ok(width), Ok(height)) => Ok((width, height)),
-        _ => Err(PodError::bad(
+        _ => Err(Failure::bad(
             "width and height",
             format!("{width} by {height} is too large"),
         )),
@@ -273,26 +271,10 @@ fn huge_pages_message(pages: HugePages) -> HugePagesMessage {
     }
 }
 
-/// The one place where our errors become status codes: the shim decides by them.
-pub fn status(error: &PodError) -> ttrpc::Error {
-    let code = match error {
-        PodError::BadRequest { .. } => Code::INVALID_ARGUMENT,
-        PodError::Unsupported { .. } => Code::UNIMPLEMENTED,
-        PodError::NoSuchContainer { .. } | PodError::NoSuchProcess { .. } => Code::NOT_FOUND,
-        PodError::AlreadyExists { .. } => Code::ALREADY_EXISTS,
-        PodError::WrongState { .. } => Code::FAILED_PRECONDITION,
-        PodError::Runner(RunnerError::Unsupported { .. }) => Code::UNIMPLEMENTED,
-        PodError::Runner(RunnerError::InvalidSpec { .. }) => Code::INVALID_ARGUMENT,
-        PodError::Runner(RunnerError::Failed { .. })
-        | PodError::Failed { .. }
-        | PodError::Timeout { .. } => Code::INTERNAL,
-    };
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, one_line(error)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ttrpc::Code;
 
     fn code(error: ttrpc::Error) -> Code {
         match error {

@@ -3,9 +3,8 @@
 //! Called by `sandbox.rs` before a container is made. The VMM has put each disk into a slot, and a driver
 //! has it. The device nodes and the rules for devices are the runner's to make.
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxDeviceType, Spec};
-
-use crate::error::PodError;
 
 /// A disk, and its numbers on the host, as the spec has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub fn renumber<E>(
     spec: &mut Spec,
     disks: &[Disk],
     find: impl Fn(u32) -> Result<(u32, u32), E>,
-) -> Result<(), PodError>
+) -> Result<(), Failure>
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -30,12 +29,10 @@ where
         let host = [disk.major, disk.minor].map(i64::from);
         if numbers.iter().any(|(other, _)| *other == host) {
             let why = format!("{}:{} is given twice", disk.major, disk.minor);
-            return Err(PodError::bad("disks", why));
+            return Err(Failure::bad("disks", why));
         }
-        let found = find(disk.slot).map_err(PodError::failed(format!(
-            "use disk {}:{} of the host",
-            disk.major, disk.minor
-        )))?;
+        let found = find(disk.slot)
+            .step(|| format!("use disk {}:{} of the host", disk.major, disk.minor))?;
         numbers.push((host, [found.0, found.1].map(i64::from)));
     }
     let guest = |host: [i64; 2]| {
@@ -72,7 +69,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn renumbered(disks: &[Disk]) -> Result<Value, PodError> {
+    fn renumbered(disks: &[Disk]) -> Result<Value, Failure> {
         let spec = json!({
             "ociVersion": "1.2.0",
             "linux": {

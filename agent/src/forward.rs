@@ -8,11 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kata_like_failure::Failure;
 use kata_like_relay::relay;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::error::PodError;
 use crate::stdio::Token;
 use crate::stdio::port::Tokens;
 
@@ -29,15 +29,15 @@ const DIAL: Duration = Duration::from_secs(30);
 
 /// Connects to a port of the guest's loopback, in the agent's own network namespace, and joins the connection to the
 /// stream with this token. Answers when it is connected.
-pub async fn connect(tokens: &Arc<Tokens>, port: u16, token: Token) -> Result<(), PodError> {
+pub async fn connect(tokens: &Arc<Tokens>, port: u16, token: Token) -> Result<(), Failure> {
     let mut expected = tokens.expect(token)?;
     let server = match timeout(CONNECT, dial(port)).await {
         Ok(server) => server?,
         Err(_) => {
-            return Err(PodError::Timeout {
-                step: format!("connect to port {port} on loopback"),
-                seconds: CONNECT.as_secs(),
-            });
+            return Err(Failure::late(
+                format!("connect to port {port} on loopback"),
+                CONNECT,
+            ));
         }
     };
     tokio::spawn(async move {
@@ -49,7 +49,7 @@ pub async fn connect(tokens: &Arc<Tokens>, port: u16, token: Token) -> Result<()
     Ok(())
 }
 
-async fn dial(port: u16) -> Result<TcpStream, PodError> {
+async fn dial(port: u16) -> Result<TcpStream, Failure> {
     let mut failure = None;
     for address in LOOPBACK {
         let address = SocketAddr::new(address, port);
@@ -71,8 +71,8 @@ async fn dial(port: u16) -> Result<TcpStream, PodError> {
         }
     }
     Err(match failure {
-        Some((address, error)) => PodError::failed(format!("connect to {address}"))(error),
-        None => PodError::bad("port", "loopback has no address"),
+        Some((address, error)) => Failure::failed(format!("connect to {address}"), error),
+        None => Failure::bad("port", "loopback has no address"),
     })
 }
 

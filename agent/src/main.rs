@@ -6,10 +6,10 @@
 mod cgroup;
 mod container;
 mod convert;
+mod deadline;
 mod device;
 mod dial;
 mod disks;
-mod error;
 mod events;
 mod forward;
 mod init;
@@ -30,7 +30,8 @@ mod write_back;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::error::one_line;
+use kata_like_failure::one_line;
+
 use crate::sandbox::Pod;
 
 fn main() -> ExitCode {

@@ -5,12 +5,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use kata_like_failure::Failure;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::sync::watch;
 
-use crate::error::PodError;
 use crate::stdio::Streams;
 
 /// The highest signal, SIGRTMAX of the kernel.
@@ -50,7 +50,7 @@ impl Process {
     }
 
     /// Sends it a signal; `Ok(false)`: it has exited.
-    pub fn signal(&self, signal: u32) -> Result<bool, PodError> {
+    pub fn signal(&self, signal: u32) -> Result<bool, Failure> {
         send(self.pidfd.as_fd(), self.pid, signal)
     }
 
@@ -67,10 +67,10 @@ impl Process {
 }
 
 /// Sends `signal` to the process behind `pidfd`; `Ok(false)`: it has exited.
-pub fn send(pidfd: BorrowedFd<'_>, pid: u32, signal: u32) -> Result<bool, PodError> {
+pub fn send(pidfd: BorrowedFd<'_>, pid: u32, signal: u32) -> Result<bool, Failure> {
     let number = i32::try_from(signal).unwrap_or(0);
     if !(1..=MAX_SIGNAL).contains(&signal) {
-        return Err(PodError::bad(
+        return Err(Failure::bad(
             "signal",
             format!("{signal} is not 1 to {MAX_SIGNAL}"),
         ));
@@ -81,9 +81,10 @@ pub fn send(pidfd: BorrowedFd<'_>, pid: u32, signal: u32) -> Result<bool, PodErr
     match pidfd_send_signal(pidfd, signal) {
         Ok(()) => Ok(true),
         Err(Errno::SRCH) => Ok(false),
-        Err(errno) => Err(PodError::failed(format!(
-            "send signal {number} to process {pid}"
-        ))(errno)),
+        Err(errno) => Err(Failure::failed(
+            format!("send signal {number} to process {pid}"),
+            errno,
+        )),
     }
 }
 

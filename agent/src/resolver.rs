@@ -9,13 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kata_like_failure::{Failure, Step};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::container::Surroundings;
-use crate::error::PodError;
 use crate::events::Event;
 use crate::readiness::{read_exact, write_all};
 use crate::stdio::Token;
@@ -30,12 +30,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 64;
 
 /// Takes questions at this address from now on.
-pub async fn serve(address: IpAddr, around: Arc<Surroundings>) -> Result<(), PodError> {
-    let failed = |what| PodError::failed(format!("listen at {address}, {what} port {PORT}"));
+pub async fn serve(address: IpAddr, around: Arc<Surroundings>) -> Result<(), Failure> {
+    let listen = |what| format!("listen at {address}, {what} port {PORT}");
     let datagrams = UdpSocket::bind((address, PORT)).await;
-    let datagrams = Arc::new(datagrams.map_err(failed("UDP"))?);
+    let datagrams = Arc::new(datagrams.step(|| listen("UDP"))?);
     let connections = TcpListener::bind((address, PORT)).await;
-    let connections = connections.map_err(failed("TCP"))?;
+    let connections = connections.step(|| listen("TCP"))?;
     let server = Arc::new(Server { address, around });
     tokio::spawn(take_datagrams(datagrams, server.clone()));
     tokio::spawn(take_connections(connections, server));

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use kata_like_failure::{Failure, Kind, Step, one_line};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::system::{sethostname, uname};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
@@ -16,9 +17,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::container::{Container, Surroundings};
+use crate::deadline::blocking;
 use crate::device;
 use crate::disks::{self, Disk};
-use crate::error::{PodError, blocking, one_line};
 use crate::events::{Event, Events};
 use crate::forward;
 use crate::resolver;
@@ -99,14 +100,14 @@ impl Pod {
     }
 
     /// Sets the clock and the name, and mounts the shares. A pod without shares can only say that it is there.
-    pub async fn start(&self, host_time_ns: i64, hostname: &str) -> Result<Started, PodError> {
+    pub async fn start(&self, host_time_ns: i64, hostname: &str) -> Result<Started, Failure> {
         if self.started.swap(true, Ordering::Relaxed) {
-            return Err(wrong_state("the pod", "started", "new"));
+            return Err(Failure::wrong_state("the pod", "started", "new"));
         }
         set_clock(host_time_ns, AHEAD_AT_START)?;
         if !hostname.is_empty() {
             let what = format!("take the host's name {hostname:?}");
-            sethostname(hostname.as_bytes()).map_err(PodError::failed(what))?;
+            sethostname(hostname.as_bytes()).step(|| what)?;
         }
         let missing = blocking("mount the pod's shares", storage::mount_shares).await?;
         for tag in missing {
@@ -119,9 +120,9 @@ impl Pod {
     }
 
     /// Takes the one right to call [`Pod::next_event`].
-    pub fn listen(&self) -> Result<(), PodError> {
+    pub fn listen(&self) -> Result<(), Failure> {
         match self.listened_to.swap(true, Ordering::Relaxed) {
-            true => Err(wrong_state("the stream of events", "open", "new")),
+            true => Err(Failure::wrong_state("the stream of events", "open", "new")),
             false => Ok(()),
         }
     }
@@ -132,24 +133,24 @@ impl Pod {
     }
 
     /// Follows a step of the host's clock, in either direction.
-    pub fn set_time(&self, host_time_ns: i64) -> Result<(), PodError> {
+    pub fn set_time(&self, host_time_ns: i64) -> Result<(), Failure> {
         set_clock(host_time_ns, AHEAD)
     }
 
     /// Joins a port of the guest's loopback to the stream with this token.
-    pub async fn connect(&self, port: u16, token: Token) -> Result<(), PodError> {
+    pub async fn connect(&self, port: u16, token: Token) -> Result<(), Failure> {
         forward::connect(&self.around.tokens, port, token).await
     }
 
     /// Takes questions to a name server at this address, which the host puts to its own.
-    pub async fn serve_names(&self, address: IpAddr) -> Result<(), PodError> {
+    pub async fn serve_names(&self, address: IpAddr) -> Result<(), Failure> {
         resolver::serve(address, self.around.clone()).await
     }
 
     /// Makes a container up to its first instruction; gives its init's pid.
-    pub async fn create(&self, name: &str, creation: Creation) -> Result<u32, PodError> {
+    pub async fn create(&self, name: &str, creation: Creation) -> Result<u32, Failure> {
         if !self.started.load(Ordering::Relaxed) {
-            return Err(wrong_state("the pod", "new", "started"));
+            return Err(Failure::wrong_state("the pod", "new", "started"));
         }
         let Creation {
             spec,
@@ -176,8 +177,8 @@ impl Pod {
         {
             let mut containers = self.containers();
             if containers.contains_key(name) {
-                let what = format!("container {name}");
-                return Err(PodError::AlreadyExists { what });
+                let text = format!("container {name} exists already");
+                return Err(Failure::new(Kind::AlreadyExists, text));
             }
             containers.insert(name.into(), container.clone());
         }
@@ -195,7 +196,7 @@ impl Pod {
         result
     }
 
-    async fn join(&self, container: &Container) -> Result<Vec<Joined>, PodError> {
+    async fn join(&self, container: &Container) -> Result<Vec<Joined>, Failure> {
         let mut joined = Vec::new();
         for (kind, name) in container.joins() {
             let kind = *kind;
@@ -206,15 +207,13 @@ impl Pod {
     }
 
     /// The container of this name.
-    pub fn container(&self, name: &str) -> Result<Arc<Container>, PodError> {
+    pub fn container(&self, name: &str) -> Result<Arc<Container>, Failure> {
         let container = self.containers().get(name).cloned();
-        container.ok_or_else(|| PodError::NoSuchContainer {
-            container: name.into(),
-        })
+        container.ok_or_else(|| Failure::new(Kind::NotFound, format!("no container {name}")))
     }
 
     /// Deletes a container with all it holds.
-    pub async fn delete(&self, name: &str) -> Result<(), PodError> {
+    pub async fn delete(&self, name: &str) -> Result<(), Failure> {
         let container = self.container(name)?;
         container.delete().await?;
         // A create that failed has taken its name away itself, and it may be another's by now.
@@ -279,27 +278,18 @@ impl Pod {
     }
 }
 
-fn wrong_state(what: &str, state: &'static str, wanted: &'static str) -> PodError {
-    let what = what.into();
-    PodError::WrongState {
-        what,
-        state,
-        wanted,
-    }
-}
-
-fn check_memory_volumes(spec: &GuestSpec, given: &[MemoryVolume]) -> Result<(), PodError> {
+fn check_memory_volumes(spec: &GuestSpec, given: &[MemoryVolume]) -> Result<(), Failure> {
     for name in &spec.memory_volumes {
         if !given.iter().any(|volume| volume.name == *name) {
             let why = format!("memory:{name} is not among memory_volumes");
-            return Err(PodError::bad("mounts[].source", why));
+            return Err(Failure::bad("mounts[].source", why));
         }
     }
     Ok(())
 }
 
 /// Sets CLOCK_REALTIME by the host's, unless it is right.
-fn set_clock(host_time_ns: i64, ahead: i128) -> Result<(), PodError> {
+fn set_clock(host_time_ns: i64, ahead: i128) -> Result<(), Failure> {
     let now = clock_gettime(ClockId::Realtime);
     let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
     if is_right(now, host_time_ns, ahead) {
@@ -309,9 +299,7 @@ fn set_clock(host_time_ns: i64, ahead: i128) -> Result<(), PodError> {
         tv_sec: host_time_ns.div_euclid(1_000_000_000),
         tv_nsec: host_time_ns.rem_euclid(1_000_000_000),
     };
-    clock_settime(ClockId::Realtime, time).map_err(PodError::failed(format!(
-        "set the clock to {host_time_ns} ns"
-    )))
+    clock_settime(ClockId::Realtime, time).step(|| format!("set the clock to {host_time_ns} ns"))
 }
 
 /// The host's time is at least what it says, for the request took its way; so a clock behind it is wrong,

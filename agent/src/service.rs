@@ -10,7 +10,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream;
-use kata_like_agent_protocol::PROTOCOL_VERSION;
 use kata_like_agent_protocol::agent::{
     ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateContainerRequest,
     CreateContainerResponse, DeviceRequest, Empty, Event as EventMessage, EventsRequest,
@@ -20,14 +19,16 @@ use kata_like_agent_protocol::agent::{
     Unwritten as UnwrittenMessage, UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
+use kata_like_agent_protocol::{PROTOCOL_VERSION, status};
+use kata_like_failure::Failure;
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::container::Container;
-use crate::convert::{self, name, status, wanted};
+use crate::convert::{self, name, wanted};
+use crate::deadline::blocking;
 use crate::device;
 use crate::dial::Connection;
-use crate::error::{PodError, blocking};
 use crate::init;
 use crate::network;
 use crate::sandbox::Pod;
@@ -55,11 +56,11 @@ struct Service {
 
 /// Does `work` to its end, though the caller may stop waiting.
 async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, PodError>> + Send + 'static,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
-        Ok(result) => result.map_err(|error| status(&error)),
-        Err(error) => Err(status(&PodError::failed("answer the call")(error))),
+        Ok(result) => result.map_err(|error| status::of(&error)),
+        Err(error) => Err(status::of(&Failure::failed("answer the call", error))),
     }
 }
 
@@ -75,7 +76,7 @@ impl Agent for Service {
                 "the shim speaks {}, the agent {PROTOCOL_VERSION}",
                 request.version
             );
-            return Err(status(&PodError::bad("protocol version", why)));
+            return Err(status::of(&Failure::bad("protocol version", why)));
         }
         let pod = self.pod.clone();
         let started =
@@ -95,7 +96,7 @@ impl Agent for Service {
         _: EventsRequest,
         host: ServerStreamSender<EventMessage>,
     ) -> ttrpc::Result<()> {
-        self.pod.listen().map_err(|error| status(&error))?;
+        self.pod.listen().map_err(|error| status::of(&error))?;
         loop {
             // A failure here is the end of the connection, and with it of the machine.
             host.send(&convert::event_message(self.pod.next_event().await))
@@ -132,7 +133,7 @@ impl Agent for Service {
         let container = self.container(request.container)?;
         let exec = name("exec", request.exec)?;
         let wanted = wanted(request.streams.into_option())?;
-        let process = spec::parse_process(&request.process).map_err(|error| status(&error))?;
+        let process = spec::parse_process(&request.process).map_err(|error| status::of(&error))?;
         let pid = detached(async move { container.exec(&exec, process, wanted).await }).await?;
         Ok(ExecResponse {
             pid,
@@ -147,12 +148,12 @@ impl Agent for Service {
         } = request;
         let result = convert::signal(signal).and_then(|signal| match all {
             true if !exec.is_empty() => {
-                Err(PodError::bad("exec", "must be empty for a signal to all"))
+                Err(Failure::bad("exec", "must be empty for a signal to all"))
             }
             true => container.signal_all(signal),
             false => container.signal(&exec, signal),
         });
-        result.map_err(|error| status(&error))?;
+        result.map_err(|error| status::of(&error))?;
         Ok(Empty::new())
     }
 
@@ -176,7 +177,7 @@ impl Agent for Service {
 
     async fn set_time(&self, _: &TtrpcContext, request: SetTimeRequest) -> ttrpc::Result<Empty> {
         let set = self.pod.set_time(request.host_time_ns);
-        set.map_err(|error| status(&error))?;
+        set.map_err(|error| status::of(&error))?;
         Ok(Empty::new())
     }
 
@@ -187,9 +188,9 @@ impl Agent for Service {
     ) -> ttrpc::Result<Empty> {
         let container = self.container(request.container)?;
         let (width, height) =
-            convert::size(request.width, request.height).map_err(|error| status(&error))?;
+            convert::size(request.width, request.height).map_err(|error| status::of(&error))?;
         let result = container.resize(&request.exec, width, height);
-        result.map_err(|error| status(&error))?;
+        result.map_err(|error| status::of(&error))?;
         Ok(Empty::new())
     }
 
@@ -199,7 +200,7 @@ impl Agent for Service {
         request: ContainerRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
         let container = self.container(request.container)?;
-        let processes = container.processes().map_err(|error| status(&error))?;
+        let processes = container.processes().map_err(|error| status::of(&error))?;
         let message = |(pid, exec)| ProcessMessage {
             pid,
             exec,
@@ -217,7 +218,10 @@ impl Agent for Service {
         request: ContainerRequest,
     ) -> ttrpc::Result<StatsResponse> {
         let container = self.container(request.container)?;
-        let stats = container.stats().await.map_err(|error| status(&error))?;
+        let stats = container
+            .stats()
+            .await
+            .map_err(|error| status::of(&error))?;
         Ok(convert::stats_message(stats))
     }
 
@@ -260,7 +264,7 @@ impl Agent for Service {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<Empty> {
-        let (port, token) = convert::connection(&request).map_err(|error| status(&error))?;
+        let (port, token) = convert::connection(&request).map_err(|error| status::of(&error))?;
         let pod = self.pod.clone();
         detached(async move { pod.connect(port, token).await }).await?;
         Ok(Empty::new())
@@ -303,6 +307,8 @@ impl Agent for Service {
 impl Service {
     fn container(&self, requested: String) -> ttrpc::Result<Arc<Container>> {
         let name = name("container", requested)?;
-        self.pod.container(&name).map_err(|error| status(&error))
+        self.pod
+            .container(&name)
+            .map_err(|error| status::of(&error))
     }
 }

@@ -4,13 +4,13 @@
 //! runner's, which refuses in its turn what it can't apply. Facts: `agent.proto`, OCI runtime spec.
 
 use kata_like_agent_protocol::is_name;
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{
     LinuxNamespace, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 use serde_json::{Map, Value};
 
 use crate::cgroup::Limits;
-use crate::error::PodError;
 use crate::runner;
 
 /// The limit of open files where a spec names none: that of services under systemd. What a process
@@ -43,12 +43,12 @@ pub struct GuestSpec {
 
 impl GuestSpec {
     /// Parses the JSON of a `CreateContainerRequest`.
-    pub fn parse(json: &[u8]) -> Result<Self, PodError> {
+    pub fn parse(json: &[u8]) -> Result<Self, Failure> {
         let mut spec: Spec = serde_json::from_slice(json)
-            .map_err(|error| PodError::bad("spec", format!("not an OCI spec: {error}")))?;
+            .map_err(|error| Failure::bad("spec", format!("not an OCI spec: {error}")))?;
         match spec.process_mut() {
             Some(process) => limit_open_files(process)?,
-            None => return Err(PodError::bad("process", "missing")),
+            None => return Err(Failure::bad("process", "missing")),
         }
         let mut joins = Vec::new();
         let mut limits = Limits::default();
@@ -56,8 +56,7 @@ impl GuestSpec {
         if let Some(linux) = spec.linux_mut() {
             if let Some(resources) = linux.resources() {
                 limits = Limits::of(resources)?;
-                kept = serde_json::to_value(resources)
-                    .map_err(PodError::failed("keep the resources of the spec"))?;
+                kept = serde_json::to_value(resources).step(|| "keep the resources of the spec")?;
             }
             joins = joined(linux.namespaces().as_deref().unwrap_or_default())?;
         }
@@ -74,10 +73,10 @@ impl GuestSpec {
 
     /// Takes the mappings of the user namespace of `container`, which is joined. Those that this spec has must
     /// be the same.
-    pub fn take_users(&mut self, container: &str, of: &Self) -> Result<(), PodError> {
+    pub fn take_users(&mut self, container: &str, of: &Self) -> Result<(), Failure> {
         if !runner::has_users(&of.spec) {
             let why = format!("container {container} has no user namespace of its own");
-            return Err(PodError::bad("linux.namespaces[user].path", why));
+            return Err(Failure::bad("linux.namespaces[user].path", why));
         }
         let (Some(linux), Some(other)) = (self.spec.linux_mut(), of.spec.linux()) else {
             return Ok(());
@@ -90,7 +89,7 @@ impl GuestSpec {
                 let why = format!(
                     "not those of the user namespace that is joined, container {container}'s"
                 );
-                return Err(PodError::bad(format!("linux.{field}"), why));
+                return Err(Failure::bad(format!("linux.{field}"), why));
             }
         }
         linux.set_uid_mappings(other.uid_mappings().clone());
@@ -100,14 +99,14 @@ impl GuestSpec {
 }
 
 /// Parses the JSON of an `ExecRequest`.
-pub fn parse_process(json: &[u8]) -> Result<Process, PodError> {
+pub fn parse_process(json: &[u8]) -> Result<Process, Failure> {
     let mut process: Process = serde_json::from_slice(json)
-        .map_err(|error| PodError::bad("process", format!("not an OCI process: {error}")))?;
+        .map_err(|error| Failure::bad("process", format!("not an OCI process: {error}")))?;
     limit_open_files(&mut process)?;
     Ok(process)
 }
 
-fn limit_open_files(process: &mut Process) -> Result<(), PodError> {
+fn limit_open_files(process: &mut Process) -> Result<(), Failure> {
     let mut limits = process.rlimits().clone().unwrap_or_default();
     if !limits
         .iter()
@@ -119,7 +118,7 @@ fn limit_open_files(process: &mut Process) -> Result<(), PodError> {
             .soft(soft)
             .hard(hard)
             .build()
-            .map_err(PodError::failed("limit the open files of the process"))?;
+            .step(|| "limit the open files of the process")?;
         limits.push(limit);
         process.set_rlimits(Some(limits));
     }
@@ -127,7 +126,7 @@ fn limit_open_files(process: &mut Process) -> Result<(), PodError> {
 }
 
 /// Which namespaces are other containers'.
-fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, String)>, PodError> {
+fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, String)>, Failure> {
     use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
 
     let mut seen = Vec::new();
@@ -136,7 +135,7 @@ fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, Stri
         let kind = namespace.typ();
         let field = format!("linux.namespaces[{kind}]");
         if seen.contains(&kind) {
-            return Err(PodError::bad(field, "given twice"));
+            return Err(Failure::bad(field, "given twice"));
         }
         seen.push(kind);
         let Some(path) = namespace.path() else {
@@ -149,7 +148,7 @@ fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, Stri
             None if path == POD && matches!(kind, Ipc | Network | Pid | Uts) => {}
             _ => {
                 let why = format!("{path:?} is neither {POD:?} nor \"{CONTAINER}NAME\"");
-                return Err(PodError::bad(field, why));
+                return Err(Failure::bad(field, why));
             }
         }
     }
@@ -157,14 +156,14 @@ fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, Stri
 }
 
 /// The names behind `prefix` among the sources of mounts.
-fn volumes(spec: &Spec, prefix: &str) -> Result<Vec<String>, PodError> {
+fn volumes(spec: &Spec, prefix: &str) -> Result<Vec<String>, Failure> {
     let mounts = spec.mounts().iter().flatten();
     let sources = mounts.filter_map(|mount| mount.source().as_deref()?.to_str());
     sources
         .filter_map(|source| source.strip_prefix(prefix))
         .map(|name| match is_name(name) {
             true => Ok(name.to_owned()),
-            false => Err(PodError::bad(
+            false => Err(Failure::bad(
                 "mounts[].source",
                 format!("no volume's name: {name:?}"),
             )),
@@ -177,7 +176,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn parse(mut change: impl FnMut(&mut Value)) -> Result<GuestSpec, PodError> {
+    fn parse(mut change: impl FnMut(&mut Value)) -> Result<GuestSpec, Failure> {
         let mut spec = json!({
             "ociVersion": "1.2.0",
             "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
@@ -188,7 +187,7 @@ mod tests {
         GuestSpec::parse(spec.to_string().as_bytes())
     }
 
-    fn namespaces(value: Value) -> Result<GuestSpec, PodError> {
+    fn namespaces(value: Value) -> Result<GuestSpec, Failure> {
         parse(|spec| spec["linux"]["namespaces"] = value.clone())
     }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kata_like_agent_protocol::TOKEN_LENGTH;
+use kata_like_failure::{Failure, Step};
 use rustix::io::ioctl_fionbio;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -22,7 +23,6 @@ use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::error::PodError;
 use crate::readiness::{BOTH, watch};
 use crate::runner::Stdio;
 use crate::stdio::port::{Expected, Tokens};
@@ -51,7 +51,7 @@ pub struct Plan {
 }
 
 /// Registers the tokens and makes the process's half.
-pub fn prepare(tokens: &Arc<Tokens>, wanted: &Wanted) -> Result<(Stdio, Plan), PodError> {
+pub fn prepare(tokens: &Arc<Tokens>, wanted: &Wanted) -> Result<(Stdio, Plan), Failure> {
     let [stdin, stdout, stderr] = wanted.tokens;
     let expect = |token: Option<Token>| token.map(|token| tokens.expect(token)).transpose();
     let mut plan = Plan {
@@ -62,9 +62,7 @@ pub fn prepare(tokens: &Arc<Tokens>, wanted: &Wanted) -> Result<(Stdio, Plan), P
     if let Some((width, height)) = wanted.terminal {
         return Ok((Stdio::Terminal { width, height }, plan));
     }
-    let failed = |result: io::Result<_>| {
-        result.map_err(PodError::failed("make the process's standard streams"))
-    };
+    let failed = |result: io::Result<_>| result.step(|| "make the process's standard streams");
     let (stdin, input) = failed(inlet(stdin.is_some()))?;
     let (stdout, output) = failed(outlet(stdout.is_some()))?;
     let (stderr, error) = failed(outlet(stderr.is_some()))?;

@@ -9,7 +9,9 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::error::{PodError, blocking};
+use kata_like_failure::Failure;
+
+use crate::deadline::blocking;
 
 /// For how long dirty bytes may not become fewer before nothing is waited for any more.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,7 +45,7 @@ fn dirty_in(meminfo: &str) -> u64 {
 }
 
 /// Waits until the host has all that is dirty now.
-pub async fn write_back() -> Result<(), PodError> {
+pub async fn write_back() -> Result<(), Failure> {
     if is_clean().await? {
         return Ok(());
     }
@@ -59,7 +61,7 @@ pub async fn write_back() -> Result<(), PodError> {
     blocking("write back what is dirty", sync).await
 }
 
-async fn is_clean() -> Result<bool, PodError> {
+async fn is_clean() -> Result<bool, Failure> {
     let dirty = blocking("ask how much is dirty", dirty_bytes).await?;
     Ok(dirty == 0)
 }
@@ -68,7 +70,7 @@ async fn is_clean() -> Result<bool, PodError> {
 pub async fn while_it_shrinks<T>(
     step: impl Fn() -> String,
     work: impl Future<Output = T>,
-) -> Result<T, PodError> {
+) -> Result<T, Failure> {
     let mut work = std::pin::pin!(work);
     let mut watch = Shrinking::new();
     loop {
@@ -76,10 +78,7 @@ pub async fn while_it_shrinks<T>(
             Ok(done) => return Ok(done),
             Err(_) if watch.goes_on(dirty_bytes().unwrap_or(u64::MAX)) => {}
             Err(_) => {
-                return Err(PodError::Timeout {
-                    step: step(),
-                    seconds: PATIENCE.as_secs(),
-                });
+                return Err(Failure::late(step(), PATIENCE));
             }
         }
     }

@@ -4,9 +4,12 @@
 //! whose callers match on a cause keep an enum of their own and hand it on as the source of a [`Failure`].
 
 use std::error::Error;
+use std::fmt::Display;
+use std::time::Duration;
 
 /// What kind of failure it is. `kata-like-agent-protocol` gives each kind its status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Kind {
     /// No such container or process, or it has exited.
     NotFound,
@@ -57,14 +60,26 @@ impl Failure {
     }
 
     /// A field that asks for what we do not support.
-    pub fn unsupported(field: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+    pub fn unsupported(field: impl Display, why: impl Display) -> Self {
         let step = format!("{field} is not supported: {why}");
         Self::new(Kind::Unsupported, step)
     }
 
     /// A field whose value is not allowed.
-    pub fn bad(field: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+    pub fn bad(field: impl Display, why: impl Display) -> Self {
         Self::new(Kind::BadRequest, format!("{field}: {why}"))
+    }
+
+    /// An object that is in a state which forbids what was asked.
+    pub fn wrong_state(object: impl Display, state: &str, wanted: &str) -> Self {
+        let step = format!("{object} is {state}, not {wanted}");
+        Self::new(Kind::WrongState, step)
+    }
+
+    /// A step that is not done after `deadline`, in whole seconds.
+    pub fn late(step: impl Display, deadline: Duration) -> Self {
+        let step = format!("{step}: not done after {} s", deadline.as_secs());
+        Self::new(Kind::DeadlineExceeded, step)
     }
 
     /// Puts a step before this failure, which becomes its source. The kind stays.

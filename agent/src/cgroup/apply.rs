@@ -8,14 +8,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step, one_line};
 use rustix::io::Errno;
 
 use super::limits::{Limits, Need, Setting, ranges};
 use super::write;
-use crate::error::{PodError, one_line};
 
 /// Applies `limits` to the cgroup in `directory`.
-pub fn apply(directory: &Path, limits: &Limits) -> Result<(), PodError> {
+pub fn apply(directory: &Path, limits: &Limits) -> Result<(), Failure> {
     let mut settings = Vec::new();
     for setting in &limits.0 {
         if applies(directory, setting)? {
@@ -29,7 +29,7 @@ pub fn apply(directory: &Path, limits: &Limits) -> Result<(), PodError> {
             take_back(directory, &written);
             return Err(match Errno::from_io_error(error.cause()) {
                 Some(Errno::INVAL | Errno::RANGE) => bad(setting, &error.to_string()),
-                _ => PodError::failed(format!("set {}", field(setting)))(error),
+                _ => Failure::failed(format!("set {}", field(setting)), error),
             });
         }
         written.push((setting, before));
@@ -38,22 +38,19 @@ pub fn apply(directory: &Path, limits: &Limits) -> Result<(), PodError> {
 }
 
 /// Refuses an update that would take memory in use, if that was asked for.
-pub fn check_use(directory: &Path, only_below: Option<u64>) -> Result<(), PodError> {
+pub fn check_use(directory: &Path, only_below: Option<u64>) -> Result<(), Failure> {
     let Some(limit) = only_below else {
         return Ok(());
     };
     let file = "memory.current";
-    let text = fs::read_to_string(directory.join(file))
-        .map_err(PodError::failed("ask for the memory in use"))?;
+    let text = fs::read_to_string(directory.join(file)).step(|| "ask for the memory in use")?;
     match text.trim().parse::<u64>() {
-        Ok(used) if used >= limit => Err(PodError::bad(
+        Ok(used) if used >= limit => Err(Failure::bad(
             "linux.resources.memory.checkBeforeUpdate",
             format!("{limit} bytes are not more than the {used} in use"),
         )),
         Ok(_) => Ok(()),
-        Err(error) => Err(PodError::failed(format!("read {text:?} from {file}"))(
-            error,
-        )),
+        Err(error) => Err(Failure::failed(format!("read {text:?} from {file}"), error)),
     }
 }
 
@@ -69,13 +66,13 @@ fn take_back(directory: &Path, written: &[(&Setting, io::Result<String>)]) {
     }
 }
 
-fn applies(directory: &Path, setting: &Setting) -> Result<bool, PodError> {
+fn applies(directory: &Path, setting: &Setting) -> Result<bool, Failure> {
     let there = directory.join(&setting.file).exists();
     match setting.need {
-        Need::Always if !there => Err(PodError::Unsupported {
-            field: field(setting),
-            why: format!("the guest's kernel has no file {} for it", setting.file),
-        }),
+        Need::Always if !there => Err(Failure::unsupported(
+            field(setting),
+            format!("the guest's kernel has no file {} for it", setting.file),
+        )),
         Need::Always => Ok(true),
         Need::IfThere => Ok(there),
         Need::IfNumbered => {
@@ -112,13 +109,14 @@ fn field(setting: &Setting) -> String {
     format!("linux.resources.{field}")
 }
 
-fn bad(setting: &Setting, why: &str) -> PodError {
-    PodError::bad(field(setting), format!("{why}: the kernel refuses it"))
+fn bad(setting: &Setting, why: &str) -> Failure {
+    Failure::bad(field(setting), format!("{why}: the kernel refuses it"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kata_like_failure::Kind;
 
     fn setting(file: &str, value: &str, need: Need) -> Setting {
         Setting {
@@ -173,7 +171,7 @@ mod tests {
             setting("memory.nothing", "1", Need::Always),
         ]);
         let error = apply(&directory, &limits).unwrap_err();
-        assert!(matches!(error, PodError::Unsupported { .. }));
+        assert_eq!(error.kind(), Kind::Unsupported);
         assert_eq!(
             error.to_string(),
             "linux.resources.field.of.memory.nothing is not supported: \
@@ -202,6 +200,6 @@ mod tests {
         assert!(check_use(&directory, None).is_ok());
         assert!(check_use(&directory, Some(4097)).is_ok());
         let error = check_use(&directory, Some(4096)).unwrap_err();
-        assert!(matches!(error, PodError::BadRequest { .. }), "{error}");
+        assert_eq!(error.kind(), Kind::BadRequest, "{error}");
     }
 }

@@ -8,28 +8,24 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
+use kata_like_failure::{Failure, Step, one_line};
 use rustix::io::pread;
 use tokio::io::Interest;
 use tokio::time::timeout;
 
 use super::{Cgroup, CgroupError, step, write};
-use crate::error::{PodError, one_line};
 use crate::readiness::watch;
 
 impl Cgroup {
     /// Freezes all in it and below, or lets it go on; done when all of it is. A freeze that takes
     /// longer than `deadline` is taken back.
-    pub async fn freeze(&self, frozen: bool, deadline: Duration) -> Result<(), PodError> {
+    pub async fn freeze(&self, frozen: bool, deadline: Duration) -> Result<(), Failure> {
         let what = if frozen { "freeze" } else { "thaw" };
         let doing = || format!("{what} cgroup {}", self.directory.display());
-        write(&self.directory, "cgroup.freeze", number(frozen))
-            .map_err(PodError::failed(doing()))?;
+        write(&self.directory, "cgroup.freeze", number(frozen)).step(doing)?;
         let result = match timeout(deadline, self.becomes("frozen", frozen)).await {
-            Ok(result) => result.map_err(PodError::failed(doing())),
-            Err(_) => Err(PodError::Timeout {
-                step: doing(),
-                seconds: deadline.as_secs(),
-            }),
+            Ok(result) => result.step(doing),
+            Err(_) => Err(Failure::late(doing(), deadline)),
         };
         if result.is_err()
             && frozen

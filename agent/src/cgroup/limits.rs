@@ -8,9 +8,8 @@
 //! Left out with intent: `devices` (the runner's filter). `cpu.cpus` and `cpu.mems` number the host's
 //! processors and nodes: they count where the guest has all of these numbers.
 
+use kata_like_failure::Failure;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
-
-use crate::error::PodError;
 
 /// The period that runc takes for a quota without one, in microseconds; it is the kernel's default.
 const DEFAULT_PERIOD: u64 = 100_000;
@@ -49,7 +48,7 @@ pub enum Need {
 
 impl Limits {
     /// Translates, or names the field that can't be.
-    pub fn of(resources: &LinuxResources) -> Result<Self, PodError> {
+    pub fn of(resources: &LinuxResources) -> Result<Self, Failure> {
         refuse_unsupported(resources)?;
         let mut limits = Self::default();
         if let Some(cpu) = resources.cpu() {
@@ -89,7 +88,7 @@ impl Limits {
         });
     }
 
-    fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), PodError> {
+    fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), Failure> {
         if cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0 {
             return Err(unsupported(
                 "cpu.realtimeRuntime",
@@ -132,7 +131,7 @@ impl Limits {
         Ok(())
     }
 
-    fn host_numbers(&mut self, field: &str, file: &str, numbers: &str) -> Result<(), PodError> {
+    fn host_numbers(&mut self, field: &str, file: &str, numbers: &str) -> Result<(), Failure> {
         if ranges(numbers).is_none() {
             let why = format!("{numbers:?} is no list of numbers such as 0-3,7");
             return Err(bad(field, why));
@@ -142,7 +141,7 @@ impl Limits {
     }
 
     #[allow(deprecated)] // Asked for only to be refused.
-    fn memory(&mut self, memory: &LinuxMemory) -> Result<(), PodError> {
+    fn memory(&mut self, memory: &LinuxMemory) -> Result<(), Failure> {
         for (field, value) in [
             ("kernel", memory.kernel()),
             ("kernelTCP", memory.kernel_tcp()),
@@ -179,7 +178,7 @@ impl Limits {
         Ok(())
     }
 
-    fn huge_pages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), PodError> {
+    fn huge_pages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), Failure> {
         let size = limit.page_size();
         let plain = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !plain {
@@ -197,7 +196,7 @@ impl Limits {
         Ok(())
     }
 
-    fn unified(&mut self, file: &str, value: &str) -> Result<(), PodError> {
+    fn unified(&mut self, file: &str, value: &str) -> Result<(), Failure> {
         let field = format!("unified[{file}]");
         let (controller, rest) = file.split_once('.').unwrap_or((file, ""));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_');
@@ -219,7 +218,7 @@ impl Limits {
     }
 }
 
-fn refuse_unsupported(resources: &LinuxResources) -> Result<(), PodError> {
+fn refuse_unsupported(resources: &LinuxResources) -> Result<(), Failure> {
     if let Some(io) = resources.block_io()
         && *io != oci_spec::runtime::LinuxBlockIo::default()
     {
@@ -250,15 +249,12 @@ pub fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
     list.trim().split(',').map(range).collect()
 }
 
-fn unsupported(field: &str, why: &str) -> PodError {
-    PodError::Unsupported {
-        field: format!("linux.resources.{field}"),
-        why: why.into(),
-    }
+fn unsupported(field: &str, why: &str) -> Failure {
+    Failure::unsupported(format!("linux.resources.{field}"), why)
 }
 
-fn bad(field: &str, why: String) -> PodError {
-    PodError::bad(format!("linux.resources.{field}"), why)
+fn bad(field: &str, why: String) -> Failure {
+    Failure::bad(format!("linux.resources.{field}"), why)
 }
 
 /// The spec's numbers are signed and anything below zero means no limit; so does 0 for a quota.
@@ -288,7 +284,7 @@ fn weight_of_shares(shares: u64) -> Option<u64> {
 }
 
 /// cgroup v1, whose terms the spec speaks, limits memory and swap together; v2 limits swap alone.
-fn swap_alone(both: i64, memory: i64) -> Result<Option<String>, PodError> {
+fn swap_alone(both: i64, memory: i64) -> Result<Option<String>, Failure> {
     match (both, memory) {
         // No limit of memory, none of swap either: as runc.
         (0, -1) => Ok(Some("max".into())),

@@ -4,11 +4,11 @@
 //! several: so it is merged into what held before, and the whole is checked and translated. `devices`
 //! are left alone, as runc leaves them: containerd sends all of the spec's with each update.
 
+use kata_like_failure::Failure;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value};
 
 use super::limits::Limits;
-use crate::error::PodError;
 
 /// Files whose values take memory away: they come last, since a kill can't be taken back.
 const TAKING: [&str; 2] = ["memory.high", "memory.max"];
@@ -26,11 +26,11 @@ pub struct Change {
 
 impl Change {
     /// Merges the JSON of an `UpdateRequest` into the resources that hold now.
-    pub fn of(now: &Value, update: &[u8]) -> Result<Self, PodError> {
-        let failed = |error| PodError::bad("resources", format!("no OCI resources: {error}"));
+    pub fn of(now: &Value, update: &[u8]) -> Result<Self, Failure> {
+        let failed = |error| Failure::bad("resources", format!("no OCI resources: {error}"));
         let mut update: Value = serde_json::from_slice(update).map_err(failed)?;
         let Some(object) = update.as_object_mut() else {
-            return Err(PodError::bad("resources", "not an object"));
+            return Err(Failure::bad("resources", "not an object"));
         };
         object.remove("devices");
         lift_swap_with_memory(object);
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn change(now: Value, update: Value) -> Result<Change, PodError> {
+    fn change(now: Value, update: Value) -> Result<Change, Failure> {
         Change::of(&now, update.to_string().as_bytes())
     }
 

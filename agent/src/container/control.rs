@@ -6,18 +6,19 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use kata_like_failure::{Failure, Step};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cgroup::{Change, Stats};
 use crate::container::{Container, SIGKILL};
+use crate::deadline::blocking;
 use std::convert::Infallible;
 
-use crate::error::{PodError, blocking};
 use crate::process::{self, Process};
 
 impl Container {
     /// Sends a signal to its init or an exec.
-    pub fn signal(&self, exec: &str, signal: u32) -> Result<(), PodError> {
+    pub fn signal(&self, exec: &str, signal: u32) -> Result<(), Failure> {
         if exec.is_empty() && self.end_placeholder(signal) {
             return Ok(());
         }
@@ -32,21 +33,17 @@ impl Container {
     }
 
     /// Sends a signal to every process in it.
-    pub fn signal_all(&self, signal: u32) -> Result<(), PodError> {
+    pub fn signal_all(&self, signal: u32) -> Result<(), Failure> {
         if self.end_placeholder(signal) {
             return Ok(());
         }
         let cgroup = self.cgroup()?;
-        let pids = cgroup
-            .pids()
-            .map_err(PodError::failed("signal all processes"))?;
+        let pids = cgroup.pids().step(|| "signal all processes")?;
         if pids.is_empty() {
             return Err(self.no_process(""));
         }
         if signal == SIGKILL {
-            return cgroup
-                .kill()
-                .map_err(PodError::failed("kill all processes"));
+            return cgroup.kill().step(|| "kill all processes");
         }
         for pid in pids {
             let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -62,24 +59,18 @@ impl Container {
     }
 
     /// Sets the size of a terminal.
-    pub fn resize(&self, exec: &str, width: u16, height: u16) -> Result<(), PodError> {
+    pub fn resize(&self, exec: &str, width: u16, height: u16) -> Result<(), Failure> {
         if self.placeholder.is_some() {
             return Ok(());
         }
         let process = self.process(exec).ok_or_else(|| self.no_process(exec))?;
         let resized = process.streams().resize(width, height);
-        resized.map_err(PodError::failed(format!(
-            "resize the terminal of {}",
-            self.named(exec)
-        )))
+        resized.step(|| format!("resize the terminal of {}", self.named(exec)))
     }
 
     /// Its processes, the init first, with the names of execs.
-    pub fn processes(&self) -> Result<Vec<(u32, String)>, PodError> {
-        let mut pids = self
-            .cgroup()?
-            .pids()
-            .map_err(PodError::failed("list its processes"))?;
+    pub fn processes(&self) -> Result<Vec<(u32, String)>, Failure> {
+        let mut pids = self.cgroup()?.pids().step(|| "list its processes")?;
         let state = self.state();
         let init = state.init.as_ref().map(|init| init.pid());
         pids.sort_by_key(|pid| Some(*pid) != init);
@@ -103,27 +94,27 @@ impl Container {
     }
 
     /// Its figures.
-    pub async fn stats(&self) -> Result<Stats, PodError> {
+    pub async fn stats(&self) -> Result<Stats, Failure> {
         let cgroup = self.cgroup()?;
         blocking("read the figures", move || {
-            Ok::<_, PodError>(cgroup.stats())
+            Ok::<_, Infallible>(cgroup.stats())
         })
         .await
     }
 
     /// Changes its limits, all or none, by the JSON of OCI `linux.resources`.
-    pub async fn update(&self, update: &[u8]) -> Result<(), PodError> {
+    pub async fn update(&self, update: &[u8]) -> Result<(), Failure> {
         let (cgroup, before) = {
             let mut state = self.state();
             let (Some(cgroup), true) = (state.cgroup.clone(), state.phase.is_alive()) else {
                 return Err(self.wrong_state(&state.phase, "created"));
             };
             let Some(before) = state.resources.take() else {
-                return Err(PodError::WrongState {
-                    what: format!("container {}", self.name),
-                    state: "being updated",
-                    wanted: "done with it",
-                });
+                return Err(Failure::wrong_state(
+                    format!("container {}", self.name),
+                    "being updated",
+                    "done with it",
+                ));
             };
             (cgroup, before)
         };

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use kata_like_failure::{Failure, Step};
 use tokio::time::timeout;
 
 use crate::container::{Container, Phase, SIGKILL};
-use crate::error::{PodError, blocking};
+use crate::deadline::blocking;
 use crate::storage;
 use crate::write_back;
 
@@ -14,7 +15,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Container {
     /// Kills what is left of it, and frees all it holds. Can be tried again if it fails.
-    pub async fn delete(&self) -> Result<(), PodError> {
+    pub async fn delete(&self) -> Result<(), Failure> {
         self.end_placeholder(SIGKILL);
         let creating = self.created.notified();
         let wait = {
@@ -35,7 +36,7 @@ impl Container {
             // The create fails, since its process was killed, and cleans up by itself.
             let step = || format!("delete container {}: wait for its create to end", self.name);
             let ended = timeout(KILL_DEADLINE, creating).await;
-            ended.map_err(|_| too_late(step(), KILL_DEADLINE))?;
+            ended.map_err(|_| Failure::late(step(), KILL_DEADLINE))?;
             self.state().phase = Phase::Deleting;
         }
         let result = self.take_down().await;
@@ -46,7 +47,7 @@ impl Container {
     }
 
     /// Kills all its processes, and waits until they have gone: what they have written is written back then.
-    pub async fn end(&self) -> Result<(), PodError> {
+    pub async fn end(&self) -> Result<(), Failure> {
         self.end_placeholder(SIGKILL);
         let cgroup = {
             let state = self.state();
@@ -54,16 +55,16 @@ impl Container {
             state.cgroup.clone()
         };
         match cgroup {
-            Some(cgroup) => cgroup.empty().await.map_err(PodError::failed(format!(
-                "wait for the processes of container {} to go",
-                self.name
-            ))),
+            Some(cgroup) => cgroup
+                .empty()
+                .await
+                .step(|| format!("wait for the processes of container {} to go", self.name)),
             None => Ok(()),
         }
     }
 
     /// Undoes `set_up`, as far as that got.
-    pub(super) async fn take_down(&self) -> Result<(), PodError> {
+    pub(super) async fn take_down(&self) -> Result<(), Failure> {
         let (cgroup, init) = {
             let mut state = self.state();
             state.namespaces.clear();
@@ -79,7 +80,7 @@ impl Container {
         }
         if let Some(cgroup) = cgroup {
             let removed = cgroup.remove(KILL_DEADLINE).await;
-            removed.map_err(PodError::failed(format!("delete container {}", self.name)))?;
+            removed.step(|| format!("delete container {}", self.name))?;
         }
         {
             let mut state = self.state();
@@ -98,12 +99,5 @@ impl Container {
             self.state().volumes = free;
         }
         freed
-    }
-}
-
-fn too_late(step: String, deadline: Duration) -> PodError {
-    PodError::Timeout {
-        step,
-        seconds: deadline.as_secs(),
     }
 }

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
+use kata_like_failure::{Failure, Kind, Step};
 use oci_spec::runtime::Process as OciProcess;
 
 use crate::cgroup::Cgroup;
 use crate::container::Container;
-use crate::error::PodError;
 use crate::process::Process;
 use crate::reaper::{self, Exit};
 use crate::runner::{self, ExecRequest};
@@ -22,7 +22,7 @@ impl Container {
         exec: &str,
         process: OciProcess,
         wanted: Wanted,
-    ) -> Result<u32, PodError> {
+    ) -> Result<u32, Failure> {
         if self.placeholder.is_some() {
             return Err(self.runs_nothing());
         }
@@ -36,8 +36,8 @@ impl Container {
                 return Err(self.wrong_state(&state.phase, "running"));
             };
             if state.execs.contains_key(exec) {
-                let what = format!("exec {}/{exec}", self.name);
-                return Err(PodError::AlreadyExists { what });
+                let text = format!("exec {}/{exec} exists already", self.name);
+                return Err(Failure::new(Kind::AlreadyExists, text));
             }
             state.execs.insert(exec.into(), None);
             state
@@ -61,7 +61,7 @@ impl Container {
         wanted: Wanted,
         init: &Process,
         cgroup: &Cgroup,
-    ) -> Result<u32, PodError> {
+    ) -> Result<u32, Failure> {
         let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
         let request = ExecRequest {
             container: self.name.clone(),
@@ -74,7 +74,7 @@ impl Container {
         let exit = reaper::exited(executed.pid);
         let streams = plan
             .connect(executed.terminal)
-            .map_err(PodError::failed("watch its streams"))?;
+            .step(|| "watch its streams")?;
         let process = Arc::new(Process::new(executed.pid, executed.pidfd, streams));
         self.state()
             .execs

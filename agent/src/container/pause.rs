@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kata_like_failure::{Failure, one_line};
+
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Phase};
-use crate::error::{PodError, one_line};
 use crate::write_back;
 
 /// How long it may take until every process stands still, or goes on.
@@ -17,7 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 impl Container {
     /// Freezes every process of it; what they have written is on the host then, for whoever copies its files there. If
     /// they can't be frozen, all go on.
-    pub async fn pause(&self) -> Result<(), PodError> {
+    pub async fn pause(&self) -> Result<(), Failure> {
         let running = |phase: &Phase| matches!(phase, Phase::Running);
         let cgroup = self.begin(running, Phase::Pausing, "running")?;
         let result = cgroup.freeze(true, DEADLINE).await;
@@ -32,7 +33,7 @@ impl Container {
     }
 
     /// Lets it go on.
-    pub async fn resume(&self) -> Result<(), PodError> {
+    pub async fn resume(&self) -> Result<(), Failure> {
         let paused = |phase: &Phase| matches!(phase, Phase::Paused);
         let cgroup = self.begin(paused, Phase::Resuming, "paused")?;
         let result = cgroup.freeze(false, DEADLINE).await;
@@ -45,7 +46,7 @@ impl Container {
         from: impl Fn(&Phase) -> bool,
         to: Phase,
         wanted: &'static str,
-    ) -> Result<Arc<Cgroup>, PodError> {
+    ) -> Result<Arc<Cgroup>, Failure> {
         let mut state = self.state();
         let (Some(cgroup), true) = (state.cgroup.clone(), from(&state.phase)) else {
             return Err(self.wrong_state(&state.phase, wanted));
@@ -58,11 +59,11 @@ impl Container {
     fn finish(
         &self,
         still: impl Fn(&Phase) -> bool,
-        result: Result<(), PodError>,
+        result: Result<(), Failure>,
         done: Phase,
         undone: Phase,
         wanted: &'static str,
-    ) -> Result<(), PodError> {
+    ) -> Result<(), Failure> {
         let mut state = self.state();
         if !still(&state.phase) {
             return Err(self.wrong_state(&state.phase, wanted));

@@ -10,12 +10,13 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::LinuxNamespaceType;
 use tokio::sync::OnceCell;
 
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Phase, SIGKILL};
-use crate::error::{PodError, blocking};
+use crate::deadline::blocking;
 use crate::events::Event;
 use crate::process::{self, Process};
 use crate::reaper;
@@ -41,10 +42,8 @@ impl Container {
         cgroup: &Cgroup,
         joined: Vec<Joined>,
         plan: Plan,
-    ) -> Result<(), PodError> {
-        let streams = plan
-            .connect(None)
-            .map_err(PodError::failed("watch its streams"))?;
+    ) -> Result<(), Failure> {
+        let streams = plan.connect(None).step(|| "watch its streams")?;
         if let Some(placeholder) = &self.placeholder {
             let mut place = placeholder
                 .streams
@@ -101,7 +100,7 @@ impl Container {
 
     /// Makes the first process of a placeholder's PID namespace, unless it is there. Any other
     /// container has one of its own.
-    pub(super) async fn ensure_first_process(self: &Arc<Self>) -> Result<(), PodError> {
+    pub(super) async fn ensure_first_process(self: &Arc<Self>) -> Result<(), Failure> {
         let Some(placeholder) = &self.placeholder else {
             return Ok(());
         };
@@ -118,7 +117,7 @@ impl Container {
         first.await.copied()
     }
 
-    async fn make_first_process(self: &Arc<Self>) -> Result<(), PodError> {
+    async fn make_first_process(self: &Arc<Self>) -> Result<(), Failure> {
         let (request, joined) = {
             let state = self.state();
             let (Some(cgroup), true) = (&state.cgroup, state.phase.takes_processes()) else {
@@ -130,7 +129,7 @@ impl Container {
                 Ok(Joined { kind, namespace })
             });
             let joined = namespaces.collect::<std::io::Result<_>>();
-            let joined = joined.map_err(PodError::failed("keep the namespaces of the pod"))?;
+            let joined = joined.step(|| "keep the namespaces of the pod")?;
             let request = PlaceholderRequest {
                 container: self.name.clone(),
                 spec: self.spec.spec.clone(),
@@ -158,11 +157,11 @@ impl Container {
         Ok(())
     }
 
-    pub(super) fn runs_nothing(&self) -> PodError {
-        PodError::WrongState {
-            what: format!("container {}", self.name),
-            state: "the pod's placeholder",
-            wanted: "one that runs processes",
-        }
+    pub(super) fn runs_nothing(&self) -> Failure {
+        Failure::wrong_state(
+            format!("container {}", self.name),
+            "the pod's placeholder",
+            "one that runs processes",
+        )
     }
 }

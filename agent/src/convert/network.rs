@@ -7,10 +7,10 @@ use kata_like_agent_protocol::agent::{
     Interface as InterfaceMessage, Neighbour as NeighbourMessage, Route as RouteMessage,
     ServeNamesRequest,
 };
+use kata_like_agent_protocol::status;
+use kata_like_failure::Failure;
 use kata_like_netlink::{Address, Hop, Named, Neighbour, Route};
 
-use super::status;
-use crate::error::PodError;
 use crate::network::{Interface, Network};
 
 /// The longest name of an interface (IFNAMSIZ less its NUL).
@@ -26,29 +26,29 @@ pub fn network(request: ConfigureNetworkRequest) -> ttrpc::Result<Network> {
             remove: request.remove,
         })
     };
-    convert().map_err(|error: PodError| status(&error))
+    convert().map_err(|error: Failure| status::of(&error))
 }
 
 /// Where questions for names are to be taken.
 pub fn server(request: &ServeNamesRequest) -> ttrpc::Result<IpAddr> {
-    let address = ip("address", &request.address).map_err(|error| status(&error))?;
+    let address = ip("address", &request.address).map_err(|error| status::of(&error))?;
     match address.is_loopback() {
         true => Ok(address),
-        false => Err(status(&PodError::bad(
+        false => Err(status::of(&Failure::bad(
             "address",
             format!("{address} is no loopback address"),
         ))),
     }
 }
 
-fn all<M, T>(messages: Vec<M>, one: fn(M) -> Result<T, PodError>) -> Result<Vec<T>, PodError> {
+fn all<M, T>(messages: Vec<M>, one: fn(M) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
     messages.into_iter().map(one).collect()
 }
 
-fn interface(message: InterfaceMessage) -> Result<Interface, PodError> {
+fn interface(message: InterfaceMessage) -> Result<Interface, Failure> {
     let slot = message.slot;
     if slot > crate::device::MAX_SLOT {
-        return Err(PodError::bad("interfaces.slot", format!("{slot}")));
+        return Err(Failure::bad("interfaces.slot", format!("{slot}")));
     }
     Ok(Interface {
         slot,
@@ -63,11 +63,11 @@ fn interface(message: InterfaceMessage) -> Result<Interface, PodError> {
 }
 
 /// What the kernel takes for a name: no path, no space.
-fn name(field: &str, name: String) -> Result<String, PodError> {
+fn name(field: &str, name: String) -> Result<String, Failure> {
     let odd = |byte: u8| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace();
     let wrong = name.is_empty() || name.len() > MAX_NAME || name == "." || name == "..";
     match wrong || name.bytes().any(odd) {
-        true => Err(PodError::bad(
+        true => Err(Failure::bad(
             field,
             format!("not an interface's name: {name:?}"),
         )),
@@ -75,31 +75,31 @@ fn name(field: &str, name: String) -> Result<String, PodError> {
     }
 }
 
-fn mac(field: &str, bytes: &[u8]) -> Result<[u8; 6], PodError> {
-    let wrong = |_| PodError::bad(field, format!("{} bytes instead of 6", bytes.len()));
+fn mac(field: &str, bytes: &[u8]) -> Result<[u8; 6], Failure> {
+    let wrong = |_| Failure::bad(field, format!("{} bytes instead of 6", bytes.len()));
     bytes.try_into().map_err(wrong)
 }
 
-fn ip(field: &str, bytes: &[u8]) -> Result<IpAddr, PodError> {
+fn ip(field: &str, bytes: &[u8]) -> Result<IpAddr, Failure> {
     let given = optional_ip(field, bytes)?;
-    given.ok_or_else(|| PodError::bad(field, "is missing"))
+    given.ok_or_else(|| Failure::bad(field, "is missing"))
 }
 
-fn optional_ip(field: &str, bytes: &[u8]) -> Result<Option<IpAddr>, PodError> {
+fn optional_ip(field: &str, bytes: &[u8]) -> Result<Option<IpAddr>, Failure> {
     if bytes.is_empty() {
         return Ok(None);
     }
     let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     let sixteen = <[u8; 16]>::try_from(bytes).map(IpAddr::from);
-    let wrong = |_| PodError::bad(field, format!("{} bytes instead of 4 or 16", bytes.len()));
+    let wrong = |_| Failure::bad(field, format!("{} bytes instead of 4 or 16", bytes.len()));
     four.or(sixteen).map(Some).map_err(wrong)
 }
 
-fn small<T: TryFrom<u32>>(field: &str, value: u32) -> Result<T, PodError> {
-    T::try_from(value).map_err(|_| PodError::bad(field, format!("{value} is too large")))
+fn small<T: TryFrom<u32>>(field: &str, value: u32) -> Result<T, Failure> {
+    T::try_from(value).map_err(|_| Failure::bad(field, format!("{value} is too large")))
 }
 
-fn address(message: AddressMessage) -> Result<Address, PodError> {
+fn address(message: AddressMessage) -> Result<Address, Failure> {
     Ok(Address {
         link: 0,
         local: ip("addresses.local", &message.local)?,
@@ -111,7 +111,7 @@ fn address(message: AddressMessage) -> Result<Address, PodError> {
     })
 }
 
-fn route(message: RouteMessage) -> Result<Named<Route>, PodError> {
+fn route(message: RouteMessage) -> Result<Named<Route>, Failure> {
     let mut settings = Vec::new();
     for setting in message.settings {
         settings.push((small("routes.settings.kind", setting.kind)?, setting.value));
@@ -145,7 +145,7 @@ fn route(message: RouteMessage) -> Result<Named<Route>, PodError> {
     })
 }
 
-fn hop(message: HopMessage) -> Result<(String, Hop), PodError> {
+fn hop(message: HopMessage) -> Result<(String, Hop), Failure> {
     let hop = Hop {
         link: 0,
         gateway: optional_ip("routes.hops.gateway", &message.gateway)?,
@@ -155,7 +155,7 @@ fn hop(message: HopMessage) -> Result<(String, Hop), PodError> {
     Ok((name("routes.hops.interface", message.interface)?, hop))
 }
 
-fn neighbour(message: NeighbourMessage) -> Result<Named<Neighbour>, PodError> {
+fn neighbour(message: NeighbourMessage) -> Result<Named<Neighbour>, Failure> {
     let neighbour = Neighbour {
         link: 0,
         address: ip("neighbours.address", &message.address)?,

@@ -8,6 +8,7 @@ use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use kata_like_failure::{Failure, Step};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::net::{
@@ -15,7 +16,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::request::{Message, Request};
 
 /// The longest message; longer ones can't be sent.
@@ -69,8 +70,9 @@ impl Channel {
             .receive_packet()
             .step(|| "receive the runner's request")?;
         if fds.is_empty() {
-            return Err(RunnerError::failed(
-                "receive the runner's request: it came without a file",
+            return Err(Failure::failed(
+                "receive the runner's request",
+                "it came without a file",
             ));
         }
         let mut json = Vec::new();

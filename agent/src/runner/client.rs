@@ -9,14 +9,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::time::Duration;
 
+use kata_like_failure::{Failure, Kind, Step};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::{PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 
-use crate::error::BLOCKING_DEADLINE;
+use crate::deadline::BLOCKING_DEADLINE;
 
 use super::channel::Channel;
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::namespaces::Namespaces;
 use super::placeholder;
 use super::request::{
@@ -61,7 +62,7 @@ pub async fn create(
     request: InitRequest,
     stdio: Stdio,
     joined: Vec<Joined>,
-) -> Result<Created, RunnerError> {
+) -> Result<Created, Failure> {
     let container = request.container.clone();
     let (kinds, namespaces): (Vec<_>, Vec<_>) = joined
         .into_iter()
@@ -89,7 +90,7 @@ pub async fn create(
 pub async fn first_process(
     request: PlaceholderRequest,
     joined: Vec<Joined>,
-) -> Result<Executed, RunnerError> {
+) -> Result<Executed, Failure> {
     let container = request.container.clone();
     let (kinds, namespaces): (Vec<_>, Vec<_>) = joined
         .into_iter()
@@ -109,7 +110,7 @@ pub async fn first_process(
 pub async fn hold_in_users(
     request: PlaceholderRequest,
     joined: Vec<Joined>,
-) -> Result<Vec<(LinuxNamespaceType, OwnedFd)>, RunnerError> {
+) -> Result<Vec<(LinuxNamespaceType, OwnedFd)>, Failure> {
     let container = request.container.clone();
     let (kinds, namespaces): (Vec<_>, Vec<_>) = joined
         .into_iter()
@@ -135,7 +136,7 @@ pub async fn exec(
     request: ExecRequest,
     init: BorrowedFd<'_>,
     stdio: Stdio,
-) -> Result<Executed, RunnerError> {
+) -> Result<Executed, Failure> {
     let container = request.container.clone();
     let (terminal, streams) = split(stdio);
     let request = Request::Exec {
@@ -151,7 +152,7 @@ pub async fn exec(
 
 impl Start {
     /// Lets the init run its command. If that can't be run, the init says so on its stderr and ends.
-    pub async fn start(mut self) -> Result<(), RunnerError> {
+    pub async fn start(mut self) -> Result<(), Failure> {
         match self.0.channel.get_ref().send_byte(START) {
             // It has been killed meanwhile: its exit tells so.
             Ok(()) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {}
@@ -254,9 +255,10 @@ impl Conversation {
         tokio::time::timeout(SETUP_DEADLINE, all)
             .await
             .unwrap_or_else(|_| {
-                Err(RunnerError::failed(format!(
-                    "not done after {SETUP_DEADLINE:?}"
-                )))
+                Err(Failure::new(
+                    Kind::Failed,
+                    format!("not done after {SETUP_DEADLINE:?}"),
+                ))
             })
     }
 
@@ -271,9 +273,10 @@ impl Conversation {
         let result = tokio::time::timeout(deadline, closed)
             .await
             .unwrap_or_else(|_| {
-                Err(RunnerError::failed(format!(
-                    "start the command: not done after {deadline:?}"
-                )))
+                Err(Failure::failed(
+                    "start the command",
+                    format!("not done after {deadline:?}"),
+                ))
             });
         if result.is_ok() {
             self.unfinished.clear();
@@ -297,7 +300,7 @@ impl Conversation {
 
     fn handle(&self, (message, _): (Message, Vec<OwnedFd>)) -> Result<()> {
         match message {
-            Message::Failed { error } => Err(error),
+            Message::Failed { error } => Err(error.into()),
             Message::Note { text } => {
                 log::warn!("container {}: {text}", self.container);
                 Ok(())
@@ -306,11 +309,11 @@ impl Conversation {
         }
     }
 
-    fn ended(&self, when: &str) -> RunnerError {
-        RunnerError::failed(format!(
-            "set up a process of container {}: it ended {when}",
-            self.container
-        ))
+    fn ended(&self, when: &str) -> Failure {
+        Failure::failed(
+            format!("set up a process of container {}", self.container),
+            format!("it ended {when}"),
+        )
     }
 }
 

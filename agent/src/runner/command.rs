@@ -10,9 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::Process;
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::syscall;
 
 /// As much of /etc/passwd as is read.
@@ -29,7 +30,7 @@ impl Command {
     /// Checks the process's arguments and environment; of a variable given twice the last one counts.
     pub(super) fn of(process: &Process, field: &str) -> Result<Self> {
         let no_nul = |text: &str, field: String| {
-            CString::new(text).map_err(|_| RunnerError::invalid(field, "holds a NUL byte"))
+            CString::new(text).map_err(|_| Failure::bad(field, "holds a NUL byte"))
         };
         let arguments = process.args().iter().flatten().enumerate();
         let arguments = arguments
@@ -40,12 +41,9 @@ impl Command {
             let field = format!("{field}.env[{index}]");
             let (name, value) = variable
                 .split_once('=')
-                .ok_or_else(|| RunnerError::invalid(&field, format!("{variable:?} has no '='")))?;
+                .ok_or_else(|| Failure::bad(&field, format!("{variable:?} has no '='")))?;
             if name.is_empty() {
-                return Err(RunnerError::invalid(
-                    &field,
-                    format!("{variable:?} has no name"),
-                ));
+                return Err(Failure::bad(&field, format!("{variable:?} has no name")));
             }
             no_nul(variable, field)?;
             set(&mut environment, name, value.to_owned());
@@ -83,7 +81,7 @@ impl Command {
         if name.contains(&b'/') {
             return match executable(name) {
                 Ok(path) => Ok(path),
-                Err(reason) => Err(RunnerError::failed(format!("exec: {shown:?}: {reason}"))),
+                Err(reason) => Err(Failure::failed(format!("exec: {shown:?}"), reason)),
             };
         }
         let path = self.variable("PATH").unwrap_or_default();
@@ -96,13 +94,15 @@ impl Command {
             if candidate.is_absolute() {
                 return Ok(found);
             }
-            return Err(RunnerError::failed(format!(
-                "exec: {shown:?}: cannot run executable found relative to current directory"
-            )));
+            return Err(Failure::failed(
+                format!("exec: {shown:?}"),
+                "cannot run executable found relative to current directory",
+            ));
         }
-        Err(RunnerError::failed(format!(
-            "exec: {shown:?}: executable file not found in $PATH"
-        )))
+        Err(Failure::failed(
+            format!("exec: {shown:?}"),
+            "executable file not found in $PATH",
+        ))
     }
 
     /// Becomes the command.
@@ -117,7 +117,7 @@ impl Command {
             .map_err(std::io::Error::from)
             .map_err(|error| {
                 let shown = path.to_string_lossy();
-                RunnerError::failed(format!("exec {shown}: {}", words(&error)))
+                Failure::failed(format!("exec {shown}"), words(&error))
             })
     }
 }
@@ -189,6 +189,7 @@ fn home(passwd: &Path, uid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::error::refused;
 
     fn command(arguments: &str, environment: &str) -> Result<Command> {
         let json = format!(
@@ -202,7 +203,7 @@ mod tests {
             .unwrap()
             .find()
             .unwrap_err()
-            .to_string()
+            .one_line()
     }
 
     #[test]
@@ -255,10 +256,8 @@ mod tests {
             (r#"["a"]"#, r#"["A=1", "B"]"#, "process.env[1]"),
             (r#"["a"]"#, r#"["=1"]"#, "process.env[0]"),
         ] {
-            match command(arguments, environment).unwrap_err() {
-                RunnerError::InvalidSpec { field: got, .. } => assert_eq!(got, field),
-                other => panic!("{other}"),
-            }
+            let error = command(arguments, environment).unwrap_err();
+            assert_eq!(refused(&error), field);
         }
     }
 }

@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
-use super::error::{Result, RunnerError, Step};
+use super::error::{Result, unsupported};
 use super::syscall;
 
 const MKNOD: u8 = 1;
@@ -58,9 +59,9 @@ impl Rules {
             let access = access(rule.access().as_deref(), &field("access"))?;
             let number = |value: Option<i64>, name: &str| match value {
                 None | Some(-1) => Ok(None),
-                Some(value) => u32::try_from(value).map(Some).map_err(|_| {
-                    RunnerError::invalid(field(name), format!("{value} is no device number"))
-                }),
+                Some(value) => u32::try_from(value)
+                    .map(Some)
+                    .map_err(|_| Failure::bad(field(name), format!("{value} is no device number"))),
             };
             let major = number(rule.major(), "major")?;
             let minor = number(rule.minor(), "minor")?;
@@ -75,13 +76,13 @@ impl Rules {
                     continue;
                 }
                 LinuxDeviceType::A => {
-                    return Err(RunnerError::invalid(
+                    return Err(Failure::bad(
                         field("type"),
                         "a rule for devices of any type can't name numbers",
                     ));
                 }
                 LinuxDeviceType::P => {
-                    return Err(RunnerError::invalid(field("type"), "a FIFO is no device"));
+                    return Err(Failure::bad(field("type"), "a FIFO is no device"));
                 }
             };
             let devices = (kind, major, minor);
@@ -104,7 +105,7 @@ impl Rules {
             for wider in [(kind, None, minor), (kind, major, None), (kind, None, None)] {
                 let held = self.exceptions.get(&wider).copied().unwrap_or_default();
                 if wider != devices && held & access != 0 {
-                    return Err(RunnerError::unsupported(
+                    return Err(unsupported(
                         field,
                         "can't take one device out of an earlier rule for many",
                     ));
@@ -183,7 +184,7 @@ fn access(text: Option<&str>, field: &str) -> Result<u8> {
             'r' => READ,
             'w' => WRITE,
             _ => {
-                return Err(RunnerError::invalid(
+                return Err(Failure::bad(
                     field,
                     format!("{letter:?} is none of r, w, m"),
                 ));
@@ -191,7 +192,7 @@ fn access(text: Option<&str>, field: &str) -> Result<u8> {
         };
     }
     if access == 0 {
-        return Err(RunnerError::invalid(field, "must not be empty"));
+        return Err(Failure::bad(field, "must not be empty"));
     }
     Ok(access)
 }
@@ -304,6 +305,7 @@ pub(super) fn open_cgroup(path: &Path) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::error::refused;
 
     /// What the kernel would make of `program`: an interpreter of those few opcodes.
     fn allows(rules: &Rules, kind: i32, major: u32, minor: u32, access: u8) -> bool {
@@ -401,7 +403,7 @@ mod tests {
             r#"[{"allow": true, "access": "rwm"}, {"allow": false, "type": "b", "access": "r"},
                 {"allow": true, "type": "b", "major": 8, "access": "r"}]"#,
         ] {
-            let error = rules(json).unwrap_err().to_string();
+            let error = rules(json).unwrap_err().one_line();
             assert!(error.contains("out of an earlier rule"), "{error}");
         }
         let other_access = r#"[{"allow": true, "type": "c", "major": 7, "access": "r"},
@@ -423,12 +425,9 @@ mod tests {
             ),
             (r#"[{"allow": true, "major": 7, "access": "r"}]"#, "type"),
         ] {
-            match rules(json).unwrap_err() {
-                RunnerError::InvalidSpec { field: got, .. } => {
-                    assert_eq!(got, format!("linux.resources.devices[0].{field}"));
-                }
-                other => panic!("{other}"),
-            }
+            let error = rules(json).unwrap_err();
+            let field = format!("linux.resources.devices[0].{field}");
+            assert_eq!(refused(&error), field);
         }
     }
 }

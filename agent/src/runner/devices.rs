@@ -7,11 +7,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxDeviceType, Spec};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::rootfs::{Rootfs, Target, attach, clone_mount, split};
 
 /// A node to be made.
@@ -93,23 +94,19 @@ fn list(spec: &Spec) -> Result<Vec<Device<'_>>> {
     for (index, device) in listed.into_iter().flatten().enumerate() {
         let field = |name: &str| format!("linux.devices[{index}].{name}");
         let number = |value: i64, name: &str| {
-            u32::try_from(value).map_err(|_| {
-                RunnerError::invalid(field(name), format!("{value} is no device number"))
-            })
+            u32::try_from(value)
+                .map_err(|_| Failure::bad(field(name), format!("{value} is no device number")))
         };
         let kind = match device.typ() {
             LinuxDeviceType::B => FileType::BlockDevice,
             LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
             LinuxDeviceType::P => FileType::Fifo,
             LinuxDeviceType::A => {
-                return Err(RunnerError::invalid(
-                    field("type"),
-                    "\"a\" is no type of a device",
-                ));
+                return Err(Failure::bad(field("type"), "\"a\" is no type of a device"));
             }
         };
         if split(device.path()).is_none() {
-            return Err(RunnerError::invalid(
+            return Err(Failure::bad(
                 field("path"),
                 format!("{:?} names nothing below the root", device.path()),
             ));

@@ -7,9 +7,11 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
+use kata_like_failure::{Failure, Step};
+
 use super::channel::Channel;
 use super::command::Command;
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::identity::{self, Identity};
 use super::request::{ExecRequest, Message, Size};
 use super::scheduling::Scheduling;
@@ -33,8 +35,9 @@ pub(super) fn run(
     } = request;
     super::note(channel, support::check_process("process", process)?)?;
     if fds.is_empty() {
-        return Err(RunnerError::failed(
-            "join the container: no pidfd of its init came along",
+        return Err(Failure::failed(
+            "join the container",
+            "no pidfd of its init came along",
         ));
     }
     let init = fds.remove(0);

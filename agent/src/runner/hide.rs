@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::Spec;
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -15,7 +16,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::options::READ_ONLY;
 use super::rootfs::{Rootfs, attach, clone_mount};
 use super::syscall::{self, MountAttributes};
@@ -89,8 +90,9 @@ fn open_null(rootfs: &Rootfs) -> Result<OwnedFd> {
     let device = FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice
         && status.st_rdev == rustix::fs::makedev(1, 3);
     if !device {
-        return Err(RunnerError::failed(
-            "mask paths with /dev/null: it is not the null device (1:3) but another file",
+        return Err(Failure::failed(
+            "mask paths with /dev/null",
+            "it is not the null device (1:3) but another file",
         ));
     }
     Ok(null)

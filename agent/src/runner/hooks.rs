@@ -11,11 +11,12 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{Hook, Spec};
 
 use rustix::fs::Mode;
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::identity::Identity;
 use super::syscall;
 
@@ -74,7 +75,7 @@ fn run(
     limit: Option<&Identity>,
 ) -> Result<()> {
     if !hook.path().is_absolute() {
-        return Err(RunnerError::invalid(
+        return Err(Failure::bad(
             format!("{field}.path"),
             "is not an absolute path",
         ));
@@ -83,9 +84,9 @@ fn run(
         None => LONGEST,
         Some(seconds) => {
             let seconds = u64::try_from(seconds).ok().filter(|&seconds| seconds > 0);
-            seconds.map(Duration::from_secs).ok_or_else(|| {
-                RunnerError::invalid(format!("{field}.timeout"), "must be above zero")
-            })?
+            seconds
+                .map(Duration::from_secs)
+                .ok_or_else(|| Failure::bad(format!("{field}.timeout"), "must be above zero"))?
         }
     };
     let step = || format!("{field}: run {}", hook.path().display());
@@ -132,10 +133,10 @@ fn run(
             None if Instant::now() >= deadline => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(RunnerError::failed(format!(
-                    "{}: not done after {timeout:?}",
-                    step()
-                )));
+                return Err(Failure::failed(
+                    step(),
+                    format!("not done after {timeout:?}"),
+                ));
             }
             None => std::thread::sleep(Duration::from_millis(5)),
         }
@@ -150,11 +151,10 @@ fn run(
         Some(signal) => format!("killed by signal {signal}"),
         None => format!("exit status {}", status.code().unwrap_or(-1)),
     };
-    Err(RunnerError::failed(format!(
-        "{}: {how}, output: {:?}",
+    Err(Failure::failed(
         step(),
-        shown.trim()
-    )))
+        format!("{how}, output: {:?}", shown.trim()),
+    ))
 }
 
 fn memory(name: &str) -> std::io::Result<File> {

@@ -7,11 +7,12 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::seccomp::Filter;
 use super::syscall;
 
@@ -55,7 +56,7 @@ impl Identity {
             ("additionalGids", &groups[..]),
         ] {
             if let Some(id) = ids.iter().find(|&&id| id > HIGHEST_ID) {
-                return Err(RunnerError::invalid(
+                return Err(Failure::bad(
                     format!("{field}.user.{name}"),
                     format!("{id} is not in the range 0-{HIGHEST_ID}"),
                 ));
@@ -63,7 +64,7 @@ impl Identity {
         }
         let umask = user.umask().unwrap_or(0o022);
         if umask > 0o777 {
-            return Err(RunnerError::invalid(
+            return Err(Failure::bad(
                 format!("{field}.user.umask"),
                 format!("{umask:#o} is no umask"),
             ));
@@ -73,13 +74,10 @@ impl Identity {
             let field = || format!("{field}.rlimits[{index}]");
             let kind = limit.typ();
             if limit.soft() > limit.hard() {
-                return Err(RunnerError::invalid(field(), "soft is above hard"));
+                return Err(Failure::bad(field(), "soft is above hard"));
             }
             if checked.iter().any(|(_, _, earlier)| *earlier == kind) {
-                return Err(RunnerError::invalid(
-                    field(),
-                    format!("a second entry for {kind}"),
-                ));
+                return Err(Failure::bad(field(), format!("a second entry for {kind}")));
             }
             let value = |value: u64| (value != u64::MAX).then_some(value);
             let limit = Rlimit {
@@ -284,7 +282,7 @@ pub(super) fn make_keyring(container: &str, users: bool) -> Result<()> {
         .split(';')
         .nth(3)
         .and_then(|permissions| u32::from_str_radix(permissions, 16).ok())
-        .ok_or_else(|| RunnerError::failed(format!("{}: {description:?}", step())))?;
+        .ok_or_else(|| Failure::failed(step(), format!("{description:?}")))?;
     let searchable = if users { OTHERS_SEARCH } else { OWNER_SEARCHES };
     syscall::set_key_permissions(key, permissions | searchable).step(step)
 }
@@ -364,7 +362,7 @@ mod tests {
         };
         assert_eq!(limit(5u64, u64::MAX).unwrap().limits[0].1.maximum, None);
         assert_eq!(
-            limit(6, 5).unwrap_err().to_string(),
+            limit(6, 5).unwrap_err().one_line(),
             "process.rlimits[0]: soft is above hard"
         );
     }

@@ -41,17 +41,17 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
 pub use client::{Start, create, exec, first_process, hold_in_users};
-pub use error::RunnerError;
 pub use namespaces::has_users;
 pub use placeholder::{PAUSE, hold, pause};
 pub use request::{ExecRequest, InitRequest, Joined, PlaceholderRequest, Stdio};
 
 use channel::Channel;
 use command::Command;
-use error::{Result, Step};
+use error::{Result, Told};
 use identity::Identity;
 use namespaces::Namespaces;
 use request::{Message, Request, START, Size};
@@ -67,12 +67,13 @@ pub fn main() -> ! {
     let channel = match take_channel() {
         Ok(channel) => channel,
         Err(error) => {
-            eprintln!("runner: {error}");
+            eprintln!("runner: {}", error.one_line());
             std::process::exit(1);
         }
     };
     let Err(error) = serve(&channel);
     // If nobody listens any more, there is nobody to tell.
+    let error = Told::from(&error);
     let _ = channel.send(&Message::Failed { error }, &[]);
     std::process::exit(1);
 }
@@ -255,13 +256,13 @@ fn init(
         command.run(&path)
     };
     let Err::<Infallible, _>(error) = last_steps();
-    let _ = writeln!(std::io::stderr(), "{error}");
+    let _ = writeln!(std::io::stderr(), "{}", error.one_line());
     std::process::exit(1)
 }
 
 fn process(request: &InitRequest) -> Result<&Process> {
     let process = request.spec.process().as_ref();
-    process.ok_or_else(|| RunnerError::invalid("process", "is missing"))
+    process.ok_or_else(|| Failure::bad("process", "is missing"))
 }
 
 /// Our channel, out of the way of the standard streams.
@@ -300,10 +301,7 @@ fn note(channel: &Channel, notes: Vec<String>) -> Result<()> {
 fn take_streams(streams: Vec<OwnedFd>) -> Result<()> {
     let step = || "take over the standard streams";
     let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(streams) else {
-        return Err(RunnerError::failed(format!(
-            "{}: there must be three",
-            step()
-        )));
+        return Err(Failure::failed(step(), "there must be three"));
     };
     rustix::stdio::dup2_stdin(&stdin).step(step)?;
     rustix::stdio::dup2_stdout(&stdout).step(step)?;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use kata_like_failure::{Failure, Kind, Step};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ use rustix::mount::{
 };
 
 use super::copy_up;
-use super::error::{Result, RunnerError, Step};
+use super::error::{Result, unsupported};
 use super::namespaces::Namespaces;
 use super::options::{Options, READ_ONLY};
 use super::rootfs::{Rootfs, Target, attach, clone_mount};
@@ -107,7 +108,7 @@ fn volume<'a>(
     named
         .filter(|(_, name)| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
         .ok_or_else(|| {
-            RunnerError::invalid(
+            Failure::bad(
                 format!("{field}.source"),
                 format!("{source:?} is neither volume:NAME nor memory:NAME"),
             )
@@ -146,7 +147,7 @@ pub(super) fn apply(
                 place.file_system(kind, made, own, &options, &mut pending)?;
             }
             kind => {
-                return Err(RunnerError::unsupported(
+                return Err(unsupported(
                     format!("{}.type", place.field),
                     format!("file systems of type {kind:?} are not supported"),
                 ));
@@ -170,14 +171,14 @@ impl Place<'_> {
             ("gidMappings", self.mount.gid_mappings()),
         ] {
             if mapping.as_ref().is_some_and(|mapping| !mapping.is_empty()) {
-                return Err(RunnerError::unsupported(
+                return Err(unsupported(
                     format!("{}.{name}", self.field),
                     "id-mapped mounts are not supported",
                 ));
             }
         }
         if super::rootfs::split(self.destination()).is_none() {
-            return Err(RunnerError::invalid(
+            return Err(Failure::bad(
                 format!("{}.destination", self.field),
                 format!("{:?} names nothing below the root", self.destination()),
             ));
@@ -218,10 +219,13 @@ impl Place<'_> {
             {
                 Ok(())
             }
-            _ => Err(RunnerError::failed(format!(
-                "{:?} cannot be mounted because it is inside /proc",
-                self.destination()
-            ))),
+            _ => Err(Failure::new(
+                Kind::Failed,
+                format!(
+                    "{:?} cannot be mounted because it is inside /proc",
+                    self.destination()
+                ),
+            )),
         }
     }
 
@@ -268,9 +272,10 @@ impl Place<'_> {
                 if kind_found == FileType::Directory && same {
                     return Ok(());
                 }
-                Err(RunnerError::failed(format!(
-                    "filesystem {kind:?} must be mounted on ordinary directory"
-                )))
+                Err(Failure::new(
+                    Kind::Failed,
+                    format!("filesystem {kind:?} must be mounted on ordinary directory"),
+                ))
             }
         }
     }

@@ -8,9 +8,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 
-use super::error::{Result, RunnerError, Step};
+use super::error::{Result, unsupported};
 use super::syscall::{self, Cloned};
 
 /// Of linux/sched.h; not in the libc crate.
@@ -38,10 +39,7 @@ impl Namespaces {
             let field = || format!("linux.namespaces[{index}]");
             let kind = namespace.typ();
             if seen.contains(&kind) {
-                return Err(RunnerError::invalid(
-                    field(),
-                    format!("a second entry for {kind}"),
-                ));
+                return Err(Failure::bad(field(), format!("a second entry for {kind}")));
             }
             seen.push(kind);
             let flag = flag(kind);
@@ -51,7 +49,7 @@ impl Namespaces {
                 Some(path) if path.as_os_str() == "pod" => {}
                 Some(_) if joined.contains(&kind) => ours.joined |= flag,
                 Some(path) => {
-                    return Err(RunnerError::invalid(
+                    return Err(Failure::bad(
                         field(),
                         format!("the namespace {} was not handed over", path.display()),
                     ));
@@ -60,7 +58,7 @@ impl Namespaces {
             ours.listed |= flag;
         }
         if !ours.is_new(Kind::Mount) && !ours.is_joined(Kind::Mount) {
-            return Err(RunnerError::unsupported(
+            return Err(unsupported(
                 "linux.namespaces",
                 "a container without a mount namespace is not supported",
             ));
@@ -76,16 +74,13 @@ impl Namespaces {
             let field = format!("linux.timeOffsets.{clock}");
             if !ours.is_new(Kind::Time) {
                 let reason = "needs a time namespace of the container's own";
-                return Err(RunnerError::invalid(field, reason));
+                return Err(Failure::bad(field, reason));
             }
             if !matches!(clock.as_str(), "boottime" | "monotonic") {
-                return Err(RunnerError::invalid(field, "is no clock that can be set"));
+                return Err(Failure::bad(field, "is no clock that can be set"));
             }
             if offset.nanosecs().unwrap_or(0) > 999_999_999 {
-                return Err(RunnerError::invalid(
-                    field,
-                    "a second has fewer nanoseconds",
-                ));
+                return Err(Failure::bad(field, "a second has fewer nanoseconds"));
             }
         }
         Ok(ours)
@@ -192,11 +187,10 @@ pub(super) fn join_others(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()>
 
 fn join(joined: &[Kind], namespaces: &[OwnedFd], wanted: fn(Kind) -> bool) -> Result<()> {
     if joined.len() != namespaces.len() {
-        return Err(RunnerError::failed(format!(
-            "join {} namespaces: {} were handed over",
-            joined.len(),
-            namespaces.len()
-        )));
+        return Err(Failure::failed(
+            format!("join {} namespaces", joined.len()),
+            format!("{} were handed over", namespaces.len()),
+        ));
     }
     let all = joined.iter().zip(namespaces);
     for (&kind, namespace) in all.filter(|(kind, _)| wanted(**kind)) {
@@ -278,6 +272,7 @@ fn flag(kind: Kind) -> libc::c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kata_like_failure::Kind as FailureKind;
 
     fn spec(namespaces: &str) -> Spec {
         serde_json::from_str(&format!(
@@ -320,14 +315,9 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let none = spec(r#"[{"type": "pid"}]"#);
-        assert!(matches!(
-            Namespaces::of(&none, &[]),
-            Err(RunnerError::Unsupported { .. })
-        ));
+        let kind_of = |spec| Namespaces::of(spec, &[]).unwrap_err().kind();
+        assert_eq!(kind_of(&none), FailureKind::Unsupported);
         let twice = spec(r#"[{"type": "mount"}, {"type": "mount"}]"#);
-        assert!(matches!(
-            Namespaces::of(&twice, &[]),
-            Err(RunnerError::InvalidSpec { .. })
-        ));
+        assert_eq!(kind_of(&twice), FailureKind::BadRequest);
     }
 }

@@ -3,7 +3,9 @@
 //! Called by `mounts`. The names are those of mount(8) that runc knows; whatever else stands in the list is
 //! the file system's own (`size=64k`), and for a bind mount without meaning, as it is for the kernel.
 
-use super::error::{Result, RunnerError};
+use kata_like_failure::Failure;
+
+use super::error::{Result, unsupported};
 use super::syscall::MountAttributes;
 
 // Of linux/mount.h.
@@ -71,10 +73,7 @@ impl Options {
             "rbind" => (self.bind, self.recursive) = (true, true),
             "tmpcopyup" => self.copy_up = true,
             "idmap" | "ridmap" => {
-                return Err(RunnerError::unsupported(
-                    field,
-                    format!("{option:?} is not supported"),
-                ));
+                return Err(unsupported(field, format!("{option:?} is not supported")));
             }
             _ => {
                 let (key, value) = match option.split_once('=') {
@@ -155,7 +154,7 @@ pub(super) fn root_propagation(name: &str) -> Result<Option<(u64, bool)>> {
     match name {
         "" => Ok(None),
         name => propagation(name).map(Some).ok_or_else(|| {
-            RunnerError::invalid(
+            Failure::bad(
                 "linux.rootfsPropagation",
                 format!("{name:?} is none of (r)shared, (r)slave, (r)private, (r)unbindable"),
             )

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
@@ -23,7 +24,7 @@ use rustix::mount::{
 use rustix::thread::UnshareFlags;
 
 use super::channel::Channel;
-use super::error::{Result, RunnerError, Step};
+use super::error::{Result, unsupported};
 use super::identity::{self, Identity};
 use super::namespaces::{self, Namespaces};
 use super::request::{Joined, Message, PlaceholderRequest};
@@ -44,7 +45,7 @@ pub fn hold(
     container: &str,
     spec: &Spec,
     joined: Vec<Joined>,
-) -> Result<Vec<(Kind, OwnedFd)>, RunnerError> {
+) -> Result<Vec<(Kind, OwnedFd)>, Failure> {
     for text in support::check_container(spec)? {
         log::warn!("container {container}: {text}");
     }
@@ -56,25 +57,21 @@ pub fn hold(
         let thread = std::thread::Builder::new().spawn_scoped(scope, make);
         let thread = thread.step(|| "start a thread for the pod's namespaces")?;
         let ended = thread.join();
-        ended.unwrap_or_else(|_| {
-            Err(RunnerError::failed(
-                "make the pod's namespaces: it panicked",
-            ))
-        })
+        ended.unwrap_or_else(|_| Err(Failure::failed("make the pod's namespaces", "it panicked")))
     })
 }
 
 fn check(spec: &Spec, joined: &[Kind]) -> Result<Namespaces> {
     let namespaces = Namespaces::of(spec, joined)?;
     if joined.contains(&Kind::Cgroup) {
-        return Err(RunnerError::unsupported(
+        return Err(unsupported(
             "linux.namespaces[cgroup].path",
             "a container that runs nothing sees no cgroups",
         ));
     }
     // It would have to be there before the others, and only processes to be could be in it.
     if namespaces.is_new(Kind::Time) {
-        return Err(RunnerError::unsupported(
+        return Err(unsupported(
             "linux.namespaces",
             "a pod's placeholder can't have a time namespace of its own",
         ));
@@ -143,7 +140,7 @@ pub(super) fn hold_in_users(
     note(channel, support::check_container(spec)?)?;
     let namespaces = check(spec, joined)?;
     let users = Users::of(spec, &namespaces)?;
-    let users = users.ok_or_else(|| RunnerError::failed("make the pod's users: it has none"))?;
+    let users = users.ok_or_else(|| Failure::failed("make the pod's users", "it has none"))?;
     let cgroup = device_filter::open_cgroup(cgroup)?;
     namespaces::join_network(joined, fds)?;
     sysctl::apply_to_network(spec, &namespaces)?;
@@ -180,7 +177,7 @@ pub(super) fn run(
         cgroup,
     } = request;
     let process = spec.process().as_ref();
-    let process = process.ok_or_else(|| RunnerError::invalid("process", "is missing"))?;
+    let process = process.ok_or_else(|| Failure::bad("process", "is missing"))?;
     note(channel, support::check_process("process", process)?)?;
     let limits = process.rlimits().as_deref().unwrap_or_default();
     // It needs no capability, whatever the usual pause program would be given.

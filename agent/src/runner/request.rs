@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use serde::{Deserialize, Serialize};
 
-use super::error::RunnerError;
+use super::error::Told;
 
 /// Everything the runner needs for a container's init.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -131,7 +131,7 @@ pub(super) enum Message {
     /// placeholder's namespaces.
     Ready,
     /// From either: it ends here.
-    Failed { error: RunnerError },
+    Failed { error: Told },
 }
 
 /// What the agent writes to let a created container run.

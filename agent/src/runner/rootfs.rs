@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::Spec;
 use pathrs::Root;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::options;
 use super::syscall::{self, MountAttributes};
 
@@ -131,11 +132,10 @@ impl Rootfs {
         let path = real_path(fd).step(step)?;
         match path.strip_prefix(&self.path) {
             Ok(inside) => Ok(Path::new("/").join(inside)),
-            Err(_) => Err(RunnerError::failed(format!(
-                "{}: {} is outside of it",
+            Err(_) => Err(Failure::failed(
                 step(),
-                path.display()
-            ))),
+                format!("{} is outside of it", path.display()),
+            )),
         }
     }
 

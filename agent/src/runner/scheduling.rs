@@ -5,12 +5,13 @@
 
 use std::ffi::{c_int, c_ulong};
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{
     IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, Process, Spec,
 };
 
-use super::error::{Result, RunnerError, Step};
+use super::error::{Result, unsupported};
 use super::syscall::{self, SchedulerAttributes};
 
 /// Bits of a priority below its class (linux/ioprio.h).
@@ -67,7 +68,7 @@ fn scheduler(process: &Process, field: &str) -> Result<Option<SchedulerAttribute
         LinuxSchedulerPolicy::SchedIdle => 5,
         LinuxSchedulerPolicy::SchedDeadline => 6,
         LinuxSchedulerPolicy::SchedIso => {
-            return Err(RunnerError::unsupported(
+            return Err(unsupported(
                 format!("{field}.scheduler.policy"),
                 "no kernel has SCHED_ISO",
             ));
@@ -81,7 +82,7 @@ fn scheduler(process: &Process, field: &str) -> Result<Option<SchedulerAttribute
         flags: flags.fold(0, |flags, flag| flags | bit(*flag)),
         nice: asked.nice().unwrap_or(0),
         priority: u32::try_from(priority).map_err(|_| {
-            RunnerError::invalid(
+            Failure::bad(
                 format!("{field}.scheduler.priority"),
                 format!("{priority} is below zero"),
             )
@@ -116,7 +117,7 @@ fn io_priority(process: &Process, field: &str) -> Result<Option<c_int>> {
     };
     match c_int::try_from(asked.priority()) {
         Ok(priority @ 0..=7) => Ok(Some(class << CLASS_SHIFT | priority)),
-        _ => Err(RunnerError::invalid(
+        _ => Err(Failure::bad(
             format!("{field}.ioPriority.priority"),
             format!("{} is not in the range 0-7", asked.priority()),
         )),
@@ -130,10 +131,7 @@ fn personality(asked: &LinuxPersonality) -> Result<c_ulong> {
         .is_some_and(|flags| !flags.is_empty())
     {
         // The specification has none so far.
-        return Err(RunnerError::unsupported(
-            "linux.personality.flags",
-            "no flag is known",
-        ));
+        return Err(unsupported("linux.personality.flags", "no flag is known"));
     }
     Ok(match asked.domain() {
         LinuxPersonalityDomain::PerLinux => LINUX,
@@ -201,7 +199,7 @@ mod tests {
                 "linux.personality.flags",
             ),
         ] {
-            let error = scheduling(process, linux).unwrap_err().to_string();
+            let error = scheduling(process, linux).unwrap_err().one_line();
             assert!(error.starts_with(field), "{error}");
         }
     }

@@ -7,12 +7,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use kata_like_failure::{Failure, Kind, Step};
 use oci_spec::runtime::Process;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::request::Size;
 use super::rootfs::{Rootfs, attach, clone_mount, split};
 
@@ -56,10 +57,10 @@ impl Terminal {
             || status.st_rdev != rustix::fs::makedev(5, 2)
             || system.f_type != DEVPTS_MAGIC
         {
-            return Err(RunnerError::failed(format!(
-                "{}: /dev/pts/ptmx is not that of a devpts",
-                step()
-            )));
+            return Err(Failure::failed(
+                step(),
+                "/dev/pts/ptmx is not that of a devpts",
+            ));
         }
         // Through a procfs that is the library's own, whatever the container has made of its one.
         let flags = pathrs::flags::OpenFlags::O_RDWR
@@ -81,7 +82,7 @@ impl Terminal {
     pub(super) fn bind_console(&self, rootfs: &Rootfs) -> Result<()> {
         let step = || "mount the terminal on /dev/console";
         let path = Path::new("/dev/console");
-        let (parent, name) = split(path).ok_or_else(|| RunnerError::failed(step()))?;
+        let (parent, name) = split(path).ok_or_else(|| Failure::new(Kind::Failed, step()))?;
         let directory = rootfs.resolve(parent).step(step)?;
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let create = flags | OFlags::CREATE | OFlags::WRONLY | OFlags::EXCL;
@@ -93,7 +94,7 @@ impl Terminal {
             rustix::fs::openat(&directory, name, flags | OFlags::PATH, Mode::empty()).step(step)?;
         let status = rustix::fs::fstat(&target).step(step)?;
         if FileType::from_raw_mode(status.st_mode) == FileType::Symlink {
-            return Err(RunnerError::failed(format!("{}: it is a symlink", step())));
+            return Err(Failure::failed(step(), "it is a symlink"));
         }
         let mount = clone_mount(self.slave.as_fd(), false).step(step)?;
         attach(mount.as_fd(), target.as_fd()).step(step)

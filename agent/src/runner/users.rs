@@ -10,6 +10,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType as Kind, Spec};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
@@ -18,7 +19,7 @@ use rustix::mount::{
 };
 use rustix::pipe::PipeFlags;
 
-use super::error::{Result, RunnerError, Step};
+use super::error::Result;
 use super::identity::is_null;
 use super::namespaces::{Namespaces, has_users};
 
@@ -189,7 +190,7 @@ impl Gate {
         let mut byte = [0];
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.waits, &mut byte)).step(step)? {
             1 => Ok(()),
-            _ => Err(RunnerError::failed(format!("{}: it was not made", step()))),
+            _ => Err(Failure::failed(step(), "it was not made")),
         }
     }
 }
@@ -198,19 +199,19 @@ impl Gate {
 fn check(list: &[LinuxIdMapping], field: &str) -> Result<u32> {
     if list.is_empty() || list.len() > MOST_MAPPINGS {
         let reason = format!("must have 1 to {MOST_MAPPINGS} entries with a user namespace");
-        return Err(RunnerError::invalid(field, reason));
+        return Err(Failure::bad(field, reason));
     }
     for (index, mapping) in list.iter().enumerate() {
         let ends =
             [mapping.host_id(), mapping.container_id()].map(|id| id.checked_add(mapping.size()));
         if mapping.size() == 0 || ends.contains(&None) {
             let reason = "its size is 0 or leads beyond the highest id";
-            return Err(RunnerError::invalid(format!("{field}[{index}]"), reason));
+            return Err(Failure::bad(format!("{field}[{index}]"), reason));
         }
     }
     let root = list.iter().find(|mapping| mapping.container_id() == 0);
     root.map(LinuxIdMapping::host_id)
-        .ok_or_else(|| RunnerError::invalid(field, "maps no root of the container"))
+        .ok_or_else(|| Failure::bad(field, "maps no root of the container"))
 }
 
 /// What the kernel wants to read.
@@ -248,7 +249,7 @@ mod tests {
 
     #[test]
     fn mappings_become_lines() {
-        assert_eq!(users(ONE, ONE, ""), Ok(None));
+        assert_eq!(users(ONE, ONE, "").unwrap(), None);
         let users = users(ONE, ONE, USER).unwrap().unwrap();
         assert_eq!(users.uids, "0 1000 10\n10 5000 1\n");
         assert_eq!((users.root, users.joined), ((1000, 1000), false));
@@ -273,7 +274,7 @@ mod tests {
             (ONE, none, USER, "linux.gidMappings[0]:"),
             (no_root, ONE, USER, "linux.uidMappings:"),
         ] {
-            let error = users(uids, gids, namespaces).unwrap_err().to_string();
+            let error = users(uids, gids, namespaces).unwrap_err().one_line();
             assert!(error.starts_with(field), "{error}");
         }
     }

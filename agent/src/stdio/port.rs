@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kata_like_agent_protocol::{STREAM_PORT, TOKEN_LENGTH};
+use kata_like_failure::Failure;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen,
     socket,
@@ -21,7 +22,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
-use crate::error::PodError;
 use crate::readiness::{BOTH, read_exact, watch, when_ready};
 use crate::stdio::Token;
 
@@ -145,12 +145,12 @@ struct Table {
 
 impl Tokens {
     /// Expects a stream with this token, until what is returned is dropped.
-    pub fn expect(self: &Arc<Self>, token: Token) -> Result<Expected, PodError> {
+    pub fn expect(self: &Arc<Self>, token: Token) -> Result<Expected, Failure> {
         let (arrive, arrived) = oneshot::channel();
         let mut table = self.table();
         table.forget(Instant::now());
         if table.expected.contains_key(&token) {
-            return Err(PodError::bad("streams", "a token is used twice"));
+            return Err(Failure::bad("streams", "a token is used twice"));
         }
         match table.parked.iter().position(|parked| parked.1 == token) {
             Some(index) => {

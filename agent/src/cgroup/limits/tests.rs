@@ -1,9 +1,10 @@
 //! What becomes of `linux.resources`, field by field.
 
 use super::*;
+use kata_like_failure::Kind;
 use serde_json::{Value, json};
 
-fn limits(resources: Value) -> Result<Vec<(String, String)>, PodError> {
+fn limits(resources: Value) -> Result<Vec<(String, String)>, Failure> {
     let resources: LinuxResources = serde_json::from_value(resources).unwrap();
     let Limits(settings) = Limits::of(&resources)?;
     Ok(settings.into_iter().map(|it| (it.file, it.value)).collect())
@@ -115,7 +116,7 @@ fn an_unsupported_field_is_named() {
         ),
     ] {
         let error = limits(resources).unwrap_err();
-        assert!(matches!(error, PodError::Unsupported { .. }), "{error}");
+        assert_eq!(error.kind(), Kind::Unsupported, "{error}");
         assert!(
             error.to_string().starts_with(&format!("{field} ")),
             "{error}"
@@ -165,7 +166,7 @@ fn a_burst_is_no_more_than_the_quota() {
         ]
     );
     assert_eq!(
-        burst(50001).unwrap_err().to_string(),
+        burst(50001).unwrap_err().one_line(),
         "linux.resources.cpu.burst: 50001 is more than cpu.quota, 50000"
     );
 }
@@ -184,7 +185,7 @@ fn processors_are_a_list_of_numbers() {
             "unified[cpuset.cpus]",
         ),
     ] {
-        let error = limits(resources).unwrap_err().to_string();
+        let error = limits(resources).unwrap_err().one_line();
         let start = format!("linux.resources.{field}: ");
         assert!(error.starts_with(&start), "{error}");
     }

@@ -225,7 +225,7 @@ pub(super) fn a_missing_command_leaves_nothing(case: &mut Case) {
         case.spec["process"]["args"] = json!([command]);
         let (stdio, output) = streams();
         assert_eq!(
-            case.create(stdio, Vec::new()).unwrap_err().to_string(),
+            case.create(stdio, Vec::new()).unwrap_err().one_line(),
             message
         );
         assert_eq!(read(output), "");
@@ -294,7 +294,7 @@ pub(super) fn a_container_joins_anothers_namespaces(case: &mut Case) {
     assert_eq!(case.wait(second.pid), 0);
     let (stdio, _) = streams();
     assert_eq!(
-        case.create(stdio, Vec::new()).unwrap_err().to_string(),
+        case.create(stdio, Vec::new()).unwrap_err().one_line(),
         "linux.namespaces[0]: the namespace container:first was not handed over"
     );
     drop(first.start);

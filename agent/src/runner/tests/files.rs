@@ -45,7 +45,7 @@ pub(super) fn planted_symlinks_lead_nowhere(case: &mut Case) {
     // Where procfs is expected there must be no way around it.
     std::fs::remove_dir(rootfs.join("proc")).unwrap();
     symlink("tmp", rootfs.join("proc")).unwrap();
-    let error = case.shell("true").unwrap_err().to_string();
+    let error = case.shell("true").unwrap_err().one_line();
     assert_eq!(
         error,
         r#"filesystem "proc" must be mounted on ordinary directory"#
@@ -57,7 +57,7 @@ pub(super) fn a_device_that_is_none_masks_nothing(case: &mut Case) {
     std::fs::write(rootfs.join("dev/null"), "planted").unwrap();
     let mounts = case.spec["mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
-    let error = case.shell("true").unwrap_err().to_string();
+    let error = case.shell("true").unwrap_err().one_line();
     assert_eq!(error, "make device /dev/null: another file is in its place");
 }
 
@@ -143,7 +143,7 @@ pub(super) fn volumes_are_bound_with_their_options(case: &mut Case) {
         let mut spec = case.spec.clone();
         spec["mounts"].as_array_mut().unwrap().push(mount);
         let kept = std::mem::replace(&mut case.spec, spec);
-        let error = case.shell("true").unwrap_err().to_string();
+        let error = case.shell("true").unwrap_err().one_line();
         assert_eq!(error, format!("mounts[{at}]{message}"));
         case.spec = kept;
     }
@@ -151,7 +151,7 @@ pub(super) fn volumes_are_bound_with_their_options(case: &mut Case) {
     mounts.push(
         json!({"destination": "/c", "type": "tmpfs", "source": "x", "options": ["size=many"]}),
     );
-    let error = case.shell("true").unwrap_err().to_string();
+    let error = case.shell("true").unwrap_err().one_line();
     assert!(
         error.starts_with("mount tmpfs on /c") && error.contains("size"),
         "{error}"

@@ -258,7 +258,7 @@ pub(super) fn clocks_are_the_containers_own(case: &mut Case) {
         .as_array_mut()
         .unwrap()
         .pop();
-    let error = case.shell("true").unwrap_err().to_string();
+    let error = case.shell("true").unwrap_err().one_line();
     assert!(
         error.starts_with("linux.timeOffsets.boottime: needs"),
         "{error}"
@@ -272,7 +272,7 @@ pub(super) fn a_create_hook_has_the_containers_rights_and_no_more(case: &mut Cas
     );
     case.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
     case.spec["root"]["readonly"] = json!(true);
-    let error = case.shell("true").unwrap_err().to_string();
+    let error = case.shell("true").unwrap_err().one_line();
     // Without CAP_SYS_ADMIN nothing is mounted, and the last command's status is the hook's.
     assert!(
         error.starts_with("hooks.createContainer[0]: run /bin/sh: exit status"),
@@ -336,7 +336,7 @@ pub(super) fn a_dev_that_is_a_link_is_made_inside(case: &mut Case) {
 
     std::fs::remove_file(&dev).unwrap();
     symlink("/proc", &dev).unwrap();
-    let error = case.shell("true").unwrap_err().to_string();
+    let error = case.shell("true").unwrap_err().one_line();
     assert_eq!(
         error,
         r#""/dev/pts" cannot be mounted because it is inside /proc"#
