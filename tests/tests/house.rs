@@ -11,8 +11,9 @@ use kata_like_tests::{TestResult, failure};
 const MOST_LINES: usize = 500;
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-const CRATES: [(&str, &[&str]); 17] = [
+const CRATES: [(&str, &[&str]); 18] = [
     ("failure", &[]),
+    ("linux", &[]),
     (
         "shim-v2",
         &[
@@ -20,6 +21,7 @@ const CRATES: [(&str, &[&str]); 17] = [
             "kata-like-boot",
             "kata-like-agent-protocol",
             "kata-like-failure",
+            "kata-like-linux",
             "kata-like-netlink",
             "kata-like-relay",
         ],
@@ -27,26 +29,37 @@ const CRATES: [(&str, &[&str]); 17] = [
     ("shim-v2/config", &[]),
     (
         "vmm",
-        &["kata-like-boot", "kata-like-failure", "kata-like-jail"],
+        &[
+            "kata-like-boot",
+            "kata-like-failure",
+            "kata-like-jail",
+            "kata-like-linux",
+        ],
     ),
     ("vmm/boot", &["kata-like-failure"]),
-    ("vmm/jail", &[]),
+    ("vmm/jail", &["kata-like-linux"]),
     (
         "vmm/fsd",
-        &["kata-like-boot", "kata-like-failure", "kata-like-jail"],
+        &[
+            "kata-like-boot",
+            "kata-like-failure",
+            "kata-like-jail",
+            "kata-like-linux",
+        ],
     ),
     (
         "agent",
         &[
             "kata-like-agent-protocol",
             "kata-like-failure",
+            "kata-like-linux",
             "kata-like-netlink",
             "kata-like-relay",
         ],
     ),
-    ("agent/netlink", &[]),
+    ("agent/netlink", &["kata-like-linux"]),
     ("agent/protocol", &["kata-like-failure"]),
-    ("agent/relay", &[]),
+    ("agent/relay", &["kata-like-linux"]),
     ("guest-image", &[]),
     (
         "tools/cli",
@@ -55,6 +68,7 @@ const CRATES: [(&str, &[&str]); 17] = [
             "kata-like-boot",
             "kata-like-agent-protocol",
             "kata-like-failure",
+            "kata-like-linux",
         ],
     ),
     ("tools/test-host", &[]),

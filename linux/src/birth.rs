@@ -1,0 +1,422 @@
+//! A program started as a child of a process that has threads: born in its cgroup, with the
+//! descriptors it is handed and no other.
+//!
+//! A child is never moved into its cgroup afterwards: clone3(2) puts it there before its first
+//! instruction. All that it needs is made before it is born. Then it makes system calls only, since
+//! the locks that other threads held at its birth, the allocator's too, stay locked in it.
+
+use std::convert::Infallible;
+use std::ffi::{CString, c_char};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{WaitId, WaitIdOptions, chdir, setpgid, umask, waitid};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::clone::{Arguments, Cloned, clone3};
+use crate::numbers::Call;
+use crate::{fd, signal};
+
+/// The network namespace that a child lives in.
+#[derive(Clone, Copy, Debug)]
+pub enum Network<'a> {
+    /// Its parent's.
+    Inherited,
+    /// A new one, its own.
+    New,
+    /// An existing one.
+    Join(BorrowedFd<'a>),
+}
+
+/// How a child is born.
+#[derive(Debug)]
+pub struct Birth<'a> {
+    /// The program's path.
+    pub program: &'a Path,
+    /// Its arguments; the first is its name.
+    pub arguments: &'a [&'a str],
+    /// Its environment, `NAME=value`.
+    pub environment: &'a [String],
+    /// The directory it starts in.
+    pub directory: &'a Path,
+    /// A directory of cgroup2 that it is born in; none: its parent's cgroup.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Its network namespace.
+    pub network: Network<'a>,
+    /// The mount namespace that it lives in; none: its parent's.
+    pub mounts: Option<BorrowedFd<'a>>,
+    /// The SELinux label that its program begins under; none: as the host's policy has it.
+    pub label: Option<&'a str>,
+    /// Standard input, output, error and then descriptors 3, 4, …; none: `/dev/null`.
+    pub descriptors: &'a [Option<BorrowedFd<'a>>],
+}
+
+/// Why a child could not be born.
+#[derive(Debug, thiserror::Error)]
+pub enum BirthError {
+    /// A name holds a zero byte.
+    #[error("start {program:?}: a NUL in its path, arguments or environment")]
+    Nul {
+        /// The program.
+        program: String,
+    },
+    /// A step of the parent failed.
+    #[error("{step} to start {program}")]
+    Parent {
+        /// What was being done.
+        step: &'static str,
+        /// The program.
+        program: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A step of the child failed, the last one being the exec itself.
+    #[error("{step} {program}")]
+    Child {
+        /// What was being done.
+        step: &'static str,
+        /// The program.
+        program: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A process that was born and is not reaped yet.
+#[derive(Debug)]
+pub struct Newborn {
+    /// Its pid.
+    pub pid: u32,
+    /// Refers to the process, whoever has its pid later.
+    pub pidfd: OwnedFd,
+}
+
+/// A step of the child's, as its number goes through the pipe.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Descriptors,
+    Network,
+    Mounts,
+    Signals,
+    Directory,
+    Rest,
+    Label,
+    Run,
+}
+
+/// What each step is called, in their order.
+const STEPS: [&str; 8] = [
+    "arrange the descriptors of",
+    "join the network namespace of",
+    "enter the mount namespace of",
+    "unblock the signals of",
+    "enter the directory of",
+    "close the descriptors of",
+    "set the SELinux label of",
+    "run",
+];
+
+/// Gives birth. Returns when the program runs or could not be run; blocks for that long.
+pub fn birth(how: &Birth) -> Result<Newborn, BirthError> {
+    let program = how.program.display().to_string();
+    let failed = |step| {
+        let program = program.clone();
+        move |source| BirthError::Parent {
+            step,
+            program,
+            source,
+        }
+    };
+    let names = Names::new(how).map_err(|_| BirthError::Nul {
+        program: program.clone(),
+    })?;
+    let (report, reporter) = pipe_with(PipeFlags::CLOEXEC)
+        .map_err(io::Error::from)
+        .map_err(failed("make a pipe"))?;
+    let plan = Plan::new(names, how, &reporter).map_err(failed("copy descriptors"))?;
+    drop(reporter);
+
+    let mut arguments = Arguments::of_a_child();
+    let mut step = "clone";
+    if let Some(cgroup) = how.cgroup {
+        arguments = arguments.in_cgroup(cgroup);
+        step = "clone into its cgroup";
+    }
+    if matches!(how.network, Network::New) {
+        arguments = arguments.new_namespaces(libc::CLONE_NEWNET as u64);
+    }
+    // SAFETY: the child does what `Plan::live` does, and nothing else, for that never returns: system
+    // calls alone, with what was made before. It allocates nothing and takes no lock.
+    let newborn = match unsafe { clone3(arguments) }.map_err(failed(step))? {
+        Cloned::Child => plan.live(),
+        Cloned::Parent { pid, pidfd } => Newborn { pid, pidfd },
+    };
+    // The child has the only writing end from now on.
+    drop(plan);
+    match read_report(&report) {
+        None => Ok(newborn),
+        Some((step, errno)) => {
+            let _ = waitid(WaitId::PidFd(newborn.pidfd.as_fd()), WaitIdOptions::EXITED);
+            Err(BirthError::Child {
+                step: STEPS.get(step).copied().unwrap_or("start"),
+                program,
+                source: io::Error::from_raw_os_error(errno),
+            })
+        }
+    }
+}
+
+/// The child's report: end-of-file once the program runs, else its step and errno.
+fn read_report(report: &OwnedFd) -> Option<(usize, i32)> {
+    let mut bytes = [0u8; 8];
+    loop {
+        match rustix::io::read(report, &mut bytes) {
+            Err(Errno::INTR) => continue,
+            Ok(8) => {
+                let [a, b, c, d, e, f, g, h] = bytes;
+                let step = i32::from_ne_bytes([a, b, c, d]);
+                let errno = i32::from_ne_bytes([e, f, g, h]);
+                return Some((usize::try_from(step).unwrap_or(usize::MAX), errno));
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// The strings that the child hands to the kernel, as the kernel takes them.
+struct Names {
+    program: CString,
+    directory: CString,
+    label: Option<CString>,
+    /// Pointers to `_strings`, and a null pointer behind the last.
+    arguments: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+    _strings: Vec<CString>,
+}
+
+impl Names {
+    fn new(how: &Birth) -> Result<Self, std::ffi::NulError> {
+        let mut strings = Vec::new();
+        let mut pointers = |texts: &mut dyn Iterator<Item = &str>| {
+            let mut list = Vec::new();
+            for text in texts {
+                let text = CString::new(text)?;
+                // A CString's bytes are on the heap: they stay where they are when it moves.
+                list.push(text.as_ptr());
+                strings.push(text);
+            }
+            list.push(std::ptr::null());
+            Ok(list)
+        };
+        let arguments = pointers(&mut how.arguments.iter().copied())?;
+        let environment = pointers(&mut how.environment.iter().map(String::as_str))?;
+        Ok(Self {
+            program: CString::new(how.program.as_os_str().as_bytes())?,
+            directory: CString::new(how.directory.as_os_str().as_bytes())?,
+            label: how.label.map(CString::new).transpose()?,
+            arguments,
+            environment,
+            _strings: strings,
+        })
+    }
+
+    /// Runs the program in place of this process; returns only if that fails.
+    fn run(&self) -> io::Error {
+        // SAFETY: execve reads C strings and arrays of pointers to such that end with a null pointer:
+        // `Names::new` makes them so, and all of them live as long as `self`.
+        unsafe {
+            libc::execve(
+                self.program.as_ptr(),
+                self.arguments.as_ptr(),
+                self.environment.as_ptr(),
+            )
+        };
+        io::Error::last_os_error()
+    }
+}
+
+/// All that the child needs, made before it is born.
+struct Plan {
+    names: Names,
+    /// Its descriptors 0, 1, 2, …; like the others below with numbers above all of these.
+    descriptors: Vec<OwnedFd>,
+    network: Option<OwnedFd>,
+    mounts: Option<OwnedFd>,
+    reporter: OwnedFd,
+}
+
+impl Plan {
+    fn new(names: Names, how: &Birth, reporter: &OwnedFd) -> io::Result<Self> {
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let mut descriptors = how.descriptors.to_vec();
+        descriptors.resize(descriptors.len().max(3), None);
+        let lift = |fd: BorrowedFd| fd::lift(fd, descriptors.len());
+        let network = match how.network {
+            Network::Join(namespace) => Some(lift(namespace)?),
+            Network::Inherited | Network::New => None,
+        };
+        let lifted = descriptors
+            .iter()
+            .map(|fd| lift(fd.unwrap_or(null.as_fd())));
+        Ok(Self {
+            names,
+            network,
+            descriptors: lifted.collect::<io::Result<_>>()?,
+            mounts: how.mounts.map(lift).transpose()?,
+            reporter: lift(reporter.as_fd())?,
+        })
+    }
+
+    /// The child's life before its program: see the SAFETY of its birth.
+    fn live(&self) -> ! {
+        let Err((step, cause)) = self.become_the_program();
+        let mut report = [0u8; 8];
+        let (first, second) = report.split_at_mut(4);
+        first.copy_from_slice(&(step as i32).to_ne_bytes());
+        second.copy_from_slice(&cause.raw_os_error().unwrap_or_default().to_ne_bytes());
+        let _ = rustix::io::write(&self.reporter, &report);
+        // Not `std::process::exit`, which runs what the parent has registered for its own end.
+        loop {
+            let _ = Call::Exit(127).make();
+        }
+    }
+
+    fn become_the_program(&self) -> Result<Infallible, (Step, io::Error)> {
+        let at = |step| move |errno: Errno| (step, io::Error::from(errno));
+        let failed = |step| move |cause: io::Error| (step, cause);
+        fd::arrange(&self.descriptors, 0).map_err(failed(Step::Descriptors))?;
+        for (namespace, kind, step) in [
+            (&self.network, LinkNameSpaceType::Network, Step::Network),
+            (&self.mounts, LinkNameSpaceType::Mount, Step::Mounts),
+        ] {
+            if let Some(namespace) = namespace {
+                move_into_link_name_space(namespace.as_fd(), Some(kind)).map_err(at(step))?;
+            }
+        }
+        let _ = setpgid(None, None);
+        umask(Mode::WGRP | Mode::WOTH);
+        signal::unblock_all().map_err(failed(Step::Signals))?;
+        chdir(self.names.directory.as_c_str()).map_err(at(Step::Directory))?;
+        // At exec, not at once: the pipe must live until the exec has succeeded.
+        fd::close_at_exec(self.descriptors.len() as u32).map_err(failed(Step::Rest))?;
+        self.set_label().map_err(at(Step::Label))?;
+        Err((Step::Run, self.names.run()))
+    }
+
+    /// Has SELinux run this process's next program under its label (attr/exec of proc_pid_attr(5)).
+    fn set_label(&self) -> rustix::io::Result<()> {
+        let Some(label) = &self.names.label else {
+            return Ok(());
+        };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(c"/proc/self/attr/exec", flags, Mode::empty())?;
+        // The kernel takes all of it or none.
+        rustix::io::write(file, label.as_bytes()).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    /// What a shell command prints, and how it was born.
+    fn output(
+        script: &str,
+        cgroup: Option<BorrowedFd>,
+        change: impl FnOnce(&mut Birth),
+    ) -> Result<String, BirthError> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let descriptors = [None, Some(writer.as_fd())];
+        let mut how = Birth {
+            program: Path::new("/bin/sh"),
+            arguments: &["sh", "-c", script],
+            environment: &["PATH=/usr/bin:/bin".to_owned()],
+            directory: Path::new("/"),
+            cgroup,
+            network: Network::Inherited,
+            mounts: None,
+            label: None,
+            descriptors: &descriptors,
+        };
+        change(&mut how);
+        let newborn = birth(&how)?;
+        drop(writer);
+        let mut text = String::new();
+        std::fs::File::from(reader)
+            .read_to_string(&mut text)
+            .unwrap();
+        let ended = waitid(WaitId::PidFd(newborn.pidfd.as_fd()), WaitIdOptions::EXITED);
+        assert_eq!(ended.unwrap().unwrap().exit_status(), Some(0));
+        Ok(text)
+    }
+
+    #[test]
+    fn a_child_starts_where_and_as_it_is_told() {
+        let text = output("pwd; umask; echo $PATH", None, |how| {
+            how.directory = Path::new("/proc");
+        });
+        assert_eq!(text.unwrap(), "/proc\n0022\n/usr/bin:/bin\n");
+    }
+
+    /// Needs root.
+    #[test]
+    fn a_network_of_its_own_has_no_interface_that_is_up() {
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let text = output("readlink /proc/self/ns/net", None, |how| {
+            how.network = Network::New;
+        });
+        let text = text.unwrap();
+        assert!(text.starts_with("net:[") && text.trim() != own.to_str().unwrap());
+    }
+
+    /// Needs root and cgroup2.
+    #[test]
+    fn a_child_is_born_in_its_cgroup() {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let top = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .find(|words| words.get(2) == Some(&"cgroup2"));
+        let Some(top) = top else { return };
+        let name = format!("born-here-{}", std::process::id());
+        let path = Path::new(top[1]).join(&name);
+        if std::fs::create_dir(&path).is_err() {
+            return;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let cgroup = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
+        let text = output("cat /proc/self/cgroup", Some(cgroup.as_fd()), |_| ());
+        std::fs::remove_dir(&path).unwrap();
+        let text = text.unwrap();
+        let own = text.lines().find(|line| line.starts_with("0::"));
+        assert!(own.unwrap().ends_with(&format!("/{name}")), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_cgroup_is_named_as_the_cause() {
+        let root = std::fs::File::open("/").unwrap();
+        let refused = output("true", Some(root.as_fd()), |_| ()).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "clone into its cgroup to start /bin/sh"
+        );
+    }
+
+    #[test]
+    fn a_step_that_fails_is_named() {
+        let refused =
+            output("true", None, |how| how.program = Path::new("/nowhere/x")).unwrap_err();
+        assert_eq!(refused.to_string(), "run /nowhere/x");
+        let refused =
+            output("true", None, |how| how.directory = Path::new("/nowhere")).unwrap_err();
+        assert_eq!(refused.to_string(), "enter the directory of /bin/sh");
+    }
+}
