@@ -15,7 +15,7 @@ use protobuf::{MessageField, text_format};
 
 use crate::ctr::DEADLINE;
 use crate::host::Host;
-use crate::{IMAGE, TestResult, failure};
+use crate::{IMAGE, Patience, TestResult, failure, scaled};
 
 mod container;
 mod set_up;
@@ -90,7 +90,7 @@ impl<'host> Kubelet<'host> {
 
     /// Makes a call, and gives its error as it is.
     pub fn try_call<R: Request>(&self, request: R) -> Result<R::Answer, Error> {
-        self.client.call(&request, DEADLINE)
+        self.client.call(&request, scaled(DEADLINE))
     }
 
     /// Makes a call that must be refused, and gives what is said about it.
@@ -108,13 +108,13 @@ impl<'host> Kubelet<'host> {
         what: &str,
         mut ask: impl FnMut() -> TestResult<Option<T>>,
     ) -> TestResult<T> {
-        let end = Instant::now() + DEADLINE;
+        let patience = Patience::new(DEADLINE);
         loop {
             let asked = Instant::now();
             if let Some(found) = ask()? {
                 return Ok(found);
             }
-            if Instant::now() > end {
+            if patience.is_over() {
                 return Err(failure(format!("not within {DEADLINE:?}: {what}")));
             }
             std::thread::sleep(POLL.max(asked.elapsed() * SHARE));
@@ -157,7 +157,7 @@ impl<'host> Kubelet<'host> {
     pub fn pod_of(&self, handler: &'static str, stem: &str, config: &str) -> TestResult<Pod<'_>> {
         let mut pod = self.planned(handler, stem, config)?;
         // Twenty at once may be a lot for one emulated CPU.
-        let answer = self.client.call(&pod.request(), 2 * DEADLINE)?;
+        let answer = self.client.call(&pod.request(), scaled(2 * DEADLINE))?;
         pod.id = answer.pod_sandbox_id;
         Ok(pod)
     }

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{TestResult, failure};
+use crate::{Patience, TestResult, failure};
 
 /// Emulation is slow and cases run side by side; a hang is what this is to find.
 pub const DEADLINE: Duration = Duration::from_secs(300);
@@ -77,7 +77,7 @@ impl Call {
         }
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
-        let status = wait(&mut child, started + self.deadline)?;
+        let status = wait(&mut child, &Patience::new(self.deadline))?;
         let grace = Duration::from_secs(5);
         let (stdout, stderr) = (stdout.finish(grace), stderr.finish(grace));
         let took = started.elapsed();
@@ -159,8 +159,8 @@ fn tail(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2000)..]).into_owned()
 }
 
-/// Waits for a child until a moment, kills it then. `None`: it had to be killed.
-pub fn wait(child: &mut Child, until: Instant) -> TestResult<Option<i32>> {
+/// Waits for a child for so long, kills it then. `None`: it had to be killed.
+pub fn wait(child: &mut Child, patience: &Patience) -> TestResult<Option<i32>> {
     use std::os::unix::process::ExitStatusExt;
     loop {
         if let Some(status) = child.try_wait()? {
@@ -169,7 +169,7 @@ pub fn wait(child: &mut Child, until: Instant) -> TestResult<Option<i32>> {
                 .or_else(|| status.signal().map(|signal| 128 + signal));
             return Ok(code);
         }
-        if Instant::now() >= until {
+        if patience.is_over() {
             child.kill()?;
             child.wait()?;
             return Ok(None);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{TestResult, failure};
+use crate::{Patience, TestResult, failure};
 
 /// One event.
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ impl Events {
         deadline: Duration,
         fits: impl Fn(&Event) -> bool,
     ) -> TestResult<Event> {
-        let end = Instant::now() + deadline;
+        let patience = Patience::new(deadline);
         let mut events = self
             .seen
             .events
@@ -113,7 +113,7 @@ impl Events {
             if let Some(event) = events.iter().find(|event| fits(event)) {
                 return Ok(event.clone());
             }
-            let left = end.saturating_duration_since(Instant::now());
+            let left = patience.left();
             if left.is_zero() {
                 let topics: Vec<_> = events
                     .iter()

@@ -5,12 +5,12 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::{TestResult, failure};
+use crate::{Patience, TestResult, failure};
 
 /// A FIFO in a folder of the test's.
 pub struct Fifo(PathBuf);
@@ -74,9 +74,9 @@ pub struct Reader {
 impl Reader {
     /// Reads until this holds, or until the end. Whether it holds.
     fn until(&mut self, deadline: Duration, holds: impl Fn(&[u8]) -> bool) -> TestResult<bool> {
-        let end = Instant::now() + deadline;
+        let patience = Patience::new(deadline);
         while !holds(&self.seen) {
-            let left = end.saturating_duration_since(Instant::now());
+            let left = patience.left();
             if left.is_zero() {
                 let text = String::from_utf8_lossy(&self.seen);
                 let tail: String = text.chars().rev().take(200).collect();

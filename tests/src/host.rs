@@ -14,7 +14,7 @@ use std::sync::{
     Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -24,7 +24,7 @@ use crate::ctr_container::CtrContainer;
 use crate::events::Events;
 use crate::footprint::Footprint;
 use crate::process::until;
-use crate::{IMAGE, TestResult, failure, runtime};
+use crate::{IMAGE, Patience, TestResult, failure, runtime};
 
 /// containerd's namespace of the tests.
 pub const NAMESPACE: &str = "tests";
@@ -222,7 +222,7 @@ impl Host {
         let events = Events::listen(self.daemon.ctr())?;
         // ctr says nothing when it has subscribed; an event of our own shows it.
         let marker = self.name("marker");
-        let end = Instant::now() + Duration::from_secs(30);
+        let patience = Patience::new(Duration::from_secs(30));
         loop {
             self.ctr(["namespaces", "create", &marker]).output()?;
             let heard = events.wait(
@@ -231,7 +231,7 @@ impl Host {
                 |event| event.fields["name"].as_str() == Some(&marker),
             );
             self.ctr(["namespaces", "remove", &marker]).output()?;
-            if heard.is_ok() || Instant::now() > end {
+            if heard.is_ok() || patience.is_over() {
                 return heard.map(|_| events);
             }
         }

@@ -37,6 +37,7 @@ pub use ctr::{Call, Output};
 pub use ctr_container::CtrContainer;
 pub use ctr_pod::CtrPod;
 pub use host::{Host, Version};
+pub use kata_like_limits::{Patience, scaled};
 pub use parts::Parts;
 pub use volume::Directory;
 

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{TestResult, failure};
+use crate::{Patience, TestResult, failure};
 
 /// A process that is not a kernel thread and not a zombie.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,9 +122,9 @@ impl Process {
 
 /// Waits until something holds.
 pub fn until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) -> TestResult {
-    let end = Instant::now() + deadline;
+    let patience = Patience::new(deadline);
     while !holds() {
-        if Instant::now() > end {
+        if patience.is_over() {
             return Err(failure(format!("not within {deadline:?}: {what}")));
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{TestResult, failure};
+use crate::{Patience, TestResult, failure};
 
 /// A command on a terminal.
 pub struct OnTerminal {
@@ -115,16 +115,17 @@ impl OnTerminal {
     /// Waits until a text is on the screen: `deadline` is how long nothing at all may come, three times that the end.
     pub fn expect(&self, text: &str, deadline: Duration) -> TestResult {
         let begin = Instant::now();
-        let (mut length, mut changed) = (0, begin);
+        let (all, mut silence) = (Patience::new(deadline * 3), Patience::new(deadline));
+        let mut length = 0;
         loop {
             let screen = self.screen();
             if screen.contains(text) {
                 break;
             }
             if screen.len() != length {
-                (length, changed) = (screen.len(), Instant::now());
+                (length, silence) = (screen.len(), Patience::new(deadline));
             }
-            if changed.elapsed() > deadline || begin.elapsed() > deadline * 3 {
+            if silence.is_over() || all.is_over() {
                 return Err(failure(format!(
                     "{text:?} not on the terminal after {:?}: {screen:?}",
                     begin.elapsed()
@@ -137,7 +138,7 @@ impl OnTerminal {
 
     /// Waits for the command's end and gives its exit code.
     pub fn finish(mut self, deadline: Duration) -> TestResult<i32> {
-        crate::ctr::wait(&mut self.child, Instant::now() + deadline)?
+        crate::ctr::wait(&mut self.child, &Patience::new(deadline))?
             .ok_or_else(|| failure(format!("still running; screen: {:?}", self.screen())))
     }
 }

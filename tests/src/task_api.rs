@@ -13,7 +13,7 @@ use containerd_shim_protos::ttrpc;
 use serde_json::Value;
 
 use crate::host::NAMESPACE;
-use crate::{TestResult, failure};
+use crate::{TestResult, failure, scaled};
 
 /// The two versions of the task API; messages and methods are the same.
 pub const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
@@ -78,7 +78,7 @@ impl TaskApi {
         let mut wire = ttrpc::Request::new();
         wire.service = self.service.into();
         wire.method = method.into();
-        wire.timeout_nano = i64::try_from(deadline.as_nanos())?;
+        wire.timeout_nano = i64::try_from(scaled(deadline).as_nanos())?;
         // As containerd does, and runc's shim asks for it.
         let namespace = HashMap::from([(NAMESPACE_KEY.into(), vec![NAMESPACE.into()])]);
         wire.metadata = ttrpc::context::to_pb(namespace);

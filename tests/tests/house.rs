@@ -71,9 +71,10 @@ const CRATES: [(&str, &[&str]); 18] = [
             "kata-like-linux",
         ],
     ),
-    ("tools/test-host", &[]),
-    ("tests", &["kata-like-cri-client"]),
+    ("tools/test-host", &["kata-like-limits"]),
+    ("tests", &["kata-like-cri-client", "kata-like-limits"]),
     ("tests/cri", &[]),
+    ("tests/limits", &[]),
     ("tests/probe", &[]),
 ];
 

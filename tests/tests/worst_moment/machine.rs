@@ -17,7 +17,7 @@ use kata_like_tests::host::NAMESPACE;
 use kata_like_tests::process::Process;
 use kata_like_tests::task::{Streams, Task};
 use kata_like_tests::task_api::{SERVICES, TaskApi, done};
-use kata_like_tests::{Call, Host, TestResult, failure};
+use kata_like_tests::{Call, Host, Patience, TestResult, failure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -29,9 +29,9 @@ pub const DATA: &str = "/data";
 
 /// Waits until something holds, and leaves the CPU to whoever is to bring that about.
 pub fn until(what: &str, mut holds: impl FnMut() -> TestResult<bool>) -> TestResult {
-    let end = Instant::now() + PATIENCE;
+    let patience = Patience::new(PATIENCE);
     while !holds()? {
-        if Instant::now() > end {
+        if patience.is_over() {
             return Err(failure(format!("not within {PATIENCE:?}: {what}")));
         }
         std::thread::sleep(Duration::from_millis(50));

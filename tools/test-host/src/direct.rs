@@ -10,10 +10,11 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use kata_like_limits::Patience;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
 
@@ -81,12 +82,13 @@ fn boots(prepared: &Prepared) -> Result<(), String> {
             }
         });
     }
-    let end = Instant::now() + BOOT_DEADLINE;
+    let deadline = Patience::new(BOOT_DEADLINE);
     let mut last = String::from("nothing");
     let result = loop {
-        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match lines.recv_timeout(deadline.left()) {
             Ok(line) if line.contains("test-host: the kernel is up") => break Ok(()),
             Ok(line) => last = line,
+            Err(RecvTimeoutError::Timeout) if !deadline.is_over() => {}
             Err(_) => {
                 break Err(format!(
                     "a kernel does not boot under this machine's KVM; its last line: {last}"
@@ -124,14 +126,14 @@ pub fn run(args: &Args, prepared: &Prepared) -> Result<u8, HostError> {
     let mut child = command
         .spawn()
         .map_err(HostError::system("start the command's namespaces"))?;
-    let end = Instant::now() + args.deadline;
+    let deadline = Patience::new(args.deadline);
     let result = loop {
         match child
             .try_wait()
             .map_err(HostError::system("wait for the command"))?
         {
             Some(status) => break Ok(status.code().map_or(u8::MAX, |code| code as u8)),
-            None if Instant::now() > end => {
+            None if deadline.is_over() => {
                 break Err(HostError::Deadline {
                     deadline: args.deadline,
                 });

@@ -117,7 +117,8 @@ fn command(run: &Path, tools: &Path, stdout: File, stderr: File) -> Result<i32, 
     }
     command
         .env("TEST_HOST", "emulated")
-        .env("TEST_HOST_TOOLS", tools);
+        .env("TEST_HOST_TOOLS", tools)
+        .env(kata_like_limits::VARIABLE, scale()?.to_string());
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -149,6 +150,16 @@ fn command(run: &Path, tools: &Path, stdout: File, stderr: File) -> Result<i32, 
         let _ = finished.recv_timeout(DRAIN);
     }
     Ok(code)
+}
+
+/// The scale of time limits here: the machine's own, or what the boot says if that is more.
+fn scale() -> Result<f64, HostError> {
+    let uptime =
+        fs::read_to_string("/proc/uptime").map_err(HostError::file("read", "/proc/uptime"))?;
+    let seconds = uptime.split(' ').next().and_then(|text| text.parse().ok());
+    let boot = Duration::from_secs_f64(seconds.unwrap_or_default());
+    kata_like_limits::slower(boot.div_duration_f64(kata_like_limits::BOOT));
+    Ok(kata_like_limits::scale())
 }
 
 /// Reaps children: all that have ended, or with `until` one after the other until that one ends.

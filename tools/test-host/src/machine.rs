@@ -20,6 +20,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kata_like_limits::Patience;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::Args;
@@ -129,20 +130,16 @@ fn follow(
     started: Instant,
     qemu: &mut Qemu,
 ) -> Result<u8, HostError> {
-    let end = started + args.deadline;
-    let boot_end = started + BOOT_DEADLINE.min(args.deadline);
-    let mut up = false;
-    let mut heard = started;
+    let all = Patience::new(args.deadline);
+    let boot = Patience::new(BOOT_DEADLINE);
+    // Since the last sign of life, once the host is up.
+    let mut silence = None;
     loop {
-        let until = if up {
-            end.min(heard + SILENCE)
-        } else {
-            boot_end
-        };
-        match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(Event::Alive) => heard = Instant::now(),
+        let left = silence.unwrap_or(boot).left().min(all.left());
+        match events.recv_timeout(left) {
+            Ok(Event::Alive) => silence = Some(Patience::new(SILENCE)),
             Ok(Event::Up) => {
-                (up, heard) = (true, Instant::now());
+                silence = Some(Patience::new(SILENCE));
                 eprintln!(
                     "test-host: up after {:.1} s",
                     started.elapsed().as_secs_f32()
@@ -166,23 +163,27 @@ fn follow(
                     console: String::new(),
                 });
             }
-            Err(mpsc::RecvTimeoutError::Timeout) if up && Instant::now() < end => {
-                return Err(HostError::Died {
-                    status: format!("it has said nothing for {SILENCE:?}"),
-                    console: String::new(),
-                });
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) if up => {
+            Err(mpsc::RecvTimeoutError::Timeout) if all.is_over() => {
                 return Err(HostError::Deadline {
                     deadline: args.deadline,
                 });
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                return Err(HostError::NotUp {
-                    deadline: BOOT_DEADLINE,
-                    console: tail(run),
-                });
-            }
+            Err(mpsc::RecvTimeoutError::Timeout) => match silence {
+                Some(silence) if silence.is_over() => {
+                    return Err(HostError::Died {
+                        status: format!("it has said nothing for {SILENCE:?}"),
+                        console: String::new(),
+                    });
+                }
+                None if boot.is_over() => {
+                    return Err(HostError::NotUp {
+                        deadline: BOOT_DEADLINE,
+                        console: tail(run),
+                    });
+                }
+                // The machine has turned out to be slower than was known.
+                _ => {}
+            },
         }
     }
 }
