@@ -16,13 +16,18 @@ export CARGO_TARGET_DIR
 # which a program that ends with its first panic can do without.
 agent_flags := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C force-unwind-tables=no
 guest_target := x86_64-unknown-linux-gnu
-directory := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
-programs := $(CARGO_TARGET_DIR)/$(directory)
-agent := $(CARGO_TARGET_DIR)/guest/$(guest_target)/guest/kata-like-agent
-guest := $(CARGO_TARGET_DIR)/guest-files
-installed := $(CARGO_TARGET_DIR)/installed
+# What is shipped has a profile of its own in the guest; any other profile holds for the agent, too.
+guest_profile = $(if $(filter release,$(PROFILE)),guest,$(PROFILE))
+directory = $(if $(filter dev,$(1)),debug,$(1))
+programs = $(CARGO_TARGET_DIR)/$(call directory,$(PROFILE))
+agent = $(CARGO_TARGET_DIR)/guest/$(guest_target)/$(call directory,$(guest_profile))/kata-like-agent
+# Another profile than what is shipped has folders of its own: what one builds never ends up in the other.
+suffix = $(if $(filter release,$(PROFILE)),,-$(PROFILE))
+guest = $(CARGO_TARGET_DIR)/guest-files$(suffix)
+installed = $(CARGO_TARGET_DIR)/installed$(suffix)
+run_tests := $(CARGO) run --quiet --locked -p kata-like-tests --bin run-tests --
 
-.PHONY: help setup run test build agent probe kernel image stage install uninstall clean
+.PHONY: help setup run test check shell logs build agent probe kernel image stage install uninstall clean
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -31,13 +36,23 @@ help: ## shows this list
 setup:
 	@tools/setup
 
-run: stage ## runs one container through a real containerd, in a test host, and shows its kernel
-	$(CARGO) run --quiet --locked -p test-host -- tools/hello $(installed)
+# Its profile is quick to compile. Make hands PROFILE on to what `tools/run` calls.
+run: export PROFILE := quick
+run: ## runs one container through a real containerd, in a test host, and shows its kernel
+	@tools/run $(installed) $(programs)
 
-# START lets the runner count the set-up into its times. It builds and installs through this file.
-test: export START := $(shell date +%s)
-test: setup ## runs all tests: style, unit tests, and real containers in a test host
-	$(CARGO) run --quiet --locked -p kata-like-tests --bin run-tests
+check: setup ## what one runs before each commit: formatting, lints, unit tests, the rules of the house
+	@$(run_tests) --check
+
+# It builds and installs through this file.
+test: setup ## runs all tests in test hosts, after check; with TEST=BINARY::TEST only that one, in a minute
+	@$(run_tests) $(if $(TEST),--only '$(TEST)')
+
+shell: setup ## a test host with containerd up and a shell in it; with TEST=BINARY only that test binary is built
+	@$(run_tests) --shell $(TEST)
+
+logs: ## shows what the last failure of a test left
+	@$(run_tests) --logs
 
 build: setup ## builds the programs of the host, and the agent of the guest
 	$(CARGO) build --profile $(PROFILE) --locked -p containerd-shim-kata-like-v2 -p kata-like-vmm \
@@ -48,12 +63,12 @@ build: setup ## builds the programs of the host, and the agent of the guest
 agent: setup
 	RUSTFLAGS='$(agent_flags)' LIBSECCOMP_LINK_TYPE=static \
 		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
-		$(CARGO) build --profile guest --locked -p kata-like-agent --target $(guest_target)
+		$(CARGO) build --profile $(guest_profile) --locked -p kata-like-agent --target $(guest_target)
 
 # What the tests run in containers, whose roots hold nothing else: static as the agent is, in the same directory.
 probe:
 	RUSTFLAGS='$(agent_flags)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
-		$(CARGO) build --profile guest --locked -p kata-like-probe --target $(guest_target)
+		$(CARGO) build --profile $(guest_profile) --locked -p kata-like-probe --target $(guest_target)
 
 kernel: setup ## builds the guest's kernel, or takes it from the cache
 	@mkdir -p $(guest)

@@ -111,7 +111,10 @@ pub fn run(args: &Args, prepared: &Prepared) -> Result<u8, HostError> {
         .args(&args.command)
         .env("TEST_HOST", "direct")
         .env("TEST_HOST_TOOLS", &prepared.root)
-        .stdin(Stdio::null());
+        .stdin(match args.interactive {
+            true => Stdio::inherit(),
+            false => Stdio::null(),
+        });
     let procs = group.join("cgroup.procs");
     // SAFETY: only system calls, and a file write whose path was made before the fork.
     unsafe {

@@ -2,7 +2,7 @@
 //!
 //! The first root's init starts this on this machine's root file system. `machine` has put the
 //! request into the run directory, which is visible here as it is there: `argv`, `env`, `shares`
-//! (NUL after each entry), `cwd` and `tools`. Standard streams are virtio serial ports, copied by
+//! (NUL after each entry), `cwd`, `tools`, and `interactive` if the command gets an input. Standard streams are virtio serial ports, copied by
 //! threads so that the command has ordinary pipes.
 //!
 //! Said on the port `control`, a line each: `up`, `alive` every [`SIGN_OF_LIFE`], `failed WHY`, `exit CODE`.
@@ -57,6 +57,8 @@ fn host(run: &Path, control: &mut Option<File>) -> Result<i32, HostError> {
     setup::mount_kernel_file_systems()?;
     *control = Some(port("control")?);
     let (stdout, stderr) = (port("stdout")?, port("stderr")?);
+    let interactive = run.join("interactive").exists();
+    let input = interactive.then(|| port("stdin")).transpose()?;
 
     let tools = PathBuf::from(OsString::from_vec(read(&run.join("tools"))?));
     setup::load_modules(&tools)?;
@@ -93,10 +95,17 @@ fn host(run: &Path, control: &mut Option<File>) -> Result<i32, HostError> {
             }
         });
     }
-    command(run, &tools, stdout, stderr)
+    command(run, &tools, input, stdout, stderr)
 }
 
-fn command(run: &Path, tools: &Path, stdout: File, stderr: File) -> Result<i32, HostError> {
+/// Runs the command, whose standard streams are these ports.
+fn command(
+    run: &Path,
+    tools: &Path,
+    input: Option<File>,
+    stdout: File,
+    stderr: File,
+) -> Result<i32, HostError> {
     let argv = list(&run.join("argv"))?;
     let (program, arguments) = argv
         .split_first()
@@ -106,7 +115,10 @@ fn command(run: &Path, tools: &Path, stdout: File, stderr: File) -> Result<i32, 
         .args(arguments)
         .env_clear()
         .current_dir(OsString::from_vec(read(&run.join("cwd"))?))
-        .stdin(Stdio::null())
+        .stdin(match input {
+            Some(_) => Stdio::piped(),
+            None => Stdio::null(),
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     for entry in list(&run.join("env"))? {
@@ -127,6 +139,9 @@ fn command(run: &Path, tools: &Path, stdout: File, stderr: File) -> Result<i32, 
             return Ok(127);
         }
     };
+    if let (Some(mut from), Some(mut to)) = (input, child.stdin.take()) {
+        std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+    }
     let (done, finished) = mpsc::channel();
     let streams: [(Option<Box<dyn Read + Send>>, File); 2] = [
         (child.stdout.take().map(|pipe| Box::new(pipe) as _), stdout),
@@ -195,7 +210,8 @@ fn port(name: &str) -> Result<File, HostError> {
         if found.trim() == name {
             let path = Path::new("/dev").join(entry.file_name());
             return OpenOptions::new()
-                .write(true)
+                .read(name == "stdin")
+                .write(name != "stdin")
                 .open(&path)
                 .map_err(HostError::file("open", path));
         }

@@ -28,6 +28,7 @@ use crate::counter;
 use crate::emulator;
 use crate::error::HostError;
 use crate::prepare::Prepared;
+use crate::terminal;
 
 /// The host is up in 4 to 8 s on an idle machine; builds may run beside it.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
@@ -101,8 +102,17 @@ fn boot(args: &Args, prepared: &Prepared, run: &Path, started: Instant) -> Resul
     listen(run, "stderr", &sender, |stream, events| {
         pass_on(stream, io::stderr(), events)
     })?;
+    let mut terminal = None;
+    if args.interactive {
+        // The reader is never waited for: it may sit in a read for good.
+        listen(run, "stdin", &sender, |mut stream, _events| {
+            let _ = io::copy(&mut io::stdin(), &mut stream);
+        })?;
+        terminal = terminal::Raw::enter()?;
+    }
     let mut qemu = start(args, prepared, run)?;
     let result = follow(args, &events, run, started, &mut qemu);
+    drop(terminal);
     // QEMU's end closes the streams; what they still hold is passed on first. The console's last
     // lines are also there only now.
     drop(qemu);
@@ -209,8 +219,16 @@ fn request(args: &Args, prepared: &Prepared, run: &Path) -> Result<(), HostError
         name.push(value);
         name
     });
+    let argv = match args.interactive {
+        true => terminal::wrapped(&args.command),
+        false => args.command.clone(),
+    };
+    if args.interactive {
+        let path = run.join("interactive");
+        fs::write(&path, "").map_err(HostError::file("write", path))?;
+    }
     let files: [(&str, Vec<u8>); 5] = [
-        ("argv", terminated(args.command.iter().cloned())),
+        ("argv", terminated(argv.into_iter())),
         ("env", terminated(env)),
         ("shares", terminated(shares.into_iter())),
         ("cwd", directory.as_os_str().as_bytes().to_vec()),
@@ -310,7 +328,11 @@ fn start(args: &Args, prepared: &Prepared, run: &Path) -> Result<Qemu, HostError
         .arg(format!("file,id=console,path={}", console.display()))
         .args(["-serial", "chardev:console", "-device", "virtio-rng-pci"])
         .args(["-device", "virtio-serial-pci"]);
-    for name in ["control", "stdout", "stderr"] {
+    let interactive = args.interactive.then_some("stdin");
+    for name in ["control", "stdout", "stderr"]
+        .into_iter()
+        .chain(interactive)
+    {
         command
             .arg("-chardev")
             .arg(format!(

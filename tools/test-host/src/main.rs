@@ -20,6 +20,7 @@ mod machine;
 mod packages;
 mod prepare;
 mod setup;
+mod terminal;
 mod userland;
 
 use std::ffi::OsString;
@@ -60,6 +61,9 @@ pub struct Args {
     /// The host's kernel has SELinux, with no policy loaded, in the place of AppArmor; this is always an emulated host.
     #[arg(long)]
     selinux: bool,
+    /// The command gets the standard input, and a terminal if that is one.
+    #[arg(long)]
+    interactive: bool,
     /// Only fetch and unpack what the host needs, and print where it is.
     #[arg(long)]
     prepare: bool,

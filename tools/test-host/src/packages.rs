@@ -71,6 +71,7 @@ pub struct Beside {
 impl Beside {
     /// Fetches the lists of `suites` into `directory`.
     pub fn update(directory: &Path, suites: &[&str]) -> Result<Self, HostError> {
+        eprintln!("test-host: fetching the lists of {}", suites.join(", "));
         output("update apt's lists", Command::new("apt-get").arg("update"))?;
         let mirror = own_mirror()?;
         for part in ["lists/partial", "cache/archives/partial", "parts", "debs"] {
@@ -137,6 +138,10 @@ impl Beside {
     /// Downloads packages of the machine's own suite and all that they depend on, as if nothing were
     /// installed, and unpacks them to `target`.
     pub fn unpack_all(&self, packages: &[&str], target: &Path) -> Result<(), HostError> {
+        eprintln!(
+            "test-host: fetching {} and what they need",
+            packages.join(", ")
+        );
         let debs = self.empty_directory()?;
         let mut archives = std::ffi::OsString::from("Dir::Cache::archives=");
         archives.push(&debs);
@@ -152,6 +157,7 @@ impl Beside {
     }
 
     fn fetch(&self, mut apt: Command, package: &str, target: &Path) -> Result<(), HostError> {
+        eprintln!("test-host: fetching {package}");
         let debs = self.empty_directory()?;
         output(
             &format!("download {package}"),

@@ -1,6 +1,7 @@
 //! What is done before a test host is booted: style, unit tests, builds.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -8,7 +9,11 @@ use std::time::Duration;
 use kata_like_tests::process::Process;
 use kata_like_tests::{TestResult, failure};
 
+use crate::Folders;
 use crate::count::{Count, counted, lines, must};
+use crate::hosts::Wanted;
+use crate::libtest::{self, Filter};
+use crate::plan;
 
 /// Formatting, lints and all tests that need no host. A fault of style fails the run, and does not keep the
 /// tests from being run.
@@ -57,35 +62,72 @@ pub fn style_and_units(repository: &Path, count: &mut Count) -> TestResult {
         "server",
     ];
     for tests in [&units[..], &server[..]] {
-        if counted(cargo(repository, tests), count, None)? != 0 && count.failed == 0 {
-            return Err(failure("the unit tests don't build, or died"));
-        }
+        count.add(unnamed(cargo(repository, tests), "the unit tests")?);
     }
     Ok(())
 }
 
+/// The tests of the tests' own crate that need no host: the house, the harness and this runner.
+pub fn house(repository: &Path, count: &mut Count) -> TestResult {
+    println!("== the house");
+    let house = [
+        "test",
+        "--quiet",
+        "-p",
+        "kata-like-tests",
+        "--locked",
+        "--lib",
+        "--bin",
+        "run-tests",
+        "--test",
+        "house",
+        "--no-fail-fast",
+    ];
+    count.add(unnamed(cargo(repository, &house), "the house")?);
+    Ok(())
+}
+
+/// Runs tests that have no list of names to be held against.
+fn unnamed(command: Command, what: &str) -> TestResult<Count> {
+    let counted = counted(command, None)?;
+    let count = Count {
+        passed: counted.progress.passed(),
+        failed: counted.progress.failed(),
+        ..Count::default()
+    };
+    if counted.code != 0 && count.failed == 0 {
+        return Err(failure(format!("{what}: they don't build, or died")));
+    }
+    Ok(count)
+}
+
 /// Builds the test host.
 pub fn host(repository: &Path) -> TestResult {
-    must(
-        "build the test host",
-        cargo(repository, &["build", "--quiet", "-p", "test-host"]),
-    )
+    let build = ["build", "--quiet", "--locked", "-p", "test-host"];
+    must("build the test host", cargo(repository, &build))
+}
+
+/// Which integration tests are built.
+pub enum Which<'a> {
+    All,
+    One(&'a str),
 }
 
 /// Builds the integration tests; gives the path of each test binary by its name.
-pub fn tests(repository: &Path) -> TestResult<BTreeMap<String, PathBuf>> {
-    println!("== build the integration tests");
-    let arguments = [
-        "test",
-        "--locked",
-        "-p",
-        "kata-like-tests",
-        "-p",
-        "kata-like-vmm",
-        "--tests",
-        "--no-run",
-        "--message-format=json",
-    ];
+pub fn tests(repository: &Path, which: &Which) -> TestResult<BTreeMap<String, PathBuf>> {
+    let mut arguments = vec!["test", "--locked", "--no-run", "--message-format=json"];
+    match which {
+        Which::All => arguments.extend(["-p", "kata-like-tests", "-p", "kata-like-vmm", "--tests"]),
+        Which::One(name) => {
+            let of_the_vmm = plan::OF_THE_VMM.contains(name);
+            let package = if of_the_vmm {
+                "kata-like-vmm"
+            } else {
+                "kata-like-tests"
+            };
+            arguments.extend(["-p", package, "--test", name]);
+        }
+    }
     let output = cargo(repository, &arguments)
         .stderr(Stdio::inherit())
         .output()?;
@@ -107,19 +149,40 @@ pub fn tests(repository: &Path) -> TestResult<BTreeMap<String, PathBuf>> {
     Ok(found)
 }
 
-/// One of them.
-pub fn binary<'a>(binaries: &'a BTreeMap<String, PathBuf>, name: &str) -> TestResult<&'a Path> {
-    binaries
-        .get(name)
-        .map(PathBuf::as_path)
-        .ok_or_else(|| failure(format!("no test binary {name}")))
+/// Those of these test binaries that are to be run, each with the names of its tests.
+pub fn wanted(
+    binaries: &BTreeMap<String, PathBuf>,
+    names: &[&str],
+    filter: &Filter,
+) -> TestResult<Vec<Wanted>> {
+    let one = |name: &&str| {
+        let path = binaries
+            .get(*name)
+            .ok_or_else(|| failure(format!("no test binary {name}")))?;
+        Ok(Wanted {
+            name: (*name).to_owned(),
+            path: path.clone(),
+            tests: libtest::list(path, filter)?,
+        })
+    };
+    names.iter().map(one).collect()
 }
 
-/// `make TARGET` of the repository.
-pub fn make(repository: &Path, target: &str) -> Command {
+/// Copies the probe to where the hosts find it.
+pub fn take_probe(folders: &Folders, profile: &str) -> TestResult {
+    let built = format!("guest/x86_64-unknown-linux-gnu/{profile}/kata-like-probe");
+    let built = folders.target.join(built);
+    fs::copy(&built, folders.work.join("probe"))
+        .map_err(|error| failure(format!("copy {}: {error}", built.display())))?;
+    Ok(())
+}
+
+/// `make` of the repository: a target, and variables for it.
+pub fn make(repository: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("make");
     command
-        .args(["--no-print-directory", target])
+        .arg("--no-print-directory")
+        .args(arguments)
         .current_dir(repository);
     command
 }

@@ -2,19 +2,25 @@
 //!
 //! An emulated host has one CPU that can be relied on (`docs/limitations.md`), so a machine with two works
 //! with two hosts. Which binary is whose is decided by files in a folder that all hosts share: who makes
-//! `claims/NAME` runs it. What a host prints is passed on by whole binaries, lest two mix.
+//! `claims/NAME` runs it. What a host prints is passed on by whole binaries, lest two mix (`reader`).
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use kata_like_limits::Patience;
 use kata_like_tests::host::spawn_bound;
 use kata_like_tests::{TestResult, failure};
 
-use crate::count::lines;
+use crate::count::{Count, lines};
+use crate::libtest::Progress;
+use crate::logs;
+use crate::plan::{SELINUX, TOTAL};
+use crate::reader::Reader;
 
 /// The test host's exit code for a failure of its own.
 const HOST_FAILED: i32 = 70;
@@ -28,22 +34,28 @@ const MEMORY: u64 = 9 << 20;
 /// No more hosts than this: the tests are too few.
 const MOST: u64 = 2;
 
-/// Those that want a host whose kernel has SELinux: one more, once the first has nothing left to do.
-const SELINUX: [&str; 1] = ["selinux"];
+/// A test binary that is to be run.
+pub struct Wanted {
+    pub name: String,
+    pub path: PathBuf,
+    /// The names of its tests that are to be run.
+    pub tests: Vec<String>,
+}
 
 /// One test binary that has been run.
 pub struct Run {
     pub name: String,
     pub begun: Instant,
     pub ended: Instant,
-    pub passed: u64,
-    pub failed: u64,
+    pub count: Count,
 }
 
 /// What came of all of them.
 #[derive(Default)]
 pub struct Outcome {
     pub runs: Vec<Run>,
+    /// What was heard of binaries before their host was lost.
+    pub cut_off: BTreeMap<String, Progress>,
     /// A line for each host that died.
     pub lost: Vec<String>,
     /// A line for each time that tests were run a second time.
@@ -52,77 +64,158 @@ pub struct Outcome {
     pub figures: String,
 }
 
-/// Runs the test binaries, given by name and path, and gives what was run: all, unless hosts died too often.
-///
-/// `work` is written to by the hosts, `runner` is this program's copy in it.
-pub fn run(
-    host: &Path,
-    runner: &Path,
-    work: &Path,
-    installed: &Path,
-    binaries: &[(&str, &Path)],
-) -> TestResult<Outcome> {
-    let claims = work.join("claims");
-    fs::create_dir_all(&claims)?;
-    let outcome = Mutex::new(Outcome::default());
-    let number = how_many()?.min(binaries.len() as u64);
-    let last = number + 1;
-    println!("== {number} test host(s) side by side");
-    let (selinux, ordinary): (Vec<_>, Vec<_>) = binaries
-        .iter()
-        .partition(|(name, _)| SELINUX.contains(name));
-    let boot = |number: u64, options: &[&str], binaries: &[(&str, &Path)]| {
-        let mut command = Command::new(host);
+impl Outcome {
+    /// All tests that were wanted: passed, failed, or not run and named as `BINARY::TEST`.
+    pub fn count(&self, wanted: &[Wanted]) -> Count {
+        let mut count = Count::default();
+        for binary in wanted {
+            let of_this = match self.runs.iter().find(|run| run.name == binary.name) {
+                Some(run) => run.count.clone(),
+                None => {
+                    let heard = self.cut_off.get(&binary.name).cloned().unwrap_or_default();
+                    Count {
+                        passed: heard.passed(),
+                        failed: heard.failed(),
+                        not_run: heard.not_run(&binary.tests),
+                    }
+                }
+            };
+            let not_run = of_this.not_run.iter();
+            let not_run = not_run.map(|test| format!("{}::{test}", binary.name));
+            count.add(Count {
+                not_run: not_run.collect(),
+                ..of_this
+            });
+        }
+        count
+    }
+}
+
+/// What all hosts have in common.
+pub struct Hosts<'a> {
+    /// The program `test-host`.
+    pub program: &'a Path,
+    /// A copy of this program that no build replaces.
+    pub runner: &'a Path,
+    /// Where the hosts write.
+    pub work: &'a Path,
+    pub installed: &'a Path,
+    /// Since when all of it goes on.
+    pub total: Patience,
+    pub begun: Instant,
+}
+
+/// The outcome, whatever a thread that held it came to.
+pub fn lock(outcome: &Mutex<Outcome>) -> MutexGuard<'_, Outcome> {
+    outcome.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hosts<'_> {
+    /// Runs the test binaries and gives what was run: all, unless hosts died too often or the time is over.
+    pub fn run(&self, wanted: &[Wanted]) -> TestResult<Outcome> {
+        for folder in ["claims", "lists"] {
+            fs::create_dir_all(self.work.join(folder))?;
+        }
+        for binary in wanted {
+            fs::write(
+                logs::list(self.work, &binary.name),
+                binary.tests.join("\n") + "\n",
+            )?;
+        }
+        let outcome = Mutex::new(Outcome::default());
+        let number = how_many()?.min(wanted.len() as u64);
+        let last = number + 1;
+        println!("== {number} test host(s) side by side");
+        let (selinux, ordinary): (Vec<_>, Vec<_>) = wanted
+            .iter()
+            .partition(|binary| SELINUX.contains(&&*binary.name));
+        thread::scope(|scope| {
+            let hosts: Vec<_> = (1..=number)
+                .map(|number| {
+                    let (outcome, ordinary, selinux) = (&outcome, &ordinary, &selinux);
+                    scope.spawn(move || {
+                        if !ordinary.is_empty() {
+                            self.keep_going(number, &[], ordinary, outcome)?;
+                        }
+                        if number == 1 && !selinux.is_empty() {
+                            self.keep_going(last, &["--selinux"], selinux, outcome)?;
+                        }
+                        TestResult::Ok(())
+                    })
+                })
+                .collect();
+            for host in hosts {
+                host.join()
+                    .map_err(|_| failure("a host's thread panicked"))??;
+            }
+            TestResult::Ok(())
+        })?;
+        let mut outcome = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for number in 1..=last {
+            let figures = self.work.join(format!("figures-{number}"));
+            outcome.figures += &fs::read_to_string(figures).unwrap_or_default();
+        }
+        Ok(outcome)
+    }
+
+    /// The command that boots a host and runs what is left of these binaries there.
+    fn boot(&self, number: u64, options: &[&str], binaries: &[&Wanted]) -> Command {
+        // The host scales its deadline itself.
+        let left = TOTAL.saturating_sub(self.begun.elapsed()).as_secs().max(1);
+        let mut command = Command::new(self.program);
         command
             .args(options)
+            .args(["--deadline", &left.to_string()])
             .arg("--share")
-            .arg(work)
+            .arg(self.work)
             .arg("--console")
-            .arg(work.join(format!("console-{number}")))
+            .arg(self.work.join(format!("console-{number}")))
             .arg("--")
-            .arg(runner)
+            .arg(self.runner)
             .arg("inside")
-            .arg(work)
+            .arg(self.work)
             .arg(number.to_string())
-            .arg(installed)
+            .arg(self.installed)
             .args(
                 binaries
                     .iter()
-                    .map(|(name, path)| format!("{name}={}", path.display())),
+                    .map(|binary| format!("{}={}", binary.name, binary.path.display())),
             );
         command
-    };
-    thread::scope(|scope| {
-        let hosts: Vec<_> = (1..=number)
-            .map(|number| {
-                let (claims, outcome, boot) = (&claims, &outcome, &boot);
-                let (ordinary, selinux) = (&ordinary, &selinux);
-                scope.spawn(move || {
-                    if !ordinary.is_empty() {
-                        keep_going(number, || boot(number, &[], ordinary), claims, outcome)?;
-                    }
-                    if number == 1 && !selinux.is_empty() {
-                        let boot = || boot(last, &["--selinux"], selinux);
-                        keep_going(last, boot, claims, outcome)?;
-                    }
-                    TestResult::Ok(())
-                })
-            })
-            .collect();
-        for host in hosts {
-            host.join()
-                .map_err(|_| failure("a host's thread panicked"))??;
-        }
-        TestResult::Ok(())
-    })?;
-    let mut outcome = outcome
-        .into_inner()
-        .map_err(|_| failure("a host's thread panicked"))?;
-    for number in 1..=last {
-        outcome.figures +=
-            &fs::read_to_string(work.join(format!("figures-{number}"))).unwrap_or_default();
     }
-    Ok(outcome)
+
+    /// Boots one host, and again if its kernel dies, until nothing is left to do.
+    fn keep_going(
+        &self,
+        number: u64,
+        options: &[&str],
+        binaries: &[&Wanted],
+        outcome: &Mutex<Outcome>,
+    ) -> TestResult {
+        for lost in 1..=BOOTS {
+            if self.total.is_over() {
+                break;
+            }
+            let mut command = self.boot(number, options, binaries);
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            let mut child = spawn_bound(command)?;
+            let mut reader = Reader::new(number, self.work, outcome);
+            if let Some(stdout) = child.stdout.take() {
+                lines(stdout, |line| reader.take(line))?;
+            }
+            reader.host_is_gone();
+            let code = child.wait()?.code().unwrap_or(-1);
+            if code != HOST_FAILED {
+                return Ok(());
+            }
+            let mut outcome = lock(outcome);
+            outcome.lost.push(format!(
+                "test host {number} itself failed {lost} time(s); its log is above"
+            ));
+            release(number, &self.work.join("claims"), &outcome.runs)?;
+        }
+        Ok(())
+    }
 }
 
 /// One for each CPU, as far as memory goes.
@@ -135,37 +228,6 @@ fn how_many() -> TestResult<u64> {
         .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok())
         .ok_or_else(|| failure("no MemAvailable in /proc/meminfo"))?;
     Ok(cpus.min(available / MEMORY).clamp(1, MOST))
-}
-
-/// Boots one host, and again if its kernel dies, until nothing is left to do.
-fn keep_going(
-    number: u64,
-    boot: impl Fn() -> Command,
-    claims: &Path,
-    outcome: &Mutex<Outcome>,
-) -> TestResult {
-    for lost in 1..=BOOTS {
-        let mut command = boot();
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = spawn_bound(command)?;
-        let mut reader = Reader::new(number, outcome);
-        if let Some(stdout) = child.stdout.take() {
-            lines(stdout, |line| reader.take(line))?;
-        }
-        reader.flush();
-        let code = child.wait()?.code().unwrap_or(-1);
-        if code != HOST_FAILED {
-            return Ok(());
-        }
-        let mut outcome = outcome
-            .lock()
-            .map_err(|_| failure("a host's thread panicked"))?;
-        outcome.lost.push(format!(
-            "test host {number} itself failed {lost} time(s); its log is above"
-        ));
-        release(number, claims, &outcome.runs)?;
-    }
-    Ok(())
 }
 
 /// What a host has taken and not finished is free again.
@@ -181,68 +243,48 @@ fn release(number: u64, claims: &Path, runs: &[Run]) -> TestResult {
     Ok(())
 }
 
-/// Makes runs of what a host prints (`inside::run` says how each begins and ends).
-struct Reader<'a> {
-    number: u64,
-    outcome: &'a Mutex<Outcome>,
-    text: String,
-    running: Option<(String, Instant)>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl<'a> Reader<'a> {
-    fn new(number: u64, outcome: &'a Mutex<Outcome>) -> Self {
-        Self {
-            number,
-            outcome,
-            text: String::new(),
-            running: None,
+    fn wanted(name: &str, tests: &[&str]) -> Wanted {
+        Wanted {
+            name: name.into(),
+            path: name.into(),
+            tests: tests.iter().map(|test| (*test).to_owned()).collect(),
         }
     }
 
-    fn take(&mut self, line: &str) {
-        self.text.push_str(line);
-        self.text.push('\n');
-        let Some((name, what)) = line
-            .strip_prefix("== ")
-            .and_then(|rest| rest.split_once(": "))
-        else {
-            return;
-        };
-        if what == "begun" {
-            println!("host {}: {name}", self.number);
-            self.running = Some((name.to_owned(), Instant::now()));
-        } else if what.starts_with("a second time") {
-            self.with(|outcome| outcome.again.push(format!("{name}: {what}")));
-        } else if let Some((passed, failed)) = numbers(what)
-            && let Some((running, begun)) = self.running.take_if(|(running, _)| running == name)
-        {
-            self.with(|outcome| {
-                outcome.runs.push(Run {
-                    name: running,
-                    begun,
-                    ended: Instant::now(),
-                    passed,
-                    failed,
-                });
-            });
-            self.flush();
+    #[test]
+    fn what_no_host_finished_is_not_run_by_name() {
+        let wanted = [
+            wanted("whole", &["a", "b"]),
+            wanted("killed", &["a", "b"]),
+            wanted("cut_off", &["a", "b"]),
+            wanted("never", &["a"]),
+        ];
+        let outcome = Mutex::new(Outcome::default());
+        let work = tempfile::tempdir().unwrap();
+        let mut reader = Reader::new(1, work.path(), &outcome);
+        for line in [
+            "== whole: begun",
+            "test a ... ok",
+            "== whole: 2 passed, 0 failed, 0 not run",
+            "== killed: begun",
+            "test a ... ok",
+            "not run: killed::b",
+            "== killed: 1 passed, 0 failed, 1 not run",
+            "== cut_off: begun",
+            "test b ... ok",
+        ] {
+            reader.take(line);
         }
+        reader.host_is_gone();
+        let count = lock(&outcome).count(&wanted);
+        assert_eq!((count.passed, count.failed), (4, 0));
+        assert_eq!(count.not_run, ["killed::b", "cut_off::a", "never::a"]);
+        assert!(work.path().join("logs/killed/output").exists());
+        assert!(work.path().join("logs/cut_off/output").exists());
+        assert!(!work.path().join("logs/whole").exists());
     }
-
-    fn with(&self, change: impl FnOnce(&mut Outcome)) {
-        if let Ok(mut outcome) = self.outcome.lock() {
-            change(&mut outcome);
-        }
-    }
-
-    fn flush(&mut self) {
-        print!("{}", std::mem::take(&mut self.text));
-    }
-}
-
-/// Of `3 passed, 0 failed`.
-fn numbers(what: &str) -> Option<(u64, u64)> {
-    let (passed, failed) = what.split_once(" passed, ")?;
-    let failed = failed.strip_suffix(" failed")?;
-    Some((passed.parse().ok()?, failed.parse().ok()?))
 }

@@ -4,20 +4,16 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
+use kata_like_limits::{VARIABLE, emulated, measure, scale};
 use kata_like_tests::process::Process;
 use kata_like_tests::{TestResult, failure, figures, oracle};
 use rustix::process::Signal;
 
-use crate::count::{Count, counted, must, struck};
-use crate::minutes;
-
-/// Those that have a guest each and look at its host's figures: one test at a time.
-const ALONE: [&str; 2] = ["boot", "devices"];
-
-/// Part of the name that QEMU's emulator gives its CPUs.
-const EMULATED_CPU: &str = "QEMU TCG";
+use crate::count::{Count, Counted, counted, must};
+use crate::libtest::Filter;
+use crate::logs;
+use crate::plan;
 
 /// An emulated host's configuration of the product. Emulated CPUs that run side by side now and then trip
 /// over a kernel that patches its own text, in a guest as in the host: so a guest has one, but where a
@@ -27,32 +23,78 @@ const DROP_IN: (&str, &str) = ("/etc/kata-like/config.d/emulated.toml", "max_vcp
 /// Where the product is installed.
 const PREFIX: &str = "/run/installed";
 
+/// A test binary in a host that runs it.
+struct Binary<'a> {
+    work: &'a Path,
+    /// The host's number.
+    number: &'a str,
+    name: &'a str,
+    path: &'a str,
+}
+
 /// `WORK NUMBER INSTALLED NAME=BINARY…`: runs those of the binaries that no other host has taken. Each begins with
-/// a line `== NAME: begun` and ends with `== NAME: N passed, N failed`.
+/// a line `== NAME: begun` and ends with `== NAME: N passed, N failed, N not run`.
 pub fn run(arguments: &[String]) -> TestResult<bool> {
     let [work, number, installed, binaries @ ..] = arguments else {
         return Err(failure("no working folder, number or installed folder"));
     };
     let work = Path::new(work);
     install(Path::new(installed))?;
+    println!("this host's scale of time limits: {:.2}", scale());
+    let guests = logs::Guests::watch();
     let mut all_passed = true;
     for (name, path) in binaries.iter().filter_map(|entry| entry.split_once('=')) {
         if !claim(work, name, number)? {
             continue;
         }
         println!("== {name}: begun");
-        let count = run_one(work, number, name, path)?;
-        if count.failed > 0 {
+        let binary = Binary {
+            work,
+            number,
+            name,
+            path,
+        };
+        let count = binary.run()?;
+        if !count.all_passed() {
             all_passed = false;
-            keep_logs(work, name);
+            logs::keep(&logs::folder(work, name), &guests);
         }
         clear_up();
+        guests.forget();
+        for test in &count.not_run {
+            println!("not run: {name}::{test}");
+        }
         println!(
-            "== {name}: {} passed, {} failed",
-            count.passed, count.failed
+            "== {name}: {} passed, {} failed, {} not run",
+            count.passed,
+            count.failed,
+            count.not_run.len()
         );
     }
     Ok(all_passed)
+}
+
+/// `WORK INSTALLED NAME BINARY [TEST…]`: the same for one binary within `make shell`. What it leaves on the host stays
+/// there to be looked at.
+pub fn run_in_shell(arguments: &[String]) -> TestResult<bool> {
+    let [work, installed, name, path, tests @ ..] = arguments else {
+        return Err(failure("no working folder, installed folder or binary"));
+    };
+    install(Path::new(installed))?;
+    let guests = logs::Guests::watch();
+    let binary = Binary {
+        work: Path::new(work),
+        number: "shell",
+        name,
+        path,
+    };
+    let counted = binary.once(tests)?;
+    let count = binary.judged(&counted, tests);
+    if !count.all_passed() {
+        logs::keep(&logs::folder(binary.work, name), &guests);
+    }
+    println!("{}", count.verdict());
+    Ok(count.all_passed())
 }
 
 /// Whether this host is the one that runs it.
@@ -67,15 +109,41 @@ fn claim(work: &Path, name: &str, number: &str) -> TestResult<bool> {
     }
 }
 
-fn run_one(work: &Path, number: &str, name: &str, path: &str) -> TestResult<Count> {
-    let temporary = Path::new("/run/tests.temporary");
-    let threads = if ALONE.contains(&name) { "1" } else { "2" };
-    fs::create_dir_all(temporary)?;
-    let command = || {
-        let mut command = Command::new(path);
+impl Binary<'_> {
+    /// Runs it, and once more what failed if the output says that the emulator did.
+    fn run(&self) -> TestResult<Count> {
+        let list = fs::read_to_string(logs::list(self.work, self.name))?;
+        let listed: Vec<String> = list.lines().map(str::to_owned).collect();
+        let mut first = self.once(&listed)?;
+        let mut count = self.judged(&first, &listed);
+        let why = logs::containerd_struck().or(first.struck.take());
+        let failures = first.progress.failures;
+        if let (false, Some(why), true) = (failures.is_empty(), why, emulated()) {
+            println!(
+                "== {}: a second time, what failed under the emulator: {failures:?}: {why}",
+                self.name
+            );
+            let again = self.judged(&self.once(&failures)?, &failures);
+            count.failed = 0;
+            count.add(again);
+        }
+        Ok(count)
+    }
+
+    /// Runs these tests of it.
+    fn once(&self, tests: &[String]) -> TestResult<Counted> {
+        let temporary = Path::new("/run/tests.temporary");
+        let threads = match plan::ALONE.contains(&self.name) {
+            true => "1",
+            false => "2",
+        };
+        fs::create_dir_all(temporary)?;
+        let mut command = Command::new(self.path);
         command
             .args(["--test-threads", threads])
+            .args(Filter::Exactly(tests.to_vec()).arguments())
             .env("TMPDIR", temporary)
+            .env(VARIABLE, measure().to_string())
             .env("KATA_LIKE_PREFIX", PREFIX)
             .env(
                 "KATA_LIKE_KERNEL",
@@ -85,33 +153,27 @@ fn run_one(work: &Path, number: &str, name: &str, path: &str) -> TestResult<Coun
                 "KATA_LIKE_FSD",
                 format!("{PREFIX}/libexec/kata-like/kata-like-fsd"),
             )
-            .env(oracle::PROBE, work.join("probe"))
-            .env(oracle::REPORT, work)
-            .env(figures::VARIABLE, work.join(format!("figures-{number}")));
-        command
-    };
-    let mut count = Count::default();
-    let until = Instant::now() + Duration::from_secs(minutes(name) * 60 * 2);
-    let mut code = counted(command(), &mut count, Some(until))?;
-    let why = log_struck().or(count.struck.take());
-    if let (1.., Some(why), true) = (count.failed, why, emulated()?) {
-        // Once, told in the summary, and only where the output says so.
-        let failures = std::mem::take(&mut count.failures);
-        println!("== {name}: a second time, what failed under the emulator: {failures:?}: {why}");
-        let mut again = command();
-        again.arg("--exact").args(&failures);
-        count.failed = 0;
-        code = counted(again, &mut count, Some(until))?;
+            .env(oracle::PROBE, self.work.join("probe"))
+            .env(oracle::REPORT, self.work)
+            .env(
+                figures::VARIABLE,
+                self.work.join(format!("figures-{}", self.number)),
+            );
+        counted(command, Some(plan::limit(self.name)))
     }
-    if code != 0 && count.failed == 0 {
-        count.failed = 1;
-    }
-    Ok(count)
-}
 
-/// Whether this host's CPUs are QEMU's.
-fn emulated() -> TestResult<bool> {
-    Ok(fs::read_to_string("/proc/cpuinfo")?.contains(EMULATED_CPU))
+    /// What came of a run of these tests. A binary that fails and names no test of its own counts as a failure.
+    fn judged(&self, counted: &Counted, tests: &[String]) -> Count {
+        let mut count = Count {
+            passed: counted.progress.passed(),
+            failed: counted.progress.failed(),
+            not_run: counted.progress.not_run(tests),
+        };
+        if counted.code != 0 && count.all_passed() {
+            count.failed = 1;
+        }
+        count
+    }
 }
 
 /// Copies what was installed from the machine's disk to this host's tmpfs: it is executed often.
@@ -122,43 +184,12 @@ fn install(installed: &Path) -> TestResult {
     let mut copy = Command::new("cp");
     copy.arg("-a").arg(installed).arg(PREFIX);
     must("install", copy)?;
-    if !emulated()? {
+    if !emulated() {
         return Ok(());
     }
     let (file, text) = DROP_IN;
     fs::create_dir_all(Path::new(file).parent().unwrap_or(Path::new("/")))?;
     Ok(fs::write(file, text)?)
-}
-
-/// The logs of containerd and of the shims, for whoever looks into a failure.
-fn keep_logs(work: &Path, name: &str) {
-    let Ok(entries) = fs::read_dir("/run") else {
-        return;
-    };
-    for entry in entries
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("tests."))
-    {
-        let to = work.join(format!(
-            "{name}.{}.log",
-            entry.file_name().to_string_lossy()
-        ));
-        if let (Ok(mut from), Ok(mut to)) =
-            (File::open(entry.path().join("log")), File::create(&to))
-        {
-            let _ = std::io::copy(&mut from, &mut to);
-        }
-        println!("containerd's log: {}", to.display());
-    }
-}
-
-/// What a shim has logged of such an end of its guest.
-fn log_struck() -> Option<String> {
-    let entries = fs::read_dir("/run").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("tests."))
-        .filter_map(|entry| fs::read(entry.path().join("log")).ok())
-        .find_map(|log| struck(&String::from_utf8_lossy(&log)).map(str::to_owned))
 }
 
 /// After a test binary: nothing of it may weigh on the next one.
