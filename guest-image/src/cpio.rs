@@ -1,37 +1,32 @@
-//! The `newc` cpio format, as the kernel unpacks an initrd (Documentation/driver-api/early-userspace/buffer-format.rst).
+//! The `newc` cpio format, as the kernel unpacks an initrd
+//! (Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
-//! Called by `main`. Reproducible by what is left out: times, owners and inode numbers of the build machine never get
-//! in, and entries come in the order they are given.
+//! Called by `main`. The archive is reproducible: times, owners and inode numbers of the build
+//! machine stay out of it, and entries keep their order.
 
 use std::io::{self, Write};
 
 /// One entry of the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A directory.
     Directory {
-        /// Its permissions.
         mode: u32,
     },
-    /// A regular file.
     File {
-        /// Its permissions.
         mode: u32,
-        /// Its content.
         content: Vec<u8>,
     },
-    /// A character device.
+    /// A character device; `number` is major and minor.
     Device {
-        /// Its permissions.
         mode: u32,
-        /// Major and minor number.
         number: (u32, u32),
     },
 }
 
-/// Writes a whole archive: the entries, each by its path without a leading slash, and the trailer.
+/// Writes a whole archive: the entries, each with its path without a leading slash, and the
+/// trailer.
 pub fn write(out: &mut impl Write, entries: &[(&str, Entry)]) -> io::Result<()> {
-    // Inode numbers only tell hard links apart; ours have none.
+    // Inode numbers only distinguish hard links, of which we have none.
     for (inode, (name, entry)) in (1..).zip(entries) {
         let (mode, links, number, content): (u32, u32, (u32, u32), &[u8]) = match entry {
             Entry::Directory { mode } => (0o040_000 | mode, 2, (0, 0), &[]),
@@ -57,7 +52,8 @@ fn header(
     let too_large = |_| io::Error::from(io::ErrorKind::FileTooLarge);
     let size = u32::try_from(size).map_err(too_large)?;
     let name_size = u32::try_from(name.len() + 1).map_err(too_large)?;
-    // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
+    // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor,
+    // namesize, check
     let fields = [
         inode, mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0,
     ];
@@ -71,7 +67,7 @@ fn header(
     pad(out, bytes.len())
 }
 
-/// Headers with their name, and contents, each end on a multiple of four.
+/// A header with its name ends on a multiple of four, and so does each content.
 fn pad(out: &mut impl Write, written: usize) -> io::Result<()> {
     const ZEROS: [u8; 4] = [0; 4];
     out.write_all(&ZEROS[..written.next_multiple_of(4) - written])
@@ -79,9 +75,10 @@ fn pad(out: &mut impl Write, written: usize) -> io::Result<()> {
 
 #[cfg(test)]
 pub mod reader {
-    //! Reads an archive back, by the format's description and none of the code above.
+    //! Reads an archive back, from the format's description and without the code above.
 
-    /// One entry as it was found: name, mode, device number, content; uid, gid and mtime are asserted to be 0.
+    /// One entry: name, mode, device number, content. The reader asserts that uid, gid and mtime
+    /// are 0.
     #[derive(Debug, PartialEq, Eq)]
     pub struct Found {
         pub name: String,
@@ -90,7 +87,7 @@ pub mod reader {
         pub content: Vec<u8>,
     }
 
-    /// All entries up to the trailer, which must be the last thing in the archive.
+    /// All entries up to the trailer, which must be the archive's last part.
     pub fn read(archive: &[u8]) -> Vec<Found> {
         let mut found = Vec::new();
         let mut at = 0;

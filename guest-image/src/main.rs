@@ -1,8 +1,10 @@
-//! Builds the guest's initrd: an uncompressed cpio whose `/init` is the agent, and nothing that a boot can do without.
+//! Builds the guest's initrd: an uncompressed cpio whose `/init` is the agent, with only what a
+//! boot needs.
 //!
-//! Called by `make image`. The same agent gives the same bytes. What the kernel needs before the agent has mounted
-//! anything is here: the mount points, and `/dev/null` for the agent's standard streams: the kernel has no console to
-//! give it, and a Rust program that starts without them opens this file or aborts.
+//! Called by `make image`. The same agent gives the same bytes. The archive has what the kernel
+//! needs before the agent has mounted anything: the mount points, and `/dev/null` for the agent's
+//! standard streams. The kernel has no console for them, and a Rust program that starts without
+//! standard streams opens this file or aborts.
 
 mod cpio;
 
@@ -16,7 +18,7 @@ use clap::Parser;
 use cpio::Entry;
 use sha2::{Digest, Sha256};
 
-/// Each MiB of the initrd costs a guest two MiB at its peak and some 500 page faults.
+/// In bytes. Each MiB of the initrd costs a guest two MiB at its peak, and some 500 page faults.
 const LIMIT: usize = 4 << 20;
 
 /// Builds the guest's initrd.
@@ -88,7 +90,7 @@ fn run(arguments: &Arguments) -> Result<String, ImageError> {
     ))
 }
 
-/// The whole image, in memory: it is small, and its size is known before anything is written.
+/// The whole image in memory: it is small, and its size is known before anything is written.
 fn image(agent: Vec<u8>) -> Result<Vec<u8>, ImageError> {
     let directory = |mode| Entry::Directory { mode };
     let entries = [
@@ -118,7 +120,8 @@ fn image(agent: Vec<u8>) -> Result<Vec<u8>, ImageError> {
     Ok(image)
 }
 
-/// What the kernel needs of `/init`, since a guest that can't run it only panics: x86-64, and no loader to look for.
+/// Checks what the kernel needs of `/init`: x86-64, and no loader. A guest that can't run it only
+/// panics.
 fn check_agent(agent: &[u8]) -> Result<(), &'static str> {
     const ELF64_LITTLE: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
     const X86_64: u16 = 62;
@@ -152,7 +155,8 @@ fn check_agent(agent: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Puts the image in place by a rename: a VM that is starting reads the old one or the new one, whole.
+/// Replaces the image by a rename: a VM that starts meanwhile reads the whole old one or the whole
+/// new one.
 fn replace(path: &Path, image: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -188,7 +192,7 @@ mod tests {
                 output: output.clone(),
             })
             .unwrap();
-            // Another time stamp on the input must not show.
+            // Another time stamp on the input must not change the output.
             fs::File::open(&agent)
                 .unwrap()
                 .set_modified(std::time::UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! Addresses of interfaces.
+//! IP addresses of interfaces (RTM_*ADDR).
 
 use std::io;
 use std::net::IpAddr;
@@ -6,25 +6,25 @@ use std::net::IpAddr;
 use crate::message::{Attributes, Message, address, address_bytes, byte, family, number};
 use crate::socket::Socket;
 
-/// struct ifaddrmsg.
+/// The size of struct ifaddrmsg.
 const FIXED: usize = 8;
 
-/// An address of an interface.
+/// An IP address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The interface's number.
     pub link: u32,
     /// The address itself.
     pub local: IpAddr,
-    /// The other end's, where the two of a link have no network in common.
+    /// The address of the other end, on a link whose two ends have no network in common.
     pub peer: Option<IpAddr>,
-    /// How many bits the network's part has; with a peer, of the peer.
+    /// How many bits the network's part has; with a peer, of the peer's address.
     pub prefix: u8,
-    /// RT_SCOPE_*.
+    /// How far the address is valid: RT_SCOPE_*.
     pub scope: u8,
-    /// IFA_F_*.
+    /// Properties: IFA_F_*.
     pub flags: u32,
-    /// The network's address for all, of IPv4.
+    /// IPv4's broadcast address of the network.
     pub broadcast: Option<IpAddr>,
 }
 
@@ -32,7 +32,8 @@ impl Address {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let attributes = Attributes(bytes.get(FIXED..)?);
         let find = |kind| attributes.get(kind).and_then(address);
-        // IFA_LOCAL is the address where there is a peer, and always of IPv4 (include/uapi/linux/if_addr.h).
+        // IFA_LOCAL is the address if there is a peer, and always for IPv4
+        // (include/uapi/linux/if_addr.h).
         let (far, near) = (find(libc::IFA_ADDRESS), find(libc::IFA_LOCAL));
         let local = near.or(far)?;
         Some(Self {

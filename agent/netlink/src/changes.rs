@@ -1,4 +1,4 @@
-//! Word of what changes in a namespace.
+//! Notices of changes in a network namespace.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,13 +10,13 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv,
 /// RTMGRP_* of linux/rtnetlink.h: interfaces, neighbours, addresses and routes of both families.
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400;
 
-/// A socket that becomes readable when interfaces, neighbours, addresses or routes change in the network namespace of the
-/// thread that has opened it.
+/// A socket that becomes readable when interfaces, neighbours, addresses or routes change in the
+/// network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Changes(OwnedFd);
 
 impl Changes {
-    /// Opens one. It does not block.
+    /// Opens a non-blocking socket.
     pub fn open() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // Without a protocol it is the first one, NETLINK_ROUTE.
@@ -25,12 +25,12 @@ impl Changes {
         Ok(Self(fd))
     }
 
-    /// Takes all that it has to tell; `false` if that is nothing.
+    /// Takes all notices. `false`: there was none.
     pub fn take(&self) -> io::Result<bool> {
         let (mut some, mut part) = (false, [0; 4096]);
         loop {
             match recv(&self.0, &mut part, RecvFlags::empty()) {
-                Ok(_) | Err(Errno::NOBUFS) => some = true, // more than it can hold is a change, too
+                Ok(_) | Err(Errno::NOBUFS) => some = true, // it lost notices, so there were some
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(some),
                 Err(errno) => return Err(errno.into()),

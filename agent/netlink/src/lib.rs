@@ -1,9 +1,10 @@
 //! A network namespace's interfaces, addresses, routes and neighbours, read and set over rtnetlink.
 //!
-//! The shim reads what the pod's namespace on the host holds, and the agent makes the same in the guest:
-//! both need the same few messages of the kernel's, so this is all there is of them. One blocking socket,
-//! one request at a time, each with a deadline; another that tells of changes. Deliberately absent: async, and every attribute
-//! that nobody here carries. Facts: rtnetlink(7), Linux Documentation/userspace-api/netlink, include/uapi.
+//! The shim reads the pod's namespace on the host, and the agent makes the same in the guest. Both
+//! need the same few messages of the kernel, and this crate has only these. One blocking socket
+//! serves one request at a time, each with a deadline; another socket reports changes. Deliberately
+//! absent: async, and every attribute that neither side carries. Facts: rtnetlink(7), Linux
+//! Documentation/userspace-api/netlink, include/uapi.
 
 mod address;
 mod changes;
@@ -21,12 +22,13 @@ pub use neighbour::Neighbour;
 pub use route::{Hop, Route};
 pub use socket::Socket;
 
-/// A route or a neighbour with the names of the interfaces in it, which have other numbers in another namespace.
+/// A route or a neighbour, with the names of its interfaces: in another namespace they have other
+/// numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named<T> {
-    /// The names, in the order of its own numbers.
+    /// The names, in the order of the interface numbers in `it`.
     pub interfaces: Vec<String>,
-    /// The thing itself.
+    /// The route or neighbour.
     pub it: T,
 }
 

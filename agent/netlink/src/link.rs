@@ -1,11 +1,11 @@
-//! Interfaces.
+//! Network interfaces (RTM_*LINK).
 
 use std::io;
 
 use crate::message::{Attributes, Message, number, text};
 use crate::socket::Socket;
 
-/// struct ifinfomsg.
+/// The size of struct ifinfomsg.
 const FIXED: usize = 16;
 
 const IFLA_LINK_NETNSID: u16 = 37;
@@ -15,38 +15,39 @@ const IFLA_IPVLAN_MODE: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
-/// An interface.
+/// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Its number in its namespace.
     pub index: u32,
-    /// Its name.
+    /// At most 15 bytes.
     pub name: String,
-    /// What made it (`veth`, `macvlan`, …); none: hardware, or a kind without a name such as loopback.
+    /// What made it (`veth`, `macvlan`, …). `None`: hardware, or a kind without a name such as
+    /// loopback.
     pub kind: Option<String>,
-    /// The number of the bridge, or the like, that it is a port of.
+    /// The number of the bridge or bond that it is a port of.
     pub master: Option<u32>,
-    /// The number of the interface that it lies upon, or is paired with, if that is in the same namespace.
+    /// The number of the interface below it, or of its pair, if that is in the same namespace.
     pub lower: Option<u32>,
     /// IPVLAN_MODE_* of an ipvlan.
     pub ipvlan_mode: Option<u16>,
-    /// What it is at layer 2: ARPHRD_*.
+    /// Its layer 2: ARPHRD_*.
     pub hardware: u16,
-    /// IFF_*.
+    /// Its state: IFF_*.
     pub flags: u32,
-    /// Its address at layer 2.
+    /// Its address at layer 2; empty if it has none.
     pub mac: Vec<u8>,
-    /// Its MTU in bytes.
+    /// In bytes.
     pub mtu: u32,
 }
 
 impl Link {
-    /// Whether it is up, by its administrator's will.
+    /// Whether an administrator has set it up.
     pub fn is_up(&self) -> bool {
         self.flags & libc::IFF_UP as u32 != 0
     }
 
-    /// Whether addresses at layer 2 are asked for on it.
+    /// Whether it resolves addresses of layer 2 (ARP).
     pub fn has_arp(&self) -> bool {
         self.flags & libc::IFF_NOARP as u32 == 0
     }
@@ -79,20 +80,20 @@ impl Link {
     }
 }
 
-/// What is to become different of an interface.
+/// One change of an interface.
 #[derive(Clone, Debug)]
 pub enum Change<'a> {
-    /// Its name: at most 15 bytes. It must be down.
+    /// A new name of at most 15 bytes. The interface must be down.
     Name(&'a str),
-    /// Its MTU.
+    /// The largest packet in bytes.
     Mtu(u32),
-    /// The kernel gives it no IPv6 address of its own making.
+    /// The kernel makes no IPv6 address for it.
     NoOwnAddress,
-    /// Addresses at layer 2 are not asked for.
+    /// It resolves no addresses of layer 2.
     NoArp,
-    /// Up.
+    /// Sets IFF_UP.
     Up,
-    /// Down.
+    /// Clears IFF_UP.
     Down,
 }
 

@@ -1,4 +1,5 @@
-//! Messages and their attributes, as bytes (netlink(7)): native byte order, everything aligned to four.
+//! Messages and their attributes as bytes (netlink(7)): native byte order, everything aligned to
+//! four.
 
 use std::net::IpAddr;
 
@@ -9,32 +10,32 @@ const ATTRIBUTE: usize = 4;
 /// NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const TYPE_FLAGS: u16 = 0xc000;
 
-/// A request that is being put together.
+/// A request that is being built.
 #[derive(Clone, Debug)]
 pub struct Message(Vec<u8>);
 
 impl Message {
-    /// A request of this type with these flags (NLM_F_REQUEST and NLM_F_ACK are the socket's to add) and the
-    /// family's own fixed header.
+    /// A request of this type with these flags and the family's own fixed header. The socket adds
+    /// NLM_F_REQUEST and NLM_F_ACK.
     pub fn new(kind: u16, flags: i32, fixed: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
         let (_length, rest) = bytes.split_at_mut(4);
         let (kind_bytes, rest) = rest.split_at_mut(2);
         kind_bytes.copy_from_slice(&kind.to_ne_bytes());
         let (flag_bytes, _) = rest.split_at_mut(2);
-        flag_bytes.copy_from_slice(&(flags as u16).to_ne_bytes()); // all of them are in 16 bits
+        flag_bytes.copy_from_slice(&(flags as u16).to_ne_bytes()); // all flags are in 16 bits
         let mut message = Self(bytes);
         message.0.extend_from_slice(fixed);
         message.align();
         message
     }
 
-    /// Adds an attribute. One that is too long makes the kernel refuse the whole.
+    /// Adds an attribute. If it is too long the kernel refuses the whole message.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         self.nest(kind, |inner| inner.0.extend_from_slice(value))
     }
 
-    /// Adds an attribute that holds what `fill` adds.
+    /// Adds an attribute that contains what `fill` adds.
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let begin = self.0.len();
         self.0.extend_from_slice(&[0; 2]);
@@ -45,13 +46,14 @@ impl Message {
         self
     }
 
-    /// Adds bytes as they are: a fixed structure within an attribute.
+    /// Adds bytes as they are: a fixed structure inside an attribute.
     pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    /// As [`Message::nest`] for a structure that begins with its own length of 16 bits, as `rtnexthop`.
+    /// Like [`Message::nest`], for a structure that begins with its own length in 16 bits, as
+    /// `rtnexthop` does.
     pub(crate) fn counted(&mut self, rest: &[u8], fill: impl FnOnce(&mut Self)) -> &mut Self {
         let begin = self.0.len();
         self.0.extend_from_slice(&[0; 2]);
@@ -61,7 +63,7 @@ impl Message {
         self
     }
 
-    /// From `begin` to the end, as 16 bits there.
+    /// Writes the length from `begin` to the end as 16 bits at `begin`.
     fn set_length(&mut self, begin: usize) {
         let length = u16::try_from(self.0.len() - begin).unwrap_or(u16::MAX);
         for (byte, value) in self.0.iter_mut().skip(begin).zip(length.to_ne_bytes()) {
@@ -73,7 +75,7 @@ impl Message {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    /// The whole, to be sent with these further flags under this number.
+    /// The whole message, with these further flags and this sequence number.
     pub(crate) fn finish(mut self, flags: i32, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
         let before = number(&self.0, 4) >> 16;
@@ -90,12 +92,12 @@ impl Message {
     }
 }
 
-/// The attributes in some bytes, in their order. What is cut off ends them.
+/// The attributes in some bytes, in their order. A truncated attribute ends them.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    /// The first one of this type.
+    /// The first attribute of this type.
     pub fn get(mut self, kind: u16) -> Option<&'a [u8]> {
         self.find(|(found, _)| *found == kind)
             .map(|(_, value)| value)
@@ -115,25 +117,25 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// Four bytes from `at` on as a number; 0 where there are fewer.
+/// Four bytes from `at` on as a number; 0 if there are fewer.
 pub fn number(bytes: &[u8], at: usize) -> u32 {
     let four = bytes.get(at..).and_then(|rest| rest.first_chunk());
     four.map_or(0, |four| u32::from_ne_bytes(*four))
 }
 
-/// One byte; 0 where there is none.
+/// One byte; 0 if it is not there.
 pub(crate) fn byte(bytes: &[u8], at: usize) -> u8 {
     bytes.get(at).copied().unwrap_or_default()
 }
 
-/// A string that a NUL may end.
+/// A string up to a NUL or the end.
 pub fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0);
     let bytes = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// An address by its length.
+/// An IP address; its length tells the family.
 pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
@@ -158,7 +160,7 @@ pub(crate) fn family(address: IpAddr) -> u8 {
     }
 }
 
-/// The address of a family that stands for all.
+/// The family's unspecified address: 0.0.0.0 or ::.
 pub(crate) fn unspecified(family: u8) -> IpAddr {
     match libc::c_int::from(family) {
         libc::AF_INET6 => IpAddr::from([0; 16]),

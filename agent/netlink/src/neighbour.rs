@@ -1,4 +1,4 @@
-//! Neighbours: who has which address at layer 2.
+//! Neighbours: which address at layer 2 belongs to which IP address (RTM_*NEIGH).
 
 use std::io;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::message::{Attributes, Message, address, address_bytes, byte, family, number};
 use crate::socket::Socket;
 
-/// struct ndmsg.
+/// The size of struct ndmsg.
 const FIXED: usize = 12;
 
 /// An entry of the neighbour table.
@@ -18,14 +18,14 @@ pub struct Neighbour {
     pub address: IpAddr,
     /// Its address at layer 2.
     pub mac: Vec<u8>,
-    /// NUD_*.
+    /// How reliable the entry is: NUD_*.
     pub state: u16,
-    /// NTF_*.
+    /// Properties: NTF_*.
     pub flags: u8,
 }
 
 impl Neighbour {
-    /// Whether somebody has set it, and it stays until somebody takes it away.
+    /// Whether an administrator has set it, so that it stays until it is removed.
     pub fn is_permanent(&self) -> bool {
         self.state & libc::NUD_PERMANENT != 0
     }
@@ -52,13 +52,13 @@ impl Socket {
         self.list(&ask, libc::RTM_NEWNEIGH, Neighbour::parse)
     }
 
-    /// Adds a neighbour, or puts it in the place of the one that has its address.
+    /// Adds a neighbour, or replaces the one with its address.
     pub fn add_neighbour(&mut self, it: &Neighbour) -> io::Result<()> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
         self.change_neighbour(libc::RTM_NEWNEIGH, flags, it)
     }
 
-    /// Removes the neighbour that has this address.
+    /// Removes the neighbour with this address.
     pub fn remove_neighbour(&mut self, it: &Neighbour) -> io::Result<()> {
         self.change_neighbour(libc::RTM_DELNEIGH, 0, it)
     }

@@ -1,4 +1,4 @@
-//! Routes.
+//! Routes (RTM_*ROUTE), and the priorities of routing rules.
 
 use std::io;
 use std::net::IpAddr;
@@ -8,9 +8,9 @@ use crate::message::{
 };
 use crate::socket::Socket;
 
-/// struct rtmsg.
+/// The size of struct rtmsg.
 const FIXED: usize = 12;
-/// struct rtnexthop.
+/// The size of struct rtnexthop.
 const HOP: usize = 8;
 
 const RTNH_F_ONLINK: u8 = 4;
@@ -20,51 +20,51 @@ const RTA_ENCAP_TYPE: u16 = 21;
 
 const FRA_PRIORITY: u16 = 6;
 
-/// A way to a destination.
+/// One hop towards a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
     /// The interface's number; 0: none.
     pub link: u32,
-    /// Who takes it on; none: the destination is a neighbour itself.
+    /// The router. `None`: the destination is itself a neighbour.
     pub gateway: Option<IpAddr>,
     /// RTNH_F_ONLINK: the gateway is a neighbour, whatever the addresses say.
     pub on_link: bool,
-    /// Its weight among several, less one.
+    /// Its weight among several hops, less one.
     pub weight: u8,
 }
 
-/// A route.
+/// A route of IPv4 or IPv6.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads; the unspecified address with prefix 0 is everywhere.
+    /// The destination; the unspecified address with prefix 0 is everywhere.
     pub destination: IpAddr,
-    /// How many bits of it count.
+    /// How many bits of the destination count.
     pub prefix: u8,
-    /// How many bits count of where a packet is from, for which it is then; 0: for any.
+    /// How many bits of a packet's source address must match; 0: any source.
     pub from: u8,
-    /// The table it is in.
+    /// The number of its table.
     pub table: u32,
-    /// RTPROT_*: who has made it.
+    /// Who made it: RTPROT_*.
     pub protocol: u8,
-    /// RT_SCOPE_*.
+    /// How far the destination is: RT_SCOPE_*.
     pub scope: u8,
-    /// RTN_*.
+    /// What happens to packets: RTN_*.
     pub kind: u8,
-    /// The type of service that it is for; 0: any.
+    /// The type of service that it serves; 0: any.
     pub service: u8,
-    /// Its priority among those to the same destination.
+    /// Its priority among routes to the same destination; the lowest wins.
     pub metric: u32,
-    /// The source address that is taken.
+    /// The source address for packets that have none yet.
     pub source: Option<IpAddr>,
-    /// ICMPV6_ROUTER_PREF_*.
+    /// IPv6's router preference: ICMPV6_ROUTER_PREF_*.
     pub preference: u8,
-    /// RTAX_* by number: MTU, window and others.
+    /// MTU, window and others: RTAX_* by number.
     pub settings: Vec<(u16, u32)>,
-    /// The ways; none of a route that leads nowhere.
+    /// The hops; none if the route leads nowhere.
     pub hops: Vec<Hop>,
-    /// It wraps what it carries (RTA_ENCAP), which is not read here.
+    /// The route wraps its packets (RTA_ENCAP). This crate does not read how.
     pub wraps: bool,
-    /// RTM_F_CLONED and others.
+    /// Flags of the whole route: RTM_F_CLONED and others.
     pub flags: u32,
 }
 
@@ -110,7 +110,7 @@ impl Route {
 
 impl Hop {
     fn of(link: u32, attributes: Attributes, flags: u8, weight: u8) -> Self {
-        let via = attributes.get(RTA_VIA).and_then(|via| via.get(2..)); // behind a family
+        let via = attributes.get(RTA_VIA).and_then(|via| via.get(2..)); // behind the family
         let gateway = attributes.get(libc::RTA_GATEWAY).or(via);
         Self {
             link,
@@ -120,7 +120,7 @@ impl Hop {
         }
     }
 
-    /// The gateway, as an attribute; one of the other family has an attribute of its own.
+    /// Adds the gateway. A gateway of the other family has an attribute of its own.
     fn put_gateway(&self, of: u8, message: &mut Message) {
         let Some(gateway) = self.gateway else { return };
         let bytes = address_bytes(gateway);
@@ -141,7 +141,8 @@ impl Hop {
     }
 }
 
-/// The hops in RTA_MULTIPATH: each begins with its length, as an attribute does, but holds others.
+/// The hops in RTA_MULTIPATH. Each begins with its length, as an attribute does, but contains
+/// others.
 fn hops(mut list: &[u8]) -> Vec<Hop> {
     let mut hops = Vec::new();
     while list.len() >= HOP {
@@ -168,7 +169,7 @@ impl Socket {
         self.list(&ask, libc::RTM_NEWROUTE, Route::parse)
     }
 
-    /// The priorities of the rules that choose a table (`ip rule`), of IPv4 and IPv6.
+    /// The priorities of the rules that choose a table (`ip rule`), for IPv4 and IPv6.
     pub fn rules(&mut self) -> io::Result<Vec<u32>> {
         // struct fib_rule_hdr is as long as struct rtmsg.
         let ask = Message::new(libc::RTM_GETRULE, 0, &[0; FIXED]);
@@ -179,9 +180,9 @@ impl Socket {
         })
     }
 
-    /// Adds a route, behind others to the same destination. One that is there already is no error.
+    /// Adds a route behind others to the same destination. If it exists already this is no error.
     pub fn add_route(&mut self, it: &Route) -> io::Result<()> {
-        // Not NLM_F_REPLACE: of IPv6 that takes one over another interface for the same.
+        // Not NLM_F_REPLACE: for IPv6 that takes a route over another interface for the same one.
         let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
         match self.change_route(libc::RTM_NEWROUTE, flags, it) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

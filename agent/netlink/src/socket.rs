@@ -1,4 +1,4 @@
-//! The socket: a request goes out, its answer comes back, in words if the kernel refuses.
+//! The socket: a request goes out and its answer comes back, with the kernel's words if it refuses.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -8,11 +8,12 @@ use rustix::net::sockopt;
 
 use crate::message::{Attributes, HEADER, Message, number, text};
 
-/// How long the kernel may take for an answer; it gives it at once, but for a lock that others hold.
+/// How long the kernel may take for an answer. It answers at once, unless another thread holds a
+/// lock.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The longest part of an answer that the kernel sends.
+/// The longest part of an answer that the kernel sends, in bytes.
 const PART: usize = 64 << 10;
-/// How often a list is asked for again that changed while it was read.
+/// How often we ask again for a list that changed while we read it.
 const TRIES: usize = 8;
 
 const SOL_NETLINK: libc::c_int = 270;
@@ -23,7 +24,7 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 
-/// A socket of one network namespace: that of the thread that has opened it.
+/// A socket of one network namespace: that of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
@@ -31,7 +32,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens one in the calling thread's network namespace.
+    /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: socket takes numbers only.
@@ -44,8 +45,8 @@ impl Socket {
         for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK] {
             let on: libc::c_int = 1;
             let size = size_of::<libc::c_int>() as libc::socklen_t;
-            // SAFETY: reads one int, whose live address and size it gets. Without the option an error has
-            // no words: no failure here.
+            // SAFETY: setsockopt reads one int, whose live address and size it gets. Without this
+            // option a refusal only lacks its text, so a failure does not matter.
             unsafe {
                 libc::setsockopt(
                     fd.as_raw_fd(),
@@ -60,13 +61,13 @@ impl Socket {
         Ok(Self { fd, sequence: 0 })
     }
 
-    /// Has something done.
+    /// Sends a request that changes something, and waits for the answer.
     pub fn change(&mut self, message: Message) -> io::Result<()> {
         self.send(message, libc::NLM_F_ACK)?;
         self.answers(|_, _| ()).map(drop)
     }
 
-    /// Asks for a list: `each` gets every entry's bytes, from the fixed header on.
+    /// Requests a list. `each` gets every entry's bytes, from the fixed header on.
     pub fn list<T>(
         &mut self,
         message: &Message,
@@ -95,7 +96,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Takes all messages of the answer; `false` if what they list has changed meanwhile.
+    /// Takes all messages of the answer. `false`: the list has changed meanwhile.
     fn answers(&mut self, mut each: impl FnMut(u16, &[u8])) -> io::Result<bool> {
         let mut part = vec![0; PART];
         let mut whole = true;
@@ -118,7 +119,7 @@ impl Socket {
                 let ours = number(rest, 8) == self.sequence;
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
                 if !ours {
-                    continue; // of a request that was given up
+                    continue; // the answer to a request that was given up
                 }
                 whole &= flags & NLM_F_DUMP_INTR == 0;
                 match libc::c_int::from(kind) {
@@ -135,19 +136,20 @@ impl Socket {
     }
 }
 
-/// Type and flags of a header, which lie behind one another.
+/// Type and flags of a header, which are neighbours there.
 fn halves(word: u32) -> (u16, u16) {
     let [a, b, c, d] = word.to_ne_bytes();
     (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]))
 }
 
-/// An errno, and the kernel's own words for it if there are any.
+/// An errno, with the kernel's own words if there are any.
 fn refusal(message: &[u8], flags: u16) -> io::Error {
     let errno = io::Error::from_raw_os_error((number(message, 0) as i32).saturating_neg());
     if flags & NLM_F_ACK_TLVS == 0 {
         return errno;
     }
-    // Behind the errno comes the request's header, and the rest of it unless it was capped.
+    // Behind the errno comes the request's header, and the rest of the request unless it was
+    // capped.
     let request = match flags & NLM_F_CAPPED {
         0 => number(message, 4) as usize,
         _ => HEADER,
@@ -164,7 +166,7 @@ fn refusal(message: &[u8], flags: u16) -> io::Error {
     }
 }
 
-/// The kernel's refusal in its own words.
+/// A refusal in the kernel's own words.
 #[derive(Debug)]
 struct Refusal {
     words: String,

@@ -1,5 +1,5 @@
-//! Against the kernel itself, in network namespaces that end with their threads: what is set is read back.
-//! Needs root.
+//! Tests against the kernel itself, in network namespaces that end with their threads: what is set
+//! is read back. They need root.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ fn ip(text: &str) -> IpAddr {
 /// Runs `test` with a socket of a new namespace whose loopback is up.
 fn in_new_namespace(test: impl FnOnce(&mut Socket) + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        // SAFETY: the flag concerns the calling thread alone, and what sockets it opens later.
+        // SAFETY: the flag concerns only the calling thread, and the sockets that it opens later.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
         let mut socket = Socket::open().unwrap();
         socket.set_link(1, &Change::Up).unwrap();
@@ -21,7 +21,7 @@ fn in_new_namespace(test: impl FnOnce(&mut Socket) + Send + 'static) {
     thread.join().unwrap();
 }
 
-/// A pair of interfaces; answers their numbers.
+/// Makes a pair of interfaces; returns their numbers.
 fn pair(socket: &mut Socket, one: &str, other: &str) -> [u32; 2] {
     let name = |name: &str| [name.as_bytes(), &[0]].concat();
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;

@@ -1,12 +1,14 @@
-//! Two stream sockets joined, so that those at their far ends see one connection.
+//! Joins two stream sockets, so that the programs at their far ends see one connection.
 //!
-//! Called by the shim (TCP on the host and a UNIX socket of the VMM's) and by the agent (vsock and TCP in the
-//! guest). Bytes pass with back-pressure: no more is read from the one than the other takes. The end of what
-//! one sends is told to the other, and the other direction goes on (half-close). A reset is told as a reset.
+//! Called by the shim (TCP on the host and a UNIX socket of the VMM) and by the agent (vsock and
+//! TCP in the guest). Bytes pass with back-pressure: a side is read only as fast as the other side
+//! takes. When one side ends its direction the relay ends it on the other side, and the opposite
+//! direction goes on (half-close). A reset is passed on as a reset.
 //!
-//! UNIX sockets and vsock know no reset: one who leaves without having shut its direction down is taken for
-//! one. At the end of what it sends an empty send tells: it fails if the other end is closed altogether
-//! (net/unix/af_unix.c, unix_stream_sendmsg; net/vmw_vsock/af_vsock.c, vsock_connectible_sendmsg).
+//! UNIX sockets and vsock know no reset. A side that leaves without having shut its direction down
+//! counts as one that has reset. To find out, the relay makes an empty send after the last byte: it
+//! fails if the other end is closed altogether (net/unix/af_unix.c, unix_stream_sendmsg;
+//! net/vmw_vsock/af_vsock.c, vsock_connectible_sendmsg).
 
 use std::future::Future;
 use std::io;
@@ -22,12 +24,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 
-/// How many bytes are moved at once. Only a direction whose receiver is behind keeps as many.
+/// How many bytes are moved at once. A direction holds that many only if its receiver is behind.
 const CHUNK: usize = 32 << 10;
 
 /// A non-blocking stream socket that the runtime watches.
 pub trait Stream: AsFd + Send + Sync {
-    /// Does `operation` as soon as the socket is ready for it, again after each EAGAIN.
+    /// Runs `operation` as soon as the socket is ready for it, and again after each EAGAIN.
     fn when_ready<T: Send>(
         &self,
         interest: Interest,
@@ -35,7 +37,7 @@ pub trait Stream: AsFd + Send + Sync {
     ) -> impl Future<Output = io::Result<T>> + Send;
 }
 
-/// The runtime's own sockets, which share no trait for this.
+/// The runtime's own sockets, which have no common trait for this.
 macro_rules! of_the_runtime {
     ($($socket:ty),*) => {$(
         impl Stream for $socket {
@@ -65,7 +67,7 @@ impl Stream for AsyncFd<OwnedFd> {
 }
 
 /// Joins two sockets until both directions have ended, however long nothing moves, and closes them.
-/// Dropped before, it closes them, too.
+/// If the future is dropped earlier it closes them, too.
 pub async fn relay(one: impl Stream, other: impl Stream) {
     let shut = [AtomicBool::new(false), AtomicBool::new(false)];
     let [one_shut, other_shut] = &shut;
@@ -79,28 +81,29 @@ pub async fn relay(one: impl Stream, other: impl Stream) {
     }
 }
 
-/// Makes closing a TCP socket a reset, which throws away what was not sent. Others are closed as always.
+/// Makes the closing of a TCP socket a reset, which discards unsent bytes. Other sockets close as
+/// usual.
 pub fn reset(socket: impl AsFd) {
-    // It fails for nothing that is a socket.
+    // Fails for no socket.
     let _ = set_socket_linger(socket, Some(Duration::ZERO));
 }
 
-/// How a direction has come to its end.
+/// How a direction has ended.
 enum End {
-    /// The receiver has got all, and knows that no more comes.
+    /// The receiver has all bytes and knows that no more come.
     Told,
-    /// The receiver takes no more. What it has sent itself is still carried.
+    /// The receiver takes no more. What it sends is still carried.
     NotTaken,
 }
 
-/// Carries one direction; a failure is that of the sender, which ends both. Beside each socket: whether it has
-/// been told that no more comes.
+/// Carries one direction. A failure is the sender's and ends both directions. Beside each socket:
+/// whether it already knows that no more comes.
 async fn carry<A: Stream, B: Stream>(
     (from, from_shut): (&A, &AtomicBool),
     (to, to_shut): (&B, &AtomicBool),
 ) -> io::Result<End> {
     loop {
-        // No memory is held while there is nothing to move.
+        // No memory is held while nothing moves.
         let receive = |fd: BorrowedFd| {
             let mut chunk = Vec::with_capacity(CHUNK);
             retry_on_intr(|| recv(fd, spare_capacity(&mut chunk), RecvFlags::empty()))?;

@@ -1,4 +1,5 @@
-//! A client over TCP, a relay, a UNIX socket, a second relay, a server over TCP: as on the host and in the guest.
+//! A client over TCP, a relay, a UNIX socket, a second relay, a server over TCP: as between host
+//! and guest.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -80,7 +81,7 @@ async fn one_direction_ends_and_the_other_goes_on() {
         first.write_all(b"question").await.unwrap();
         first.shutdown().await.unwrap();
         assert_eq!(rest(&mut second).await.unwrap(), b"question");
-        // As long as it likes.
+        // The pause may be of any length.
         sleep(Duration::from_millis(50)).await;
         second.write_all(b"answer").await.unwrap();
         second.shutdown().await.unwrap();

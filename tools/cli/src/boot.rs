@@ -1,7 +1,8 @@
-//! One guest booted as a pod's is, but for the file system: the shim's part, from the spawn to the agent's dial.
+//! Boots one guest as a pod's, without its file system: the shim's part, from the spawn to the
+//! agent's dial.
 //!
-//! Called by `check`. Every descriptor is a memfd or a socket without a path, so that nothing can stay behind; the VMM
-//! ends when its control socket does, whatever happens to this process.
+//! Called by `check`. Every descriptor is a memfd or a socket without a path, so nothing can stay
+//! behind. The VMM ends with its control socket, whatever happens to this process.
 
 use std::fmt;
 use std::fs::File;
@@ -22,89 +23,69 @@ use kata_like_config::Config;
 
 /// How long a VMM may take to stop before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
-/// As much of a log as is looked at for its last line.
+/// How many bytes of a log are searched for its last line.
 const LOG_TAIL: u64 = 4096;
 
-/// Why the guest did not come up.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The host has no KVM to offer.
     #[error(transparent)]
     Kvm(#[from] kata_like_boot::KvmUnavailable),
-    /// The VMM takes a user id of its own, which only root can give it.
+    /// Only root can give the VMM a user id of its own.
     #[error("start the VMM under a user id of its own: this needs root")]
     NotRoot,
     /// A part of the installation is missing.
     #[error("open the {what} {}", path.display())]
     Open {
-        /// Which part.
         what: &'static str,
-        /// Where it should be.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// The layout of the guest's log is no such thing.
+    /// The file with the layout of the guest's log is no such thing.
     #[error("read the layout of the guest's log {}", path.display())]
     Printk {
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
-    /// A descriptor for the VMM could not be made.
     #[error("{step}")]
     Prepare {
-        /// What was being done.
         step: &'static str,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// The VMM could not be started.
     #[error("start the VMM {}", path.display())]
     Spawn {
-        /// The program.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// Talking to the VMM failed.
     #[error("{step}")]
     Channel {
-        /// What was being done.
         step: &'static str,
-        /// Why it failed.
         #[source]
         source: ChannelError,
     },
     /// The VMM ended without a last message.
     #[error("run the VMM {}: it ended with {status} and without a reason{last_line}", path.display())]
     Lost {
-        /// The program.
         path: PathBuf,
-        /// Its exit status.
         status: String,
-        /// The last line of its standard error.
+        /// Of the VMM's standard error.
         last_line: LastLine,
     },
-    /// The VMM said why.
+    /// The VMM ended and said why.
     #[error("boot the guest: {detail}{last_line}")]
     Ended {
-        /// The VMM's own line.
         detail: String,
-        /// The last line of the guest's log.
+        /// Of the guest's log.
         last_line: LastLine,
     },
-    /// The guest runs, and its agent does not dial.
+    /// The guest runs, but its agent does not dial.
     #[error("wait for the guest's agent: no dial within {} s{last_line}", deadline.as_secs())]
     Silent {
-        /// How long it was waited for.
         deadline: Duration,
-        /// The last line of the guest's log.
+        /// Of the guest's log.
         last_line: LastLine,
     },
 }
@@ -121,12 +102,12 @@ impl fmt::Display for LastLine {
     }
 }
 
-/// A boot that went well.
+/// A guest that has booted.
 #[derive(Debug)]
 pub struct Booted {
     /// From the spawn of the VMM to the agent's dial.
     pub took: Duration,
-    /// The VM's own figures at the dial.
+    /// The VM's stats at the dial.
     pub figures: Figures,
     memory_mib: u32,
     vcpus: u8,
@@ -154,7 +135,7 @@ impl fmt::Display for Booted {
     }
 }
 
-/// Boots the guest of a pod without limits, and stops it again.
+/// Boots the guest of a pod without limits, then stops it.
 pub fn boot(config: &Config) -> Result<Booted, BootError> {
     boot_with(config, Path::new(KVM))
 }
@@ -241,7 +222,8 @@ fn memfd(step: &'static str) -> Result<File, BootError> {
         .map_err(|errno| prepare(step)(errno.into()))
 }
 
-/// A socket that the VMM can listen on and nobody will find: the kernel picks a name that is no path (unix(7), autobind).
+/// A socket that the VMM can listen on and nobody will find: the kernel picks a name that is no
+/// path (unix(7), autobind).
 fn listening_socket() -> rustix::io::Result<OwnedFd> {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -283,15 +265,18 @@ impl Vmm {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(its_stderr);
-        // The lowest free number from CONTROL_FD on: so that one is either this or taken, and stays so until `spawn` is
-        // done, since this process has one thread. No descriptor of std's own can then be overwritten in the child.
+        // The lowest free number from CONTROL_FD on. So CONTROL_FD is either this one or taken, and
+        // stays so until `spawn` returns, since this process has one thread. Then no descriptor of
+        // std is overwritten in the child.
         let theirs = rustix::io::fcntl_dupfd_cloexec(theirs.as_fd(), CONTROL_FD)
             .map_err(|errno| prepare("copy a descriptor")(errno.into()))?;
         let from = theirs.as_raw_fd();
-        // SAFETY: between fork and exec the closure makes one system call and nothing else: no allocation, no lock.
-        // - `from` is open in the child: `theirs` lives until after `spawn`, and fork copies descriptors.
-        // - CONTROL_FD is not in use by std there, see above; dup2 would leave close-on-exec set if both are the
-        //   same, hence the other call.
+        // SAFETY: between fork and exec the closure makes one system call and nothing else: no
+        // allocation, no lock.
+        // - `from` is open in the child: `theirs` lives until after `spawn`, and fork copies
+        //   descriptors.
+        // - std does not use CONTROL_FD there, see above. If both numbers are the same dup2 would
+        //   leave close-on-exec set, hence the other call.
         unsafe {
             command.pre_exec(move || {
                 let done = if from == CONTROL_FD {
@@ -341,7 +326,7 @@ impl Vmm {
         }
     }
 
-    /// Asks for the guest's log; what can't be had within a second is not waited for.
+    /// Asks for the guest's log, and waits for it a second at most.
     fn last_line_of_guest(&self, guest_log: File) -> LastLine {
         let asked = self.control.send(&VmCommand::WriteLog, &[]).is_ok();
         if asked {
@@ -352,7 +337,7 @@ impl Vmm {
         last_line(guest_log)
     }
 
-    /// A broken control socket most often means a dead VMM, whose last words or status say more.
+    /// A broken control socket usually means a dead VMM; its last words or its status say more.
     fn explain(&mut self, step: &'static str, source: ChannelError) -> BootError {
         if !matches!(source, ChannelError::Closed) {
             return BootError::Channel { step, source };
@@ -373,13 +358,13 @@ impl Vmm {
     }
 
     fn stop(&mut self) {
-        // A VMM that does not take the command is killed when `self` is dropped.
+        // If the VMM does not take the command it is killed when `self` is dropped.
         if self.control.send(&VmCommand::Stop, &[]).is_ok() {
             self.wait(STOP_DEADLINE);
         }
     }
 
-    /// Waits for the end of the process, by its pidfd.
+    /// Waits for the process's end, by its pidfd.
     fn wait(&mut self, deadline: Duration) -> Option<ExitStatus> {
         let pid = rustix::process::Pid::from_child(&self.child);
         let flags = rustix::process::PidfdFlags::empty();
@@ -400,7 +385,7 @@ impl Drop for Vmm {
 }
 
 fn ended(end: End) -> BootError {
-    // After a panic the reason is a line of the log already, and not its last one.
+    // After a panic the reason is a line of the log itself, though not the last one.
     let last_line = match end.reason {
         EndReason::Panic => LastLine(None),
         _ => LastLine(end.log_tail.last().cloned()),
@@ -438,7 +423,7 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The last line in a file that somebody else wrote: cleaned, and of bounded length.
+/// The last line of a file that somebody else wrote: cleaned, and of bounded length.
 fn last_line(mut file: File) -> LastLine {
     let size = file.metadata().map_or(0, |metadata| metadata.len());
     let mut bytes = Vec::new();

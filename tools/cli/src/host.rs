@@ -1,4 +1,4 @@
-//! What a host must have, and what is good to know about it.
+//! What a host must have, and what its administrator should know.
 //!
 //! Called by `check`: `require` before the boot, since without it no pod can run; `notes` after it.
 
@@ -14,20 +14,16 @@ const CGROUP: &str = "/sys/fs/cgroup";
 /// linux/magic.h
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
-/// Why no pod can run here.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// The unified hierarchy is not what is mounted.
+    /// What is mounted is not the unified hierarchy.
     #[error(
         "use the cgroups of this host: {CGROUP} is not cgroup v2, which kata-like needs; boot with systemd.unified_cgroup_hierarchy=1"
     )]
     CgroupV1,
-    /// There are no cgroups to be seen.
     #[error("look at {}", path.display())]
     Look {
-        /// What was looked at.
         path: PathBuf,
-        /// Why that failed.
         #[source]
         source: std::io::Error,
     },
@@ -45,7 +41,7 @@ pub fn require() -> Result<(), HostError> {
     }
 }
 
-/// What is worth changing on a host where pods run. `huge_pages`: how many the guest that was booted had.
+/// What an administrator should change on this host. `huge_pages`: how many the booted guest had.
 pub fn notes(config: &Config, huge_pages: u64) -> Vec<String> {
     let mut notes = Vec::new();
     if huge_pages == 0 && config.hugepages == HugePages::Transparent {
@@ -86,7 +82,7 @@ fn small_pages(setting: &str) -> String {
     }
 }
 
-/// Whether the mount that is `/` has a peer group (proc(5): the optional fields before the dash).
+/// Whether the mount at `/` has a peer group (proc(5): the optional fields before the dash).
 fn root_is_shared(mountinfo: &str) -> bool {
     mountinfo
         .lines()

@@ -1,8 +1,9 @@
-//! `kata-like`: the tool an administrator types at a host.
+//! `kata-like`: the tool that an administrator types at a host.
 //!
-//! `check` is the first command on a strange host: it boots the real guest and says how long that took, or why it did
-//! not, in one line. Everything else is containerd's business; a call in runc's manner, which a mistaken `--runtime
-//! kata-like` causes, is answered with the flag that was meant.
+//! `check` is the first command on a strange host: it boots the real guest and says in one line how
+//! long that took, or why it failed. Everything else is containerd's business. A mistaken
+//! `--runtime kata-like` makes containerd call this program as it calls runc; then the answer names
+//! the right flag.
 
 mod boot;
 mod host;

@@ -1,8 +1,9 @@
 //! Calls that were meant for runc.
 //!
-//! `nerdctl run --runtime kata-like` takes any name without `io.containerd.` for a binary that behaves like runc, and has
-//! containerd's runc shim call it: `kata-like --root … --log FILE --log-format json create --bundle … ID`. The answer goes
-//! to standard error, and to the log file, which is where that shim looks for the reason.
+//! `nerdctl run --runtime kata-like` takes any name without `io.containerd.` for a binary that
+//! behaves like runc, and containerd's runc shim then calls it: `kata-like --root … --log FILE
+//! --log-format json create --bundle … ID`. The answer goes to standard error and to the log file,
+//! where that shim looks for the reason.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -30,7 +31,7 @@ const VERBS: [&str; 17] = [
     "update",
 ];
 
-/// runc's options before the verb; a value follows those with `true`.
+/// runc's options before the verb; `true`: a value follows.
 const OPTIONS: [(&str, bool); 7] = [
     ("--root", true),
     ("--log", true),
@@ -41,7 +42,7 @@ const OPTIONS: [(&str, bool); 7] = [
     ("--debug", false),
 ];
 
-/// A call in runc's manner.
+/// A command line in runc's manner.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Call {
     verb: String,
@@ -49,7 +50,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Takes the program's arguments; `None` if they are for us.
+    /// Looks at the program's arguments. `None`: they are for us.
     pub fn recognise(arguments: &[OsString]) -> Option<Self> {
         let mut rest = arguments.iter().skip(1);
         let mut log = None;
@@ -77,7 +78,7 @@ impl Call {
         None
     }
 
-    /// The answer: one line, which is also left where containerd's runc shim reads it.
+    /// One line, which also goes to the log that containerd's runc shim reads.
     pub fn answer(&self) -> String {
         let line = format!(
             "kata-like {}: kata-like is no OCI runtime binary but a containerd runtime; use --runtime io.containerd.kata-like.v2",
@@ -85,7 +86,7 @@ impl Call {
         );
         if let Some(log) = &self.log {
             let entry = serde_json::json!({ "level": "error", "msg": line });
-            // The line on standard error is what counts; a log that can't be written changes nothing.
+            // The line on standard error counts; it does not matter if the log can't be written.
             let _ = OpenOptions::new()
                 .append(true)
                 .create(true)

@@ -1,14 +1,12 @@
-//! Writers for the two archive formats that a test host needs: cpio (newc) for its first root,
-//! tar (ustar) for image layers. `prepare` and `image` call them.
+//! Writers of the two archive formats that a test host needs: cpio (newc) for its first root, tar
+//! (ustar) for image layers. `prepare` and `image` call them.
 //!
-//! Deterministic: owner root, time 0, entries in the order given.
+//! Deterministic: owner root, time 0, entries in the given order.
 
 use std::io::{self, Write};
 
-/// What an entry is.
 #[derive(Clone, Copy)]
 pub enum Entry<'a> {
-    /// A directory.
     Directory,
     /// A file with this content.
     File(&'a [u8]),
@@ -16,19 +14,18 @@ pub enum Entry<'a> {
     Link(&'a str),
 }
 
-/// Writes a cpio archive in the newc format, as the kernel's initramfs wants it.
+/// A cpio archive in the newc format, which the kernel's initramfs needs.
 pub struct Cpio<W: Write> {
     out: W,
     inode: u32,
 }
 
 impl<W: Write> Cpio<W> {
-    /// Starts an archive.
     pub fn new(out: W) -> Self {
         Self { out, inode: 0 }
     }
 
-    /// Adds an entry; `name` is without a leading slash.
+    /// Adds an entry; `name` has no leading slash.
     pub fn add(&mut self, name: &str, mode: u32, entry: Entry<'_>) -> io::Result<()> {
         self.inode += 1;
         let (kind, body): (u32, &[u8]) = match entry {
@@ -39,7 +36,7 @@ impl<W: Write> Cpio<W> {
         self.raw(name, kind | mode, body)
     }
 
-    /// Ends the archive and gives the writer back.
+    /// Writes the trailer and returns the writer.
     pub fn finish(mut self) -> io::Result<W> {
         self.inode = 0;
         self.raw("TRAILER!!!", 0, &[])?;
@@ -81,16 +78,15 @@ impl<W: Write> Cpio<W> {
     }
 }
 
-/// Writes a tar archive in the ustar format.
+/// A tar archive in the ustar format.
 pub struct Tar<W: Write>(W);
 
 impl<W: Write> Tar<W> {
-    /// Starts an archive.
     pub fn new(out: W) -> Self {
         Self(out)
     }
 
-    /// Adds an entry; `name` is without a leading slash and below 100 bytes, as ustar has it.
+    /// Adds an entry; `name` has no leading slash and less than 100 bytes, as ustar requires.
     pub fn add(&mut self, name: &str, mode: u32, entry: Entry<'_>) -> io::Result<()> {
         let (kind, body, target): (u8, &[u8], &str) = match entry {
             Entry::Directory => (b'5', &[], ""),
@@ -120,7 +116,7 @@ impl<W: Write> Tar<W> {
             .write_all(&[0; 512][..body.len().next_multiple_of(512) - body.len()])
     }
 
-    /// Ends the archive and gives the writer back.
+    /// Writes the two final blocks and returns the writer.
     pub fn finish(mut self) -> io::Result<W> {
         self.0.write_all(&[0; 1024])?;
         Ok(self.0)

@@ -1,19 +1,20 @@
-//! How fast this machine's time stamp counter runs, which is that of an emulated CPU, too.
+//! How fast this machine's time stamp counter runs. An emulated CPU has the same counter.
 //!
-//! The emulated host's kernel would measure it against an emulated timer. On a busy machine that goes wrong, by a
-//! factor of ten as has been seen: then the host's clock is so much too fast, and every deadline in it too short.
+//! The emulated host's kernel would measure it against an emulated timer. On a busy machine that
+//! went wrong by a factor of ten: the host's clock was that much too fast, and every deadline in
+//! the host too short.
 
 use std::arch::x86_64::_rdtsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// For how long it is watched.
+/// How long the counter is watched.
 const WATCHED: Duration = Duration::from_millis(100);
 
-/// How often it is read at either end, for one reading that nothing has come in between.
+/// How often it is read at either end, so that one reading is uninterrupted.
 const READINGS: u32 = 50;
 
-/// Its frequency in kHz.
+/// The counter's frequency in kHz.
 pub fn khz() -> u64 {
     let (from, first) = reading();
     thread::sleep(WATCHED);
@@ -22,7 +23,7 @@ pub fn khz() -> u64 {
     (ticks / to.saturating_duration_since(from).as_secs_f64() / 1000.0).round() as u64
 }
 
-/// The moment and the counter, as close to each other as can be had.
+/// A moment and the counter, as close to each other as possible.
 fn reading() -> (Instant, u64) {
     let readings = (0..READINGS).map(|_| {
         let before = Instant::now();
@@ -32,7 +33,7 @@ fn reading() -> (Instant, u64) {
     });
     match readings.min_by_key(|(between, ..)| *between) {
         Some((_, at, ticks)) => (at, ticks),
-        None => (Instant::now(), 0), // there is one at least
+        None => (Instant::now(), 0), // there is at least one
     }
 }
 

@@ -1,8 +1,8 @@
-//! The machine itself as the test host: only where its own KVM boots a kernel, which is tried.
+//! The machine itself as the test host, if its own KVM boots a kernel. That is tried.
 //!
-//! `main` asks `usable`, and if so calls `run`: it starts this program again (`ROLE`) in a mount,
-//! PID and cgroup namespace with its own `/run`, so that what the command leaves does not stay.
-//! A `/dev/kvm` alone proves nothing: some vendor modules offer one that can't run ordinary guests.
+//! `main` asks `usable` and then calls `run`. `run` starts this program again (`ROLE`) in a mount,
+//! PID and cgroup namespace with its own `/run`, so nothing that the command leaves stays. A
+//! `/dev/kvm` alone proves nothing: some vendor modules offer one that can't run ordinary guests.
 
 use std::ffi::OsString;
 use std::fs;
@@ -28,10 +28,10 @@ use crate::setup;
 /// The first argument that makes this program the one inside the namespaces.
 pub const ROLE: &str = "direct";
 
-/// A kernel boots in one or two seconds where KVM works.
+/// If KVM works a kernel boots in one or two seconds.
 const BOOT_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Whether the command can run on this machine; if not, why.
+/// Whether the command can run on this machine; the error says why not.
 pub fn usable(prepared: &Prepared) -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("not root here".into());
@@ -101,7 +101,7 @@ fn boots(prepared: &Prepared) -> Result<(), String> {
     result
 }
 
-/// Runs the command in namespaces of this machine and gives its exit code.
+/// Runs the command in namespaces of this machine and returns its exit code.
 pub fn run(args: &Args, prepared: &Prepared) -> Result<u8, HostError> {
     let group = Path::new("/sys/fs/cgroup").join(format!("test-host.{}", std::process::id()));
     fs::create_dir(&group).map_err(HostError::file("create", &group))?;
@@ -155,7 +155,8 @@ pub fn run(args: &Args, prepared: &Prepared) -> Result<u8, HostError> {
     result
 }
 
-/// Inside the namespaces: forks the PID namespace's first process, which sets up and runs the command.
+/// Inside the namespaces: forks the PID namespace's first process, which sets up the host and runs
+/// the command.
 pub fn main(command: Vec<OsString>) -> ExitCode {
     match inside(&command) {
         Ok(code) => ExitCode::from(code),

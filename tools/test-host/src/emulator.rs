@@ -1,9 +1,10 @@
-//! Which QEMU is run: the machine's own, or a newer one that lies beside the system.
+//! Which QEMU runs: the machine's own, or a newer one that lies beside the system.
 //!
-//! `prepare` puts the newer one there, `machine` and `direct` run what `program` gives. QEMU before 8.1
-//! translates code without holding its page, so a CPU may go on with an instruction that another one
-//! has just replaced. Linux replaces its own all the time, in the host and in its guests. The libraries are
-//! those of the machine's own QEMU, which is installed in any case.
+//! `prepare` puts the newer one there; `machine` and `direct` run what `program` returns. QEMU
+//! before 8.1 translates code without holding its page, so a CPU may go on with an instruction that
+//! another CPU has just replaced. Linux replaces its own instructions all the time, in the host and
+//! in its guests. The libraries are those of the machine's own QEMU, which is installed in any
+//! case.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -15,15 +16,15 @@ use crate::packages::output;
 /// The first version that locks a page before it translates from it.
 const WANTED: (u32, u32) = (8, 1);
 
-/// What the newer one consists of.
+/// The packages of the newer QEMU.
 pub const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
 
-/// Where it lies in the prepared directory.
+/// The newer QEMU's folder in the prepared directory.
 pub const BESIDE: &str = "qemu";
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// QEMU with no device but those that are named, and no second boot.
+/// QEMU with only the named devices, and without a second boot.
 pub fn qemu(prepared: &Path) -> Command {
     let beside = prepared.join(BESIDE);
     let mut command = Command::new(program(prepared));
@@ -42,7 +43,7 @@ pub fn qemu(prepared: &Path) -> Command {
     command
 }
 
-/// The program to be run.
+/// The program to run.
 pub fn program(prepared: &Path) -> PathBuf {
     let beside = prepared.join(BESIDE).join("usr/bin").join(PROGRAM);
     match beside.is_file() {
@@ -51,7 +52,7 @@ pub fn program(prepared: &Path) -> PathBuf {
     }
 }
 
-/// Whether the machine's own QEMU is older than what is wanted.
+/// Whether the machine's own QEMU is older than [`WANTED`].
 pub fn is_too_old() -> Result<bool, HostError> {
     let text = version(PROGRAM)?;
     let found = number(&text).ok_or_else(|| HostError::Missing {
@@ -61,7 +62,7 @@ pub fn is_too_old() -> Result<bool, HostError> {
     Ok(found < WANTED)
 }
 
-/// The first line of what a QEMU says of its version.
+/// The first line of what a QEMU says about its version.
 pub fn version(program: impl AsRef<OsStr>) -> Result<String, HostError> {
     let text = output(
         "ask QEMU for its version",

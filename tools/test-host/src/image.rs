@@ -1,8 +1,8 @@
 //! OCI images with busybox in them, each as one archive for `ctr image import`.
 //!
-//! No registry can be counted on where tests run, so the images are made from the busybox of the
-//! machine's own suite. Layout: OCI image-spec 1.1, "image-layout.md"; the name containerd imports
-//! it under is an annotation in the index.
+//! Where tests run there may be no registry, so the images are made from the busybox of the
+//! machine's own suite. Layout: OCI image-spec 1.1, "image-layout.md". An annotation in the index
+//! is the name under which containerd imports it.
 
 use std::fs;
 use std::path::Path;
@@ -14,21 +14,20 @@ use crate::archive::{Entry, Tar};
 use crate::error::HostError;
 use crate::packages::output;
 
-/// An image: its name, and the command of a container that is given none.
+/// An image: its name, and the command of a container that has none of its own.
 pub struct Image {
-    /// The name under which it is imported.
+    /// The name under which containerd imports it.
     pub name: &'static str,
-    /// The command, as JSON.
     pub command: &'static str,
 }
 
-/// What the tests run.
+/// The image that the tests run.
 pub const BUSYBOX: Image = Image {
     name: "localhost/busybox:latest",
     command: r#"["sh"]"#,
 };
 
-/// What a pod of Kubernetes has as its first container: it only waits.
+/// The image of a Kubernetes pod's first container, which only waits.
 pub const PAUSE: Image = Image {
     name: "localhost/pause:latest",
     command: r#"["sleep","2147483647"]"#,

@@ -1,11 +1,13 @@
-//! PID 1 of the emulated host: sets it up, runs the command, tells how it ended.
+//! PID 1 of the emulated host: sets it up, runs the command, reports how it ended.
 //!
-//! The first root's init starts this on this machine's root file system. `machine` has put the
-//! request into the run directory, which is visible here as it is there: `argv`, `env`, `shares`
-//! (NUL after each entry), `cwd`, `tools`, and `interactive` if the command gets an input. Standard streams are virtio serial ports, copied by
-//! threads so that the command has ordinary pipes.
+//! The first root's init starts this program on this machine's root file system. `machine` has put
+//! the request into the run directory, which is visible here under the same path: `argv`, `env`,
+//! `shares` (NUL after each entry), `cwd`, `tools`, and `interactive` if the command gets an input.
+//! Standard streams are virtio serial ports.
+//! Threads copy them, so that the command has ordinary pipes.
 //!
-//! Said on the port `control`, a line each: `up`, `alive` every [`SIGN_OF_LIFE`], `failed WHY`, `exit CODE`.
+//! On the port `control` it writes a line for each of: `up`, `alive` every [`SIGN_OF_LIFE`],
+//! `failed WHY`, `exit CODE`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -24,7 +26,8 @@ use crate::setup;
 /// The first argument that makes this program PID 1.
 pub const ROLE: &str = "inside";
 
-/// How long output may take to arrive after the command has ended; a daemon it left may hold the pipe.
+/// How long output may take to arrive after the command has ended: a daemon that it left may hold
+/// the pipe.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// How often this host says that it is alive.

@@ -2,8 +2,8 @@
 //!
 //! Why: KVM switches a static key in the scheduler when its first VM comes and its last one goes.
 //! Under QEMU's multi-threaded emulation that code patching races with running code, and the host's
-//! kernel oopses within some 50 cycles. With a VM held open the key stays as it is. `setup` starts
-//! the keeper before anything else can open /dev/kvm, and it lives as long as the host.
+//! kernel oopses within some 50 cycles. While a VM is open the key stays as it is. `setup` starts
+//! the keeper before anything else can open /dev/kvm, and the keeper lives as long as the host.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

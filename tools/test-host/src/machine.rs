@@ -1,12 +1,12 @@
 //! The emulated host: QEMU without hardware help, an AMD CPU with SVM and nested paging.
 //!
 //! `main` calls `run`. The host boots on this machine's root file system, read-only over 9p below a
-//! tmpfs, so every program and library here is there too; directories given with `--share` are
+//! tmpfs, so it has every program and library of this machine. Directories given with `--share` are
 //! written through. Streams and answers come over UNIX sockets in a run directory of its own, so
 //! any number of hosts run at once. `inside` is the other end.
 //!
-//! QEMU dies with this process: it is killed on every way out, and asks the kernel for SIGKILL
-//! should this process be killed.
+//! QEMU dies with this process: it is killed on every way out, and it asks the kernel for SIGKILL
+//! in case this process is killed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -30,24 +30,25 @@ use crate::error::HostError;
 use crate::prepare::Prepared;
 use crate::terminal;
 
-/// The host is up in 4 to 8 s on an idle machine; builds may run beside it.
+/// On an idle machine the host is up in 4 to 8 s; builds may run beside it.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long a host that is up may be silent: it says every few seconds that it is alive. A CPU that QEMU emulates was
-/// seen to halt for good, with nothing said.
+/// How long a host that is up may be silent: it reports every few seconds that it is alive. An
+/// emulated CPU was seen to halt for good without a word.
 const SILENCE: Duration = Duration::from_secs(120);
 
-/// What the host's kernel is told. `oops=panic panic=-1` ends QEMU at once when the kernel is broken,
-/// so that nobody waits for a host that can't go on.
+/// The host kernel's options. `oops=panic panic=-1` ends QEMU at once when the kernel is broken, so
+/// nobody waits for a host that can't go on.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 oops=panic panic=-1 mitigations=off \
     nokaslr tsc=reliable rdinit=/init transparent_hugepage=madvise init_on_alloc=0";
 
-/// All that the emulator can, but for what is dearer to emulate than to do without: string instructions that are said
-/// to be fast go byte by byte there (without these five flags the kernels, and the C library, move eight at a time), and
-/// a fifth level makes each walk of the page tables longer, those of the guests' memory among them.
+/// Everything that the emulator can do, except what makes it slower. Without these five flags
+/// kernels and the C library copy eight bytes at a time; with them they use string instructions,
+/// which the emulator runs byte by byte. A fifth level makes each walk of the page tables longer,
+/// also those for the guests' memory.
 const CPU: &str = "max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off,fsrc=off";
 
-/// What chooses SELinux: of it and AppArmor, which Debian's kernels prefer, a kernel has one.
+/// Chooses SELinux: a kernel has either it or AppArmor, which Debian's kernels prefer.
 const SELINUX: &str = "security=selinux";
 
 /// How long the reader of our output may take for the rest of it.
@@ -61,7 +62,7 @@ enum Event {
     Alive,
     Failed(String),
     Exit(u8),
-    /// The control port was closed: QEMU is gone.
+    /// The control port was closed: QEMU has ended.
     Gone,
     /// One of the two output streams has ended.
     Drained,
@@ -77,7 +78,7 @@ impl Drop for Qemu {
     }
 }
 
-/// Boots a host, runs the command in it, gives its exit code.
+/// Boots a host, runs the command in it, returns its exit code.
 pub fn run(args: &Args, prepared: &Prepared) -> Result<u8, HostError> {
     let started = Instant::now();
     let run = tempfile::Builder::new()
@@ -198,7 +199,7 @@ fn follow(
     }
 }
 
-/// Writes what `inside` reads.
+/// Writes the request that `inside` reads.
 fn request(args: &Args, prepared: &Prepared, run: &Path) -> Result<(), HostError> {
     let program = std::env::current_exe().map_err(HostError::system("find this program"))?;
     let copy = run.join("test-host");
@@ -247,7 +248,7 @@ fn terminated(entries: impl Iterator<Item = OsString>) -> Vec<u8> {
         .collect()
 }
 
-/// Takes one connection on a socket of the run directory, in a thread.
+/// Accepts one connection on a socket of the run directory, in a thread.
 fn listen(
     run: &Path,
     name: &str,

@@ -1,12 +1,12 @@
 //! `test-host`: runs a command on a host that has a working KVM, whatever this machine is.
 //!
-//! Called by `make test` and by hand. Where the machine's own KVM boots a kernel (`direct` tries it),
-//! the command runs here in namespaces of its own. Elsewhere QEMU emulates an AMD machine with SVM
+//! Called by `make test` and by hand. If the machine's own KVM boots a kernel (`direct` tries it),
+//! the command runs here in namespaces of its own. Otherwise QEMU emulates an AMD machine with SVM
 //! and nested paging (`machine`), which boots on this machine's root file system and runs the
-//! command there; `inside` is that host's PID 1. `prepare` fetches what both need, once.
+//! command; `inside` is that host's PID 1. `prepare` fetches what both need, once.
 //!
-//! What holds for the caller: output streams live, the exit code is the command's, and a failure
-//! of the host itself is told apart from it (exit code 70).
+//! For the caller, output streams are live and the exit code is the command's. A failure of the
+//! host itself has its own exit code, 70.
 
 mod archive;
 mod counter;
@@ -45,8 +45,8 @@ pub struct Args {
     /// Memory of the host in MiB.
     #[arg(long, default_value_t = 8192, value_name = "MIB")]
     memory: u32,
-    /// CPUs of the host. With more than one that really run side by side, the emulated host's own kernel breaks
-    /// within minutes of virtual machines coming and going beside other work.
+    /// CPUs of the host. With more than one that really run side by side, the emulated host's own
+    /// kernel breaks within minutes of virtual machines coming and going beside other work.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// Seconds until the host and the command are stopped.
@@ -58,7 +58,8 @@ pub struct Args {
     /// Don't try this machine's own KVM.
     #[arg(long)]
     emulate: bool,
-    /// The host's kernel has SELinux, with no policy loaded, in the place of AppArmor; this is always an emulated host.
+    /// The host's kernel has SELinux, with no policy loaded, in the place of AppArmor; this is
+    /// always an emulated host.
     #[arg(long)]
     selinux: bool,
     /// The command gets the standard input, and a terminal if that is one.

@@ -1,7 +1,7 @@
 //! Debian packages: the machine's own suite installed, newer suites unpacked beside the system.
 //!
-//! `prepare` calls this. Newer suites have lists of their own, so that nothing of them can get into
-//! the system; the mirror is the one that this machine's apt uses.
+//! `prepare` calls this. Newer suites have package lists of their own, so nothing of them can get
+//! into the system. The mirror is the one that this machine's apt uses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::error::HostError;
 
-/// Runs a program and gives its standard output; its error output is in the error.
+/// Runs a program and returns its standard output; its error output is in the error.
 pub fn output(step: &str, command: &mut Command) -> Result<String, HostError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -34,7 +34,7 @@ pub fn output(step: &str, command: &mut Command) -> Result<String, HostError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Installs those of `wanted` whose program is missing; each is a (program, package).
+/// Installs the packages of `wanted` whose program is missing; each entry is (program, package).
 pub fn install(wanted: &[(&str, &str)]) -> Result<(), HostError> {
     let missing: Vec<&str> = wanted
         .iter()
@@ -53,7 +53,7 @@ pub fn install(wanted: &[(&str, &str)]) -> Result<(), HostError> {
     Ok(())
 }
 
-/// Looks a program up as a shell would, the directories of the administrator included.
+/// Looks a program up as a shell would, also in the administrator's directories.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')
@@ -106,7 +106,7 @@ impl Beside {
         Ok(beside)
     }
 
-    /// The name and version of the kernel package that `linux-image-amd64` of a suite stands for.
+    /// The name and version of the kernel package for which `linux-image-amd64` of a suite stands.
     pub fn kernel(&self, suite: &str) -> Result<String, HostError> {
         let step = "look up the kernel of the test host";
         let mut show = self.apt("apt-cache");
@@ -135,8 +135,8 @@ impl Beside {
         self.fetch(Command::new("apt-get"), package, target)
     }
 
-    /// Downloads packages of the machine's own suite and all that they depend on, as if nothing were
-    /// installed, and unpacks them to `target`.
+    /// Downloads packages of the machine's own suite and all that they depend on, as if nothing
+    /// were installed, and unpacks them to `target`.
     pub fn unpack_all(&self, packages: &[&str], target: &Path) -> Result<(), HostError> {
         eprintln!(
             "test-host: fetching {} and what they need",
@@ -167,7 +167,7 @@ impl Beside {
         unpack_debs(&debs, target)
     }
 
-    /// Where downloads go, with nothing of an earlier one in it.
+    /// An empty directory for downloads.
     fn empty_directory(&self) -> Result<PathBuf, HostError> {
         let debs = self.directory.join("debs");
         fs::remove_dir_all(&debs).map_err(HostError::file("empty", &debs))?;
@@ -183,7 +183,7 @@ impl Beside {
     }
 }
 
-/// Unpacks each package that was downloaded to `debs`; none is a failure.
+/// Unpacks every downloaded package in `debs`. If there is none this fails.
 fn unpack_debs(debs: &Path, target: &Path) -> Result<(), HostError> {
     fs::create_dir_all(target).map_err(HostError::file("create", target))?;
     let found = fs::read_dir(debs).map_err(HostError::file("read", debs))?;
@@ -205,7 +205,7 @@ fn unpack_debs(debs: &Path, target: &Path) -> Result<(), HostError> {
     }
 }
 
-/// Where Debian's own keys are; it is on every Debian machine.
+/// Debian's own keys, which every Debian machine has.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The mirror from which this machine's own suite comes.

@@ -1,18 +1,20 @@
-//! Fetches and unpacks, once, all that a test host is made of; `main` calls it before every run.
+//! Fetches and unpacks, once, everything that a test host is made of; `main` calls it before every
+//! run.
 //!
-//! The result is a directory under `~/.cache/kata-like/test-host`, named by a hash of the recipe, so
-//! that another recipe never meets an old result. It appears whole, by a rename, or not at all; a
-//! lock lets several callers wait for one. What is in it:
+//! The result is a directory under `~/.cache/kata-like/test-host`. A hash of the recipe names it,
+//! so another recipe never meets an old result. It appears whole, by a rename, or not at all; a
+//! lock lets several callers wait for one. Its content:
 //!
 //! | path | what |
 //! |---|---|
-//! | `vmlinuz`, `initrd.img`, `lib/modules/RELEASE` | Debian's ready kernel, and our first root for it |
-//! | `qemu/` | only where the machine's own QEMU is too old: see `emulator` |
+//! | `vmlinuz`, `initrd.img`, `lib/modules/RELEASE` | Debian's kernel, and our first root |
+//! | `qemu/` | only if the machine's own QEMU is too old: see `emulator` |
 //! | `containerd-2.1/`, `containerd-1.7/` | `containerd`, `ctr` and runc's shim of each |
 //! | `docker/` | `dockerd`, its helpers and `docker`, which run on the newer containerd |
-//! | `runc/runc` | of the machine's own suite: newer ones want a newer libc |
+//! | `runc/runc` | from the machine's own suite: newer ones need a newer libc |
 //! | `cni/` | the CNI plugins of the machine's own suite |
-//! | `busybox.tar`, `pause.tar` | the image that tests run, and that of the first container of a Kubernetes pod |
+//! | `busybox.tar` | the image that tests run |
+//! | `pause.tar` | the image of a Kubernetes pod's first container |
 //! | `userland/` | a `/usr` with systemd, databases and others: see `userland` |
 //! | `versions` | what was taken, for people |
 
@@ -28,9 +30,8 @@ use crate::image;
 use crate::packages::{self, Beside, output};
 use crate::userland;
 
-/// The directory that holds everything.
 pub struct Prepared {
-    /// Where it is.
+    /// The directory that holds everything.
     pub root: PathBuf,
 }
 
@@ -41,7 +42,7 @@ impl Prepared {
     }
 }
 
-/// Change this when this file or `archive`, `image` make something else of the same packages.
+/// Change this when this file, `archive` or `image` make something else of the same packages.
 const RECIPE: &str = "6";
 
 /// The suites that are unpacked beside the system, and what each is for.
@@ -50,7 +51,7 @@ const CONTAINERD_1_7_SUITE: &str = "trixie";
 const CONTAINERD_2_1_SUITE: &str = "sid";
 const DOCKER_SUITE: &str = CONTAINERD_2_1_SUITE;
 
-/// Docker's packages, what is taken of each, and the name by which it is looked for.
+/// Docker's packages, the files taken from each, and the name by which each file is looked up.
 const DOCKER: [(&str, &[(&str, &str)]); 3] = [
     (
         "docker.io",
@@ -97,7 +98,7 @@ $b umount /dev /proc
 exec $b switch_root /root "$program" inside "$run"
 "#;
 
-/// Gives the directory, made now if it isn't there.
+/// Returns the directory, made now if it isn't there.
 pub fn prepare() -> Result<Prepared, HostError> {
     packages::install(&[
         ("qemu-system-x86_64", "qemu-system-x86"),
@@ -106,7 +107,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
         ("ip", "iproute2"),
         ("iptables", "iptables"), // which CNI's portmap runs
         ("secilc", "secilc"),     // which makes a policy for SELinux
-        // File systems, which the tests make images of.
+        // File systems of which the tests make images.
         ("mkfs.ext4", "e2fsprogs"),
         ("mkfs.xfs", "xfsprogs"),
         ("mkfs.btrfs", "btrfs-progs"),

@@ -1,8 +1,8 @@
-//! Makes a freshly booted kernel, or a set of fresh namespaces, into a host for containers.
+//! Makes a freshly booted kernel, or a set of fresh namespaces, a host for containers.
 //!
-//! `inside` calls all of it as PID 1 of the emulated host, `direct` the part that a namespace needs.
-//! What systemd would do on a real host: kernel file systems, cgroup v2 with all controllers,
-//! a shared `/`, loopback up.
+//! `inside` calls all of it as PID 1 of the emulated host, `direct` the part that a namespace
+//! needs. It does what systemd does on a real host: kernel file systems, cgroup v2 with all
+//! controllers, a shared `/`, loopback up.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,7 +15,8 @@ use crate::error::HostError;
 use crate::keeper;
 use crate::packages::output;
 
-/// Modules that udev or a service would load on a real host; none of vhost, which nothing here may need.
+/// Modules that udev or a service would load on a real host. None of vhost: nothing here may need
+/// one.
 const MODULES: [&str; 16] = [
     "kvm_amd",
     "tun",
@@ -122,7 +123,7 @@ pub fn load_modules(tools: &Path) -> Result<(), HostError> {
     Ok(())
 }
 
-/// Lets a memfd have 2 MiB pages where it asks for them, as `make install` does on a real host.
+/// Lets a memfd have 2 MiB pages if it asks for them, as `make install` does on a real host.
 pub fn allow_huge_pages() -> Result<(), HostError> {
     let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
     fs::write(path, "advise").map_err(HostError::file("write", path))

@@ -1,8 +1,8 @@
-//! What images bring along and busybox has not: systemd, iptables, databases and other programs of the machine's
-//! own suite, with the libraries that they need.
+//! Programs that images have and busybox lacks: systemd, iptables, databases and others of the
+//! machine's own suite, with their libraries.
 //!
-//! `prepare` calls this, and tests mount the result into containers as `/usr`, read-only, with its `lib`
-//! and `lib64` once more as those of the root. No script of a package is run: what that would have set up,
+//! `prepare` calls this. Tests mount the result into containers as `/usr`, read-only, and its `lib`
+//! and `lib64` once more as those of the root. No script of a package runs: what it would set up,
 //! users and configuration, is the container's.
 
 use std::fs;
@@ -12,7 +12,7 @@ use std::process::Command;
 use crate::error::HostError;
 use crate::packages::{Beside, output};
 
-/// What the tests run; apt adds what these depend on.
+/// What the tests run; apt adds the dependencies.
 pub const PACKAGES: [&str; 11] = [
     "acl",
     "attr",
@@ -27,11 +27,11 @@ pub const PACKAGES: [&str; 11] = [
     "systemd",
 ];
 
-/// Taken without what they depend on: the tests need no more of perl, and nothing of git that speaks over networks.
-/// Their libraries are there, with the packages above and here.
+/// Taken without their dependencies: the tests need no more of perl, and no part of git that speaks
+/// over networks. The packages above, and these, have the libraries.
 pub const ALONE: [&str; 4] = ["git", "liblmdb-file-perl", "liblmdb0", "perl-base"];
 
-/// Directories of a root that are links into `usr`, but not yet in each package.
+/// Directories of a root that are links into `usr`, though not yet in each package.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
 /// For people, or for networks: half of git is its clients and servers.
@@ -54,7 +54,7 @@ const LEFT_OUT: [&str; 16] = [
     "share/man",
 ];
 
-/// Makes the content of `/usr` in `target`, with `root` for what is not to be kept.
+/// Makes the content of `/usr` in `target`; `root` takes what is not kept.
 pub fn build(apt: &Beside, root: &Path, target: &Path) -> Result<(), HostError> {
     apt.unpack_all(&PACKAGES, root)?;
     for package in ALONE {

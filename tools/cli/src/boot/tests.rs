@@ -1,5 +1,5 @@
-//! Each way in which a boot can fail before there is a guest, and what the line says. A guest that boots is the
-//! lifecycle tests' matter: it needs a real KVM.
+//! Each way in which a boot can fail before there is a guest, with its line. The lifecycle tests
+//! boot a guest, which needs a real KVM.
 
 use std::error::Error;
 use std::fs;
@@ -8,14 +8,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::*;
 
-/// An installation whose VMM is a shell script; `/dev/null` stands for KVM.
+/// An installation whose VMM is a shell script; `/dev/null` takes KVM's place.
 struct Installation(
     tempfile::TempDir,
     Config,
     #[allow(dead_code)] MutexGuard<'static, ()>,
 );
 
-/// One at a time: a script that is still open for writing in another test's child can't be run.
+/// One test at a time: a script can't run while another test's child has it open for writing.
 static ONE: Mutex<()> = Mutex::new(());
 
 impl Installation {
