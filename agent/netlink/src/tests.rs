@@ -76,40 +76,118 @@ fn an_interface_is_renamed_and_set() {
     });
 }
 
+/// A pair of interfaces that are up and have no addresses; answers the number of one.
+fn bare_link(socket: &mut Socket) -> u32 {
+    let [one, other] = pair(socket, "one", "other");
+    for link in [one, other] {
+        socket.set_link(link, &Change::NoOwnAddress).unwrap();
+        socket.set_link(link, &Change::Up).unwrap();
+    }
+    one
+}
+
+/// Addresses of every form.
+fn addresses_of(one: u32) -> [Address; 4] {
+    const PERMANENT: u32 = libc::IFA_F_PERMANENT;
+    let plain = PERMANENT | libc::IFA_F_NOPREFIXROUTE;
+    let address = |local: &str, prefix, flags| Address {
+        link: one,
+        local: ip(local),
+        peer: None,
+        prefix,
+        scope: libc::RT_SCOPE_UNIVERSE,
+        flags,
+        broadcast: None,
+    };
+    [
+        Address {
+            broadcast: Some(ip("10.1.0.255")),
+            ..address("10.1.0.2", 24, plain)
+        },
+        Address {
+            peer: Some(ip("10.9.0.1")),
+            ..address("10.9.0.2", 32, plain)
+        },
+        address("fd00::2", 64, plain | libc::IFA_F_NODAD),
+        Address {
+            scope: libc::RT_SCOPE_LINK,
+            ..address("fe80::2", 64, plain | libc::IFA_F_NODAD)
+        },
+    ]
+}
+
+/// Routes of every form, among these addresses.
+fn routes_of(one: u32) -> [Route; 8] {
+    let hop = |link, gateway: Option<&str>| Hop {
+        link,
+        gateway: gateway.map(ip),
+        on_link: false,
+        weight: 0,
+    };
+    let route = |destination: &str, prefix, hops| Route {
+        destination: ip(destination),
+        prefix,
+        from: 0,
+        table: u32::from(libc::RT_TABLE_MAIN),
+        protocol: libc::RTPROT_BOOT,
+        scope: libc::RT_SCOPE_UNIVERSE,
+        kind: libc::RTN_UNICAST,
+        service: 0,
+        metric: 7,
+        source: None,
+        preference: 0,
+        settings: Vec::new(),
+        hops,
+        wraps: false,
+        flags: 0,
+    };
+    let on_link = Hop {
+        on_link: true,
+        weight: 4,
+        ..hop(one, Some("169.254.1.1"))
+    };
+    [
+        Route {
+            scope: libc::RT_SCOPE_LINK,
+            source: Some(ip("10.1.0.2")),
+            protocol: libc::RTPROT_KERNEL,
+            metric: 0,
+            ..route("10.1.0.0", 24, vec![hop(one, None)])
+        },
+        Route {
+            settings: vec![(2, 1300)],
+            ..route("0.0.0.0", 0, vec![hop(one, Some("10.1.0.1"))])
+        },
+        Route {
+            flags: 4,
+            table: 1000,
+            ..route(
+                "10.7.0.0",
+                16,
+                vec![Hop {
+                    weight: 0,
+                    ..on_link.clone()
+                }],
+            )
+        },
+        route("10.8.0.0", 16, vec![hop(one, Some("10.1.0.1")), on_link]),
+        Route {
+            kind: libc::RTN_BLACKHOLE,
+            ..route("10.6.0.0", 16, Vec::new())
+        },
+        route("fd00::", 64, vec![hop(one, None)]),
+        Route {
+            source: Some(ip("fd00::2")),
+            ..route("::", 0, vec![hop(one, Some("fe80::1"))])
+        },
+        route("10.5.0.0", 16, vec![hop(one, Some("fe80::1"))]),
+    ]
+}
+
 #[test]
-fn addresses_routes_and_neighbours_are_read_as_they_were_set() {
+fn addresses_are_read_as_they_were_set() {
     in_new_namespace(|socket| {
-        let [one, other] = pair(socket, "one", "other");
-        for link in [one, other] {
-            socket.set_link(link, &Change::NoOwnAddress).unwrap();
-            socket.set_link(link, &Change::Up).unwrap();
-        }
-        const PERMANENT: u32 = libc::IFA_F_PERMANENT;
-        let plain = PERMANENT | libc::IFA_F_NOPREFIXROUTE;
-        let address = |local: &str, prefix, flags| Address {
-            link: one,
-            local: ip(local),
-            peer: None,
-            prefix,
-            scope: libc::RT_SCOPE_UNIVERSE,
-            flags,
-            broadcast: None,
-        };
-        let addresses = [
-            Address {
-                broadcast: Some(ip("10.1.0.255")),
-                ..address("10.1.0.2", 24, plain)
-            },
-            Address {
-                peer: Some(ip("10.9.0.1")),
-                ..address("10.9.0.2", 32, plain)
-            },
-            address("fd00::2", 64, plain | libc::IFA_F_NODAD),
-            Address {
-                scope: libc::RT_SCOPE_LINK,
-                ..address("fe80::2", 64, plain | libc::IFA_F_NODAD)
-            },
-        ];
+        let addresses = addresses_of(bare_link(socket));
         for address in &addresses {
             socket.add_address(address).unwrap();
         }
@@ -117,71 +195,17 @@ fn addresses_routes_and_neighbours_are_read_as_they_were_set() {
         for address in &addresses {
             assert!(found.contains(address), "{address:?} in {found:?}");
         }
+    });
+}
 
-        let hop = |link, gateway: Option<&str>| Hop {
-            link,
-            gateway: gateway.map(ip),
-            on_link: false,
-            weight: 0,
-        };
-        let route = |destination: &str, prefix, hops| Route {
-            destination: ip(destination),
-            prefix,
-            from: 0,
-            table: u32::from(libc::RT_TABLE_MAIN),
-            protocol: libc::RTPROT_BOOT,
-            scope: libc::RT_SCOPE_UNIVERSE,
-            kind: libc::RTN_UNICAST,
-            service: 0,
-            metric: 7,
-            source: None,
-            preference: 0,
-            settings: Vec::new(),
-            hops,
-            wraps: false,
-            flags: 0,
-        };
-        let on_link = Hop {
-            on_link: true,
-            weight: 4,
-            ..hop(one, Some("169.254.1.1"))
-        };
-        let routes = [
-            Route {
-                scope: libc::RT_SCOPE_LINK,
-                source: Some(ip("10.1.0.2")),
-                protocol: libc::RTPROT_KERNEL,
-                metric: 0,
-                ..route("10.1.0.0", 24, vec![hop(one, None)])
-            },
-            Route {
-                settings: vec![(2, 1300)],
-                ..route("0.0.0.0", 0, vec![hop(one, Some("10.1.0.1"))])
-            },
-            Route {
-                flags: 4,
-                table: 1000,
-                ..route(
-                    "10.7.0.0",
-                    16,
-                    vec![Hop {
-                        weight: 0,
-                        ..on_link.clone()
-                    }],
-                )
-            },
-            route("10.8.0.0", 16, vec![hop(one, Some("10.1.0.1")), on_link]),
-            Route {
-                kind: libc::RTN_BLACKHOLE,
-                ..route("10.6.0.0", 16, Vec::new())
-            },
-            route("fd00::", 64, vec![hop(one, None)]),
-            Route {
-                source: Some(ip("fd00::2")),
-                ..route("::", 0, vec![hop(one, Some("fe80::1"))])
-            },
-            route("10.5.0.0", 16, vec![hop(one, Some("fe80::1"))]),
-        ];
+#[test]
+fn routes_are_read_as_they_were_set() {
+    in_new_namespace(|socket| {
+        let one = bare_link(socket);
+        for address in &addresses_of(one) {
+            socket.add_address(address).unwrap();
+        }
+        let routes = routes_of(one);
         for route in &routes {
             socket.add_route(route).unwrap();
         }
@@ -189,7 +213,13 @@ fn addresses_routes_and_neighbours_are_read_as_they_were_set() {
         for route in &routes {
             assert!(found.contains(route), "{route:#?} in {found:#?}");
         }
+    });
+}
 
+#[test]
+fn neighbours_are_read_as_they_were_set() {
+    in_new_namespace(|socket| {
+        let one = bare_link(socket);
         for address in ["10.1.0.1", "fe80::1"] {
             let neighbour = Neighbour {
                 link: one,
