@@ -141,6 +141,141 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// A connection between a host's process and a guest, with what passed between them.
+struct World {
+    connection: Connection,
+    /// Until it closes its end.
+    host: Option<UnixStream>,
+    model: Model,
+    /// What the host's process has written and read.
+    written: Vec<u8>,
+    read: Vec<u8>,
+    /// What the guest has sent.
+    said: Vec<u8>,
+}
+
+impl World {
+    fn new(by_guest: bool) -> Self {
+        let (ours, host) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        host.set_nonblocking(true).unwrap();
+        let connection = match by_guest {
+            true => Connection::from_guest(PORTS, ours.into(), Credit::default()),
+            false => Connection::to_guest(PORTS, ours.into()),
+        };
+        let model = Model {
+            accepted: by_guest,
+            ..Model::default()
+        };
+        Self {
+            connection,
+            host: Some(host),
+            model,
+            written: Vec::new(),
+            read: Vec::new(),
+            said: Vec::new(),
+        }
+    }
+
+    /// The guest takes the connection that the host asks for.
+    fn accept(&mut self) -> Result<(), TestCaseError> {
+        let mut buffer = Buffer {
+            bytes: Vec::new(),
+            size: 4096,
+        };
+        prop_assert!(self.connection.send(&mut buffer).unwrap());
+        self.model.hear(&buffer.bytes)?;
+        let response = Header::new(PORTS, Operation::Response);
+        self.connection.receive(&response, &mut &[][..]);
+        self.model.accepted = true;
+        Ok(())
+    }
+
+    fn act(&mut self, act: &Act) -> Result<(), TestCaseError> {
+        match *act {
+            Act::Say(operation, length, shut) => self.say(operation, length, shut),
+            Act::Grant(more) => self.grant(more),
+            Act::Hear(size) => self.hear(size)?,
+            Act::Ready(readable, writable) => self.connection.host_ready(Readiness {
+                readable,
+                writable,
+                hung_up: self.host.is_none(),
+            }),
+            Act::Write(size) => {
+                let bytes = pattern(self.written.len(), size);
+                let written = self.host.as_mut().map(|host| host.write(bytes));
+                if let Some(Ok(count)) = written {
+                    self.written.extend_from_slice(&bytes[..count]);
+                }
+            }
+            Act::Read(size) => {
+                let mut bytes = vec![0; size];
+                let read = self.host.as_mut().map(|host| host.read(&mut bytes));
+                if let Some(Ok(count)) = read {
+                    self.read.extend_from_slice(&bytes[..count]);
+                }
+            }
+            Act::Half(sending) => {
+                if let Some(host) = &self.host {
+                    let _ = host.shutdown(if sending { Half::Write } else { Half::Read });
+                }
+            }
+            Act::Close => self.host = None,
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, operation: Operation, length: usize, shut: Shut) {
+        if !self.connection.answers_to(PORTS) {
+            return;
+        }
+        let payload = match operation {
+            Operation::Data => length,
+            _ => 0,
+        };
+        let mut body = pattern(self.said.len(), payload);
+        let header = Header {
+            payload,
+            shut,
+            credit: self.model.granted,
+            ..Header::new(PORTS, operation)
+        };
+        self.model.accepted |= operation == Operation::Response && self.model.requests == 1;
+        self.model.said += payload as u32;
+        self.said.extend_from_slice(body);
+        self.connection.receive(&header, &mut body);
+    }
+
+    fn grant(&mut self, more: u32) {
+        self.model.granted = Credit {
+            allocated: self.model.granted.allocated.max(more),
+            forwarded: self.model.heard.len() as u32,
+        };
+        if self.connection.answers_to(PORTS) && self.model.accepted {
+            let update = Header {
+                credit: self.model.granted,
+                ..Header::new(PORTS, Operation::CreditUpdate)
+            };
+            self.connection.receive(&update, &mut &[][..]);
+        }
+    }
+
+    fn hear(&mut self, size: usize) -> Result<(), TestCaseError> {
+        let owed = self.connection.owes_packet();
+        let mut buffer = Buffer {
+            bytes: Vec::new(),
+            size,
+        };
+        let sent = self.connection.send(&mut buffer).unwrap();
+        prop_assert_eq!(sent, !buffer.bytes.is_empty());
+        prop_assert!(owed || !sent, "a packet that nobody waits for");
+        match sent {
+            true => self.model.hear(&buffer.bytes),
+            false => Ok(()),
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -150,93 +285,16 @@ proptest! {
         answered in proptest::bool::weighted(0.8),
         acts in proptest::collection::vec(act(), 1..80),
     ) {
-        let (ours, host) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        host.set_nonblocking(true).unwrap();
-        let mut host = Some(host);
-        let mut model = Model::default();
-        let mut connection = match by_guest {
-            true => Connection::from_guest(PORTS, ours.into(), Credit::default()),
-            false => Connection::to_guest(PORTS, ours.into()),
-        };
-        model.accepted = by_guest;
+        let mut world = World::new(by_guest);
         if answered && !by_guest {
-            let mut buffer = Buffer { bytes: Vec::new(), size: 4096 };
-            prop_assert!(connection.send(&mut buffer).unwrap());
-            model.hear(&buffer.bytes)?;
-            connection.receive(&Header::new(PORTS, Operation::Response), &mut &[][..]);
-            model.accepted = true;
+            world.accept()?;
         }
-        let (mut written, mut read) = (Vec::new(), Vec::new());
-        let mut said = Vec::new();
-        for act in acts {
-            match act {
-                Act::Say(operation, length, shut) if connection.answers_to(PORTS) => {
-                    let payload = if operation == Operation::Data { length } else { 0 };
-                    let mut body = pattern(said.len(), payload);
-                    let header = Header {
-                        payload,
-                        shut,
-                        credit: model.granted,
-                        ..Header::new(PORTS, operation)
-                    };
-                    model.accepted |= operation == Operation::Response && model.requests == 1;
-                    model.said += payload as u32;
-                    said.extend_from_slice(body);
-                    connection.receive(&header, &mut body);
-                }
-                Act::Grant(more) => {
-                    model.granted = Credit {
-                        allocated: model.granted.allocated.max(more),
-                        forwarded: model.heard.len() as u32,
-                    };
-                    if connection.answers_to(PORTS) && model.accepted {
-                        let update = Header {
-                            credit: model.granted,
-                            ..Header::new(PORTS, Operation::CreditUpdate)
-                        };
-                        connection.receive(&update, &mut &[][..]);
-                    }
-                }
-                Act::Hear(size) => {
-                    let owed = connection.owes_packet();
-                    let mut buffer = Buffer { bytes: Vec::new(), size };
-                    let sent = connection.send(&mut buffer).unwrap();
-                    prop_assert_eq!(sent, !buffer.bytes.is_empty());
-                    prop_assert!(owed || !sent, "a packet that nobody waits for");
-                    if sent {
-                        model.hear(&buffer.bytes)?;
-                    }
-                }
-                Act::Ready(readable, writable) => connection.host_ready(Readiness {
-                    readable,
-                    writable,
-                    hung_up: host.is_none(),
-                }),
-                Act::Write(size) => {
-                    let bytes = pattern(written.len(), size);
-                    if let Some(count) = host.as_mut().and_then(|host| host.write(bytes).ok()) {
-                        written.extend_from_slice(&bytes[..count]);
-                    }
-                }
-                Act::Read(size) => {
-                    let mut bytes = vec![0; size];
-                    if let Some(count) = host.as_mut().and_then(|host| host.read(&mut bytes).ok()) {
-                        read.extend_from_slice(&bytes[..count]);
-                    }
-                }
-                Act::Half(sending) => {
-                    if let Some(host) = &host {
-                        let _ = host.shutdown(if sending { Half::Write } else { Half::Read });
-                    }
-                }
-                Act::Close => host = None,
-                Act::Say(..) => {}
-            }
-            prop_assert!(connection.unsent() <= BUFFER as usize);
+        for act in &acts {
+            world.act(act)?;
+            prop_assert!(world.connection.unsent() <= BUFFER as usize);
             // The bytes come in order, without a gap or an invention.
-            prop_assert!(written.starts_with(&model.heard));
-            prop_assert!(said.starts_with(&read));
+            prop_assert!(world.written.starts_with(&world.model.heard));
+            prop_assert!(world.said.starts_with(&world.read));
         }
     }
 }
