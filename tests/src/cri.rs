@@ -1,8 +1,10 @@
-//! Pods as a kubelet makes them: through containerd's CRI plugin, with the runtime under test as a handler.
+//! Pods as a kubelet makes them: through containerd's CRI plugin, with the runtime under test as a
+//! handler.
 //!
-//! What the kubelet does itself is done here, too: the pod's cgroup, the folder of its logs, the volumes. A test
-//! writes what it wants of a pod or container in protobuf's text format; names, image and paths are filled in.
-//! Whatever was made is taken away when it goes out of scope, a failed test included.
+//! What the kubelet does itself is done here, too: the pod's cgroup, the folder of its logs, the
+//! volumes. A test writes what it wants of a pod or container in protobuf's text format; names,
+//! image and paths are filled in. Whatever was made is taken away when it goes out of scope, a
+//! failed test included.
 
 use std::cell::Cell;
 use std::fs;
@@ -23,7 +25,8 @@ mod set_up;
 pub use container::{Container, text_of_log};
 pub(crate) use set_up::{imports, set_up};
 
-/// The handler that a RuntimeClass names. Its pods are on a network with IPv4 and IPv6 and an MTU of 1400.
+/// The handler that a RuntimeClass names. Its pods are on a network with IPv4 and IPv6 and an MTU
+/// of 1400.
 pub const HANDLER: &str = "kata-like";
 
 /// The same on another network: an MTU of 9000, and ports of the host lead to pods.
@@ -44,8 +47,9 @@ pub const PAUSE: &str = "localhost/pause:latest";
 /// Where the kubelet keeps the cgroups of its pods.
 const CGROUPS: &str = "/sys/fs/cgroup/kubepods";
 
-/// How long to wait before something is asked for again: at least so long, and so many times as long as the answer took.
-/// Who waits beside many others is not to take the CPU from what is waited for.
+/// How long to wait before something is asked for again: at least so long, and so many times as
+/// long as the answer took. Who waits beside many others is not to take the CPU from what is waited
+/// for.
 const POLL: Duration = Duration::from_millis(50);
 const SHARE: u32 = 10;
 
@@ -209,8 +213,8 @@ impl Pod<'_> {
         }
     }
 
-    /// What was there of it when CNI was told to take its interface away: interfaces in its network namespace,
-    /// and the VMMs of this host as `/proc/PID/comm`.
+    /// What was there of it when CNI was told to take its interface away: interfaces in its network
+    /// namespace, and the VMMs of this host as `/proc/PID/comm`.
     pub fn seen_at_del(&self) -> TestResult<String> {
         let path = set_up::seen_at_del(self.kubelet.host.directory(), &self.id);
         fs::read_to_string(&path)
@@ -308,8 +312,8 @@ impl Pod<'_> {
         Ok(container)
     }
 
-    /// Runs a shell's script to its end and gives its output, both streams; any other exit code than 0 is an
-    /// error.
+    /// Runs a shell's script to its end and gives its output, both streams; any other exit code
+    /// than 0 is an error.
     pub fn run(&self, name: &str, script: &str, config: &str) -> TestResult<String> {
         let script = format!("exec 2>&1\n{script}");
         let container = self.start(name, &["sh", "-c", &script], config)?;

@@ -197,7 +197,8 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> Collected {
 }
 
 impl Collected {
-    /// Everything up to the stream's end, or until nothing came for `grace` (somebody else holds it).
+    /// Everything up to the stream's end, or until nothing came for `grace` (somebody else holds
+    /// it).
     fn finish(self, grace: Duration) -> Vec<u8> {
         let mut all = Vec::new();
         while let Ok(part) = self.0.recv_timeout(grace) {

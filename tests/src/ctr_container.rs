@@ -1,5 +1,5 @@
-//! A container that `ctr` has put into the background. With kata-like it is a pod by itself, and has the
-//! pod's processes on the host.
+//! A container that `ctr` has put into the background. With kata-like it is a pod by itself, and
+//! has the pod's processes on the host.
 //!
 //! Deleted when it goes out of scope, a failed test included.
 

@@ -1,5 +1,5 @@
-//! A pod of several containers that `ctr` makes as containerd's CRI plugin would: by annotations and by
-//! the paths of namespaces, which are the host's.
+//! A pod of several containers that `ctr` makes as containerd's CRI plugin would: by annotations
+//! and by the paths of namespaces, which are the host's.
 //!
 //! Works on runc, too, where each container is a process of its own in the namespaces of the first.
 

@@ -1,6 +1,8 @@
-//! Docker on the host's containerd: a dockerd for each test binary, started by the first test, and `docker`.
+//! Docker on the host's containerd: a dockerd for each test binary, started by the first test, and
+//! `docker`.
 //!
-//! dockerd ends with the test binary. It has folders of its own, and leaves the host's firewall open for others.
+//! dockerd ends with the test binary. It has folders of its own, and leaves the host's firewall
+//! open for others.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -69,7 +71,8 @@ impl<'host> Docker<'host> {
         command: &[&str],
     ) -> TestResult<Container<'_>> {
         let name = self.host.name(stem);
-        let container = Container { docker: self, name }; // first: a failed start is cleaned up, too
+        // First: a failed start is cleaned up, too.
+        let container = Container { docker: self, name };
         let how = ["-d", "--name", &container.name];
         self.call(&run_arguments(&how, options, command)).ok()?;
         Ok(container)

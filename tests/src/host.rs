@@ -183,7 +183,8 @@ impl Host {
         options: &[&str],
         command: &[&str],
     ) -> TestResult<CtrContainer<'_>> {
-        let pod = CtrContainer::new(self, id.to_owned()); // first: a failed start is cleaned up, too
+        // First: a failed start is cleaned up, too.
+        let pod = CtrContainer::new(self, id.to_owned());
         self.ctr(run_arguments(&["-d"], id, options, command))
             .ok()?;
         Ok(pod)
@@ -441,13 +442,14 @@ pub(crate) fn tools() -> TestResult<PathBuf> {
         .ok_or_else(|| failure("these tests run in a test host: see tools/test-host"))
 }
 
-/// Takes back what the C library's posix_spawn has left in this process and containers would inherit: two
-/// signals that it keeps to itself are ignored, and its own functions refuse to change that.
+/// Takes back what the C library's posix_spawn has left in this process and containers would
+/// inherit: two signals that it keeps to itself are ignored, and its own functions refuse to change
+/// that.
 fn heed_all_signals() {
     let default = [0u64; 4]; // The kernel's `struct sigaction`.
     for signal in [32, 33] {
-        // SAFETY: the kernel reads the live structure, whose zeros are the default action, and eight bytes
-        // are the size of its signal set.
+        // SAFETY: the kernel reads the live structure, whose zeros are the default action, and
+        // eight bytes are the size of its signal set.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,

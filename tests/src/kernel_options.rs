@@ -1,8 +1,9 @@
-//! What images of CI systems and of container tools ask of a kernel, and a script for each that uses it.
+//! What images of CI systems and of container tools ask of a kernel, and a script for each that
+//! uses it.
 //!
-//! `tests/workloads.rs` runs them with `sh -e` one after the other in one container, which has the programs
-//! of `userland` (`$ip` is that of iproute2), a tmpfs on `/scratch`, a volume on `/volume` and the capabilities
-//! for all this. Nothing is taken back: the machine ends with the container.
+//! `tests/workloads.rs` runs them with `sh -e` one after the other in one container, which has the
+//! programs of `userland` (`$ip` is that of iproute2), a tmpfs on `/scratch`, a volume on `/volume`
+//! and the capabilities for all this. Nothing is taken back: the machine ends with the container.
 
 /// A name, and what must succeed.
 pub const OPTIONS: &[(&str, &str)] = &[
@@ -21,7 +22,8 @@ pub const OPTIONS: &[(&str, &str)] = &[
     ("keys", "key=$(keyctl add user name secret @s); [ $(keyctl print $key) = secret ]
         keyctl get_persistent @s; keyctl list @s | grep -q _persistent"),
     ("dummy", "if $ip link show dummy0; then exit 1; fi; $ip link add dummy7 type dummy; $ip link set dummy7 up"),
-    // A ping between two network namespaces goes over the bridge, and through a rule that sees its ports.
+    // A ping between two network namespaces goes over the bridge, and through a rule that sees its
+    // ports.
     ("veth, bridge, bridge netfilter, physdev", "$ip link add br7 type bridge; $ip link set br7 up
         for side in 1 2; do
             $ip netns add ns$side
@@ -47,7 +49,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("rules.nft", RULES_NFT),
 ];
 
-/// A file is changed, one removed, and a directory replaced: copies, a whiteout, an opaque directory.
+/// A file is changed, one removed, and a directory replaced: copies, a whiteout, an opaque
+/// directory.
 const OVERLAY: &str =
     "mkdir -p lower/dir upper work merged; touch lower/gone lower/dir/file; echo below >lower/file
 mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged

@@ -1,9 +1,10 @@
-//! The harness of the integration tests: a real containerd, the real `ctr`, and what a host looks like.
+//! The harness of the integration tests: a real containerd, the real `ctr`, and what a host looks
+//! like.
 //!
 //! The files in `tests/` call it; the binary `run-tests` builds them, boots test hosts
-//! (`tools/test-host`) and runs them there. Nothing here knows how kata-like works inside:
-//! a test sees what a user or an administrator sees. The runtime is a switch, so that most tests can
-//! be run against runc, which is the oracle: `KATA_LIKE_TEST_RUNTIME=io.containerd.runc.v2`.
+//! (`tools/test-host`) and runs them there. Nothing here knows how kata-like works inside: a test
+//! sees what a user or an administrator sees. The runtime is a switch, so that most tests can be
+//! run against runc, which is the oracle: `KATA_LIKE_TEST_RUNTIME=io.containerd.runc.v2`.
 
 pub mod annotations;
 pub mod cri;

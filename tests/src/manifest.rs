@@ -1,4 +1,5 @@
-//! What is in `deploy/kubernetes/`, taken as the kubelet takes it: pods of YAML become what CRI is asked for.
+//! What is in `deploy/kubernetes/`, taken as the kubelet takes it: pods of YAML become what CRI is
+//! asked for.
 //!
 //! Only what those files have is known; a field beside it, or a misspelt one, is an error.
 

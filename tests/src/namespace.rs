@@ -1,4 +1,5 @@
-//! A network namespace of the test's own, as a plugin would make it, and what is done inside of one.
+//! A network namespace of the test's own, as a plugin would make it, and what is done inside of
+//! one.
 
 use std::fs::File;
 use std::os::fd::AsFd;

@@ -1,9 +1,9 @@
 //! The oracle is runc: one OCI spec under both runtimes, and what a probe in the container sees.
 //!
 //! `tests/oci.rs` runs the catalogue once and looks at it from several sides. A case is a change of
-//! containerd's default spec; `run` makes the container twice, through the same containerd, and compares
-//! the two reports. Most cases are containers of one pod, as CRI makes them, so that the machine boots once
-//! for all; the others have a machine each.
+//! containerd's default spec; `run` makes the container twice, through the same containerd, and
+//! compares the two reports. Most cases are containers of one pod, as CRI makes them, so that the
+//! machine boots once for all; the others have a machine each.
 
 use std::ffi::CString;
 use std::fs;
@@ -127,7 +127,8 @@ impl<'host> Oracle<'host> {
     /// Prepares the files; no container is made yet.
     pub fn new(host: &'host Host) -> TestResult<Self> {
         let directory = tempfile::tempdir()?;
-        // Of its own, without options that containers would see, and shared, as systemd has all mounts.
+        // Of its own, without options that containers would see, and shared, as systemd has all
+        // mounts.
         rustix::mount::mount(
             "oracle",
             directory.path(),
@@ -141,7 +142,8 @@ impl<'host> Oracle<'host> {
         let probe = directory.path().join("probe");
         fs::copy(&built, &probe)?;
         fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
-        // New network namespaces begin with what the host has, and networks of other tests may have set it there.
+        // New network namespaces begin with what the host has, and networks of other tests may have
+        // set it there.
         fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
         let printed = host.ctr(["oci", "spec"]).ok()?;
         Ok(Self {
@@ -252,7 +254,8 @@ impl<'host> Oracle<'host> {
         };
         rustix::mount::unmount(&below, UnmountFlags::DETACH)?;
         fs::remove_dir_all(&files)?;
-        // Where a container has no cgroup namespace, runc's mount of the cgroups takes the options of the host's away.
+        // Where a container has no cgroup namespace, runc's mount of the cgroups takes the options
+        // of the host's away.
         rustix::mount::mount_remount(CGROUPS, CGROUP_FLAGS, &*self.cgroup_options)?;
         outcome
     }
@@ -319,7 +322,8 @@ fn cgroup_options() -> TestResult<CString> {
     Ok(CString::new(options.trim_start_matches(','))?)
 }
 
-/// Adds an outcome to `oracle.log`, a line each: for whoever waits for the table, or looks into a difference.
+/// Adds an outcome to `oracle.log`, a line each: for whoever waits for the table, or looks into a
+/// difference.
 fn tell(case: &str, runtime: usize, outcome: &Outcome) {
     let outcome = match outcome {
         Outcome::Report(report) => report.clone(),
@@ -353,7 +357,8 @@ impl Drop for Oracle<'_> {
     }
 }
 
-/// containerd's default spec, and what it leaves to whoever is above the container. One case is about that.
+/// containerd's default spec, and what it leaves to whoever is above the container. One case is
+/// about that.
 fn complete(mut spec: Value) -> Value {
     spec["hostname"] = json!("oracle");
     spec["process"]["oomScoreAdj"] = json!(0);
@@ -375,8 +380,8 @@ fn write(files: &Path, spec: &Value) -> TestResult<String> {
     Ok(path.display().to_string())
 }
 
-/// What came of a container that has ended. Where a start has failed runc leaves the exit status 1, and the reason
-/// on the container's stderr; the probe ends otherwise.
+/// What came of a container that has ended. Where a start has failed runc leaves the exit status 1,
+/// and the reason on the container's stderr; the probe ends otherwise.
 fn ended(status: u32, printed: &str) -> TestResult<Outcome> {
     let line = printed.lines().find(|line| line.starts_with('{'));
     let line = match line {

@@ -1,4 +1,5 @@
-//! The parts of one story. Each is run, also where one before it has failed, and all that failed are named.
+//! The parts of one story. Each is run, also where one before it has failed, and all that failed
+//! are named.
 //!
 //! A pod takes seconds to start, so tests share one for what doesn't depend on each other.
 

@@ -11,7 +11,8 @@ use crate::{TestResult, failure};
 /// Where it is in the container.
 pub const TOOL: &str = "/tool";
 
-/// Fails unless a file on the host is as `/tool store` makes it (`tests/probe/src/tools/mapping.rs`).
+/// Fails unless a file on the host is as `/tool store` makes it
+/// (`tests/probe/src/tools/mapping.rs`).
 pub fn check_stored(path: &Path, bytes: u64) -> TestResult {
     let mut found = Vec::new();
     File::open(path)

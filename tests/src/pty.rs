@@ -54,7 +54,8 @@ impl OnTerminal {
             .stdin(Stdio::from(slave))
             .stdout(Stdio::from(copies.0))
             .stderr(Stdio::from(copies.1));
-        // SAFETY: setsid and ioctl are async-signal-safe and allocate nothing; fd 0 is the slave by then.
+        // SAFETY: setsid and ioctl are async-signal-safe and allocate nothing; fd 0 is the slave by
+        // then.
         unsafe {
             command.pre_exec(|| {
                 if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
@@ -96,7 +97,8 @@ impl OnTerminal {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        // SAFETY: TIOCSWINSZ reads one winsize, which lives across the call; the descriptor is ours.
+        // SAFETY: TIOCSWINSZ reads one winsize, which lives across the call; the descriptor is
+        // ours.
         if unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) } < 0 {
             return Err(failure(format!(
                 "TIOCSWINSZ: {}",
@@ -112,7 +114,8 @@ impl OnTerminal {
         String::from_utf8_lossy(&seen).into_owned()
     }
 
-    /// Waits until a text is on the screen: `deadline` is how long nothing at all may come, three times that the end.
+    /// Waits until a text is on the screen: `deadline` is how long nothing at all may come, three
+    /// times that the end.
     pub fn expect(&self, text: &str, deadline: Duration) -> TestResult {
         let begin = Instant::now();
         let (all, mut silence) = (Patience::new(deadline * 3), Patience::new(deadline));

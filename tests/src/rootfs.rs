@@ -44,7 +44,8 @@ impl<'host> Rootfs<'host> {
 
     /// A pod in the background with this spec.
     pub fn start(&self, id: &str, spec: &Value) -> TestResult<CtrContainer<'host>> {
-        let pod = CtrContainer::new(self.host, id.to_owned()); // first: a failed start is cleaned up, too
+        // First: a failed start is cleaned up, too.
+        let pod = CtrContainer::new(self.host, id.to_owned());
         self.run(&["-d"], id, spec)?.ok()?;
         Ok(pod)
     }

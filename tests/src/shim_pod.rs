@@ -1,8 +1,8 @@
 //! A pod whose containers are made by calls of its shim, as containerd would, but without it.
 //!
-//! For the states that `ctr` doesn't show and for what has to be done often: a call takes milliseconds
-//! here, and no container needs a machine of its own. Works on runc, too, whose shim also serves all
-//! containers of a pod.
+//! For the states that `ctr` doesn't show and for what has to be done often: a call takes
+//! milliseconds here, and no container needs a machine of its own. Works on runc, too, whose shim
+//! also serves all containers of a pod.
 
 use std::fs;
 use std::path::{Path, PathBuf};

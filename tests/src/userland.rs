@@ -1,5 +1,5 @@
-//! Debian's programs in a container of the busybox image: the test host has a `/usr` with systemd, iptables
-//! and others (`tools/test-host/src/userland.rs`).
+//! Debian's programs in a container of the busybox image: the test host has a `/usr` with systemd,
+//! iptables and others (`tools/test-host/src/userland.rs`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,8 @@ pub fn path(name: &str) -> TestResult<PathBuf> {
     }
 }
 
-/// An emulated host has its tools over 9p, and Linux' client of that loses entries of a directory where it is read in
-/// parts and from a place, as a file server reads it.
+/// An emulated host has its tools over 9p, and Linux' client of that loses entries of a directory
+/// where it is read in parts and from a place, as a file server reads it.
 fn copy() -> TestResult {
     if Path::new(COPY).exists() {
         return Ok(());

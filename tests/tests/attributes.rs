@@ -1,5 +1,5 @@
-//! What a file's attributes say while it is open: inside, in another container of the pod, and on the host; and what
-//! the host has changed when a file is opened.
+//! What a file's attributes say while it is open: inside, in another container of the pod, and on
+//! the host; and what the host has changed when a file is opened.
 //!
 //! All but what speaks of the VM also runs against runc.
 
@@ -15,7 +15,8 @@ use kata_like_tests::{CtrContainer, Directory, Host, Parts, TestResult, failure,
 const RIGHT: &str = "written: 4194304 bytes, 8192 blocks, newer; synced: 4194304 bytes, 8192 blocks, as old; \
     written again: 8388608 bytes, 16384 blocks, newer";
 
-/// Keeps a file open that has been written, as a database has its own, and says what it knows of it.
+/// Keeps a file open that has been written, as a database has its own, and says what it knows of
+/// it.
 const KEEP: &str =
     "exec 3>$1; head -c 4194304 /dev/zero >&3; stat -c '%s %b %Y %Z' $1; du -k $1 | cut -f 1";
 
@@ -95,7 +96,8 @@ fn attributes_of_open_files_are_those_of_the_disk() -> TestResult {
     parts.end()
 }
 
-/// What is said of a file inside while it is open is what the host says of it, and another container.
+/// What is said of a file inside while it is open is what the host says of it, and another
+/// container.
 fn an_open_file_is_the_same(
     pod: &CtrContainer,
     beside: Option<&CtrContainer>,

@@ -1,4 +1,5 @@
-//! Bad input: `ctr run` fails soon, with one line that names step, object and cause, and nothing stays.
+//! Bad input: `ctr run` fails soon, with one line that names step, object and cause, and nothing
+//! stays.
 //!
 //! Each test has the host alone, gives one thing that is wrong, and compares before and after.
 

@@ -1,7 +1,9 @@
-//! Who else calls, each by the calls it makes: nerdctl, BuildKit, CRI-O, and whoever means runc's command line.
+//! Who else calls, each by the calls it makes: nerdctl, BuildKit, CRI-O, and whoever means runc's
+//! command line.
 //!
-//! None of these programs is in Debian: what they ask for, and in which order, is what is known of them; CRI-O's calls
-//! were read in its source (`internal/oci/runtime_vm.go`). `docker` has the one that is.
+//! None of these programs is in Debian: what they ask for, and in which order, is what is known of
+//! them; CRI-O's calls were read in its source (`internal/oci/runtime_vm.go`). `docker` has the one
+//! that is.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -98,7 +100,8 @@ impl Drop for Caller<'_> {
     }
 }
 
-/// `runtime_type = "vm"`: no address of containerd, so nobody to tell events to; a plain address is the answer.
+/// `runtime_type = "vm"`: no address of containerd, so nobody to tell events to; a plain address is
+/// the answer.
 #[test]
 fn cri_o_runs_pods() -> TestResult {
     kata_like_only!();
@@ -297,8 +300,8 @@ fn the_hosts_network_is_refused(caller: &Caller, mut spec: Value) -> TestResult 
     caller.shut_down(&step)
 }
 
-/// nerdctl: the network comes from a hook of the host, which finds the namespace by the pid on its stdin; output
-/// goes to a program.
+/// nerdctl: the network comes from a hook of the host, which finds the namespace by the pid on its
+/// stdin; output goes to a program.
 #[test]
 fn nerdctls_hook_gives_the_network() -> TestResult {
     let host = Host::alone()?;
@@ -369,8 +372,8 @@ fn nerdctls_hook_gives_the_network() -> TestResult {
     parts.end()
 }
 
-/// The hook that makes the network, and the program that takes the output; what they are given, they
-/// leave in this folder.
+/// The hook that makes the network, and the program that takes the output; what they are given,
+/// they leave in this folder.
 fn programs(place: &Path) -> TestResult<(String, String)> {
     let here = place.display();
     let program = |name: &str, script: String| -> TestResult<String> {

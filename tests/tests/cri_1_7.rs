@@ -1,7 +1,7 @@
 //! The same pods through the CRI plugin of containerd 1.7.
 //!
-//! What differs there: the binary is run for each container and not for each pod, and the shim serves version 2 of the
-//! task API.
+//! What differs there: the binary is run for each container and not for each pod, and the shim
+//! serves version 2 of the task API.
 
 use kata_like_tests::suites::cri::{lifecycle, node, processes};
 use kata_like_tests::{Host, TestResult, Version};

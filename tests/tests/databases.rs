@@ -1,5 +1,5 @@
-//! What databases insist on, on volumes and on the root: locks that exclude other pods and the host, memory
-//! that is a file, and writes that outlast whoever is killed.
+//! What databases insist on, on volumes and on the root: locks that exclude other pods and the
+//! host, memory that is a file, and writes that outlast whoever is killed.
 //!
 //! All but what speaks of the VM also runs against runc.
 
@@ -46,7 +46,8 @@ fn try_all(pod: &CtrContainer) -> TestResult<Vec<String>> {
     )
 }
 
-/// Processes in the pod that do `how` to a lock of each kind, and have told so in `/data/NAME-KIND`. Their pids.
+/// Processes in the pod that do `how` to a lock of each kind, and have told so in
+/// `/data/NAME-KIND`. Their pids.
 fn start_all(pod: &CtrContainer, how: &str, name: &str, word: &str) -> TestResult<String> {
     let script = format!(
         "for k in flock fcntl ofd; do /tool lock $k /data/$k {how} >/data/{name}-$k 2>&1 & echo $!; done; \
@@ -79,8 +80,9 @@ fn host_tries(volume: &Directory) -> TestResult<Vec<Option<File>>> {
         .collect()
 }
 
-/// Locks exclude across pods and the host; they end with their holder, with its pod, and whoever waits gets them
-/// then. A database's log survives the kill of its writer, and that of the machine below it.
+/// Locks exclude across pods and the host; they end with their holder, with its pod, and whoever
+/// waits gets them then. A database's log survives the kill of its writer, and that of the machine
+/// below it.
 #[test]
 fn a_database_can_live_on_a_volume_and_on_the_root() -> TestResult {
     let host = Host::shared()?;
@@ -93,7 +95,8 @@ fn a_database_can_live_on_a_volume_and_on_the_root() -> TestResult {
     let one = host.start("one", &options, &["sleep", "1000"])?;
     let two = host.start("two", &options, &["sleep", "1000"])?;
 
-    // One pod holds, the other and the host can't have; who waits gets it when the holder is killed.
+    // One pod holds, the other and the host can't have; who waits gets it when the holder is
+    // killed.
     let holders = start_all(&one, "hold", "held", "locked")?;
     assert_eq!(try_all(&two)?, ["EAGAIN"; 3]);
     assert!(host_tries(&volume)?.iter().all(Option::is_none));
@@ -165,7 +168,8 @@ fn whoever_has_the_lock_reads_what_was_written(
     Ok(())
 }
 
-/// Memory that is a file, shared and written. Files without a name are refused, as on many file systems.
+/// Memory that is a file, shared and written. Files without a name are refused, as on many file
+/// systems.
 fn mappings_and_unnamed_files(volume: &Directory, pod: &CtrContainer) -> TestResult {
     let script =
         "/tool map /data/mapped; /tool map /tmp/mapped; /tool unnamed /data; /tool unnamed /tmp";
@@ -189,8 +193,8 @@ fn wait_for_frames(volume: &Directory, log: &str, frames: u64) -> TestResult {
     })
 }
 
-/// One log on the volume and one on the root. That on the volume loses its writer, and is whole; the next one
-/// goes on with it.
+/// One log on the volume and one on the root. That on the volume loses its writer, and is whole;
+/// the next one goes on with it.
 fn the_log_outlasts_its_writer(volume: &Directory, pod: &CtrContainer) -> TestResult {
     fs::create_dir(volume.join("volume"))?;
     let script = "mkdir /tmp/root; /tool log-write /tmp/root /data/root.done >/data/root.error 2>&1 & \

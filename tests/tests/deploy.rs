@@ -1,4 +1,5 @@
-//! What lies in `deploy/` does what it says: the RuntimeClass, and the example pods as a kubelet runs them.
+//! What lies in `deploy/` does what it says: the RuntimeClass, and the example pods as a kubelet
+//! runs them.
 //!
 //! containerd's configuration from there is the one that all tests of CRI use.
 
@@ -43,7 +44,8 @@ impl<'kubelet> Example<'kubelet> {
         self.pod.start(&container.name, &container.words(), &config)
     }
 
-    /// As the kubelet does it: those before the others, each to its end or, if it is restarted always, beside them.
+    /// As the kubelet does it: those before the others, each to its end or, if it is restarted
+    /// always, beside them.
     fn start_all(&self) -> TestResult<Vec<cri::Container<'_>>> {
         let mut started = Vec::new();
         for container in &self.manifest.spec.init_containers {

@@ -353,8 +353,8 @@ fn an_unknown_device_is_refused_by_name() -> TestResult {
     )
 }
 
-/// `docker commit` of a container that runs: what it has written is in the image, what it has stored through a
-/// mapping, too.
+/// `docker commit` of a container that runs: what it has written is in the image, what it has
+/// stored through a mapping, too.
 #[test]
 fn a_commit_has_all_that_was_written() -> TestResult {
     const BYTES: u64 = 8 << 20;

@@ -1,7 +1,7 @@
 //! What containers have written is on the host when they have ended, however they end.
 //!
-//! Each stores through shared mappings and syncs nothing: that is what a guest has for itself alone. All but what
-//! speaks of the VM also runs against runc.
+//! Each stores through shared mappings and syncs nothing: that is what a guest has for itself
+//! alone. All but what speaks of the VM also runs against runc.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -22,7 +22,8 @@ use rustix::process::Signal;
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 
-/// What the shim says when it has not waited for a guest to write back (`shim-v2/src/vm/ending.rs`).
+/// What the shim says when it has not waited for a guest to write back
+/// (`shim-v2/src/vm/ending.rs`).
 const CUT_OFF: &str = "the guest is stopped before it has written everything back";
 
 /// How many files a container has looked at before it ends.
@@ -50,8 +51,8 @@ impl Root {
     }
 }
 
-/// A pod whose process has stored so many bytes on the root and on the volume, has looked at all the volume's files,
-/// and waits.
+/// A pod whose process has stored so many bytes on the root and on the volume, has looked at all
+/// the volume's files, and waits.
 fn stored<'host>(
     host: &'host Host,
     volume: &Directory,
@@ -121,7 +122,8 @@ fn a_killed_container_loses_nothing() -> TestResult {
     parts.end()
 }
 
-/// `nerdctl commit`, Docker's and BuildKit's: the container is paused, and its root is read on the host.
+/// `nerdctl commit`, Docker's and BuildKit's: the container is paused, and its root is read on the
+/// host.
 #[test]
 fn a_paused_container_has_written_all() -> TestResult {
     let host = Host::shared()?;
@@ -205,8 +207,9 @@ fn run(program: &str, arguments: &[&str]) -> TestResult {
     Call::new(command).ok().map(drop)
 }
 
-/// A file server that stands still, while a process that was killed has something to write: the pod is given up after
-/// a minute, the log names it and what is lost, and none of its processes stays. Others go on meanwhile.
+/// A file server that stands still, while a process that was killed has something to write: the pod
+/// is given up after a minute, the log names it and what is lost, and none of its processes stays.
+/// Others go on meanwhile.
 #[test]
 fn a_guest_that_gets_no_further_is_cut_off_and_named() -> TestResult {
     kata_like_only!();

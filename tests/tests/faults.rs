@@ -55,8 +55,9 @@ fn killing_the_fs_server_ends_the_pod() -> TestResult {
     kill_and_expect_end("fsd")
 }
 
-/// containerd runs `delete` for each container of a shim that is gone: within five seconds all of the pod is
-/// away, its exits are told, and the hooks that undo what others have done for it have run, once each.
+/// containerd runs `delete` for each container of a shim that is gone: within five seconds all of
+/// the pod is away, its exits are told, and the hooks that undo what others have done for it have
+/// run, once each.
 #[test]
 fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     let host = Host::alone()?;
@@ -158,8 +159,8 @@ fn a_guest_that_panics_ends_the_pod() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The whole guest is out of memory, and the container has no limit of its own: only who takes it is killed, and
-/// the log says what sized the guest.
+/// The whole guest is out of memory, and the container has no limit of its own: only who takes it
+/// is killed, and the log says what sized the guest.
 #[test]
 fn a_guest_out_of_memory_keeps_its_agent() -> TestResult {
     kata_like_only!();
@@ -183,11 +184,12 @@ fn a_guest_out_of_memory_keeps_its_agent() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// containerd is killed and comes back while containers run, stand still and have stopped: they don't notice.
-/// Their shim answers all the while, and what ends meanwhile is told once.
+/// containerd is killed and comes back while containers run, stand still and have stopped: they
+/// don't notice. Their shim answers all the while, and what ends meanwhile is told once.
 #[test]
 fn containerd_restarts_under_containers_in_every_state() -> TestResult {
-    // runc's shim names no process of a stopped task, which containerd then takes for lost and deletes.
+    // runc's shim names no process of a stopped task, which containerd then takes for lost and
+    // deletes.
     kata_like_only!();
     // So it logs each event that it takes.
     let host = Host::logging("trace")?;
@@ -367,8 +369,8 @@ fn shim_of(id: &str) -> Option<Process> {
     })
 }
 
-/// What the guest's kernel and agent say is on the host, bounded, and gone with the pod. The agent's steps up to its
-/// dial are in it.
+/// What the guest's kernel and agent say is on the host, bounded, and gone with the pod. The
+/// agent's steps up to its dial are in it.
 #[test]
 fn the_guests_log_is_on_the_host() -> TestResult {
     kata_like_only!();

@@ -1,7 +1,7 @@
 //! The first figures, which become the bars of later work: exits, time and memory of one start.
 //!
-//! One vCPU, with 2 MiB pages and without. The VMM counts (KVM's statistics); the shim writes what it
-//! tells to its log at level debug: at the agent's dial, and when a container has been let go.
+//! One vCPU, with 2 MiB pages and without. The VMM counts (KVM's statistics); the shim writes what
+//! it tells to its log at level debug: at the agent's dial, and when a container has been let go.
 
 use std::collections::BTreeMap;
 use std::fs;

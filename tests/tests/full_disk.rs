@@ -1,7 +1,9 @@
-//! A write that can't be kept is told to who writes: at `write`, or at the latest at `close`, `fsync` and `msync`.
+//! A write that can't be kept is told to who writes: at `write`, or at the latest at `close`,
+//! `fsync` and `msync`.
 //!
-//! The same commands run under runc and under kata-like, on roots and volumes that lie on small file systems
-//! of the host's, without room and within a project's quota. What they say and how they end must be equal.
+//! The same commands run under runc and under kata-like, on roots and volumes that lie on small
+//! file systems of the host's, without room and within a project's quota. What they say and how
+//! they end must be equal.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,8 +23,8 @@ use serde_json::{Value, json};
 /// What is left on a full disk, and what a quota allows, in MiB.
 const LEFT: u64 = 4;
 
-/// Prints a line for each command that finds no room, with its exit status and the last words of its error.
-/// `/source` has 12 MiB, of which 4 find room.
+/// Prints a line for each command that finds no room, with its exit status and the last words of
+/// its error. `/source` has 12 MiB, of which 4 find room.
 const NO_ROOM: &str = r#"
 try() {
     what=$1; shift
@@ -136,7 +138,8 @@ impl Place {
         ]
     }
 
-    /// A spec's mounts: the volume, the source, the tool, and a place for output that is never full.
+    /// A spec's mounts: the volume, the source, the tool, and a place for output that is never
+    /// full.
     fn mounts(&self, source: &Path, tool: &Tool) -> TestResult<Vec<Value>> {
         let bind = |from: &Path, to: &str, how: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", how]});
         let mut mounts = vec![
@@ -154,7 +157,8 @@ impl Place {
     }
 }
 
-/// Runs scripts one after the other, with something in between, in a container of one of the runtimes.
+/// Runs scripts one after the other, with something in between, in a container of one of the
+/// runtimes.
 struct Both<'a> {
     host: &'a Host,
     pod: &'a ShimPod<'a>,

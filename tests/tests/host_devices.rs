@@ -1,5 +1,5 @@
-//! Devices of the host: privileged containers start whatever the host has, block devices become disks of
-//! the guest within their rules, and what can't be given is refused by its name.
+//! Devices of the host: privileged containers start whatever the host has, block devices become
+//! disks of the guest within their rules, and what can't be given is refused by its name.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -33,8 +33,9 @@ const LOOP: &str = "
     echo works >/mnt/file; cat /mnt/file
     umount /mnt; losetup -d $loop";
 
-/// With all the devices of the host in the spec and without, more than once: each starts, has the guest's
-/// devices and none of the host's, and may do as it likes there. The log has what was left out.
+/// With all the devices of the host in the spec and without, more than once: each starts, has the
+/// guest's devices and none of the host's, and may do as it likes there. The log has what was left
+/// out.
 #[test]
 fn privileged_containers_start_whatever_the_host_has() -> TestResult {
     kata_like_only!();
@@ -116,7 +117,8 @@ impl Disk {
     }
 }
 
-/// Four disks at a time, shared by containers of a pod, kept from everybody else on the host for as long.
+/// Four disks at a time, shared by containers of a pod, kept from everybody else on the host for as
+/// long.
 #[test]
 fn disks_are_shared_in_the_pod_and_with_nobody_else() -> TestResult {
     kata_like_only!();
@@ -169,9 +171,9 @@ fn disks_are_shared_in_the_pod_and_with_nobody_else() -> TestResult {
     sandbox.remove()
 }
 
-/// Where the rules for devices don't say that it may be written, the machine itself has a disk that can't be:
-/// whoever is root in the guest and may use every disk there changes nothing. Labels of SELinux are the
-/// host's and have no effect.
+/// Where the rules for devices don't say that it may be written, the machine itself has a disk that
+/// can't be: whoever is root in the guest and may use every disk there changes nothing. Labels of
+/// SELinux are the host's and have no effect.
 #[test]
 fn a_read_only_disk_is_the_hosts_word() -> TestResult {
     kata_like_only!();
@@ -205,8 +207,8 @@ fn a_read_only_disk_is_the_hosts_word() -> TestResult {
     Ok(())
 }
 
-/// The spec of a container of a pod that may read a disk of the host's, and in the guest use all that are
-/// called disks there.
+/// The spec of a container of a pod that may read a disk of the host's, and in the guest use all
+/// that are called disks there.
 fn reading(root: &Rootfs, sandbox: &CtrPod, disk: &Disk) -> TestResult<Value> {
     let mut spec = root.spec(&["sleep", "1000"])?;
     let (major, minor) = disk.number()?;

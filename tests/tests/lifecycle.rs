@@ -158,7 +158,8 @@ fn ask_size(terminal: &mut OnTerminal, wanted: &str) -> TestResult {
     terminal.expect(wanted, SECOND)
 }
 
-/// An exec has codes and streams of its own while the main process runs, and no more rights than it.
+/// An exec has codes and streams of its own while the main process runs, and no more rights than
+/// it.
 #[test]
 fn an_exec_runs_beside_the_main_process() -> TestResult {
     let host = Host::shared()?;
@@ -327,8 +328,8 @@ fn list_processes_kill_and_delete() -> TestResult {
     Ok(())
 }
 
-/// containerd's clients rely on this order: a lack of memory is told before the exit that it caused, an exec's
-/// exit before the init's. And who takes too much memory is killed alone.
+/// containerd's clients rely on this order: a lack of memory is told before the exit that it
+/// caused, an exec's exit before the init's. And who takes too much memory is killed alone.
 #[test]
 fn events_come_in_containerds_order() -> TestResult {
     let host = Host::shared()?;

@@ -1,5 +1,6 @@
-//! The OCI spec in the guest, by the oracle: what a container sees is what it would see under runc, but for
-//! a written list of reasons. `src/oracle` has the catalogue, the comparison and the reasons.
+//! The OCI spec in the guest, by the oracle: what a container sees is what it would see under runc,
+//! but for a written list of reasons. `src/oracle` has the catalogue, the comparison and the
+//! reasons.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -109,7 +110,8 @@ fn each_case_shows_something() -> TestResult {
             same.push(pair.name);
         }
     }
-    // Each of these is about what one runtime might do otherwise than the other, and runc does nothing.
+    // Each of these is about what one runtime might do otherwise than the other, and runc does
+    // nothing.
     let alike = [
         "containerd's default, alone",
         "no capabilities object",

@@ -1,5 +1,5 @@
-//! Several containers in one VM, as Kubernetes makes pods: what they share, what they don't, and that
-//! they come, die and are restarted while the pod lives.
+//! Several containers in one VM, as Kubernetes makes pods: what they share, what they don't, and
+//! that they come, die and are restarted while the pod lives.
 
 use std::fs;
 use std::path::PathBuf;
@@ -40,8 +40,8 @@ impl Drop for Tmpfs {
     }
 }
 
-/// Host name, IPC objects, `/dev/shm` and the network are the pod's; processes and files the container's
-/// own. All of it is in one VM.
+/// Host name, IPC objects, `/dev/shm` and the network are the pod's; processes and files the
+/// container's own. All of it is in one VM.
 #[test]
 fn containers_share_what_kubernetes_shares() -> TestResult {
     let host = Host::alone()?;
@@ -213,9 +213,9 @@ fn process_namespaces_are_shared_on_demand() -> TestResult {
     parts.end()
 }
 
-/// A pod with users of its own, as Kubernetes makes one for `hostUsers: false`: its containers join the sandbox's
-/// user namespace, to which all else that they share belongs. Mounts can be joined, too. What is no container's
-/// of the pod is refused by its field.
+/// A pod with users of its own, as Kubernetes makes one for `hostUsers: false`: its containers join
+/// the sandbox's user namespace, to which all else that they share belongs. Mounts can be joined,
+/// too. What is no container's of the pod is refused by its field.
 #[test]
 fn users_and_mounts_are_shared_on_demand() -> TestResult {
     let host = Host::shared()?;
@@ -309,8 +309,8 @@ fn one_container_out_of_memory_spares_the_others() -> TestResult {
     sandbox.remove()
 }
 
-/// CRI deletes the sandbox container last and then takes the network away: when that has been answered,
-/// there is no VM any more, even if a container was left over.
+/// CRI deletes the sandbox container last and then takes the network away: when that has been
+/// answered, there is no VM any more, even if a container was left over.
 #[test]
 fn the_sandboxs_end_is_the_pods() -> TestResult {
     kata_like_only!();
@@ -331,7 +331,8 @@ fn the_sandboxs_end_is_the_pods() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The sandbox container is a placeholder: it answers like any other and costs the guest no process.
+/// The sandbox container is a placeholder: it answers like any other and costs the guest no
+/// process.
 #[test]
 fn the_sandbox_container_runs_nothing() -> TestResult {
     kata_like_only!();
@@ -350,7 +351,8 @@ fn the_sandbox_container_runs_nothing() -> TestResult {
     sandbox.remove()
 }
 
-/// The VM is as large as kubelet says that the pod may get, and a bad number is told by its annotation.
+/// The VM is as large as kubelet says that the pod may get, and a bad number is told by its
+/// annotation.
 #[test]
 fn a_pods_size_comes_from_its_annotations() -> TestResult {
     kata_like_only!();

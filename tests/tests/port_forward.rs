@@ -1,8 +1,8 @@
-//! What is dialled on the loopback of a pod's network namespace on the host reaches the pod's own loopback, as
-//! containerd's port-forward does it.
+//! What is dialled on the loopback of a pod's network namespace on the host reaches the pod's own
+//! loopback, as containerd's port-forward does it.
 //!
-//! Under runc both are one, which makes it the oracle: only where a refusal is heard differs, for the host's kernel
-//! has accepted a connection before the guest is asked.
+//! Under runc both are one, which makes it the oracle: only where a refusal is heard differs, for
+//! the host's kernel has accepted a connection before the guest is asked.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

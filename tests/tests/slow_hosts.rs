@@ -1,8 +1,8 @@
 //! Hosts that are slow, nested or lack something: a start takes as long as it must, and no longer.
 //!
-//! A guest that gets on with its boot is waited for, one that does not is given up with the step that was
-//! reached. Users of nested hosts have met runtimes that gave up after a fixed time, or that needed a
-//! module which their host did not have.
+//! A guest that gets on with its boot is waited for, one that does not is given up with the step
+//! that was reached. Users of nested hosts have met runtimes that gave up after a fixed time, or
+//! that needed a module which their host did not have.
 
 use std::fs;
 use std::path::PathBuf;
@@ -53,8 +53,8 @@ impl Drop for Slow {
     }
 }
 
-/// The boot takes several times the patience (on the emulated host; hardware is faster than any quota),
-/// and yet the container runs: what counts is that the guest moves.
+/// The boot takes several times the patience (on the emulated host; hardware is faster than any
+/// quota), and yet the container runs: what counts is that the guest moves.
 #[test]
 fn a_guest_that_boots_slowly_is_waited_for() -> TestResult {
     kata_like_only!();
@@ -78,8 +78,8 @@ fn a_guest_that_boots_slowly_is_waited_for() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// A VMM that is stopped in the middle of its guest's boot: the start fails when the patience is over,
-/// its one line has the steps that were done and how long each took, and nothing stays.
+/// A VMM that is stopped in the middle of its guest's boot: the start fails when the patience is
+/// over, its one line has the steps that were done and how long each took, and nothing stays.
 #[test]
 fn a_guest_that_stands_still_is_given_up() -> TestResult {
     kata_like_only!();
@@ -134,8 +134,8 @@ fn stop_booting_vmm() -> TestResult<Instant> {
     Ok(Instant::now())
 }
 
-/// vsock and the file systems are served by our own processes: none has a vhost device open, and the test
-/// host has not even loaded their modules.
+/// vsock and the file systems are served by our own processes: none has a vhost device open, and
+/// the test host has not even loaded their modules.
 #[test]
 fn no_vhost_module_is_needed() -> TestResult {
     kata_like_only!();

@@ -1,7 +1,9 @@
-//! The shim as containerd calls it: the binary's verbs and the task API, in both versions, directly.
+//! The shim as containerd calls it: the binary's verbs and the task API, in both versions,
+//! directly.
 //!
-//! What `ctr` can't ask: both versions, containerd 2.3's bootstrap, `-info`, a `delete` that meets a living pod,
-//! and execs in such numbers that a leak shows. `odd_states` has each call in each state.
+//! What `ctr` can't ask: both versions, containerd 2.3's bootstrap, `-info`, a `delete` that meets
+//! a living pod, and execs in such numbers that a leak shows. `odd_states` has each call in each
+//! state.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -127,7 +129,8 @@ fn info_tells_name_and_version() -> TestResult {
     Ok(())
 }
 
-/// containerd 2.3 sends BootstrapParams and reads BootstrapResult; an address alone is for the others.
+/// containerd 2.3 sends BootstrapParams and reads BootstrapResult; an address alone is for the
+/// others.
 #[test]
 fn start_speaks_each_containerds_dialect() -> TestResult {
     kata_like_only!();
@@ -251,7 +254,8 @@ impl InUse {
     }
 }
 
-/// The environment variable that says of how many hundreds of execs the sample is, for a longer one by hand.
+/// The environment variable that says of how many hundreds of execs the sample is, for a longer one
+/// by hand.
 const HUNDREDS: &str = "KATA_LIKE_HUNDREDS_OF_EXECS";
 
 /// One whose command is not there: it fails at once, and leaves nothing.
@@ -306,7 +310,8 @@ fn churn(host: &Host, task: &Task, streams: &Streams, times: usize) -> TestResul
     })
 }
 
-/// A sample of ten thousand: what an exec takes, it gives back, wherever that is. Every fifth can't be started.
+/// A sample of ten thousand: what an exec takes, it gives back, wherever that is. Every fifth can't
+/// be started.
 #[test]
 fn execs_give_back_what_they_take() -> TestResult {
     kata_like_only!();

@@ -1,4 +1,5 @@
-//! A task in its odd states: paused, with other limits, with a log of its own, its exec failed, its clock stepped.
+//! A task in its odd states: paused, with other limits, with a log of its own, its exec failed, its
+//! clock stepped.
 //!
 //! What callers rely on is what runc's shim answers, so these tests also run against it.
 
@@ -85,7 +86,8 @@ fn every_call_in_every_state() -> TestResult {
     pod.remove()
 }
 
-/// A logger gets both streams on descriptors of its own, says that it is ready, and ends with the container.
+/// A logger gets both streams on descriptors of its own, says that it is ready, and ends with the
+/// container.
 #[test]
 fn output_goes_to_a_loggers_program() -> TestResult {
     let host = Host::shared()?;
@@ -128,7 +130,8 @@ fn now() -> TestResult<f64> {
 
 /// How far the guest's clock is ahead of the host's, in seconds, and how exactly that is known.
 fn ahead(pod: &CtrContainer) -> TestResult<(f64, f64)> {
-    // The shell's own start is not in it: the time is taken once for the way there, once for both ways.
+    // The shell's own start is not in it: the time is taken once for the way there, once for both
+    // ways.
     let mut best = (0.0, f64::MAX);
     for _ in 0..3 {
         let begin = now()?;
@@ -187,8 +190,8 @@ fn step_clock(seconds: i64) -> TestResult {
     Ok(())
 }
 
-/// Hooks of the host run there, with the state on their stdin: before the container is made, after its start,
-/// and when it is gone. nerdctl's networking is such a hook.
+/// Hooks of the host run there, with the state on their stdin: before the container is made, after
+/// its start, and when it is gone. nerdctl's networking is such a hook.
 #[test]
 fn hooks_of_the_host_get_the_state() -> TestResult {
     let host = Host::alone()?;

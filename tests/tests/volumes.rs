@@ -1,5 +1,6 @@
-//! Files and directories of the host in a container: what changes on one side is seen on the other, what is
-//! read-only stays so, and nothing beside a volume is shared. What databases do there is in `databases.rs`.
+//! Files and directories of the host in a container: what changes on one side is seen on the other,
+//! what is read-only stays so, and nothing beside a volume is shared. What databases do there is in
+//! `databases.rs`.
 //!
 //! All but what speaks of the VM also runs against runc.
 
@@ -50,8 +51,8 @@ fn what_one_side_writes_the_other_reads() -> TestResult {
     let pod = host.start("written", &["--mount", &mount], &["sleep", "1000"])?;
 
     assert_eq!(pod.exec(&["cat", "/data/file"])?.text(), "first");
-    // Appended, truncated, replaced and removed on the host: seen within a second, of which emulation
-    // takes its part.
+    // Appended, truncated, replaced and removed on the host: seen within a second, of which
+    // emulation takes its part.
     fs::write(volume.join("file"), "first\nsecond\n")?;
     sees(&pod, &["cat", "/data/file"], "first\nsecond")?;
     fs::write(volume.join("file.new"), "replaced\n")?;
@@ -76,8 +77,8 @@ fn what_one_side_writes_the_other_reads() -> TestResult {
     pod.remove()
 }
 
-/// kubelet writes a new directory and swaps the link `..data`: a reader sees all of the old or all of the
-/// new, and never goes back.
+/// kubelet writes a new directory and swaps the link `..data`: a reader sees all of the old or all
+/// of the new, and never goes back.
 #[test]
 fn a_config_map_is_switched_whole_and_in_order() -> TestResult {
     let host = Host::shared()?;
@@ -174,8 +175,8 @@ fn a_file_is_shared_alone() -> TestResult {
     pod.remove()
 }
 
-/// Whoever is root in the guest and remounts all he can can't write to a read-only volume: the host itself
-/// refuses it.
+/// Whoever is root in the guest and remounts all he can can't write to a read-only volume: the host
+/// itself refuses it.
 #[test]
 fn read_only_is_the_hosts_word() -> TestResult {
     let host = Host::shared()?;
@@ -201,8 +202,8 @@ fn read_only_is_the_hosts_word() -> TestResult {
     Ok(())
 }
 
-/// What the host mounts below a volume is there if it was before the start and the bind is recursive; what comes
-/// later appears only where the mount is a slave of the host's.
+/// What the host mounts below a volume is there if it was before the start and the bind is
+/// recursive; what comes later appears only where the mount is a slave of the host's.
 #[test]
 fn mounts_of_the_host_arrive_where_they_should() -> TestResult {
     let host = Host::shared()?;
@@ -248,8 +249,8 @@ fn mounts_of_the_host_arrive_where_they_should() -> TestResult {
     pod.remove()
 }
 
-/// What containers of a pod have of a volume is one file system: FIFOs and sockets join them, locks exclude them, and
-/// the volume outlives those that go. A socket of the host's is there to be seen.
+/// What containers of a pod have of a volume is one file system: FIFOs and sockets join them, locks
+/// exclude them, and the volume outlives those that go. A socket of the host's is there to be seen.
 #[test]
 fn a_volume_joins_the_containers_of_a_pod() -> TestResult {
     let host = Host::shared()?;
@@ -357,8 +358,9 @@ fn a_root_file_system_behaves() -> TestResult {
     parts.end()
 }
 
-/// What Kubernetes makes of volumes: a directory or a file below one (subPath), files for a group that the
-/// process is in beside its own, and directories that give new files their group (fsGroup).
+/// What Kubernetes makes of volumes: a directory or a file below one (subPath), files for a group
+/// that the process is in beside its own, and directories that give new files their group
+/// (fsGroup).
 #[test]
 fn groups_and_parts_of_a_volume_count() -> TestResult {
     let host = Host::shared()?;
@@ -465,8 +467,9 @@ fn inotify_tells_of_the_guest(pod: &CtrContainer, volume: &Directory) -> TestRes
     Ok(())
 }
 
-/// The kernel takes no file system like the root's for an overlay's upper one, here as under runc. In memory it
-/// does: there a node hides a file of the root's that was removed, an attribute what was in a directory.
+/// The kernel takes no file system like the root's for an overlay's upper one, here as under runc.
+/// In memory it does: there a node hides a file of the root's that was removed, an attribute what
+/// was in a directory.
 const OVERLAY: &str = "mkdir -p /tmp/o; cd /tmp/o; mkdir -p low/dir up work memory all; echo kept >low/gone; \
     echo old >low/dir/old; over() { mount -t overlay -o lowerdir=low,upperdir=$1/up,workdir=$1/work overlay all; }; \
     over . 2>/dev/null || echo refused; mount -t tmpfs none memory; mkdir memory/up memory/work; over memory; \

@@ -1,5 +1,6 @@
-//! What users run under runc without a thought: systemd as the first process, a small init, programs that want a
-//! great deal of the kernel, many processors; and a pod that takes all its memory.
+//! What users run under runc without a thought: systemd as the first process, a small init,
+//! programs that want a great deal of the kernel, many processors; and a pod that takes all its
+//! memory.
 //!
 //! All but what speaks of the VM also runs against runc.
 
@@ -19,7 +20,8 @@ use kata_like_tests::{
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 
-/// The units that a container image masks: there is no bus, and nobody logs in. `limited` has limits.
+/// The units that a container image masks: there is no bus, and nobody logs in. `limited` has
+/// limits.
 const PREPARE: &str = "
     mkdir -p /etc/systemd/system
     for unit in systemd-logind.service getty.target; do ln -s /dev/null /etc/systemd/system/$unit; done
@@ -98,9 +100,9 @@ fn keeps_zombies(pod: &CtrContainer) -> TestResult<bool> {
     Ok(list.lines().any(|line| line.starts_with('Z')))
 }
 
-/// `docker run --init`: a static init of the host is mounted as a file of its own and is the first process.
-/// It reaps what nobody waits for, hands signals on, and ends as its child does. A command that is the
-/// first process itself does neither: SIGTERM is nothing to it, as the kernel has it.
+/// `docker run --init`: a static init of the host is mounted as a file of its own and is the first
+/// process. It reaps what nobody waits for, hands signals on, and ends as its child does. A command
+/// that is the first process itself does neither: SIGTERM is nothing to it, as the kernel has it.
 ///
 /// Profiles of AppArmor are the host's: what one names has no effect, and the container starts.
 #[test]
@@ -146,7 +148,8 @@ while [ $# -gt 0 ]; do
     shift 2
 done";
 
-/// TUN, FUSE, overlayfs, bridges, both back ends of iptables and the rest that programs ask a kernel for.
+/// TUN, FUSE, overlayfs, bridges, both back ends of iptables and the rest that programs ask a
+/// kernel for.
 #[test]
 fn the_kernel_has_what_programs_ask_for() -> TestResult {
     let host = Host::shared()?;
@@ -185,8 +188,8 @@ fn the_kernel_has_what_programs_ask_for() -> TestResult {
     Ok(())
 }
 
-/// An MP table and APICs for more than fit into eight bits of a mask; all of them are there from the first
-/// instruction on.
+/// An MP table and APICs for more than fit into eight bits of a mask; all of them are there from
+/// the first instruction on.
 #[test]
 fn more_than_eight_processors() -> TestResult {
     kata_like_only!();
@@ -210,9 +213,9 @@ fn more_than_eight_processors() -> TestResult {
 /// What `docs/architecture.md` tells administrators to declare for a RuntimeClass.
 const OVERHEAD: u64 = 256 * MIB;
 
-/// A pod with a limit of 128 MiB in which one container takes all of it: on the host the pod stays below its
-/// limit and the overhead, and nothing of it is killed there. Who is killed in the guest is the one who
-/// took it.
+/// A pod with a limit of 128 MiB in which one container takes all of it: on the host the pod stays
+/// below its limit and the overhead, and nothing of it is killed there. Who is killed in the guest
+/// is the one who took it.
 #[test]
 fn a_pod_that_takes_all_its_memory_stays_within_its_limit() -> TestResult {
     kata_like_only!();

@@ -1,8 +1,8 @@
 //! Unary gRPC calls over HTTP/2 on a UNIX socket.
 //!
-//! From gRPC's "PROTOCOL-HTTP2.md": a call is a POST to `/SERVICE/METHOD`, a message on the wire has a byte that says
-//! whether it is compressed and four of length before it, and the status comes in the trailers, or in the headers
-//! where there is no answer.
+//! From gRPC's "PROTOCOL-HTTP2.md": a call is a POST to `/SERVICE/METHOD`, a message on the wire
+//! has a byte that says whether it is compressed and four of length before it, and the status comes
+//! in the trailers, or in the headers where there is no answer.
 
 use std::path::Path;
 use std::time::Duration;

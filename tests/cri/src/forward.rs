@@ -1,6 +1,8 @@
-//! A connection to a port of a pod by WebSocket: one channel of data, and one that says why there is none.
+//! A connection to a port of a pod by WebSocket: one channel of data, and one that says why there
+//! is none.
 //!
-//! The first two bytes of each channel are the port's number. This version can't end one direction alone.
+//! The first two bytes of each channel are the port's number. This version can't end one direction
+//! alone.
 
 use std::io;
 use std::time::Duration;

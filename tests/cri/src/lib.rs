@@ -1,9 +1,10 @@
-//! Kubernetes' Container Runtime Interface from the kubelet's side, as far as the integration tests need it.
+//! Kubernetes' Container Runtime Interface from the kubelet's side, as far as the integration tests
+//! need it.
 //!
-//! `kata-like-tests` calls it. The messages are generated from `cri.proto`; [`Client`] makes one unary gRPC call at
-//! a time on a UNIX socket. The answers of Exec, Attach and PortForward lead to [`Stream`] and [`Forward`], each a
-//! WebSocket, or to [`Spdy`]. A whole gRPC stack would be some fifty crates for what is one POST with a length before
-//! the message.
+//! `kata-like-tests` calls it. The messages are generated from `cri.proto`; [`Client`] makes one
+//! unary gRPC call at a time on a UNIX socket. The answers of Exec, Attach and PortForward lead to
+//! [`Stream`] and [`Forward`], each a WebSocket, or to [`Spdy`]. A whole gRPC stack would be some
+//! fifty crates for what is one POST with a length before the message.
 
 mod client;
 mod forward;

@@ -1,8 +1,9 @@
-//! SPDY/3.1 as `kubectl` up to 1.30 and many libraries speak it: several streams on one connection, each with headers
-//! that say what it is, and each direction of it with an end of its own.
+//! SPDY/3.1 as `kubectl` up to 1.30 and many libraries speak it: several streams on one connection,
+//! each with headers that say what it is, and each direction of it with an end of its own.
 //!
-//! Headers are compressed by zlib, whose blocks may be stored as they are: so they are written. Those that come back
-//! say nothing that is needed here, and are skipped. (spdy-protocol-draft3-1; RFC 1951, 3.2.4)
+//! Headers are compressed by zlib, whose blocks may be stored as they are: so they are written.
+//! Those that come back say nothing that is needed here, and are skipped. (spdy-protocol-draft3-1;
+//! RFC 1951, 3.2.4)
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -42,7 +43,8 @@ pub struct Spdy {
 }
 
 impl Spdy {
-    /// Opens what a call of CRI has answered, for a protocol of Kubernetes'. No read may take longer than `deadline`.
+    /// Opens what a call of CRI has answered, for a protocol of Kubernetes'. No read may take
+    /// longer than `deadline`.
     pub fn open(url: &str, protocol: &str, deadline: Duration) -> io::Result<Self> {
         let headers = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
         Ok(Self {

@@ -1,7 +1,7 @@
 //! The streams of an exec or attach by WebSocket.
 //!
-//! The error channel brings the end as JSON, a `Status` of Kubernetes' API. This version can't end the standard input;
-//! a terminal's end is a byte.
+//! The error channel brings the end as JSON, a `Status` of Kubernetes' API. This version can't end
+//! the standard input; a terminal's end is a byte.
 
 use std::io;
 use std::time::Duration;

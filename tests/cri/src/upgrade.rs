@@ -4,8 +4,9 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// Asks the server of `url` to speak another protocol, with these header lines, each with its end. No read or write
-/// on the connection may take longer than `deadline`. The answer must hold `chosen`.
+/// Asks the server of `url` to speak another protocol, with these header lines, each with its end.
+/// No read or write on the connection may take longer than `deadline`. The answer must hold
+/// `chosen`.
 pub(crate) fn upgrade(
     url: &str,
     headers: &str,

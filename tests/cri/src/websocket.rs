@@ -1,5 +1,5 @@
-//! A WebSocket (RFC 6455) that carries Kubernetes' `v4.channel.k8s.io`: each binary message begins with the number of
-//! its channel.
+//! A WebSocket (RFC 6455) that carries Kubernetes' `v4.channel.k8s.io`: each binary message begins
+//! with the number of its channel.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,5 @@
-//! What the process tries to do, and what comes of it. The attempts are made by children, as few as will do:
-//! under emulation a fork is expensive.
+//! What the process tries to do, and what comes of it. The attempts are made by children, as few as
+//! will do: under emulation a fork is expensive.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::os::fd::RawFd;
@@ -41,8 +41,8 @@ type Attempt = (&'static str, fn() -> c_long);
 /// A system call with integers and addresses, all live.
 macro_rules! call {
     ($number:ident $(, $argument:expr)*) => {
-        // SAFETY: of the arguments below each address is that of a C string or of a live value, or null,
-        // which the kernel refuses with an error.
+        // SAFETY: of the arguments below each address is that of a C string or of a live value, or
+        // null, which the kernel refuses with an error.
         unsafe { libc::syscall(libc::$number $(, $argument)*) }
     };
 }
@@ -265,8 +265,8 @@ pub fn report() -> Value {
 /// Of an attempt that no child has made yet.
 const NOT_MADE: c_int = -1;
 
-/// Makes `count` attempts in children. A child goes on to the next one until it has been changed by one that
-/// succeeded, or until one has killed it.
+/// Makes `count` attempts in children. A child goes on to the next one until it has been changed by
+/// one that succeeded, or until one has killed it.
 fn in_children(count: usize, lasting: bool, act: &dyn Fn(usize) -> c_long) -> Vec<String> {
     let length = count * size_of::<c_int>();
     // SAFETY: a new mapping, where the kernel likes.
@@ -283,13 +283,14 @@ fn in_children(count: usize, lasting: bool, act: &dyn Fn(usize) -> c_long) -> Ve
     if shared == libc::MAP_FAILED {
         return vec![format!("no memory: {}", last_error()); count];
     }
-    // SAFETY: the mapping is of this length, aligned to a page, and lives until the process ends; a child
-    // writes to it only while this process waits for that child.
+    // SAFETY: the mapping is of this length, aligned to a page, and lives until the process ends; a
+    // child writes to it only while this process waits for that child.
     let results = unsafe { std::slice::from_raw_parts_mut(shared.cast::<c_int>(), count) };
     results.fill(NOT_MADE);
     let mut told = Vec::new();
     while told.len() < count {
-        // SAFETY: there is one thread, so that the child's copy of it holds no lock of another one's.
+        // SAFETY: there is one thread, so that the child's copy of it holds no lock of another
+        // one's.
         let child = unsafe { libc::fork() };
         if child < 0 {
             told.push(format!("no child: {}", last_error()));
@@ -427,8 +428,8 @@ fn write(path: &CStr, bytes: &[u8]) -> c_long {
     call!(SYS_write, file, bytes.as_ptr(), bytes.len())
 }
 
-/// Copies a script to `path` and runs it: it has no interpreter, so that a mount that allows programs says
-/// ENOEXEC and one that doesn't EACCES.
+/// Copies a script to `path` and runs it: it has no interpreter, so that a mount that allows
+/// programs says ENOEXEC and one that doesn't EACCES.
 fn run_copy(path: &CStr) -> c_long {
     let file = open(path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY);
     if file < 0 {

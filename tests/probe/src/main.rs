@@ -1,17 +1,17 @@
 //! What a container sees, as one line of JSON on its standard output.
 //!
-//! `tests/tests/oci.rs` makes it the command of containers under runc and under kata-like, and compares
-//! what it prints. It is linked statically, since it must run in a root that holds nothing else, and has a
-//! `main` of C's: that of Rust changes what signals do before anybody can look.
+//! `tests/tests/oci.rs` makes it the command of containers under runc and under kata-like, and
+//! compares what it prints. It is linked statically, since it must run in a root that holds nothing
+//! else, and has a `main` of C's: that of Rust changes what signals do before anybody can look.
 //!
-//! What the kernel or the machine is made of is left out; each value that is printed can be equal. What
-//! could not be found out is printed as the error's name in its place.
+//! What the kernel or the machine is made of is left out; each value that is printed can be equal.
+//! What could not be found out is printed as the error's name in its place.
 //!
-//! It unmounts and renames what it can: so it does nothing where the root has no file `MARK`, which no
-//! machine has and the tests put into each container's root.
+//! It unmounts and renames what it can: so it does nothing where the root has no file `MARK`, which
+//! no machine has and the tests put into each container's root.
 //!
-//! Roles, by the first argument: `pause` waits for ever, `hook FILE` is a hook that keeps what it was
-//! given in FILE, those in `tools` do what busybox can't, anything else prints the report.
+//! Roles, by the first argument: `pause` waits for ever, `hook FILE` is a hook that keeps what it
+//! was given in FILE, those in `tools` do what busybox can't, anything else prints the report.
 
 #![no_main]
 

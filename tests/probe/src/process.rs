@@ -254,7 +254,8 @@ fn session() -> Value {
     }
 }
 
-/// The open files but the one that lists them: what each is, and whether it can be read and written.
+/// The open files but the one that lists them: what each is, and whether it can be read and
+/// written.
 fn open_files() -> Value {
     let mut all = BTreeMap::new();
     let Ok(entries) = fs::read_dir("/proc/self/fd") else {

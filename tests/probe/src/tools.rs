@@ -1,9 +1,10 @@
-//! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a database's log,
-//! records that say how far they have come, what is stored through mappings, a file system without room, what a file
-//! system can, the clock to the nanosecond, a server of many connections, a program without BPF.
+//! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a
+//! database's log, records that say how far they have come, what is stored through mappings, a file
+//! system without room, what a file system can, the clock to the nanosecond, a server of many
+//! connections, a program without BPF.
 //!
-//! Each prints one line: what it found, or the error's name; `features` has many lines, and those that go on tell of
-//! each step. Nothing here changes anything but the files that are named.
+//! Each prints one line: what it found, or the error's name; `features` has many lines, and those
+//! that go on tell of each step. Nothing here changes anything but the files that are named.
 
 mod features;
 mod locks;
@@ -83,7 +84,8 @@ fn map_and_read(path: &str) -> io::Result<String> {
     file.set_len(PAGE as u64)?;
     let page = map_page(&file)?;
     let words = b"through the mapping";
-    // SAFETY: the page is mapped, writable and longer than the words; nobody else has a reference to it.
+    // SAFETY: the page is mapped, writable and longer than the words; nobody else has a reference
+    // to it.
     unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), page.as_ptr(), words.len()) };
     // SAFETY: the page that was mapped, whole.
     if unsafe { libc::msync(page.as_ptr().cast(), PAGE, libc::MS_SYNC) } != 0 {
@@ -144,7 +146,8 @@ fn unnamed(directory: &str) -> io::Result<String> {
     options.open(directory).map(|_| "made".into())
 }
 
-/// Tells by inotify of each name that is made in a directory, until somebody kills it; `watching` comes first.
+/// Tells by inotify of each name that is made in a directory, until somebody kills it; `watching`
+/// comes first.
 fn watch(directory: &str) -> io::Result<String> {
     const HEAD: usize = 16; // struct inotify_event, up to the name
     let path = CString::new(directory)?;

@@ -79,8 +79,8 @@ impl Container<'_> {
         }
     }
 
-    /// Runs a shell's script in it and gives its standard output, without the last newline; any other exit code
-    /// than 0 is an error.
+    /// Runs a shell's script in it and gives its standard output, without the last newline; any
+    /// other exit code than 0 is an error.
     pub fn exec(&self, script: &str) -> TestResult<String> {
         let answer = self.kubelet.call(self.command(&["sh", "-c", script], 0))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
@@ -134,7 +134,8 @@ impl Container<'_> {
     }
 }
 
-/// The text in a log of CRI's: each line has a time, a stream, and whether it is partial (`P`) or full (`F`).
+/// The text in a log of CRI's: each line has a time, a stream, and whether it is partial (`P`) or
+/// full (`F`).
 pub fn text_of_log(path: &Path) -> TestResult<String> {
     text_of(path, &["stdout", "stderr"])
 }

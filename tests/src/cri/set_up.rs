@@ -1,4 +1,5 @@
-//! What CRI finds on a host: containerd's configuration, two networks with their plugins, the kubelet's cgroup.
+//! What CRI finds on a host: containerd's configuration, two networks with their plugins, the
+//! kubelet's cgroup.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -42,8 +43,8 @@ const NETWORKS: [Network; 2] = [
 /// There where the host has SELinux: CRI gives labels only if it is told to.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
 
-/// The plugin for an interface on a bridge, which first notes what there is of a pod when its interface is to be
-/// taken away.
+/// The plugin for an interface on a bridge, which first notes what there is of a pod when its
+/// interface is to be taken away.
 const WATCHED: &str = "watched-bridge";
 
 /// Where it does so below containerd's directory, in a file for each pod.
@@ -97,7 +98,8 @@ pub(crate) fn set_up(version: Version, here: &Path, tools: &Path) -> TestResult<
     Ok(config)
 }
 
-/// What containerd's configuration imports: the handler's own file. 1.7 has it as a table in the configuration.
+/// What containerd's configuration imports: the handler's own file. 1.7 has it as a table in the
+/// configuration.
 pub(crate) fn imports(version: Version, here: &Path) -> TestResult<Vec<PathBuf>> {
     if version != Version::V2_1Cri {
         return Ok(Vec::new());

@@ -1,4 +1,5 @@
-//! The specs: one for each field of the OCI runtime spec or option of `ctr`, and combinations that bite.
+//! The specs: one for each field of the OCI runtime spec or option of `ctr`, and combinations that
+//! bite.
 
 use std::path::Path;
 

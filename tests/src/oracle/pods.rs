@@ -69,7 +69,8 @@ impl Oracle<'_> {
         }
     }
 
-    /// What its shim says, which is asked directly: `ctr` would take most of a second under emulation.
+    /// What its shim says, which is asked directly: `ctr` would take most of a second under
+    /// emulation.
     fn state(&self, id: &str) -> TestResult<api::StateResponse> {
         done(Task::of(self.host, id)?.state("")?)
     }

@@ -1,8 +1,9 @@
 //! Why a report may differ from runc's: each a property of a machine of one's own.
 //!
-//! The same list is in `docs/limitations.md`, under "What a container sees otherwise than under runc".
-//! A reason explains a difference only where both values are exactly those that it is about, and `oci.rs`
-//! asks for each of them to be seen: so the catalogue is the test that the differences are still these.
+//! The same list is in `docs/limitations.md`, under "What a container sees otherwise than under
+//! runc". A reason explains a difference only where both values are exactly those that it is about,
+//! and `oci.rs` asks for each of them to be seen: so the catalogue is the test that the differences
+//! are still these.
 
 use serde_json::Value;
 
@@ -134,7 +135,8 @@ fn propagation(path: &[&str], difference: &Difference, reports: &Reports) -> boo
 
 fn mounts_in_volumes(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     match path {
-        // But for what is mounted on the host, the place has the same mounts: none, or one that masks it.
+        // But for what is mounted on the host, the place has the same mounts: none, or one that
+        // masks it.
         ["places", "mounts", place, ..] => {
             let place = place.split(" (").next().unwrap_or_default();
             let above = place.rsplit_once('/').map_or("", |(above, _)| above);

@@ -1,8 +1,8 @@
 //! Each call of the task API in each state of a task, as cases of one pod.
 //!
-//! `task_states.rs` runs them under containerd 2.1 and `containerd_1_7.rs` under 1.7. What callers rely on is
-//! what runc's shim answers, so all of it also runs against that; where a code is asserted for kata-like
-//! alone, runc's shim has a poorer one.
+//! `task_states.rs` runs them under containerd 2.1 and `containerd_1_7.rs` under 1.7. What callers
+//! rely on is what runc's shim answers, so all of it also runs against that; where a code is
+//! asserted for kata-like alone, runc's shim has a poorer one.
 
 use std::time::Duration;
 
@@ -421,8 +421,8 @@ fn exec_on_a_terminal(pod: &ShimPod) -> TestResult {
     task.end()
 }
 
-/// No exit is told of it, it waits for nothing, and can be deleted. Started a second time it is refused,
-/// and the shim lives.
+/// No exit is told of it, it waits for nothing, and can be deleted. Started a second time it is
+/// refused, and the shim lives.
 fn failed_exec(pod: &ShimPod) -> TestResult {
     let task = pod.run("failed", &SLEEP)?;
     done(task.exec("broken", &json!({"args": ["/no/such"]}), &nothing())?)?;

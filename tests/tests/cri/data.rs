@@ -13,8 +13,9 @@ use super::host;
 /// As many bytes as a container stores through a mapping, and syncs nothing.
 const BYTES: u64 = 16 << 20;
 
-/// The calls of `kubectl delete --force --grace-period=0`: the kubelet stops the container with no grace, the pod, and
-/// removes both at once. A second pod is taken away by stopping it alone, as the kubelet cleans up what it does not know.
+/// The calls of `kubectl delete --force --grace-period=0`: the kubelet stops the container with no
+/// grace, the pod, and removes both at once. A second pod is taken away by stopping it alone, as
+/// the kubelet cleans up what it does not know.
 #[test]
 fn a_pod_deleted_by_force_loses_nothing() -> TestResult {
     let host = host()?;

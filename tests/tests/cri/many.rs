@@ -33,7 +33,8 @@ fn twenty_pods_one_after_the_other() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// All of them are asked for at once, are there at once, each with a guest of its own, and are removed at once.
+/// All of them are asked for at once, are there at once, each with a guest of its own, and are
+/// removed at once.
 #[test]
 fn twenty_pods_at_once() -> TestResult {
     kata_like_only!();
@@ -102,7 +103,8 @@ fn twenty_pods_at_once() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The VMM was gone when CNI was told to take the interface away, and nothing but it was in the namespace.
+/// The VMM was gone when CNI was told to take the interface away, and nothing but it was in the
+/// namespace.
 fn was_gone_before_its_network(pod: &Pod, vmm: i64) -> TestResult {
     let seen = pod.seen_at_del()?;
     assert!(seen.contains(" eth0"), "{seen}");

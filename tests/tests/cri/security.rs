@@ -180,7 +180,8 @@ fn labels_of_the_host_are_no_hindrance(host: &Host, pod: &cri::Pod) -> TestResul
     call.ok().map(drop)
 }
 
-/// A config map as the kubelet writes it, which changes by the switch of a link; an emptyDir in memory.
+/// A config map as the kubelet writes it, which changes by the switch of a link; an emptyDir in
+/// memory.
 fn volumes(pod: &cri::Pod) -> TestResult {
     let map = pod.volume("map")?;
     let write = |version: &str| -> TestResult {

@@ -16,7 +16,8 @@ const BULK: usize = 1 << 18;
 /// Sends back what it gets.
 const ECHO: [&str; 6] = ["nc", "-ll", "-p", "6000", "-e", "cat"];
 
-/// Two pods on one network, and a third on another, where the frames are longer and ports of the host lead to it.
+/// Two pods on one network, and a third on another, where the frames are longer and ports of the
+/// host lead to it.
 #[test]
 fn pods_and_host_reach_each_other() -> TestResult {
     let host = host()?;

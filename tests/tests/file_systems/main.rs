@@ -1,7 +1,8 @@
-//! File systems of the host in a container: which are carried, which are the guest's own, which are refused, and what
-//! those that are carried can do, beside runc.
+//! File systems of the host in a container: which are carried, which are the guest's own, which are
+//! refused, and what those that are carried can do, beside runc.
 //!
-//! `docs/file-systems.md` is read by these tests: each line of its tables is tried, unless it says that it was not.
+//! `docs/file-systems.md` is read by these tests: each line of its tables is tried, unless it says
+//! that it was not.
 
 mod kinds;
 mod page;
@@ -139,7 +140,8 @@ fn pairs(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Each is refused at Create with the field, the type and what helps, in the page's words. Nothing stays.
+/// Each is refused at Create with the field, the type and what helps, in the page's words. Nothing
+/// stays.
 #[test]
 fn what_is_refused_is_refused_by_its_name() -> TestResult {
     kata_like_only!();
@@ -231,7 +233,8 @@ fn the_guest_has_its_own() -> TestResult {
     pod.remove()
 }
 
-/// With the host's `/` comes nothing of its kernel's: the directories are empty, the log names them.
+/// With the host's `/` comes nothing of its kernel's: the directories are empty, the log names
+/// them.
 #[test]
 fn a_tree_comes_without_what_is_of_the_host_s_kernel() -> TestResult {
     kata_like_only!();
@@ -376,7 +379,8 @@ fn features(host: &Host, tool: &Tool, runtime: &str) -> TestResult<[BTreeMap<Str
     all.try_into().map_err(|_| failure("three places"))
 }
 
-/// Whether a container is told of a file that the host makes: one that the container makes later is told for sure.
+/// Whether a container is told of a file that the host makes: one that the container makes later is
+/// told for sure.
 fn inotify_of_the_host(pod: &CtrContainer, name: &str, of_host: &Path) -> TestResult<&'static str> {
     let script = format!(
         "mkdir /{name}/watched; {TOOL} watch /{name}/watched >/tmp/{name} 2>&1 & \

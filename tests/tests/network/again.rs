@@ -9,7 +9,8 @@ use crate::{connect, echoed};
 
 const BAD_ROUTE: &str = "route add 10.71.0.0/16 via 10.77.0.1 src 10.70.0.2";
 
-/// What had been joined before something that the guest can't have is undone, and joined anew in the same machine.
+/// What had been joined before something that the guest can't have is undone, and joined anew in
+/// the same machine.
 #[test]
 fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult {
     kata_like_only!(); // under runc there is nothing that could fail
@@ -22,7 +23,8 @@ fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult 
         ),
         "address add 10.77.0.2/24 dev eth0",
         "link set eth0 up",
-        // The guest has no address of the loopback's, and so refuses the route when it has the interface already.
+        // The guest has no address of the loopback's, and so refuses the route when it has the
+        // interface already.
         "address add 10.70.0.2/32 dev lo",
         BAD_ROUTE,
     ] {

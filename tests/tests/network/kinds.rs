@@ -22,15 +22,16 @@ fn tap(name: &str) -> TestResult<File> {
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it gets; the name
-    // is shorter than its place, and so ends with a NUL.
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it
+    // gets; the name is shorter than its place, and so ends with a NUL.
     match unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } {
         0 => Ok(device),
         _ => Err(std::io::Error::last_os_error().into()),
     }
 }
 
-/// Answers each request for an address by ARP, and each echo request of ICMP, until the interface is gone.
+/// Answers each request for an address by ARP, and each echo request of ICMP, until the interface
+/// is gone.
 fn answer(mut tap: File) -> std::io::Result<()> {
     const MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
     let mut bytes = [0; 2000];
@@ -65,8 +66,8 @@ fn answer(mut tap: File) -> std::io::Result<()> {
 /// Of each kind one, and a dummy.
 const KINDS: [&str; 7] = ["mac1", "ip2", "ip3", "vlan4", "br5", "tap6", "dummy7"];
 
-/// Makes an interface of each kind in `inner`. Behind each but the dummy somebody answers: `outer` is
-/// where they are, `lower` has what the interfaces lie upon, as the host has on a real one.
+/// Makes an interface of each kind in `inner`. Behind each but the dummy somebody answers: `outer`
+/// is where they are, `lower` has what the interfaces lie upon, as the host has on a real one.
 fn one_of_each_kind(inner: &Namespace, lower: &Namespace, outer: &Namespace) -> TestResult {
     for number in 1..=4 {
         let peer = format!("peer name out{number} netns {}", outer.name());
@@ -160,7 +161,8 @@ fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
     parts.end()
 }
 
-/// A bond that has two interfaces of the namespace, one of which fails, and a macvtap that nobody reads.
+/// A bond that has two interfaces of the namespace, one of which fails, and a macvtap that nobody
+/// reads.
 #[test]
 fn a_bond_and_a_macvtap_carry_traffic() -> TestResult {
     kata_like_only!(); // under runc nothing comes in on a macvtap but for who reads it
@@ -213,8 +215,8 @@ fn a_bond_and_a_macvtap_carry_traffic() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// Nothing comes in on an ipvlan of mode l3s that could be redirected, nor on a VLAN whose lower interface is
-/// joined itself.
+/// Nothing comes in on an ipvlan of mode l3s that could be redirected, nor on a VLAN whose lower
+/// interface is joined itself.
 #[test]
 fn an_interface_that_can_t_be_joined_is_refused_by_its_name() -> TestResult {
     kata_like_only!();

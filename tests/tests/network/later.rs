@@ -9,8 +9,8 @@ use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 
 use crate::{PATIENCE, connect, echoed};
 
-/// As `docker network connect` does: an interface with an address and a route, twice, for its slot must be free
-/// again; then more than there are slots. What can't be joined is named in the log.
+/// As `docker network connect` does: an interface with an address and a route, twice, for its slot
+/// must be free again; then more than there are slots. What can't be joined is named in the log.
 #[test]
 fn interfaces_that_come_later_are_there_until_they_go() -> TestResult {
     kata_like_only!(); // under runc there is nothing that could be missing
@@ -78,8 +78,8 @@ fn interfaces_that_come_later_are_there_until_they_go() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// A plugin that takes its time: the guest has the interface long before that has what it is for, which then changes
-/// again. What a container has made of it stays.
+/// A plugin that takes its time: the guest has the interface long before that has what it is for,
+/// which then changes again. What a container has made of it stays.
 #[test]
 fn what_an_interface_gets_later_is_there_until_it_goes() -> TestResult {
     kata_like_only!(); // under runc there is nothing that could be missing

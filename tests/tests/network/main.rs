@@ -1,8 +1,8 @@
-//! A pod's network: what its namespace on the host holds is there in the guest, carries traffic both ways, and
-//! is left as it was.
+//! A pod's network: what its namespace on the host holds is there in the guest, carries traffic
+//! both ways, and is left as it was.
 //!
-//! All traffic is between namespaces of the test's own: the pod's, and one at the far end of its interfaces.
-//! All but what speaks of the VM also runs against runc.
+//! All traffic is between namespaces of the test's own: the pod's, and one at the far end of its
+//! interfaces. All but what speaks of the VM also runs against runc.
 
 mod again;
 mod kinds;
@@ -83,8 +83,8 @@ fn bytes_a_packet(namespace: &Namespace, interface: &'static str) -> TestResult<
     ])
 }
 
-/// An interface with a network, IPv4 and IPv6 (eth0), and one with nothing but an address and a route
-/// to a gateway that is in no network and answers no ARP (eth1). Their far ends are in `far`.
+/// An interface with a network, IPv4 and IPv6 (eth0), and one with nothing but an address and a
+/// route to a gateway that is in no network and answers no ARP (eth1). Their far ends are in `far`.
 fn two_interfaces(inner: &Namespace, far: &Namespace) -> TestResult {
     for (number, mtu) in [(0, 1400), (1, 9000)] {
         inner.ip(&format!(
@@ -284,7 +284,8 @@ impl Drop for Cover {
     }
 }
 
-/// `ctr run --cni` has the plugin make the interface after Create, in the namespace that came with it.
+/// `ctr run --cni` has the plugin make the interface after Create, in the namespace that came with
+/// it.
 #[test]
 fn an_interface_that_comes_after_the_creation_is_there() -> TestResult {
     use std::os::unix::fs::PermissionsExt;

@@ -58,8 +58,9 @@ fn serve(namespace: &Namespace, address: &'static str) -> TestResult {
     Ok(())
 }
 
-/// Of two servers that the file names, one answers in the namespace, by UDP, by TCP, and also when it is asked more
-/// often at once than questions are carried. The other address is left to the pod, which may have a server there.
+/// Of two servers that the file names, one answers in the namespace, by UDP, by TCP, and also when
+/// it is asked more often at once than questions are carried. The other address is left to the pod,
+/// which may have a server there.
 #[test]
 fn a_name_server_on_the_pod_s_loopback_answers() -> TestResult {
     let host = Host::alone()?;

@@ -5,7 +5,8 @@ use std::process::Command;
 use kata_like_tests::namespace::Namespace;
 use kata_like_tests::{Call, Host, TestResult, userland};
 
-/// What iproute2's `ip` tells of routes and neighbours. busybox has one of its own, and its shell prefers that.
+/// What iproute2's `ip` tells of routes and neighbours. busybox has one of its own, and its shell
+/// prefers that.
 const LOOK: &str = "$ip -d -o route show table all; $ip -d -o -6 route show table all; \
     $ip -o neighbour show nud permanent; $ip -o -6 neighbour show nud permanent";
 

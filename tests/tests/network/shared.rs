@@ -1,4 +1,5 @@
-//! Containers without a network of their own: one that shares another's, and one whose namespace is empty.
+//! Containers without a network of their own: one that shares another's, and one whose namespace is
+//! empty.
 
 use std::fs;
 use std::io::Write;
@@ -41,8 +42,8 @@ fn echo_server(port: u16) -> String {
     format!("while :; do nc -l -p {port} -e cat; done")
 }
 
-/// Two that are given one namespace at once share it, whoever comes first; so does one that is given it while the
-/// first one's pod is being made. In the end there is room for a new pod in it.
+/// Two that are given one namespace at once share it, whoever comes first; so does one that is
+/// given it while the first one's pod is being made. In the end there is room for a new pod in it.
 #[test]
 fn containers_that_start_at_once_share_a_network() -> TestResult {
     let host = Host::alone()?;
@@ -79,8 +80,8 @@ fn containers_that_start_at_once_share_a_network() -> TestResult {
     Ok(())
 }
 
-/// A namespace that a dead pod had is the next one's: the shim was killed a moment ago, or so that nobody has
-/// cleaned up after it.
+/// A namespace that a dead pod had is the next one's: the shim was killed a moment ago, or so that
+/// nobody has cleaned up after it.
 #[test]
 fn the_network_of_a_killed_pod_is_free() -> TestResult {
     kata_like_only!();
@@ -116,8 +117,8 @@ fn the_network_of_a_killed_pod_is_free() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// Only containers of the same namespace of containerd's become one of a pod's; other ones are refused at once. Here
-/// the test has the namespace, as the pod's shim would.
+/// Only containers of the same namespace of containerd's become one of a pod's; other ones are
+/// refused at once. Here the test has the namespace, as the pod's shim would.
 #[test]
 fn the_network_of_a_pod_of_another_of_containerd_s_namespaces_is_refused() -> TestResult {
     kata_like_only!();
@@ -148,7 +149,8 @@ fn the_network_of_a_pod_of_another_of_containerd_s_namespaces_is_refused() -> Te
     host.leaves_nothing(&before)
 }
 
-/// `--net container:X`, as Docker (by a file) and nerdctl (by X's pid) give it. The network outlives X.
+/// `--net container:X`, as Docker (by a file) and nerdctl (by X's pid) give it. The network
+/// outlives X.
 #[test]
 fn containers_share_a_network_on_loopback_too() -> TestResult {
     let host = Host::alone()?;
@@ -195,7 +197,8 @@ fn an_empty_namespace_is_a_network_too() -> TestResult {
             .run(&host.name("empty"), options, &["sh", "-c", script])
             .ok()?;
         let names: Vec<_> = seen.text().split_whitespace().map(str::to_owned).collect();
-        let up = options.is_empty() && kata_like_tests::is_oracle(); // under runc loopback of a new one is down
+        // Under runc loopback of a new one is down.
+        let up = options.is_empty() && kata_like_tests::is_oracle();
         match up {
             true => assert_eq!(names, ["lo"]),
             false => assert_eq!(names, ["lo", "hello"], "{}", seen.both()),

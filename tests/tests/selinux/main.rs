@@ -1,8 +1,8 @@
-//! A host that enforces SELinux: containerd's CRI plugin gives each pod a label and categories of its own, and what of the
-//! pod runs on the host runs under it.
+//! A host that enforces SELinux: containerd's CRI plugin gives each pod a label and categories of
+//! its own, and what of the pod runs on the host runs under it.
 //!
-//! Needs a test host whose kernel has SELinux and no policy (`test-host --selinux`); the policy is that of these tests,
-//! loaded once and enforced before containerd starts.
+//! Needs a test host whose kernel has SELinux and no policy (`test-host --selinux`); the policy is
+//! that of these tests, loaded once and enforced before containerd starts.
 
 use std::fs;
 use std::path::Path;
@@ -120,7 +120,8 @@ fn text(label: &[u8]) -> String {
         .to_owned()
 }
 
-/// The level, which has the categories, of a pod whose processes on the host are all labelled for it.
+/// The level, which has the categories, of a pod whose processes on the host are all labelled for
+/// it.
 fn level_of(pod: &Pod) -> TestResult<String> {
     assert_eq!(label_of_process(pod.process("shim")?)?, HOST);
     let [vmm, fsd] = ["vmm", "fsd"].map(|name| label_of_process(pod.process(name)?));
@@ -132,8 +133,8 @@ fn level_of(pod: &Pod) -> TestResult<String> {
     Ok(level.to_owned())
 }
 
-/// VMM and fs server have the label for virtual machines and the pod's categories, and so the guest reaches the files that
-/// have those, and no others of the host's.
+/// VMM and fs server have the label for virtual machines and the pod's categories, and so the guest
+/// reaches the files that have those, and no others of the host's.
 #[test]
 fn a_pod_is_confined_to_its_own_files() -> TestResult {
     let host = host()?;
@@ -197,8 +198,9 @@ fn a_privileged_pod_has_the_shims_label() -> TestResult {
     pod.remove()
 }
 
-/// A label that the policy doesn't know, one that the shim's children may not have, and one under which they can't use
-/// what they are handed: each start fails with the label and what helps, and leaves nothing. That helps.
+/// A label that the policy doesn't know, one that the shim's children may not have, and one under
+/// which they can't use what they are handed: each start fails with the label and what helps, and
+/// leaves nothing. That helps.
 #[test]
 fn a_refused_label_is_named_with_its_cure() -> TestResult {
     let host = host()?;

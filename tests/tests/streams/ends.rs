@@ -1,4 +1,5 @@
-//! Every kind of end that a stream can have, and what each of them does to the process: cases of one pod.
+//! Every kind of end that a stream can have, and what each of them does to the process: cases of
+//! one pod.
 //!
 //! Streams are asked for as containerd's clients do it, but by the task API alone.
 
@@ -76,7 +77,8 @@ fn plain_files(pod: &ShimPod) -> TestResult {
     Ok(())
 }
 
-/// The path is percent-encoded, its folder is made, both streams go there; what is no path is refused.
+/// The path is percent-encoded, its folder is made, both streams go there; what is no path is
+/// refused.
 fn file_uri(pod: &ShimPod) -> TestResult {
     let task = pod.run("uri", &["sleep", "1000"])?;
     let folder = pod.files().join("a folder/100% #1");
@@ -197,7 +199,8 @@ fn reader_leaves(pod: &ShimPod) -> TestResult {
     done(task.delete("")?).map(drop)
 }
 
-/// Output without an end holds up its writer and nothing else: no memory, no call, no other process.
+/// Output without an end holds up its writer and nothing else: no memory, no call, no other
+/// process.
 fn reader_stalls(pod: &ShimPod) -> TestResult {
     let output = Fifo::new(pod.files(), "stalled")?;
     let mut reader = output.reader()?;
@@ -252,8 +255,8 @@ fn reader_stalls(pod: &ShimPod) -> TestResult {
     }
 }
 
-/// The leader of the session ends: who is on the terminal is told by SIGHUP, and who ignores it delays
-/// nobody's exit.
+/// The leader of the session ends: who is on the terminal is told by SIGHUP, and who ignores it
+/// delays nobody's exit.
 fn hang_up(pod: &ShimPod) -> TestResult {
     let task = pod.run("terminal", &["sleep", "1000"])?;
     let output = Fifo::new(pod.files(), "terminal")?;

@@ -1,5 +1,5 @@
-//! containerd is killed and started again under a pod that writes all the while; and how old what was stored through
-//! a mapping becomes before it is on the host.
+//! containerd is killed and started again under a pod that writes all the while; and how old what
+//! was stored through a mapping becomes before it is on the host.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -58,7 +58,8 @@ impl Files {
     }
 }
 
-/// Looks at the mapped files until told to stop; the host's page cache is what a kill at that moment would leave.
+/// Looks at the mapped files until told to stop; the host's page cache is what a kill at that
+/// moment would leave.
 fn watch(output: &std::path::Path, files: &Files, stop: &AtomicBool) -> TestResult<Vec<Mapped>> {
     let mut told = Told::new(output)?;
     let mut all: Vec<Mapped> = MAPPED

@@ -1,6 +1,6 @@
-//! Databases from Debian go through it, all at once: SQLite in WAL and in rollback mode, LMDB, and git with
-//! `core.fsync=all`. Their own check is the judge of what is on the host, and each transaction that they have
-//! acknowledged must be in it.
+//! Databases from Debian go through it, all at once: SQLite in WAL and in rollback mode, LMDB, and
+//! git with `core.fsync=all`. Their own check is the judge of what is on the host, and each
+//! transaction that they have acknowledged must be in it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -80,7 +80,8 @@ fn acknowledged(output: &Path) -> TestResult<(BTreeMap<String, u64>, Vec<String>
     Ok((last, commits))
 }
 
-/// Runs a script on what is on the host, with Debian's programs as its root, and gives what it says.
+/// Runs a script on what is on the host, with Debian's programs as its root, and gives what it
+/// says.
 fn on_host(
     room: &Path,
     place: &Path,
@@ -135,7 +136,8 @@ fn check(said: &str, last: &BTreeMap<String, u64>, commits: &[String]) -> TestRe
     };
     let of = |name: &str| last.get(name).copied().unwrap_or(0);
     for name in ["wal", "rollback"] {
-        // `ok`, then how many there are, the last, whether the sum is right, and how many have their content.
+        // `ok`, then how many there are, the last, whether the sum is right, and how many have
+        // their content.
         let line = said
             .lines()
             .find_map(|line| line.strip_prefix(&format!("= {name} ok ")));

@@ -1,8 +1,9 @@
-//! The disk below fails while pods write: whoever writes is told, and what `fsync` has acknowledged was on the disk.
+//! The disk below fails while pods write: whoever writes is told, and what `fsync` has acknowledged
+//! was on the disk.
 //!
-//! ext4 on a loop device is shut down as by a power cut (EXT4_IOC_SHUTDOWN without a flush of its journal, which is
-//! what file systems' own tests use): from then on it refuses everything, and mounted again it holds what had come
-//! to the device. This is what no kill of a process can show.
+//! ext4 on a loop device is shut down as by a power cut (EXT4_IOC_SHUTDOWN without a flush of its
+//! journal, which is what file systems' own tests use): from then on it refuses everything, and
+//! mounted again it holds what had come to the device. This is what no kill of a process can show.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;

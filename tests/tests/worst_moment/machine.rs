@@ -1,8 +1,9 @@
-//! A pod of one container whose shim is called as containerd calls it, but without it: the shortest way to a
-//! machine that can be killed.
+//! A pod of one container whose shim is called as containerd calls it, but without it: the shortest
+//! way to a machine that can be killed.
 //!
-//! The root is an overlay, as containerd's snapshotter has it, whose upper directory the test knows; so both the
-//! root's files and the volume's are there to be read on the host whatever becomes of the pod.
+//! The root is an overlay, as containerd's snapshotter has it, whose upper directory the test
+//! knows; so both the root's files and the volume's are there to be read on the host whatever
+//! becomes of the pod.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -52,8 +53,8 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Containers see this directory as their root, and change nothing in it. A limit of their memory makes the
-    /// machine smaller, which boots sooner.
+    /// Containers see this directory as their root, and change nothing in it. A limit of their
+    /// memory makes the machine smaller, which boots sooner.
     pub fn new(host: &Host, lower: &Path, memory: Option<u64>) -> TestResult<Self> {
         let files = PathBuf::from(format!("/run/{}", host.name("machines")));
         fs::create_dir(&files)?;
@@ -71,7 +72,8 @@ impl Ground {
         })
     }
 
-    /// Starts a machine that runs a command, with what it writes in `place`, whatever was there before.
+    /// Starts a machine that runs a command, with what it writes in `place`, whatever was there
+    /// before.
     pub fn start(
         &self,
         id: &str,

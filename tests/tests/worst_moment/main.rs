@@ -1,13 +1,15 @@
-//! The worst moment: VMM, fs server, shim and containerd are killed by turns under whoever writes, and all that was
-//! acknowledged is on the host, byte for byte and in order.
+//! The worst moment: VMM, fs server, shim and containerd are killed by turns under whoever writes,
+//! and all that was acknowledged is on the host, byte for byte and in order.
 //!
-//! The guest writes through: what `write` has answered is in the host's page cache, which survives the kill of any
-//! process. So the writer that never syncs must lose nothing either, and the way of `fsync` to the disk can't be judged
-//! by kills: `disk` has a disk that fails in the midst of it. What is stored through a mapping is the guest's alone
-//! until its kernel writes it back; how long that takes is measured.
+//! The guest writes through: what `write` has answered is in the host's page cache, which survives
+//! the kill of any process. So the writer that never syncs must lose nothing either, and the way of
+//! `fsync` to the disk can't be judged by kills: `disk` has a disk that fails in the midst of it.
+//! What is stored through a mapping is the guest's alone until its kernel writes it back; how long
+//! that takes is measured.
 //!
-//! `KATA_LIKE_KILL_ROUNDS` is how often something is killed, 200 without it; the databases' share grows with it.
-//! `KATA_LIKE_KILL_SEED` repeats the moments of an earlier run, as far as moments can be repeated.
+//! `KATA_LIKE_KILL_ROUNDS` is how often something is killed, 200 without it; the databases' share
+//! grows with it. `KATA_LIKE_KILL_SEED` repeats the moments of an earlier run, as far as moments
+//! can be repeated.
 
 mod containerd;
 mod databases;

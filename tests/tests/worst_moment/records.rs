@@ -1,4 +1,5 @@
-//! What the writers of `tests/probe/src/tools/records.rs` have told, and whether the host's files hold it.
+//! What the writers of `tests/probe/src/tools/records.rs` have told, and whether the host's files
+//! hold it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -94,8 +95,8 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Goes on reading: byte by byte what was written, in order, and behind the last whole record nothing but the
-    /// first bytes of the next. A file that isn't there holds nothing.
+    /// Goes on reading: byte by byte what was written, in order, and behind the last whole record
+    /// nothing but the first bytes of the next. A file that isn't there holds nothing.
     pub fn go_on(&mut self, path: &Path) -> TestResult {
         let mut found = Vec::new();
         match File::open(path) {
@@ -155,7 +156,8 @@ impl Mapped {
         self.told.len()
     }
 
-    /// What is on the host now, against what was told before; `now` is earlier where nothing has changed since.
+    /// What is on the host now, against what was told before; `now` is earlier where nothing has
+    /// changed since.
     pub fn look(&mut self, told: &Told, now: Instant) -> TestResult<Duration> {
         let on_host = self.pages()?;
         let missing = (1..=PAGES).filter_map(|first| {

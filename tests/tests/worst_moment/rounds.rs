@@ -46,7 +46,8 @@ pub fn command() -> Vec<&'static str> {
     command
 }
 
-/// What a kill has left of what was acknowledged: nothing less. Gives the numbers of both for each file.
+/// What a kill has left of what was acknowledged: nothing less. Gives the numbers of both for each
+/// file.
 fn judge(machine: &Machine, told: &Told) -> TestResult<[(u64, u64); FILES.len()]> {
     let mut all = [(0, 0); FILES.len()];
     for (place, file) in FILES.iter().enumerate() {

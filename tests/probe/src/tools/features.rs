@@ -1,7 +1,8 @@
-//! What a file system can: one line for each feature, `NAME: RESULT`, the result being a word or an error's name.
+//! What a file system can: one line for each feature, `NAME: RESULT`, the result being a word or an
+//! error's name.
 //!
-//! `tests/tests/file_systems` compares the lines of two runtimes, and with `docs/file-systems.md`. Each feature has a
-//! file of its own, in a directory that is empty before.
+//! `tests/tests/file_systems` compares the lines of two runtimes, and with `docs/file-systems.md`.
+//! Each feature has a file of its own, in a directory that is empty before.
 
 mod attributes;
 mod ranges;
@@ -64,8 +65,8 @@ pub fn report(directory: &str) -> io::Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// Whether a directory of the host's is carried: what the host has put there is read; what is written there is synced,
-/// mapped, renamed and read back.
+/// Whether a directory of the host's is carried: what the host has put there is read; what is
+/// written there is synced, mapped, renamed and read back.
 pub fn carried(directory: &str) -> io::Result<String> {
     let directory = Path::new(directory);
     if fs::read(directory.join("kept"))? != b"of the host\n" {
@@ -172,7 +173,8 @@ fn holder(path: &Path) -> io::Result<&'static str> {
         // SAFETY: the struct holds integers alone, for which zeros are values.
         let mut asked: libc::flock = unsafe { std::mem::zeroed() };
         asked.l_type = libc::F_WRLCK as libc::c_short;
-        // SAFETY: the descriptor is open while the call lasts, and the kernel writes into a struct that lives.
+        // SAFETY: the descriptor is open while the call lasts, and the kernel writes into a struct
+        // that lives.
         checked(unsafe { libc::fcntl(open(path)?.as_raw_fd(), libc::F_GETLK, &mut asked) })?;
         Ok(asked.l_pid == parent)
     })?;
@@ -324,7 +326,8 @@ fn handle(path: &Path) -> io::Result<&'static str> {
     // struct file_handle: the room for the handle in bytes, its type, and the room.
     let mut handle = [128u32, 0].into_iter().chain([0; 32]).collect::<Vec<_>>();
     let mut mount = 0;
-    // SAFETY: the path is a C string; behind the head of `handle` are the 128 bytes that it promises.
+    // SAFETY: the path is a C string; behind the head of `handle` are the 128 bytes that it
+    // promises.
     let done = unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,

@@ -6,8 +6,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-/// An exclusive lock of the whole file. `kind` is `flock`, `fcntl` or `ofd` (an open file's); `how` is `try`,
-/// `wait`, or `hold`: then it is kept until somebody kills this process. A line tells when it is there.
+/// An exclusive lock of the whole file. `kind` is `flock`, `fcntl` or `ofd` (an open file's); `how`
+/// is `try`, `wait`, or `hold`: then it is kept until somebody kills this process. A line tells
+/// when it is there.
 pub fn lock(kind: &str, path: &str, how: &str) -> io::Result<String> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let wait = how == "wait";
@@ -61,7 +62,8 @@ pub fn range(file: &File, command: i32, kind: i32, start: i64, length: i64) -> i
     }
 }
 
-/// Adds 1 to the number in a file so many times, under a lock each time; the file stays open. Prints the number.
+/// Adds 1 to the number in a file so many times, under a lock each time; the file stays open.
+/// Prints the number.
 pub fn count(path: &str, times: &str) -> io::Result<String> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut last = 0;

@@ -1,12 +1,13 @@
-//! A database's write-ahead log in small: what sqlite does with files in WAL mode, and what it relies on.
+//! A database's write-ahead log in small: what sqlite does with files in WAL mode, and what it
+//! relies on.
 //!
-//! A writer takes a lock of one byte of the index file, adds a frame behind the last one that the index
-//! knows, waits until it is on disk, makes it known in the index, which is memory shared by mapping, and
-//! gives the lock up. Whoever opens it first makes the index anew from the frames that are whole. `ACK` gets the
-//! number of each frame that is there for good.
+//! A writer takes a lock of one byte of the index file, adds a frame behind the last one that the
+//! index knows, waits until it is on disk, makes it known in the index, which is memory shared by
+//! mapping, and gives the lock up. Whoever opens it first makes the index anew from the frames that
+//! are whole. `ACK` gets the number of each frame that is there for good.
 //!
-//! The test reads frames on the host, too: each has its number, a sum (FNV-1a of what is around it), and bytes
-//! that follow from its number.
+//! The test reads frames on the host, too: each has its number, a sum (FNV-1a of what is around
+//! it), and bytes that follow from its number.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -41,8 +42,8 @@ impl Log {
         let (frames, shared) = (open("frames")?, open("index")?);
         shared.set_len(PAGE as u64)?;
         let page = super::map_page(&shared)?;
-        // SAFETY: a page that stays mapped to the end, aligned for all that fits in it. Other processes
-        // change it, as is what atomics are for; nothing here refers to it otherwise.
+        // SAFETY: a page that stays mapped to the end, aligned for all that fits in it. Other
+        // processes change it, as is what atomics are for; nothing here refers to it otherwise.
         let last = unsafe { page.cast::<AtomicU64>().as_ref() };
         Ok(Self {
             frames,

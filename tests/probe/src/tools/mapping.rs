@@ -1,4 +1,5 @@
-//! Stores through a shared mapping, which nothing but the end of the process or the kernel's own time writes back.
+//! Stores through a shared mapping, which nothing but the end of the process or the kernel's own
+//! time writes back.
 //!
 //! The test reads the file on the host, too: its words of eight bytes follow from where they are.
 
@@ -21,8 +22,8 @@ fn map(path: &str, bytes: u64) -> io::Result<*mut u64> {
     Ok(super::map(&file, length)?.as_ptr().cast())
 }
 
-/// Fills a file so, closes it while it is mapped, and says that it is stored. Then it ends, waits to be killed
-/// (`hold`), or takes all the memory that there is (`eat`).
+/// Fills a file so, closes it while it is mapped, and says that it is stored. Then it ends, waits
+/// to be killed (`hold`), or takes all the memory that there is (`eat`).
 pub fn store(path: &str, bytes: &str, then: &str) -> io::Result<String> {
     let bytes: u64 = bytes.parse().map_err(io::Error::other)?;
     let start = map(path, bytes)?;

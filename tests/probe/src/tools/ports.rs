@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-/// Listens on addresses until somebody kills it; `listening` comes first. The first byte of a connection says what
-/// is to happen on it, see `answer`.
+/// Listens on addresses until somebody kills it; `listening` comes first. The first byte of a
+/// connection says what is to happen on it, see `answer`.
 pub fn listen(addresses: &[String]) -> io::Result<String> {
     let taken = Arc::new(AtomicU64::new(0));
     let listeners: io::Result<Vec<_>> = addresses.iter().map(TcpListener::bind).collect();

@@ -1,9 +1,9 @@
-//! Writers for the worst moment: each appends records to a file, or stores numbers into one that it has mapped, and
-//! tells at once what it was told to be done.
+//! Writers for the worst moment: each appends records to a file, or stores numbers into one that it
+//! has mapped, and tells at once what it was told to be done.
 //!
-//! A record's content and length follow from its number, so whoever reads the file needs nothing else to know each
-//! byte of it. Told is by one line on the standard output: the file's place among the arguments, and the number; or
-//! the error's name in its place, after which nothing more comes.
+//! A record's content and length follow from its number, so whoever reads the file needs nothing
+//! else to know each byte of it. Told is by one line on the standard output: the file's place among
+//! the arguments, and the number; or the error's name in its place, after which nothing more comes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -20,8 +20,8 @@ const PAGES: u64 = 16;
 /// An odd number, so that no two words of a file are alike (2^64 by the golden ratio).
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A record: words that follow from its number, the first of them the number itself, and as many bytes of them as
-/// follow from it, too.
+/// A record: words that follow from its number, the first of them the number itself, and as many
+/// bytes of them as follow from it, too.
 fn record(number: u64) -> Vec<u8> {
     let length = 16 + (number.wrapping_mul(SPREAD) >> 32) % 5000;
     (0..length.div_ceil(8))
@@ -30,8 +30,9 @@ fn record(number: u64) -> Vec<u8> {
         .collect()
 }
 
-/// Writes to each `KIND:FILE` until somebody ends it, with so many milliseconds between two writes to one file.
-/// `synced` waits for the disk after each record, `plain` does not, `mapped` stores numbers into a shared mapping.
+/// Writes to each `KIND:FILE` until somebody ends it, with so many milliseconds between two writes
+/// to one file. `synced` waits for the disk after each record, `plain` does not, `mapped` stores
+/// numbers into a shared mapping.
 pub fn write(pace: &str, files: &[String]) -> io::Result<String> {
     let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
     let pace = Duration::from_millis(pace.parse().map_err(|_| wrong())?);
@@ -87,8 +88,8 @@ fn store(place: usize, path: &Path, pace: Duration) -> io::Result<()> {
     let pages = super::map(&file, length as usize)?;
     for number in 1_u64.. {
         let at = (number % PAGES) as usize * PAGE;
-        // SAFETY: a page that stays mapped to the end, aligned for all that fits in it; nobody refers to it but by
-        // such an atomic.
+        // SAFETY: a page that stays mapped to the end, aligned for all that fits in it; nobody
+        // refers to it but by such an atomic.
         let cell = unsafe { pages.add(at).cast::<AtomicU64>().as_ref() };
         cell.store(number, Ordering::SeqCst);
         writeln!(io::stdout(), "{place} {number}")?;

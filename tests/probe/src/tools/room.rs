@@ -1,5 +1,5 @@
-//! Takes all the room that a file system has, by writes and by a mapping, and heeds nothing but what the calls that
-//! do it answer.
+//! Takes all the room that a file system has, by writes and by a mapping, and heeds nothing but
+//! what the calls that do it answer.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -9,8 +9,8 @@ use super::PAGE;
 /// As long as each write is.
 const BLOCK: usize = 16 * PAGE;
 
-/// Writes so many bytes at most, and looks at no answer but that of `write`. Prints how it ended, and whether the file
-/// has as many bytes as were written.
+/// Writes so many bytes at most, and looks at no answer but that of `write`. Prints how it ended,
+/// and whether the file has as many bytes as were written.
 pub fn fill(path: &str, bytes: &str) -> io::Result<String> {
     let most: usize = bytes.parse().map_err(io::Error::other)?;
     let mut file = File::create(path)?;
@@ -41,8 +41,8 @@ extern "C" fn store_failed(_signal: libc::c_int) {
     }
 }
 
-/// Stores into each page of a mapping of a hole, syncs it, and closes the file. Prints `SIGBUS` if a store has ended so,
-/// and `told` if one of the calls has failed.
+/// Stores into each page of a mapping of a hole, syncs it, and closes the file. Prints `SIGBUS` if
+/// a store has ended so, and `told` if one of the calls has failed.
 pub fn fill_map(path: &str, bytes: &str) -> io::Result<String> {
     let length: usize = bytes.parse().map_err(io::Error::other)?;
     let mut options = OpenOptions::new();

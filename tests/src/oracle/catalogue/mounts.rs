@@ -120,7 +120,8 @@ pub const CASES: &[Case] = &[
         spec.mount("no-such-type", Path::new("none"), "/data", &[]);
     }),
 
-    // Shared and unbindable roots are the runner's unit tests': runc 1.1 sets them on the host's side only.
+    // Shared and unbindable roots are the runner's unit tests': runc 1.1 sets them on the host's
+    // side only.
     case("a root that is a slave", InPod, |spec| spec.linux("rootfsPropagation", json!("rslave"))),
     case("a root that is private", InPod, |spec| {
         spec.linux("rootfsPropagation", json!("private"));

@@ -8,7 +8,8 @@ use crate::{Host, Parts, TestResult, failure, is_oracle};
 use kata_like_cri_client::messages::*;
 use protobuf::MessageField;
 
-/// What a container gets that does not heed SIGTERM, in seconds. An emulated host must not be too slow for it to hear it.
+/// What a container gets that does not heed SIGTERM, in seconds. An emulated host must not be too
+/// slow for it to hear it.
 const GRACE: i64 = 5;
 
 /// What the main container has in memory beside its processes, in bytes.
@@ -180,7 +181,8 @@ fn containers_end_with_the_pod(pod: &cri::Pod) -> TestResult {
     Ok(())
 }
 
-/// As the kubelet rotates: rename, then Reopen. No line is lost, none is written to the old file later.
+/// As the kubelet rotates: rename, then Reopen. No line is lost, none is written to the old file
+/// later.
 fn logs_are_rotated(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     let old = main.log().with_extension("log.1");
     fs::rename(main.log(), &old)?;
@@ -199,7 +201,8 @@ fn logs_are_rotated(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     Ok(())
 }
 
-/// ExecSync: both streams, the exit code, what can't be run, and a time-out after which nothing runs any more.
+/// ExecSync: both streams, the exit code, what can't be run, and a time-out after which nothing
+/// runs any more.
 fn commands_are_run(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     let answer = kubelet.call(main.command(&["sh", "-c", "echo out; echo err >&2; exit 3"], 0))?;
     assert_eq!(answer.stdout, b"out\n");
@@ -221,7 +224,8 @@ fn hold_memory(main: &cri::Container) -> TestResult {
 }
 
 fn figures_of_a_container(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
-    // Its processors' time only grows, and so lies between what the container itself sees before and after.
+    // Its processors' time only grows, and so lies between what the container itself sees before
+    // and after.
     let used = |ask: &dyn Fn() -> TestResult<ContainerStats>| -> TestResult {
         let before = seen_inside(main)?;
         let stats = ask()?;

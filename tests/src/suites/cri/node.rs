@@ -8,7 +8,8 @@ use kata_like_cri_client::messages::*;
 /// gRPC's code for a call that is not there.
 const UNIMPLEMENTED: u32 = 12;
 
-/// What a node has to know before it takes a pod, and what it can't run here is told in the pod's own words.
+/// What a node has to know before it takes a pod, and what it can't run here is told in the pod's
+/// own words.
 pub fn a_node_offers_the_handler_and_refuses_what_is_the_hosts(host: &Host) -> TestResult {
     let kubelet = Kubelet::new(host)?;
     let version = kubelet.call(VersionRequest::new())?;
@@ -78,7 +79,8 @@ pub fn a_node_offers_the_handler_and_refuses_what_is_the_hosts(host: &Host) -> T
     parts.end()
 }
 
-/// containerd 2.1 makes a pod's user namespace itself, on the host, which is refused; 1.7 has the runtime make it.
+/// containerd 2.1 makes a pod's user namespace itself, on the host, which is refused; 1.7 has the
+/// runtime make it.
 fn user_namespaces(kubelet: &Kubelet, containerd: &str) -> TestResult {
     let ids = "{ host_id: 100000 length: 65536 }";
     let users = format!("userns_options {{ mode: POD uids {ids} gids {ids} }}");

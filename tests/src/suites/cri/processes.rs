@@ -8,8 +8,8 @@ use kata_like_cri_client::messages::*;
 use kata_like_cri_client::{Channel, Ended, Spdy, Stream};
 use sha2::{Digest, Sha256};
 
-/// Two pods that are started side by side: one whose containers see each other's processes, one where only a
-/// debugging container sees its target's.
+/// Two pods that are started side by side: one whose containers see each other's processes, one
+/// where only a debugging container sees its target's.
 pub fn processes_are_shared_as_asked(host: &Host) -> TestResult {
     let kubelet = Kubelet::new(host)?;
     let mode = |mode: &str| format!("namespace_options {{ {mode} }}");

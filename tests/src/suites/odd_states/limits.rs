@@ -96,8 +96,8 @@ fn growing(metrics: &Metrics) -> [u64; 8] {
     ]
 }
 
-/// Each figure that grows lies between what the container reads before and after; the others are its own
-/// to within what an exec takes.
+/// Each figure that grows lies between what the container reads before and after; the others are
+/// its own to within what an exec takes.
 pub fn stats(pod: &ShimPod) -> TestResult {
     let limits = json!({"memory": {"limit": 67_108_864}, "pids": {"limit": 48},
         "cpu": {"quota": 90_000, "period": 100_000}});

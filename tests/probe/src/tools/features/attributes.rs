@@ -32,8 +32,8 @@ const CAPABILITY: [u8; 20] = [
     1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// linux/posix_acl_xattr.h, version 2: entries of tag, permissions and id. The owner may read and write, user 1000
-/// may read, the group and the mask may read, others nothing.
+/// linux/posix_acl_xattr.h, version 2: entries of tag, permissions and id. The owner may read and
+/// write, user 1000 may read, the group and the mask may read, others nothing.
 const ACL: [u8; 44] = [
     2, 0, 0, 0, // version
     1, 0, 6, 0, 255, 255, 255, 255, // owner
@@ -95,7 +95,8 @@ fn flags(path: &Path) -> io::Result<&'static str> {
     let file = create(path)?;
     let mut flags: libc::c_int = 0;
     let number = file.as_raw_fd();
-    // SAFETY: the descriptor is open, and the kernel writes an int (whatever the request's name says) that lives.
+    // SAFETY: the descriptor is open, and the kernel writes an int (whatever the request's name
+    // says) that lives.
     checked(unsafe { libc::ioctl(number, libc::FS_IOC_GETFLAGS, &mut flags) })?;
     flags |= NODUMP;
     // SAFETY: the descriptor is open, and the kernel reads an int that lives.
