@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
-use kata_like_tests::{CtrContainer, Directory, Host, TestResult, failure, is_oracle};
+use kata_like_tests::{CtrContainer, Directory, Host, Parts, TestResult, failure, is_oracle};
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
@@ -95,50 +95,75 @@ fn a_database_can_live_on_a_volume_and_on_the_root() -> TestResult {
     let one = host.start("one", &options, &["sleep", "1000"])?;
     let two = host.start("two", &options, &["sleep", "1000"])?;
 
-    // One pod holds, the other and the host can't have; who waits gets it when the holder is
-    // killed.
-    let holders = start_all(&one, "hold", "held", "locked")?;
-    assert_eq!(try_all(&two)?, ["EAGAIN"; 3]);
-    assert!(host_tries(&volume)?.iter().all(Option::is_none));
-    start_all(&two, "wait", "got", "waits")?;
-    assert_eq!(told(&volume, "got"), ["waits\n"; 3]);
-    lines(&one, &format!("kill -9 {holders}"))?;
-    until("whoever waits has the lock", 60 * SECOND, || {
-        told(&volume, "got") == ["waits\nlocked\n"; 3]
-    })?;
-    // The host's locks exclude pods.
-    let of_host = host_tries(&volume)?;
-    assert!(of_host.iter().all(Option::is_some));
-    assert_eq!(try_all(&one)?, ["EAGAIN"; 3]);
-    drop(of_host);
-    assert_eq!(try_all(&one)?, ["locked"; 3]);
-    whoever_has_the_lock_reads_what_was_written(&volume, &one, &two)?;
-    mappings_and_unnamed_files(&volume, &one)?;
+    let mut parts = Parts::new();
+    parts.run("locks of pods", || {
+        locks_of_pods_exclude(&volume, &one, &two)
+    });
+    parts.run("locks of the host", || {
+        let of_host = host_tries(&volume)?;
+        assert!(of_host.iter().all(Option::is_some));
+        assert_eq!(try_all(&one)?, ["EAGAIN"; 3]);
+        drop(of_host);
+        assert_eq!(try_all(&one)?, ["locked"; 3]);
+        Ok(())
+    });
+    parts.run("a number behind a lock", || {
+        whoever_has_the_lock_reads_what_was_written(&volume, &one, &two)
+    });
+    parts.run("mappings and unnamed files", || {
+        mappings_and_unnamed_files(&volume, &one)
+    });
+    parts.run("deaths", || {
+        the_dead_leave_logs_and_no_locks(&volume, &one, &two)
+    });
+    parts.run("the pods' end", || {
+        two.remove()?;
+        one.remove()
+    });
+    parts.end()
+}
 
-    // Waits that nobody ends, while a database is at work beside them.
-    let holders = start_all(&one, "hold", "again", "locked")?;
+/// One pod holds, the other and the host can't have; who waits gets it when the holder is killed.
+fn locks_of_pods_exclude(volume: &Directory, one: &CtrContainer, two: &CtrContainer) -> TestResult {
+    let holders = start_all(one, "hold", "held", "locked")?;
+    assert_eq!(try_all(two)?, ["EAGAIN"; 3]);
+    assert!(host_tries(volume)?.iter().all(Option::is_none));
+    start_all(two, "wait", "got", "waits")?;
+    assert_eq!(told(volume, "got"), ["waits\n"; 3]);
+    lines(one, &format!("kill -9 {holders}"))?;
+    until("whoever waits has the lock", 60 * SECOND, || {
+        told(volume, "got") == ["waits\nlocked\n"; 3]
+    })
+}
+
+/// Waits that nobody ends, while a database is at work beside them; then its machine is killed.
+fn the_dead_leave_logs_and_no_locks(
+    volume: &Directory,
+    one: &CtrContainer,
+    two: &CtrContainer,
+) -> TestResult {
+    let holders = start_all(one, "hold", "again", "locked")?;
     let begun = Instant::now();
-    start_all(&two, "wait", "late", "waits")?;
+    start_all(two, "wait", "late", "waits")?;
     let script = "/tool lock flock /data/flock wait >/dev/null 2>&1 & kill -9 $!; echo $!";
-    let killed = lines(&two, script)?.join("");
-    the_log_outlasts_its_writer(&volume, &one)?;
+    let killed = lines(two, script)?.join("");
+    the_log_outlasts_its_writer(volume, one)?;
     if is_oracle() {
-        lines(&one, &format!("kill -9 {holders}"))?;
+        lines(one, &format!("kill -9 {holders}"))?;
     } else {
         until("the waits end", 4 * PATIENCE, || {
-            told(&volume, "late") == ["waits\nEAGAIN\n"; 3]
+            told(volume, "late") == ["waits\nEAGAIN\n"; 3]
         })
-        .map_err(|error| failure(format!("{error}: {:?}", told(&volume, "late"))))?;
+        .map_err(|error| failure(format!("{error}: {:?}", told(volume, "late"))))?;
         assert!(begun.elapsed() >= PATIENCE, "{:?}", begun.elapsed());
-        wait_for_end(&two, &killed)?;
-        the_log_outlasts_the_machine(&volume, &one)?;
+        wait_for_end(two, &killed)?;
+        the_log_outlasts_the_machine(volume, one)?;
         until("the locks of the dead pod are gone", 10 * SECOND, || {
-            host_tries(&volume).is_ok_and(|all| all.iter().all(Option::is_some))
+            host_tries(volume).is_ok_and(|all| all.iter().all(Option::is_some))
         })?;
-        assert_eq!(try_all(&two)?, ["locked"; 3]);
+        assert_eq!(try_all(two)?, ["locked"; 3]);
     }
-    two.remove()?;
-    one.remove()
+    Ok(())
 }
 
 /// Both pods have the file open all the time, and pages of it: no number is lost.

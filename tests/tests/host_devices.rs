@@ -8,7 +8,7 @@ use std::path::Path;
 use kata_like_tests::annotations::{Role, annotate};
 use kata_like_tests::disk::LoopDevice;
 use kata_like_tests::rootfs::Rootfs;
-use kata_like_tests::{CtrPod, Host, TestResult, kata_like_only};
+use kata_like_tests::{CtrPod, Host, Parts, TestResult, kata_like_only};
 use rustix::fs::{major, minor};
 use serde_json::{Value, json};
 
@@ -46,47 +46,58 @@ fn privileged_containers_start_whatever_the_host_has() -> TestResult {
     let none: &[&str] = &["--privileged", "--privileged-without-host-devices", cgroup];
     let with_loop = format!("{PRIVILEGED}{LOOP}");
     let said: &[&str] = &["1", "full is full", "works"];
-    for (options, script, said) in [
-        (all, with_loop.as_str(), said),
-        (none, PRIVILEGED, &said[..2]),
-        (all, with_loop.as_str(), said),
+    let mut parts = Parts::new();
+    for (name, options, script, said) in [
+        ("all devices", all, with_loop.as_str(), said),
+        ("no devices", none, PRIVILEGED, &said[..2]),
+        ("all devices again", all, with_loop.as_str(), said),
     ] {
-        let output = sandbox
-            .run("privileged", options, &["sh", "-ec", script])
-            .ok()?;
-        let text = output.text();
-        let lines: Vec<_> = text.lines().collect();
-        let (devices, rest) = lines.split_at(lines.len().saturating_sub(said.len()));
-        assert_eq!(rest, said, "{text}");
-        for usual in ["full", "null", "ptmx", "random", "tty", "zero"] {
-            assert!(devices.contains(&usual), "no {usual}: {text}");
-        }
-        for of_host in ["kvm", "loop0", "port", "ttyS0"] {
-            assert!(!devices.contains(&of_host), "{of_host}: {text}");
-        }
+        parts.run(name, || {
+            let output = sandbox
+                .run("privileged", options, &["sh", "-ec", script])
+                .ok()?;
+            let text = output.text();
+            let lines: Vec<_> = text.lines().collect();
+            let (devices, rest) = lines.split_at(lines.len().saturating_sub(said.len()));
+            assert_eq!(rest, said, "{text}");
+            for usual in ["full", "null", "ptmx", "random", "tty", "zero"] {
+                assert!(devices.contains(&usual), "no {usual}: {text}");
+            }
+            for of_host in ["kvm", "loop0", "port", "ttyS0"] {
+                assert!(!devices.contains(&of_host), "{of_host}: {text}");
+            }
+            Ok(())
+        });
     }
-    let log = host.log();
-    let line = log
-        .lines()
-        .find(|line| line.contains("privileged: these devices of the host are left out"))
-        .unwrap_or_default();
-    for path in ["/dev/kvm", "/dev/ttyS0"] {
-        assert!(line.contains(path), "no {path} in: {line:?}");
-    }
+    parts.run("the log", || {
+        let log = host.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("privileged: these devices of the host are left out"))
+            .unwrap_or_default();
+        for path in ["/dev/kvm", "/dev/ttyS0"] {
+            assert!(line.contains(path), "no {path} in: {line:?}");
+        }
+        Ok(())
+    });
 
     for (path, why) in [
         ("/dev/kvm", "the guest can't run virtual machines itself"),
         ("/dev/ttyS0", "only block devices of the host can be given"),
     ] {
-        let refused = sandbox
-            .run("refused", &["--device", path], &["true"])
-            .output()?;
-        let line = refused.error_text();
-        assert_ne!(refused.status, 0, "{path} was given");
-        let field = format!("linux.devices[0] ({path}) is not supported");
-        assert!(line.contains(&field) && line.contains(why), "{line}");
+        parts.run(path, || {
+            let refused = sandbox
+                .run("refused", &["--device", path], &["true"])
+                .output()?;
+            let line = refused.error_text();
+            assert_ne!(refused.status, 0, "{path} was given");
+            let field = format!("linux.devices[0] ({path}) is not supported");
+            assert!(line.contains(&field) && line.contains(why), "{line}");
+            Ok(())
+        });
     }
-    sandbox.remove()
+    parts.run("the pod's end", || sandbox.remove());
+    parts.end()
 }
 
 /// A loop device on a file of a mebibyte, detached with the value.

@@ -8,7 +8,7 @@ use std::thread;
 
 use kata_like_tests::namespace::Namespace;
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, TestResult};
+use kata_like_tests::{Host, Parts, TestResult};
 
 use crate::PATIENCE;
 
@@ -78,14 +78,17 @@ fn a_name_server_on_the_pod_s_loopback_answers() -> TestResult {
     let options = ["--with-ns", &inner.option(), "--mount", &mount];
     let script = "nslookup some.name.test >/tmp/out 2>&1; sleep 1000";
     let pod = host.start("resolver", &options, &["sh", "-c", script])?;
-    let mut last = String::new();
-    until("the first process has asked", PATIENCE, || {
-        let seen = pod.exec(&["cat", "/tmp/out"]);
-        last = seen.map_or_else(|error| error.to_string(), |seen| seen.both());
-        last.contains("10.9.8.7")
-    })
-    .map_err(|error| kata_like_tests::failure(format!("{error}: {last}")))?;
-
+    let mut parts = Parts::new();
+    parts.run("the first process's question", || {
+        let mut last = String::new();
+        until("the first process has asked", PATIENCE, || {
+            let seen = pod.exec(&["cat", "/tmp/out"]);
+            last = seen.map_or_else(|error| error.to_string(), |seen| seen.both());
+            last.contains("10.9.8.7")
+        })
+        .map_err(|error| kata_like_tests::failure(format!("{error}: {last}")))
+    });
+    parts.run("TCP, and the other address", || {
     // A question of 19 bytes for the address of `x`, as over TCP, and the last bytes of the answer.
     let question =
         r"\000\023\022\064\001\000\000\001\000\000\000\000\000\000\001x\000\000\001\000\001";
@@ -95,12 +98,20 @@ fn a_name_server_on_the_pod_s_loopback_answers() -> TestResult {
     let seen = pod.exec(&["sh", "-c", &script])?;
     let words: Vec<_> = seen.text().split_whitespace().map(str::to_owned).collect();
     assert_eq!(words, ["10", "9", "8", "7", "nobody"], "{}", seen.both());
+    Ok(())
+    });
+    parts.run("many at once", || {
     let script = "for i in $(seq 80); do nslookup name$i.test 127.0.0.11 >/tmp/out.$i 2>&1 & done; wait; \
         grep -l 10.9.8.7 /tmp/out.* | wc -l";
     let seen = pod.exec(&["sh", "-c", script])?;
     assert_eq!(seen.text().trim(), "80", "{}", seen.both());
-    pod.remove()?;
-    host.leaves_nothing(&before)
+    Ok(())
+    });
+    parts.run("the pod's end", || {
+        pod.remove()?;
+        host.leaves_nothing(&before)
+    });
+    parts.end()
 }
 
 /// The same by IPv6, of which loopback has one address.
