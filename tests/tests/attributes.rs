@@ -1,7 +1,7 @@
-//! What a file's attributes say while it is open: inside, in another container of the pod, and on
-//! the host; and what the host has changed when a file is opened.
+//! A file's attributes while it is open: inside, in another container of the pod, and on the host;
+//! and what an open finds of the host's changes.
 //!
-//! All but what speaks of the VM also runs against runc.
+//! Everything except what concerns the VM also runs against runc.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -11,12 +11,11 @@ use kata_like_tests::CtrPod;
 use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::{CtrContainer, Directory, Host, Parts, TestResult, failure, is_oracle};
 
-/// Both file systems are in the host's memory, where a block is taken when it is written.
+/// Both file systems are in the host's memory, which takes a block when it is written.
 const RIGHT: &str = "written: 4194304 bytes, 8192 blocks, newer; synced: 4194304 bytes, 8192 blocks, as old; \
     written again: 8388608 bytes, 16384 blocks, newer";
 
-/// Keeps a file open that has been written, as a database has its own, and says what it knows of
-/// it.
+/// Keeps a written file open, as a database does, and prints what it knows of the file.
 const KEEP: &str =
     "exec 3>$1; head -c 4194304 /dev/zero >&3; stat -c '%s %b %Y %Z' $1; du -k $1 | cut -f 1";
 
@@ -26,7 +25,7 @@ fn output(pod: &CtrContainer, script: &str, arguments: &[&str]) -> TestResult<St
     Ok(pod.exec_call(&[], &command).ok()?.text())
 }
 
-/// As `stat -c '%s %b %Y %Z'` has it.
+/// In the form of `stat -c '%s %b %Y %Z'`.
 fn stat(path: &Path) -> TestResult<String> {
     let about = fs::metadata(path)?;
     let (size, blocks) = (about.len(), about.blocks());
@@ -37,7 +36,7 @@ fn stat(path: &Path) -> TestResult<String> {
     ))
 }
 
-/// Where the container's root is on the host; open, so that it stays.
+/// The container's root on the host, open so that it stays.
 fn root_of(sandbox: &CtrPod, pod: &CtrContainer) -> TestResult<File> {
     if is_oracle() {
         return Ok(File::open(format!("/proc/{}/root", pod.status()?.1))?);
@@ -96,15 +95,14 @@ fn attributes_of_open_files_are_those_of_the_disk() -> TestResult {
     parts.end()
 }
 
-/// What is said of a file inside while it is open is what the host says of it, and another
-/// container.
+/// The attributes of an open file are the same inside, in another container and on the host.
 fn an_open_file_is_the_same(
     pod: &CtrContainer,
     beside: Option<&CtrContainer>,
     path: &str,
     there: &Path,
 ) -> TestResult {
-    // The shell and its open file are there as long as the container.
+    // The shell and its open file live as long as the container.
     let script = format!(
         "({KEEP}; touch $2; sleep 1000) >/tmp/said & until test -e $2; do sleep 0.1; done; cat /tmp/said"
     );
@@ -121,7 +119,7 @@ fn an_open_file_is_the_same(
     Ok(())
 }
 
-/// Content, length and a new file of an old name, each seen by the next open, without a wait.
+/// The next open sees new content, a new length, and a new file under an old name, without a wait.
 fn what_the_host_changes_is_read_by_who_opens(
     pod: &CtrContainer,
     there: &Path,

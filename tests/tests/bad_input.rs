@@ -1,7 +1,7 @@
-//! Bad input: `ctr run` fails soon, with one line that names step, object and cause, and nothing
-//! stays.
+//! Bad input: `ctr run` fails soon, with one line that names step, object and cause, and leaves
+//! nothing.
 //!
-//! Each test has the host alone, gives one thing that is wrong, and compares before and after.
+//! Each test has the host alone, makes one mistake, and compares the host before and after.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use kata_like_tests::{Call, Host, Parts, TestResult, kata_like_only};
 use rustix::fs::{FileType, Mode, makedev, mknodat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
-/// Two seconds from the fault; what `ctr` itself takes under emulation comes on top.
+/// Two seconds from the fault, plus the time that `ctr` itself takes under emulation.
 const SOON: Duration = Duration::from_secs(12);
 
-/// Runs a container that must fail with all these words in its one line, and leave nothing.
+/// Runs a container that must fail with all these words in its one line, and must leave nothing.
 fn expect_failure(host: &Host, options: &[&str], command: &[&str], words: &[&str]) -> TestResult {
     let before = host.footprint();
     let output = host.run(&host.name("bad"), options, command).output()?;
@@ -30,7 +30,7 @@ fn expect_failure(host: &Host, options: &[&str], command: &[&str], words: &[&str
     host.leaves_nothing(&before)
 }
 
-/// A configuration with these lines, as a file.
+/// A configuration file with these lines.
 fn configuration(host: &Host, lines: &str) -> TestResult<PathBuf> {
     let path = PathBuf::from(format!("/run/{}.toml", host.name("config")));
     fs::write(&path, lines)?;
@@ -44,13 +44,13 @@ fn expect_failure_with(lines: &str, words: &[&str]) -> TestResult {
     expect_failure(&host, &["--runtime-config-path", &text], &["true"], words)
 }
 
-/// Something in place of `/dev/kvm`, until it goes out of scope.
+/// Something in place of `/dev/kvm`, until the value is dropped.
 struct OtherKvm {
     directory: PathBuf,
 }
 
 impl OtherKvm {
-    /// A device node of these numbers, on a file system that allows devices or not.
+    /// A device node of these numbers, on a file system with these flags.
     fn new(host: &Host, flags: MountFlags, major: u32, minor: u32) -> TestResult<Self> {
         let directory = PathBuf::from(format!("/run/{}", host.name("kvm")));
         fs::create_dir(&directory)?;
@@ -100,7 +100,7 @@ fn no_permission_on_kvm() -> TestResult {
     expect_failure(&host, &[], &["true"], &["/dev/kvm", "Permission denied"])
 }
 
-/// A node of that name that is no KVM: here the null device.
+/// A node of that name that is not KVM: here the null device.
 #[test]
 fn a_kvm_that_is_none() -> TestResult {
     kata_like_only!();
@@ -183,7 +183,7 @@ fn too_little_memory() -> TestResult {
     expect_failure_with("memory_mib = 8\n", &["memory_mib", "8"])
 }
 
-/// More than the host has: none of its pages of 2 MiB have been set aside.
+/// More than the host has: none of its pages of 2 MiB are reserved.
 #[test]
 fn too_little_memory_on_the_host() -> TestResult {
     kata_like_only!();

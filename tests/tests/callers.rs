@@ -1,9 +1,9 @@
-//! Who else calls, each by the calls it makes: nerdctl, BuildKit, CRI-O, and whoever means runc's
+//! Other callers, each by the calls that it makes: nerdctl, BuildKit, CRI-O, and a caller of runc's
 //! command line.
 //!
-//! None of these programs is in Debian: what they ask for, and in which order, is what is known of
-//! them; CRI-O's calls were read in its source (`internal/oci/runtime_vm.go`). `docker` has the one
-//! that is.
+//! None of these programs is in Debian. The tests know what they ask for, and in which order;
+//! CRI-O's calls were read in its source (`internal/oci/runtime_vm.go`). `docker` tests the one
+//! that is in Debian.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What cancels a build step or a container's stop gives the shim so long.
+/// A caller that cancels a build step or stops a container gives the shim this long.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A caller that runs the shim's binary itself.
@@ -35,7 +35,7 @@ struct Caller<'host> {
     rootfs: Rootfs<'host>,
     /// Bundles and streams.
     files: PathBuf,
-    /// What it gives the binary before the verb, without `-id`.
+    /// The flags that it passes before the verb, without `-id`.
     flags: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ impl<'host> Caller<'host> {
         })
     }
 
-    /// The binary, without a word of containerd in its environment.
+    /// The binary, with nothing about containerd in its environment.
     fn verb(&self, id: &str, verb: &str) -> Call {
         let prefix = std::env::var("KATA_LIKE_PREFIX").unwrap_or_else(|_| "/run/installed".into());
         let shim = Path::new(&prefix).join("bin/containerd-shim-kata-like-v2");
@@ -64,7 +64,7 @@ impl<'host> Caller<'host> {
         Call::new(command)
     }
 
-    /// `start` for a container with this spec; gives what answers the task API, and the address.
+    /// `start` for a container with this spec. Returns a client of its task API, and the address.
     fn start(&self, stem: &str, spec: &Value) -> TestResult<(Task, String)> {
         let id = self.host.name(stem);
         let bundle = self.files.join(&id);
@@ -76,13 +76,13 @@ impl<'host> Caller<'host> {
         let address = String::from_utf8(answer.stdout)?;
         assert!(address.starts_with("unix:///"), "{address:?}");
         assert_eq!(answer.stderr, b"", "{address}");
-        // After a restart it is looked for there.
+        // After a restart the caller looks for the address there.
         assert_eq!(fs::read_to_string(bundle.join("address"))?, address);
         let api = TaskApi::connect(&bundle, SERVICES[0])?;
         Ok((Task::new(Arc::new(api), id, &self.files), address))
     }
 
-    /// Shutdown, for one container after the other, as a caller without sandboxes has it.
+    /// Shutdown after each container, as a caller without sandboxes does it.
     fn shut_down(&self, task: &Task) -> TestResult {
         let api = TaskApi::connect(&self.files.join(task.id()), SERVICES[0])?;
         let request = api::ShutdownRequest {
@@ -100,8 +100,7 @@ impl Drop for Caller<'_> {
     }
 }
 
-/// `runtime_type = "vm"`: no address of containerd, so nobody to tell events to; a plain address is
-/// the answer.
+/// `runtime_type = "vm"`: there is no containerd to send events to; the answer is a plain address.
 #[test]
 fn cri_o_runs_pods() -> TestResult {
     kata_like_only!();
@@ -150,7 +149,7 @@ fn cri_o_runs_pods() -> TestResult {
     assert_eq!(container.output("echo of exec")?, "of exec");
     assert_eq!(container.run(&["sh", "-c", "exit 4"])?, 4);
 
-    // Out of memory or not: both end with 137, and a file in the bundle tells them apart.
+    // Out of memory or not, both end with 137; a file in the bundle tells them apart.
     spec["process"]["args"] = json!(["tail", "/dev/zero"]);
     let mut small = spec.clone();
     small["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
@@ -177,7 +176,7 @@ fn cri_o_runs_pods() -> TestResult {
     done(sandbox.delete("")?)?;
     caller.shut_down(&sandbox)?;
     host.leaves_nothing(&before)?;
-    // Nothing is left for this one, which must succeed all the same.
+    // Nothing is left to delete, but it must succeed all the same.
     caller.verb(sandbox.id(), "delete").ok().map(drop)
 }
 
@@ -207,7 +206,7 @@ fn buildkit_runs_steps() -> TestResult {
     parts.run("a build that is given up", || {
         a_step_is_given_up(&caller, &spec)
     });
-    // Without a CNI configuration it takes the host's network.
+    // Without a CNI configuration BuildKit takes the host's network.
     parts.run("the host's network", || {
         the_hosts_network_is_refused(&caller, spec)
     });
@@ -248,7 +247,7 @@ fn a_step_runs(caller: &Caller, spec: &Value) -> TestResult {
     thread::scope(|scope| -> TestResult {
         let waiting = scope.spawn(|| step.wait(""));
         done(step.start("")?)?;
-        // The step's input goes on: what CloseIO ends is the shim's own hold on it.
+        // The step's input goes on: CloseIO ends only the shim's own hold on it.
         let writer = stdin.write("early\n")?;
         done(step.close_stdin("")?)?;
         output.expect("20000\nearly\n", PATIENCE)?;
@@ -300,8 +299,8 @@ fn the_hosts_network_is_refused(caller: &Caller, mut spec: Value) -> TestResult 
     caller.shut_down(&step)
 }
 
-/// nerdctl: the network comes from a hook of the host, which finds the namespace by the pid on its
-/// stdin; output goes to a program.
+/// nerdctl: a hook of the host makes the network. It finds the namespace by the pid on its stdin.
+/// Output goes to a program.
 #[test]
 fn nerdctls_hook_gives_the_network() -> TestResult {
     let host = Host::alone()?;
@@ -372,8 +371,8 @@ fn nerdctls_hook_gives_the_network() -> TestResult {
     parts.end()
 }
 
-/// The hook that makes the network, and the program that takes the output; what they are given,
-/// they leave in this folder.
+/// The hook that makes the network, and the program that takes the output. Both leave their input
+/// in this folder.
 fn programs(place: &Path) -> TestResult<(String, String)> {
     let here = place.display();
     let program = |name: &str, script: String| -> TestResult<String> {
@@ -407,7 +406,8 @@ esac
     Ok((hook, logger))
 }
 
-/// `--runtime kata-like`, without `io.containerd.`, is handed to runc's shim as the name of a runc.
+/// `--runtime kata-like`, without `io.containerd.`, is handed to runc's shim as the name of a runc
+/// binary.
 #[test]
 fn who_means_runcs_command_line_is_told() -> TestResult {
     let host = Host::alone()?;

@@ -1,12 +1,12 @@
 //! The same pods through the CRI plugin of containerd 1.7.
 //!
-//! What differs there: the binary is run for each container and not for each pod, and the shim
-//! serves version 2 of the task API.
+//! There the binary runs for each container and not for each pod, and the shim serves version 2 of
+//! the task API.
 
 use kata_like_tests::suites::cri::{lifecycle, node, processes};
 use kata_like_tests::{Host, TestResult, Version};
 
-/// For one test at a time: several guests at work take an emulated host many times as long.
+/// For one test at a time: several busy guests make an emulated host many times slower.
 fn host() -> TestResult<Host> {
     Host::on(Version::V1_7Cri, true)
 }

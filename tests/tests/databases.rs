@@ -1,7 +1,7 @@
-//! What databases insist on, on volumes and on the root: locks that exclude other pods and the
-//! host, memory that is a file, and writes that outlast whoever is killed.
+//! What databases need on volumes and on the root: locks that exclude other pods and the host,
+//! shared mapped memory, and writes that survive any killed process.
 //!
-//! All but what speaks of the VM also runs against runc.
+//! Everything except what concerns the VM also runs against runc.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
@@ -18,19 +18,19 @@ use rustix::process::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Kinds of locks. Of each there is a file so called.
+/// Kinds of locks, each with a file of its name.
 const KINDS: [&str; 3] = ["flock", "fcntl", "ofd"];
 
-/// How long a lock is waited for, as `docs/limitations.md` has it.
+/// How long a lock is waited for, as `docs/limitations.md` says.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs a script and gives its lines.
+/// Runs a script and returns its lines.
 fn lines(pod: &CtrContainer, script: &str) -> TestResult<Vec<String>> {
     let output = pod.exec_call(&[], &["sh", "-c", script]).ok()?;
     Ok(output.text().lines().map(str::to_owned).collect())
 }
 
-/// Waits for a process of the pod's that has been killed. Nobody may have waited for it there.
+/// Waits until a killed process of the pod is gone. It may have no parent there that reaps it.
 fn wait_for_end(pod: &CtrContainer, pid: &str) -> TestResult {
     let script = format!(
         "while kill -0 {pid} 2>/dev/null && ! grep -q 'State:.Z' /proc/{pid}/status; do sleep 0.1; done"
@@ -38,7 +38,7 @@ fn wait_for_end(pod: &CtrContainer, pid: &str) -> TestResult {
     lines(pod, &script).map(drop)
 }
 
-/// A lock of each kind, tried for in the pod.
+/// Tries for a lock of each kind in the pod.
 fn try_all(pod: &CtrContainer) -> TestResult<Vec<String>> {
     lines(
         pod,
@@ -46,8 +46,8 @@ fn try_all(pod: &CtrContainer) -> TestResult<Vec<String>> {
     )
 }
 
-/// Processes in the pod that do `how` to a lock of each kind, and have told so in
-/// `/data/NAME-KIND`. Their pids.
+/// Starts processes in the pod that do `how` to a lock of each kind. Each has said so in
+/// `/data/NAME-KIND`. Returns their pids.
 fn start_all(pod: &CtrContainer, how: &str, name: &str, word: &str) -> TestResult<String> {
     let script = format!(
         "for k in flock fcntl ofd; do /tool lock $k /data/$k {how} >/data/{name}-$k 2>&1 & echo $!; done; \
@@ -56,14 +56,14 @@ fn start_all(pod: &CtrContainer, how: &str, name: &str, word: &str) -> TestResul
     Ok(lines(pod, &script)?.join(" "))
 }
 
-/// What the processes of [`start_all`] have told.
+/// What the processes of [`start_all`] have said.
 fn told(volume: &Directory, name: &str) -> Vec<String> {
     KINDS
         .map(|kind| fs::read_to_string(volume.join(&format!("{name}-{kind}"))).unwrap_or_default())
         .to_vec()
 }
 
-/// The host's own processes' locks of each kind, where they can have them.
+/// Tries for a lock of each kind in the host's own processes.
 fn host_tries(volume: &Directory) -> TestResult<Vec<Option<File>>> {
     let exclusive = FlockOperation::NonBlockingLockExclusive;
     KINDS
@@ -73,7 +73,7 @@ fn host_tries(volume: &Directory) -> TestResult<Vec<Option<File>>> {
             let file = OpenOptions::new().read(true).write(true).open(path)?;
             let got = match *kind {
                 "flock" => rustix::fs::flock(&file, exclusive),
-                _ => rustix::fs::fcntl_lock(&file, exclusive), // excludes those of open files, too
+                _ => rustix::fs::fcntl_lock(&file, exclusive), // also excludes locks of open files
             };
             Ok(got.is_ok().then_some(file))
         })
@@ -193,8 +193,7 @@ fn whoever_has_the_lock_reads_what_was_written(
     Ok(())
 }
 
-/// Memory that is a file, shared and written. Files without a name are refused, as on many file
-/// systems.
+/// Shared and written mapped memory. Unnamed files are refused, as on many file systems.
 fn mappings_and_unnamed_files(volume: &Directory, pod: &CtrContainer) -> TestResult {
     let script =
         "/tool map /data/mapped; /tool map /tmp/mapped; /tool unnamed /data; /tool unnamed /tmp";
@@ -204,7 +203,7 @@ fn mappings_and_unnamed_files(volume: &Directory, pod: &CtrContainer) -> TestRes
     Ok(())
 }
 
-/// How many frames the writer of this log was told to be there for good.
+/// How many frames the writer of this log was told to be durable.
 fn acknowledged(volume: &Directory, log: &str) -> u64 {
     let text = fs::read_to_string(volume.join(&format!("{log}.done"))).unwrap_or_default();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -218,8 +217,8 @@ fn wait_for_frames(volume: &Directory, log: &str, frames: u64) -> TestResult {
     })
 }
 
-/// One log on the volume and one on the root. That on the volume loses its writer, and is whole;
-/// the next one goes on with it.
+/// One log on the volume and one on the root. The volume's log loses its writer and is whole; the
+/// next writer goes on with it.
 fn the_log_outlasts_its_writer(volume: &Directory, pod: &CtrContainer) -> TestResult {
     fs::create_dir(volume.join("volume"))?;
     let script = "mkdir /tmp/root; /tool log-write /tmp/root /data/root.done >/data/root.error 2>&1 & \
@@ -248,7 +247,7 @@ fn the_log_outlasts_its_writer(volume: &Directory, pod: &CtrContainer) -> TestRe
     wait_for_frames(volume, "root", 10)
 }
 
-/// The machine is killed while both logs are written: on the host is all that was promised.
+/// The machine is killed while both logs are written: everything promised is on the host.
 fn the_log_outlasts_the_machine(volume: &Directory, pod: &CtrContainer) -> TestResult {
     let fsd = pod.process("fsd")?;
     let roots = fs::read_dir(format!("/proc/{}/root/rootfs", fsd.pid))?;
@@ -258,7 +257,7 @@ fn the_log_outlasts_the_machine(volume: &Directory, pod: &CtrContainer) -> TestR
     let [root] = &roots[..] else {
         return Err(failure(format!("the roots of one container: {roots:?}")));
     };
-    let root = File::open(root)?; // holds the mount, whoever unmounts it
+    let root = File::open(root)?; // keeps the mount, even if it is unmounted
     pod.process("vmm")?.signal(Signal::KILL)?;
     pod.wait_status("STOPPED", 60 * SECOND)?;
     let root = PathBuf::from(format!("/proc/self/fd/{}/tmp/root", root.as_raw_fd()));
@@ -269,7 +268,7 @@ fn the_log_outlasts_the_machine(volume: &Directory, pod: &CtrContainer) -> TestR
     Ok(())
 }
 
-/// As `tests/probe/src/tools/log.rs` has them.
+/// Frames as in `tests/probe/src/tools/log.rs`.
 fn whole_frames(directory: &Path) -> TestResult<u64> {
     let frames = fs::read(directory.join("frames"))?;
     let whole = (1..)

@@ -1,7 +1,7 @@
-//! What lies in `deploy/` does what it says: the RuntimeClass, and the example pods as a kubelet
+//! The files in `deploy/` do what they say: the RuntimeClass, and the example pods as a kubelet
 //! runs them.
 //!
-//! containerd's configuration from there is the one that all tests of CRI use.
+//! All tests of CRI use containerd's configuration from there.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use kata_like_tests::manifest::{self, Container, Pod, RuntimeClass, Volumes};
 use kata_like_tests::process::until;
 use kata_like_tests::{Host, Parts, TestResult, Version, failure, is_oracle};
 
-/// A pod of the examples that runs.
+/// A running pod of the examples.
 struct Example<'kubelet> {
     manifest: Pod,
     pod: cri::Pod<'kubelet>,
@@ -44,8 +44,8 @@ impl<'kubelet> Example<'kubelet> {
         self.pod.start(&container.name, &container.words(), &config)
     }
 
-    /// As the kubelet does it: those before the others, each to its end or, if it is restarted
-    /// always, beside them.
+    /// As the kubelet does it: init containers first, each to its end or, if it is always
+    /// restarted, beside the others.
     fn start_all(&self) -> TestResult<Vec<cri::Container<'_>>> {
         let mut started = Vec::new();
         for container in &self.manifest.spec.init_containers {
@@ -116,11 +116,11 @@ fn web(kubelet: &Kubelet<'_>, class: &RuntimeClass) -> TestResult {
         .iter()
         .map(String::as_str)
         .collect();
-    // The kubelet's seconds are not the emulated host's.
+    // The kubelet's seconds are shorter than the emulated host's.
     let limit = i64::from(alive.timeout_seconds) * 6;
     let answer = kubelet.call(containers[0].command(&words, limit))?;
     assert_eq!(answer.exit_code, 0, "{answer}");
-    // `kubectl port-forward pod/web 8080`, and a page by that port.
+    // `kubectl port-forward pod/web 8080`, and a page through that port.
     let request = PortForwardRequest {
         pod_sandbox_id: example.pod.id().to_owned(),
         port: vec![ready.port.into()],
@@ -143,7 +143,7 @@ fn web(kubelet: &Kubelet<'_>, class: &RuntimeClass) -> TestResult {
     example.remove()
 }
 
-/// What the manifest takes from the container, and gives it.
+/// The rights and limits that the manifest gives the container.
 fn rights_and_limits(container: &cri::Container<'_>) -> TestResult {
     let status = container.exec(
         "id -u; id -g; id -G
@@ -156,7 +156,7 @@ fn rights_and_limits(container: &cri::Container<'_>) -> TestResult {
         "65534\n65534\n65534\nCapBnd:0000000000000000\nNoNewPrivs:1\nSeccomp:2\n\
          touch: /tmp/file: Read-only file system\n65534\n134217728\n100000 100000"
     );
-    // The limits size the virtual machine, too.
+    // The limits also size the virtual machine.
     let machine = container.exec("nproc; grep MemTotal /proc/meminfo")?;
     let mut words = machine.split_whitespace();
     let (processors, memory) = (words.next().unwrap_or_default(), words.nth(1));
@@ -179,7 +179,7 @@ fn get(address: &str, port: u16, path: &str) -> TestResult<String> {
     Ok(page)
 }
 
-/// The containers share the volume, and each begins when it may.
+/// The containers share the volume, and each starts when it may.
 fn sidecar(kubelet: &Kubelet<'_>, class: &RuntimeClass) -> TestResult {
     let example = Example::run(kubelet, class, "sidecar.yaml")?;
     let containers = example.start_all()?;

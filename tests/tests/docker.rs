@@ -1,6 +1,7 @@
-//! Docker 28 with `--runtime`: what people type, and what comes of it.
+//! Docker 28 with `--runtime`: what people type, and what they get.
 //!
-//! dockerd runs on the tests' containerd. All but what speaks of the VM also runs against runc.
+//! dockerd runs on the tests' containerd. Everything except what concerns the VM also runs against
+//! runc.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -75,7 +76,7 @@ fn a_container_gets_what_its_command_line_says() -> TestResult {
         cat /sys/fs/cgroup/memory.max; cat /proc/1/comm; echo 5 >/dev/other; ls /sys/class/net; \
         echo back >/data/out; echo wrong >&2; exit 7";
     fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-    docker.run(&["--network", "none"], &["true"]).ok()?; // dockerd makes some things with the first one
+    docker.run(&["--network", "none"], &["true"]).ok()?; // dockerd then makes some things for itself
     let before = host.footprint();
     let mut parts = Parts::new();
     parts.run("options", || {
@@ -85,7 +86,7 @@ fn a_container_gets_what_its_command_line_says() -> TestResult {
             output.text(),
             "5\n6\n6 0\nvalue\nfrom the host\n1024\n314572800\ndocker-init\nlo"
         );
-        // Above it Docker may warn of what the host lacks.
+        // Before these lines Docker may warn of what the host lacks.
         let errors = output.error_text();
         assert!(errors.ends_with("wrong"), "{errors}");
         assert_eq!(fs::read_to_string(volume.join("out"))?, "back\n");
@@ -191,7 +192,7 @@ fn a_pause_ends(docker: &Docker, container: &Container) -> TestResult {
     Ok(())
 }
 
-/// The log is followed to the end, which is the container's own: no KILL was needed.
+/// The log is followed to its end, which the container writes itself: no KILL was needed.
 fn a_stop_is_heeded(docker: &Docker, container: &Container) -> TestResult {
     std::thread::scope(|scope| -> TestResult {
         let follow = scope.spawn(|| docker.call(&["logs", "--follow", container.name()]).ok());
@@ -239,7 +240,8 @@ fn files_are_copied_into_and_out_of_a_running_container() -> TestResult {
     let inside = |path: &str| format!("{}:{path}", container.name());
     let source = place.join("file").display().to_string();
 
-    // What the container has read, written, not found and listed before is new all the same.
+    // Files that the container has read, written, looked for in vain and listed before are new all
+    // the same.
     container
         .exec("echo old >/etc/there; cat /etc/there; ! cat /etc/new; ls /etc")
         .ok()?;
@@ -254,7 +256,7 @@ fn files_are_copied_into_and_out_of_a_running_container() -> TestResult {
             .ok()
             .map_err(|error| failure(format!("{name}: {error}")))?;
     }
-    // What a process has written is there, though it has the file still open.
+    // A process has written it, and still has it open.
     let target = place.join("out").display().to_string();
     docker.output(&[
         "exec",
@@ -353,8 +355,8 @@ fn an_unknown_device_is_refused_by_name() -> TestResult {
     )
 }
 
-/// `docker commit` of a container that runs: what it has written is in the image, what it has
-/// stored through a mapping, too.
+/// `docker commit` of a running container: the image has what it has written, also through a
+/// mapping.
 #[test]
 fn a_commit_has_all_that_was_written() -> TestResult {
     const BYTES: u64 = 8 << 20;

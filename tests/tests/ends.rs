@@ -1,7 +1,7 @@
 //! What containers have written is on the host when they have ended, however they end.
 //!
-//! Each stores through shared mappings and syncs nothing: that is what a guest has for itself
-//! alone. All but what speaks of the VM also runs against runc.
+//! Each stores through shared mappings without a sync: such data is in the guest alone. Everything
+//! except what concerns the VM also runs against runc.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -29,7 +29,7 @@ const CUT_OFF: &str = "the guest is stopped before it has written everything bac
 /// How many files a container has looked at before it ends.
 const FILES: usize = 20_000;
 
-/// A pod's root on the host, kept there by an open directory, whoever unmounts it.
+/// A pod's root on the host. An open directory keeps it, even if it is unmounted.
 struct Root(File);
 
 impl Root {
@@ -51,8 +51,8 @@ impl Root {
     }
 }
 
-/// A pod whose process has stored so many bytes on the root and on the volume, has looked at all
-/// the volume's files, and waits.
+/// A pod whose process has stored `bytes` bytes on the root and on the volume, has looked at all
+/// files of the volume, and waits.
 fn stored<'host>(
     host: &'host Host,
     volume: &Directory,
@@ -136,7 +136,7 @@ fn a_paused_container_has_written_all() -> TestResult {
     pod.remove()
 }
 
-/// What a process stored that was then killed for memory.
+/// A process stores data and is then killed for memory.
 #[test]
 fn a_container_killed_for_memory_loses_nothing() -> TestResult {
     let host = Host::shared()?;
@@ -153,7 +153,8 @@ fn a_container_killed_for_memory_loses_nothing() -> TestResult {
     pod.remove()
 }
 
-/// A file system that a container has mounted from a disk, with all that its kernel keeps for it.
+/// A file system that a container has mounted from a disk, with everything that its kernel keeps
+/// for it.
 #[test]
 fn a_disk_s_file_system_is_whole_when_its_container_was_killed() -> TestResult {
     let host = Host::shared()?;
@@ -207,9 +208,9 @@ fn run(program: &str, arguments: &[&str]) -> TestResult {
     Call::new(command).ok().map(drop)
 }
 
-/// A file server that stands still, while a process that was killed has something to write: the pod
-/// is given up after a minute, the log names it and what is lost, and none of its processes stays.
-/// Others go on meanwhile.
+/// The file server stands still while a killed process has something to write. The pod is given up
+/// after a minute; the log names it and what is lost, and none of its processes stays. Other pods
+/// go on meanwhile.
 #[test]
 fn a_guest_that_gets_no_further_is_cut_off_and_named() -> TestResult {
     kata_like_only!();
@@ -248,7 +249,7 @@ fn a_guest_that_gets_no_further_is_cut_off_and_named() -> TestResult {
     Ok(())
 }
 
-/// Twelve at once on one CPU: each ends by itself and writes back what it has; none is cut off.
+/// Twelve pods at once on one CPU: each ends by itself and writes back its data; none is cut off.
 #[test]
 fn a_loaded_host_cuts_nobody_off() -> TestResult {
     const COUNT: usize = 12;
@@ -280,7 +281,7 @@ fn a_loaded_host_cuts_nobody_off() -> TestResult {
     no_guest_was_cut_off(&host, "loaded-")
 }
 
-/// Of the pods whose names begin so.
+/// For pods whose names begin with `stem`.
 fn no_guest_was_cut_off(host: &Host, stem: &str) -> TestResult {
     let log = host.log();
     let cut = log

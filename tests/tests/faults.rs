@@ -20,7 +20,7 @@ use rustix::process::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Kills one of the pod's processes; the pod's end must be told within a second.
+/// Kills one of the pod's processes. The pod's end must be told within a second.
 fn kill_and_expect_end(role: &str) -> TestResult {
     let host = Host::alone()?;
     let before = host.footprint();
@@ -55,9 +55,8 @@ fn killing_the_fs_server_ends_the_pod() -> TestResult {
     kill_and_expect_end("fsd")
 }
 
-/// containerd runs `delete` for each container of a shim that is gone: within five seconds all of
-/// the pod is away, its exits are told, and the hooks that undo what others have done for it have
-/// run, once each.
+/// containerd runs `delete` for each container of a dead shim. Within five seconds the whole pod is
+/// gone, its exits are told, and the hooks that undo others have run once each.
 #[test]
 fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     let host = Host::alone()?;
@@ -109,7 +108,7 @@ fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The host pid that stands for a task is the task: who kills it, kills the task.
+/// The stand-in's pid is the task: to kill it is to kill the task.
 #[test]
 fn killing_the_tasks_pid_ends_the_task() -> TestResult {
     let host = Host::alone()?;
@@ -132,14 +131,14 @@ fn killing_the_tasks_pid_ends_the_task() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The guest's kernel panics: its last words are in the log, the pod ends.
+/// The guest's kernel panics: its last words are in the log, and the pod ends.
 #[test]
 fn a_guest_that_panics_ends_the_pod() -> TestResult {
     kata_like_only!();
     let host = Host::alone()?;
     let before = host.footprint();
     let events = host.events()?;
-    // Lack of memory is a panic once this switch is set to 2. A proc of our own is writable.
+    // OOM is a panic once this switch is 2. A proc of our own is writable.
     let script = "mkdir /tmp/proc && mount -t proc proc /tmp/proc && \
         echo 2 >/tmp/proc/sys/vm/panic_on_oom && echo set && read -r go && tail /dev/zero";
     let options = ["--cap-add", "CAP_SYS_ADMIN", "--memory-limit", "33554432"];
@@ -159,8 +158,8 @@ fn a_guest_that_panics_ends_the_pod() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The whole guest is out of memory, and the container has no limit of its own: only who takes it
-/// is killed, and the log says what sized the guest.
+/// The whole guest is out of memory, and the container has no limit of its own. Only the greedy
+/// process is killed, and the log says what sized the guest.
 #[test]
 fn a_guest_out_of_memory_keeps_its_agent() -> TestResult {
     kata_like_only!();
@@ -184,14 +183,14 @@ fn a_guest_out_of_memory_keeps_its_agent() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// containerd is killed and comes back while containers run, stand still and have stopped: they
-/// don't notice. Their shim answers all the while, and what ends meanwhile is told once.
+/// containerd is killed and returns while containers run, are paused and have stopped. They don't
+/// notice. Their shim answers all the while, and each exit meanwhile is told once.
 #[test]
 fn containerd_restarts_under_containers_in_every_state() -> TestResult {
-    // runc's shim names no process of a stopped task, which containerd then takes for lost and
-    // deletes.
+    // runc's shim names no process of a stopped task, so containerd takes the task for lost and
+    // deletes it.
     kata_like_only!();
-    // So it logs each event that it takes.
+    // At this level it logs each event that it receives.
     let host = Host::logging("trace")?;
     let before = host.footprint();
     let sandbox = CtrPod::start(&host, &[])?;
@@ -236,7 +235,7 @@ fn containerd_restarts_under_containers_in_every_state() -> TestResult {
     assert_eq!(done(ends.wait("")?)?, 23);
     thread::scope(|scope| -> TestResult {
         let start = scope.spawn(|| host.start_containerd());
-        // While it comes up, too.
+        // An exec also works while containerd starts.
         assert_eq!(runs.run(&["true"])?, 0);
         done(runs.kill("long", KILL, false)?)?;
         assert_eq!(done(runs.wait("long")?)?, 137);
@@ -248,13 +247,13 @@ fn containerd_restarts_under_containers_in_every_state() -> TestResult {
         &host,
         wanted.map(|((pod, pid), state)| [pod.id(), pid, state]),
     )?;
-    // Three execs' and an init's.
+    // Those of three execs and an init.
     until("the exits are told", 30 * SECOND, || exits() >= 4)?;
     host.ctr(["task", "resume", paused.id()]).ok()?;
     assert_eq!(paused.exec(&["echo", "after"])?.text(), "after");
     assert_eq!(ending.delete()?, 23);
     assert_eq!(stopped.delete()?, 5);
-    // That of ctr's exec is the fifth.
+    // The fifth is that of ctr's exec.
     assert_eq!(exits(), 5, "exits that were told");
     assert_eq!(running.kill("TERM")?.status, 0);
     assert_eq!(done(runs.wait("")?)?, 23);
@@ -278,7 +277,7 @@ fn are_listed<'a>(host: &Host, tasks: impl Iterator<Item = [&'a str; 3]>) -> Tes
     Ok(())
 }
 
-/// State, Kill and Delete answer within a second while the guest answers nothing, and the pod can
+/// While the guest answers nothing, State, Kill and Delete answer within a second, and the pod can
 /// still be removed.
 #[test]
 fn a_guest_that_hangs_holds_up_no_answer() -> TestResult {
@@ -296,7 +295,7 @@ fn a_guest_that_hangs_holds_up_no_answer() -> TestResult {
             id,
             ..Default::default()
         };
-        // It can't be answered by the guest: an error is right, an endless wait is not.
+        // The guest can't answer it: an error is right, an endless wait is not.
         Ok(api
             .call::<api::StatsResponse>("Stats", &request, 60 * SECOND)?
             .0
@@ -334,7 +333,8 @@ fn a_guest_that_hangs_holds_up_no_answer() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// containerd dies while a container is being made: the shim sees that nobody wants it, and goes.
+/// containerd dies while a container is being made: the shim sees that nobody wants the container,
+/// and goes.
 #[test]
 fn containerd_dies_during_create() -> TestResult {
     kata_like_only!(); // runc's shim stays
@@ -369,8 +369,8 @@ fn shim_of(id: &str) -> Option<Process> {
     })
 }
 
-/// What the guest's kernel and agent say is on the host, bounded, and gone with the pod. The
-/// agent's steps up to its dial are in it.
+/// What the guest's kernel and agent log is on the host, bounded, and gone with the pod. It has the
+/// agent's steps up to its dial.
 #[test]
 fn the_guests_log_is_on_the_host() -> TestResult {
     kata_like_only!();

@@ -1,7 +1,7 @@
-//! The first figures, which become the bars of later work: exits, time and memory of one start.
+//! The stats of a start, by which later work is measured: exits, time and memory.
 //!
-//! One vCPU, with 2 MiB pages and without. The VMM counts (KVM's statistics); the shim writes what
-//! it tells to its log at level debug: at the agent's dial, and when a container has been let go.
+//! One vCPU, with 2 MiB pages and without. The VMM counts (KVM's statistics). At level debug the
+//! shim logs the counts at the agent's dial, and when a container has been started.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use kata_like_tests::{Host, TestResult, failure, figures, kata_like_only};
 
 const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// Sets the host's switch for huge pages of memfds, and back at the end.
+/// Sets the host's switch for huge pages of memfds, and resets it at the end.
 struct HugePages(String);
 
 impl HugePages {

@@ -1,9 +1,9 @@
-//! A write that can't be kept is told to who writes: at `write`, or at the latest at `close`,
-//! `fsync` and `msync`.
+//! A program hears of a write that can't be kept: at `write`, or at the latest at `close`, `fsync`
+//! and `msync`.
 //!
-//! The same commands run under runc and under kata-like, on roots and volumes that lie on small
-//! file systems of the host's, without room and within a project's quota. What they say and how
-//! they end must be equal.
+//! The same commands run under runc and under kata-like, on roots and volumes on small file systems
+//! of the host, without room and within a project's quota. Their output and exit status must be
+//! equal.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use containerd_shim_protos::types::mount::Mount;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
-/// What is left on a full disk, and what a quota allows, in MiB.
+/// In MiB: what is left on a full disk, and what a quota allows.
 const LEFT: u64 = 4;
 
 /// Prints a line for each command that finds no room, with its exit status and the last words of
-/// its error. `/source` has 12 MiB, of which 4 find room.
+/// its error. `/source` has 12 MiB, for 4 of which there is room.
 const NO_ROOM: &str = r#"
 try() {
     what=$1; shift
@@ -112,7 +112,7 @@ struct Place {
     upper: PathBuf,
     work: PathBuf,
     volume: PathBuf,
-    /// Whether it has Debian's programs, git among them.
+    /// Whether it has Debian's programs, such as git.
     userland: bool,
 }
 
@@ -157,8 +157,7 @@ impl Place {
     }
 }
 
-/// Runs scripts one after the other, with something in between, in a container of one of the
-/// runtimes.
+/// Runs scripts one after the other, with a step in between, in a container of one of the runtimes.
 struct Both<'a> {
     host: &'a Host,
     pod: &'a ShimPod<'a>,
@@ -295,7 +294,7 @@ fn no_room_is_told_to_who_writes() -> TestResult {
     let tool = Tool::new(&host)?;
     let source = pod.files().join("source");
     fs::create_dir(&source)?;
-    // Nothing that a program could make smaller.
+    // Bytes that no program can compress.
     let words = (1..=3 << 19).map(|at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
     fs::write(source.join("file"), bytes)?;

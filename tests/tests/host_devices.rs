@@ -1,5 +1,5 @@
-//! Devices of the host: privileged containers start whatever the host has, block devices become
-//! disks of the guest within their rules, and what can't be given is refused by its name.
+//! Devices of the host: privileged containers start whatever the host has; block devices become
+//! disks of the guest within their rules; a device that can't be given is refused by its name.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -33,9 +33,9 @@ const LOOP: &str = "
     echo works >/mnt/file; cat /mnt/file
     umount /mnt; losetup -d $loop";
 
-/// With all the devices of the host in the spec and without, more than once: each starts, has the
-/// guest's devices and none of the host's, and may do as it likes there. The log has what was left
-/// out.
+/// With all devices of the host in the spec and without, more than once: each container starts, has
+/// the guest's devices and none of the host's, and may do as it likes there. The log has the
+/// devices that were left out.
 #[test]
 fn privileged_containers_start_whatever_the_host_has() -> TestResult {
     kata_like_only!();
@@ -113,7 +113,7 @@ impl Disk {
         self.0.path()
     }
 
-    /// As the one user of the device on this host, as a mount is.
+    /// Opens the device exclusively, as a mount does.
     fn alone(&self) -> std::io::Result<File> {
         let mut options = OpenOptions::new();
         options
@@ -128,8 +128,8 @@ impl Disk {
     }
 }
 
-/// Four disks at a time, shared by containers of a pod, kept from everybody else on the host for as
-/// long.
+/// Four disks at a time. Containers of a pod share them, and nobody else on the host can have them
+/// meanwhile.
 #[test]
 fn disks_are_shared_in_the_pod_and_with_nobody_else() -> TestResult {
     kata_like_only!();
@@ -182,9 +182,8 @@ fn disks_are_shared_in_the_pod_and_with_nobody_else() -> TestResult {
     sandbox.remove()
 }
 
-/// Where the rules for devices don't say that it may be written, the machine itself has a disk that
-/// can't be: whoever is root in the guest and may use every disk there changes nothing. Labels of
-/// SELinux are the host's and have no effect.
+/// If the device rules don't allow writes, the machine's disk is read-only: root in the guest, with
+/// every device allowed there, changes nothing. SELinux labels are the host's and have no effect.
 #[test]
 fn a_read_only_disk_is_the_hosts_word() -> TestResult {
     kata_like_only!();
@@ -218,8 +217,8 @@ fn a_read_only_disk_is_the_hosts_word() -> TestResult {
     Ok(())
 }
 
-/// The spec of a container of a pod that may read a disk of the host's, and in the guest use all
-/// that are called disks there.
+/// The spec of a container of a pod that may read a disk of the host, and may use all disks in the
+/// guest.
 fn reading(root: &Rootfs, sandbox: &CtrPod, disk: &Disk) -> TestResult<Value> {
     let mut spec = root.spec(&["sleep", "1000"])?;
     let (major, minor) = disk.number()?;
@@ -244,7 +243,7 @@ fn reading(root: &Rootfs, sandbox: &CtrPod, disk: &Disk) -> TestResult<Value> {
         json!({"allow": false, "access": "rwm"}),
         json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": "r"}),
     ];
-    // Where the kernel puts a driver that asks for any number (devices.txt).
+    // The kernel puts drivers that ask for any number here (devices.txt).
     rules.extend(
         (234..=254).map(
             |of_guest| json!({"allow": true, "type": "b", "major": of_guest, "access": "rwm"}),

@@ -1,7 +1,7 @@
 //! A container's life under a real containerd 2.1, as a user of `ctr` sees it.
 //!
-//! All but what speaks of the VM also runs against runc, the oracle. `run-tests` runs this in the
-//! test host; `streams` has what moves through pipes, `faults.rs` what dies.
+//! Everything except what concerns the VM also runs against runc, the oracle. `run-tests` runs this
+//! in the test host; `streams` tests what moves through pipes, `faults.rs` what dies.
 
 use std::fs;
 use std::thread;
@@ -38,7 +38,7 @@ fn exit_codes_are_the_commands() -> TestResult {
     Ok(())
 }
 
-/// SIGTERM goes once, to the process that is named; SIGKILL ends the container. 128 + signal each.
+/// SIGTERM goes once, to the named process; SIGKILL ends the container. Each gives 128 + signal.
 #[test]
 fn signals_end_what_they_are_sent_to() -> TestResult {
     let host = Host::shared()?;
@@ -96,7 +96,7 @@ fn signals_end_what_they_are_sent_to() -> TestResult {
                 .status(),
             137
         );
-        // A kill of what has ended is no failure: at most it is told that nothing is there.
+        // To kill an ended process is no failure: at most the answer says that there is none.
         let again = sleeping.kill("KILL")?;
         assert!(
             again.status == 0 || again.error_text().contains("process already finished"),
@@ -147,7 +147,7 @@ fn a_terminal_has_the_size_of_the_users() -> TestResult {
     Ok(())
 }
 
-/// The size reaches the container a moment after ctr was told: ask until it is there.
+/// The container gets the size a moment after ctr was told: ask until it is there.
 fn ask_size(terminal: &mut OnTerminal, wanted: &str) -> TestResult {
     for _ in 0..20 {
         terminal.write("size\n")?;
@@ -158,8 +158,7 @@ fn ask_size(terminal: &mut OnTerminal, wanted: &str) -> TestResult {
     terminal.expect(wanted, SECOND)
 }
 
-/// An exec has codes and streams of its own while the main process runs, and no more rights than
-/// it.
+/// An exec has exit codes and streams of its own while the main process runs, and no more rights.
 #[test]
 fn an_exec_runs_beside_the_main_process() -> TestResult {
     let host = Host::shared()?;
@@ -213,8 +212,8 @@ fn an_exec_runs_beside_the_main_process() -> TestResult {
     parts.end()
 }
 
-/// A command that can't run fails at once, in runc's words, and leaves nothing: neither as the main
-/// process nor as an exec, after which the next exec works.
+/// A command that can't run fails at once, in runc's words, and leaves nothing: as the main
+/// process, and as an exec, after which the next exec works.
 #[test]
 fn a_missing_command_fails_in_runcs_words() -> TestResult {
     let host = Host::alone()?;
@@ -328,8 +327,8 @@ fn list_processes_kill_and_delete() -> TestResult {
     Ok(())
 }
 
-/// containerd's clients rely on this order: a lack of memory is told before the exit that it
-/// caused, an exec's exit before the init's. And who takes too much memory is killed alone.
+/// containerd's clients rely on this order: the OOM is told before the exit that it caused, an
+/// exec's exit before the init's. Only the process that takes too much memory is killed.
 #[test]
 fn events_come_in_containerds_order() -> TestResult {
     let host = Host::shared()?;
@@ -369,7 +368,7 @@ fn events_come_in_containerds_order() -> TestResult {
         .of(&id)
         .iter()
         .filter(|event| event.topic.starts_with("/tasks"))
-        // runc's shim tells it by another way, and so at any time.
+        // runc's shim sends it on another way, and so at any time.
         .filter(|event| !is_oracle() || event.topic != "/tasks/oom")
         .map(|event| (event.topic.clone(), event.process().to_owned()))
         .collect();

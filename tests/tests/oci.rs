@@ -1,6 +1,5 @@
-//! The OCI spec in the guest, by the oracle: what a container sees is what it would see under runc,
-//! but for a written list of reasons. `src/oracle` has the catalogue, the comparison and the
-//! reasons.
+//! The OCI spec in the guest, by the oracle: a container sees what it would see under runc, except
+//! for a written list of reasons. `src/oracle` has the catalogue, the comparison and the reasons.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -11,18 +10,18 @@ use kata_like_tests::oracle::reasons::{REASONS, reason_of};
 use kata_like_tests::oracle::{ONLY, Oracle, Outcome, Pair};
 use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 
-/// What users read of what is otherwise here.
+/// Where users read about the differences.
 const LIMITATIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/limitations.md");
 
 /// What has been seen.
 struct Seen {
     /// The catalogue under both runtimes.
     pairs: Vec<Pair>,
-    /// What is refused, and the words that are to name it.
+    /// The refused cases, and the words that must name the field.
     refused: Vec<(&'static str, Outcome)>,
 }
 
-/// All of it, once for all tests and in one pod of each runtime.
+/// Runs everything once for all tests, in one pod of each runtime.
 fn seen() -> TestResult<&'static Seen> {
     static SEEN: OnceLock<Result<Seen, String>> = OnceLock::new();
     let run = || -> TestResult<Seen> {
@@ -44,7 +43,7 @@ fn pairs() -> TestResult<&'static [Pair]> {
     Ok(&seen()?.pairs)
 }
 
-/// Whether only a few cases are run, which say nothing of all.
+/// Whether only a few cases run, which prove nothing about the whole.
 fn is_part() -> bool {
     std::env::var_os(ONLY).is_some_and(|only| !only.is_empty())
 }
@@ -64,7 +63,7 @@ fn unexplained(pair: &Pair) -> Vec<String> {
         .collect()
 }
 
-/// A reason that explains nothing any more is one that users should not read.
+/// Users should not read a reason that no longer explains anything.
 #[test]
 fn each_reason_is_still_one_and_in_the_documentation() -> TestResult {
     assert!(REASONS.len() <= 12, "{}", REASONS.len());
@@ -91,7 +90,7 @@ fn each_reason_is_still_one_and_in_the_documentation() -> TestResult {
     Ok(())
 }
 
-/// A case whose container sees what one of the default spec sees tests nothing.
+/// A case tests nothing if its container sees what one of the default spec sees.
 #[test]
 fn each_case_shows_something() -> TestResult {
     if is_part() {
@@ -103,15 +102,14 @@ fn each_case_shows_something() -> TestResult {
     for pair in pairs {
         let text = match &pair.runc {
             Outcome::Report(report) => comparable(report).to_string(),
-            // What is refused is refused for its own reason.
+            // Each refusal has its own reason.
             _ => pair.name.to_owned(),
         };
         if !seen.insert(text) {
             same.push(pair.name);
         }
     }
-    // Each of these is about what one runtime might do otherwise than the other, and runc does
-    // nothing.
+    // In each of these cases runc does nothing, but another runtime might.
     let alike = [
         "containerd's default, alone",
         "no capabilities object",

@@ -1,5 +1,5 @@
 //! Several containers in one VM, as Kubernetes makes pods: what they share, what they don't, and
-//! that they come, die and are restarted while the pod lives.
+//! that they start, die and restart while the pod lives.
 
 use std::fs;
 use std::path::PathBuf;
@@ -40,8 +40,8 @@ impl Drop for Tmpfs {
     }
 }
 
-/// Host name, IPC objects, `/dev/shm` and the network are the pod's; processes and files the
-/// container's own. All of it is in one VM.
+/// Host name, IPC objects, `/dev/shm` and the network are the pod's; processes and files are the
+/// container's own. All are in one VM.
 #[test]
 fn containers_share_what_kubernetes_shares() -> TestResult {
     let host = Host::alone()?;
@@ -115,7 +115,7 @@ fn namespaces(pod: &CtrContainer) -> TestResult<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// A container in a crash loop: each life has its exit code, and what the pod holds stays the same.
+/// A container in a crash loop: each life has its exit code, and the pod holds no more than before.
 #[test]
 fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
     let host = Host::alone()?;
@@ -129,7 +129,7 @@ fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
         assert_eq!(output.status, code, "{}", output.both());
         Ok(())
     };
-    crash(1)?; // what is kept from the first time on is not a leak
+    crash(1)?; // what stays after the first time is no leak
     crash(2)?;
     let held = |role| -> TestResult<usize> { sandbox.first().process(role)?.open_files() };
     let count = || -> TestResult<Vec<usize>> {
@@ -142,7 +142,7 @@ fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
     for code in 3..11 {
         crash(code)?;
     }
-    // A create that fails is as harmless.
+    // A failed create leaves as little.
     for _ in 0..2 {
         let output = sandbox.run("missing", &[], &["/no/such"]).output()?;
         assert_eq!(output.status, 1, "{}", output.both());
@@ -181,7 +181,7 @@ fn process_namespaces_are_shared_on_demand() -> TestResult {
         }
         Ok(())
     });
-    // It is the pod's, and reaps whatever loses its parent.
+    // PID 1 is the pod's, and reaps orphans.
     parts.run("PID 1", || {
         let script = "(sleep 0.1 &) ; sleep 1; ps -o stat | grep -c ^Z || true";
         assert_eq!(two.exec(&["sh", "-c", script])?.text(), "0");
@@ -214,8 +214,8 @@ fn process_namespaces_are_shared_on_demand() -> TestResult {
 }
 
 /// A pod with users of its own, as Kubernetes makes one for `hostUsers: false`: its containers join
-/// the sandbox's user namespace, to which all else that they share belongs. Mounts can be joined,
-/// too. What is no container's of the pod is refused by its field.
+/// the sandbox's user namespace, to which everything else that they share belongs. Mounts can be
+/// joined, too. A namespace of no container of the pod is refused by its field.
 #[test]
 fn users_and_mounts_are_shared_on_demand() -> TestResult {
     let host = Host::shared()?;
@@ -226,7 +226,7 @@ fn users_and_mounts_are_shared_on_demand() -> TestResult {
     let shared = users(sandbox.pid());
     let mapped = [&map[..], &["--with-ns", &shared]].concat();
     let one = sandbox.container("one", &mapped, &["sleep", "1111"])?;
-    // Its root may do with the network what a root may: it belongs to its users.
+    // Its root may do to the network what a root may: the network belongs to its users.
     let script = "cat /proc/self/uid_map; id -u; hostname; stat -c %u /dev/mqueue
         ping -c 1 -W 20 127.0.0.1 >/dev/null && echo pinged; httpd -p 127.0.0.1:80 && echo bound
         echo of one >/tmp/file; readlink /proc/self/ns/user; readlink /proc/self/ns/net";
@@ -249,7 +249,7 @@ fn users_and_mounts_are_shared_on_demand() -> TestResult {
     assert_eq!(said.ok()?.text(), format!("{}\nof one", links.trim()));
     assert_eq!(one.exec(&["cat", "/tmp/left"])?.text(), "left");
 
-    // Who doesn't join them is one of the machine's own users, in the same network.
+    // A container that doesn't join them has the machine's own users, in the same network.
     let plain = sandbox.container("plain", &[], &["sleep", "2222"])?;
     let script = "readlink /proc/self/ns/user; readlink /proc/self/ns/net";
     let said = plain.exec(&["sh", "-c", script])?.text();
@@ -281,7 +281,7 @@ fn users_and_mounts_are_shared_on_demand() -> TestResult {
     sandbox.remove()
 }
 
-/// One container runs out of its memory: it is told so before its exit, and the others live.
+/// One container runs out of memory. The OOM is told before its exit, and the others live.
 #[test]
 fn one_container_out_of_memory_spares_the_others() -> TestResult {
     let host = Host::shared()?;
@@ -309,8 +309,8 @@ fn one_container_out_of_memory_spares_the_others() -> TestResult {
     sandbox.remove()
 }
 
-/// CRI deletes the sandbox container last and then takes the network away: when that has been
-/// answered, there is no VM any more, even if a container was left over.
+/// CRI deletes the sandbox container last and then removes the network. When that call is answered
+/// the VM is gone, even if a container was left over.
 #[test]
 fn the_sandboxs_end_is_the_pods() -> TestResult {
     kata_like_only!();
@@ -331,7 +331,7 @@ fn the_sandboxs_end_is_the_pods() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The sandbox container is a placeholder: it answers like any other and costs the guest no
+/// The sandbox container is a placeholder: it answers like any other, and costs the guest no
 /// process.
 #[test]
 fn the_sandbox_container_runs_nothing() -> TestResult {
@@ -351,8 +351,7 @@ fn the_sandbox_container_runs_nothing() -> TestResult {
     sandbox.remove()
 }
 
-/// The VM is as large as kubelet says that the pod may get, and a bad number is told by its
-/// annotation.
+/// The VM is as large as kubelet's annotations say; a bad number is refused by its annotation.
 #[test]
 fn a_pods_size_comes_from_its_annotations() -> TestResult {
     kata_like_only!();
@@ -384,7 +383,7 @@ fn a_pods_size_comes_from_its_annotations() -> TestResult {
         let online = std::thread::available_parallelism()?.get();
         assert_eq!(cpus, 2.min(online), "{text}");
         let kib: u64 = words.nth(1).unwrap_or_default().parse()?;
-        // The pod's 512 MiB must fit beside the guest's own needs, and no much more is given.
+        // The pod's 512 MiB must fit beside the guest's own needs, with little more.
         assert!((560_000..=800_000).contains(&kib), "{text}");
         sandbox.remove()
     });

@@ -1,8 +1,8 @@
-//! What is dialled on the loopback of a pod's network namespace on the host reaches the pod's own
-//! loopback, as containerd's port-forward does it.
+//! A connection to the loopback of a pod's network namespace on the host reaches the pod's own
+//! loopback, as containerd's port-forward makes it.
 //!
-//! Under runc both are one, which makes it the oracle: only where a refusal is heard differs, for
-//! the host's kernel has accepted a connection before the guest is asked.
+//! Under runc both are one, so runc is the oracle. Only a refusal differs: the host's kernel
+//! accepts a connection before the guest is asked.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -17,7 +17,7 @@ use kata_like_tests::{CtrContainer, Host, Parts, TestResult, failure, is_oracle,
 use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A refusal must not take as long as anything that is waited for.
+/// A refusal must come sooner than anything that is waited for.
 const AT_ONCE: Duration = Duration::from_secs(4);
 const BULK: usize = 8 << 20;
 const MANY: usize = 300;
@@ -27,17 +27,17 @@ const MANY: usize = 300;
 struct Inside(PathBuf);
 
 impl Inside {
-    /// That of a pod without a network, by its pid on the host.
+    /// The namespace of a pod without a network, by its pid on the host.
     fn of_pid(pid: i32) -> Self {
         Self(format!("/proc/{pid}/ns/net").into())
     }
 
-    /// That of one of the test's own.
+    /// A namespace of the test's own.
     fn of(namespace: &Namespace) -> Self {
         Self(namespace.path())
     }
 
-    /// Does something in a thread that is inside: sockets stay there.
+    /// Does something in a thread inside the namespace; its sockets stay there.
     fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> TestResult<T> + Send + 'static,
@@ -55,7 +55,7 @@ impl Inside {
         })
     }
 
-    /// Says something to the server, and hears it to its end.
+    /// Says something to the server, and reads its answer to the end.
     fn ask(&self, address: &str, question: &[u8]) -> TestResult<Vec<u8>> {
         let mut stream = self.dial(address)?;
         stream.write_all(question)?;
@@ -75,7 +75,7 @@ impl Inside {
         .map_err(|error| failure(format!("{error}: {address}: {last:?}")))
     }
 
-    /// How long it takes to be refused.
+    /// How long a refusal takes.
     fn refused(&self, address: &str) -> TestResult<Duration> {
         let begin = Instant::now();
         let refusal = match self.dial(address) {
@@ -97,7 +97,7 @@ fn rest(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     stream.read_to_end(&mut rest).map(|_| rest)
 }
 
-/// The one direction ends, the other goes on; whoever is first.
+/// One direction ends and the other goes on, whichever ends first.
 fn half_closes(inside: &Inside) -> TestResult {
     let mut stream = inside.dial("127.0.0.1:83")?;
     stream.write_all(b"equestion")?;
@@ -152,7 +152,7 @@ fn many_at_once(inside: &Inside) -> TestResult {
         stream.read_exact(&mut back)?;
         assert_eq!(back, wanted.as_bytes());
     }
-    // And end in another order.
+    // They end in another order.
     for stream in &all {
         stream.shutdown(Shutdown::Write)?;
     }
@@ -192,7 +192,7 @@ fn every_port_of_loopback_is_the_pods() -> TestResult {
         parts.run(address, || inside.served(address));
     }
     if !is_oracle() {
-        // The guest's address is found, whichever the host's is.
+        // The guest's server is found at its address, whatever the host's address.
         for address in ["[::1]:81", "127.0.0.1:82", "[::1]:83", "127.3.2.1:81"] {
             parts.run(address, || inside.served(address));
         }
@@ -226,7 +226,7 @@ fn a_reset_is_told(inside: &Inside) -> TestResult {
     Ok(())
 }
 
-/// A pod with connections, one of them idle, one stalled, is killed and deleted as any other.
+/// A pod with connections, one idle and one stalled, is killed and deleted like any other.
 fn a_pod_with_connections_ends(inside: &Inside, pod: CtrContainer) -> TestResult {
     let mut idle = inside.dial("127.0.0.1:81")?;
     idle.write_all(b"ex")?;
@@ -242,7 +242,7 @@ fn a_pod_with_connections_ends(inside: &Inside, pod: CtrContainer) -> TestResult
     Ok(())
 }
 
-/// Pods with a namespace of their own, which nobody has prepared; the same port, and each its own.
+/// Pods with a namespace of their own that nobody has prepared: the same port, and each its own.
 #[test]
 fn several_pods_have_their_own_ports() -> TestResult {
     let host = Host::alone()?;
@@ -304,7 +304,7 @@ fn a_killed_shim_leaves_no_listener() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// Where the kernel refuses BPF, the pod goes without, and the log says why.
+/// If the kernel refuses BPF the pod runs without port-forward, and the log says why.
 #[test]
 fn without_bpf_a_pod_has_no_port_forward_and_runs() -> TestResult {
     kata_like_only!();

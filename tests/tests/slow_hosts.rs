@@ -1,8 +1,8 @@
 //! Hosts that are slow, nested or lack something: a start takes as long as it must, and no longer.
 //!
-//! A guest that gets on with its boot is waited for, one that does not is given up with the step
-//! that was reached. Users of nested hosts have met runtimes that gave up after a fixed time, or
-//! that needed a module which their host did not have.
+//! A guest that makes progress is waited for. One that does not is given up, with the step that it
+//! has reached. Users of nested hosts have met runtimes that gave up after a fixed time, or that
+//! needed a module which their host lacked.
 
 use std::fs;
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ impl Drop for Slow {
 }
 
 /// The boot takes several times the patience (on the emulated host; hardware is faster than any
-/// quota), and yet the container runs: what counts is that the guest moves.
+/// quota), and yet the container runs: the guest's progress counts.
 #[test]
 fn a_guest_that_boots_slowly_is_waited_for() -> TestResult {
     kata_like_only!();
@@ -78,8 +78,8 @@ fn a_guest_that_boots_slowly_is_waited_for() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// A VMM that is stopped in the middle of its guest's boot: the start fails when the patience is
-/// over, its one line has the steps that were done and how long each took, and nothing stays.
+/// A VMM is stopped in the middle of its guest's boot. The start fails when the patience is over;
+/// its one line has the finished steps with their times, and nothing stays.
 #[test]
 fn a_guest_that_stands_still_is_given_up() -> TestResult {
     kata_like_only!();
@@ -108,12 +108,12 @@ fn a_guest_that_stands_still_is_given_up() -> TestResult {
     ] {
         assert!(line.contains(words), "no {words:?} in: {line}");
     }
-    // What a stopped VMM does not answer is waited for, too, for a while each.
+    // Each call that a stopped VMM does not answer is also waited for, for a while.
     assert!(took < PATIENCE + 12 * SECOND, "after {took:?}: {line}");
     host.leaves_nothing(&before)
 }
 
-/// Stops the only VMM there is once its vCPUs run; gives the moment.
+/// Stops the only VMM once its vCPUs run; returns the moment.
 fn stop_booting_vmm() -> TestResult<Instant> {
     let mut vmm = None;
     until("a VMM whose guest boots", 60 * SECOND, || {
@@ -134,8 +134,8 @@ fn stop_booting_vmm() -> TestResult<Instant> {
     Ok(Instant::now())
 }
 
-/// vsock and the file systems are served by our own processes: none has a vhost device open, and
-/// the test host has not even loaded their modules.
+/// Our own processes serve vsock and the file systems: none has a vhost device open, and the test
+/// host has not even loaded their modules.
 #[test]
 fn no_vhost_module_is_needed() -> TestResult {
     kata_like_only!();

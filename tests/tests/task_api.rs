@@ -1,8 +1,8 @@
 //! The shim as containerd calls it: the binary's verbs and the task API, in both versions,
 //! directly.
 //!
-//! What `ctr` can't ask: both versions, containerd 2.3's bootstrap, `-info`, a `delete` that meets
-//! a living pod, and execs in such numbers that a leak shows. `odd_states` has each call in each
+//! `ctr` can't ask for these: both versions, containerd 2.3's bootstrap, `-info`, a `delete` that
+//! meets a living pod, and so many execs that a leak shows. `odd_states` has each call in each
 //! state.
 
 use std::fs;
@@ -101,7 +101,8 @@ fn answers_as_it_should(host: &Host, id: &str, pid: u32, service: &'static str) 
     Ok(())
 }
 
-/// containerd calls `delete` after each container of a pod: the VM of a living pod is not touched.
+/// containerd calls `delete` after each container of a pod: it must not touch the VM of a living
+/// pod.
 fn delete_of_another_id_leaves_it_alone(host: &Host, pod: &CtrContainer) -> TestResult {
     let other = PathBuf::from(format!("/run/{}", host.name("bundle")));
     fs::create_dir(&other)?;
@@ -205,7 +206,7 @@ fn a_shim_starts_and_ends(host: &Host, dialect: &str, version: i32) -> TestResul
     Ok(fs::remove_dir_all(&bundle)?)
 }
 
-/// How much of a pod is in use, on the host and in the guest.
+/// What a pod uses, on the host and in the guest.
 #[derive(Debug)]
 struct InUse {
     /// Open files of shim, fsd and VMM.
@@ -254,11 +255,10 @@ impl InUse {
     }
 }
 
-/// The environment variable that says of how many hundreds of execs the sample is, for a longer one
-/// by hand.
+/// How many hundreds of execs the sample has: set it for a longer run by hand.
 const HUNDREDS: &str = "KATA_LIKE_HUNDREDS_OF_EXECS";
 
-/// One whose command is not there: it fails at once, and leaves nothing.
+/// A container whose command is missing fails at once, and leaves nothing.
 fn missing(host: &Host, task: &Task) -> TestResult {
     let exec = host.name("missing");
     let command = serde_json::json!({"args": ["nope"]});
@@ -287,7 +287,7 @@ fn without_a_cgroup_namespace(pod: &ShimPod) -> TestResult<Task> {
     Ok(task)
 }
 
-/// So many execs, two at a time. Every fifth can't be started.
+/// `times` execs, two at a time. Every fifth can't be started.
 fn churn(host: &Host, task: &Task, streams: &Streams, times: usize) -> TestResult {
     std::thread::scope(|scope| {
         let work = || -> TestResult {
@@ -310,8 +310,8 @@ fn churn(host: &Host, task: &Task, streams: &Streams, times: usize) -> TestResul
     })
 }
 
-/// A sample of ten thousand: what an exec takes, it gives back, wherever that is. Every fifth can't
-/// be started.
+/// A sample of ten thousand: an exec gives back what it takes, on the host and in the guest. Every
+/// fifth can't be started.
 #[test]
 fn execs_give_back_what_they_take() -> TestResult {
     kata_like_only!();
@@ -332,7 +332,7 @@ fn execs_give_back_what_they_take() -> TestResult {
         ..Streams::default()
     };
     let run = |times: usize| churn(&host, &task, &streams, times);
-    run(FIRST)?; // what is kept from the first time on is not a leak
+    run(FIRST)?; // what stays after the first time is no leak
     let bundle = || -> TestResult<Vec<_>> {
         let entries = fs::read_dir(pod.files().join(task.id()))?;
         let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
@@ -361,7 +361,7 @@ fn execs_give_back_what_they_take() -> TestResult {
             .any(|(after, before)| *after > before + most)
     };
     assert!(!grown(&after.guest, &before.guest, 2), "{what}");
-    // Those that wait for files come and go as they are needed.
+    // Threads that wait for files come and go.
     assert!(!grown(&after.threads, &before.threads, 4), "{what}");
     assert!(
         !grown(&after.memory_kib, &before.memory_kib, MOST_KIB),

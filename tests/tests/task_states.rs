@@ -1,7 +1,7 @@
-//! A task in its odd states: paused, with other limits, with a log of its own, its exec failed, its
-//! clock stepped.
+//! A task in its odd states: paused, with other limits, with a log of its own, after a failed exec,
+//! with a stepped clock.
 //!
-//! What callers rely on is what runc's shim answers, so these tests also run against it.
+//! Callers rely on the answers of runc's shim, so these tests also run against it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +19,7 @@ use rustix::process::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Nothing runs in a paused container, nothing new is let in, and it can be killed.
+/// Nothing runs in a paused container, no exec gets in, and it can be killed.
 #[test]
 fn a_paused_container_stands_still() -> TestResult {
     let host = Host::shared()?;
@@ -128,10 +128,10 @@ fn now() -> TestResult<f64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
 }
 
-/// How far the guest's clock is ahead of the host's, in seconds, and how exactly that is known.
+/// How far the guest's clock is ahead of the host's, in seconds, and with which uncertainty.
 fn ahead(pod: &CtrContainer) -> TestResult<(f64, f64)> {
-    // The shell's own start is not in it: the time is taken once for the way there, once for both
-    // ways.
+    // Not counting the shell's own start: the time is taken once for the way there, and once for
+    // both ways.
     let mut best = (0.0, f64::MAX);
     for _ in 0..3 {
         let begin = now()?;
@@ -166,7 +166,7 @@ fn the_guests_clock_follows_the_hosts() -> TestResult {
             "{ahead} s, known to {uncertain} s"
         );
     }
-    // A VM that stood still for a while has lost nothing, either.
+    // A VM that was stopped for a while has lost no time, either.
     let vmm = pod.process("vmm")?;
     vmm.signal(Signal::STOP)?;
     thread::sleep(30 * SECOND);
@@ -238,7 +238,7 @@ fn hooks_of_the_host_get_the_state() -> TestResult {
         });
     }
 
-    // One that fails before the start fails the creation, with its number and its words.
+    // A hook that fails before the start fails the creation, with its number and its words.
     spec["hooks"] = serde_json::json!({
         "createRuntime": [{"path": "/bin/true"}, {"path": "/bin/sh", "args": ["sh", "-c", "echo sorry >&2; exit 5"]}],
     });

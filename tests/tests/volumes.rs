@@ -1,8 +1,7 @@
-//! Files and directories of the host in a container: what changes on one side is seen on the other,
-//! what is read-only stays so, and nothing beside a volume is shared. What databases do there is in
-//! `databases.rs`.
+//! Files and directories of the host in a container: each side sees the other's changes, read-only
+//! stays so, and nothing beside a volume is shared. `databases.rs` tests what databases do there.
 //!
-//! All but what speaks of the VM also runs against runc.
+//! Everything except what concerns the VM also runs against runc.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -21,7 +20,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Waits until a command in the container prints this.
+/// Waits until a command in the container prints `wanted`.
 fn sees(pod: &CtrContainer, command: &[&str], wanted: &str) -> TestResult {
     let mut last = String::new();
     until("the container sees it", 10 * SECOND, || {
@@ -34,7 +33,7 @@ fn sees(pod: &CtrContainer, command: &[&str], wanted: &str) -> TestResult {
     .map_err(|error| failure(format!("{error}: {wanted:?}, last {last:?}")))
 }
 
-/// A script in the container prints this.
+/// A script in the container prints `wanted`.
 fn prints(pod: &CtrContainer, script: &str, wanted: &str) -> TestResult {
     let output = pod.exec(&["sh", "-c", script])?;
     assert_eq!(output.text(), wanted, "{}", output.both());
@@ -51,8 +50,8 @@ fn what_one_side_writes_the_other_reads() -> TestResult {
     let pod = host.start("written", &["--mount", &mount], &["sleep", "1000"])?;
 
     assert_eq!(pod.exec(&["cat", "/data/file"])?.text(), "first");
-    // Appended, truncated, replaced and removed on the host: seen within a second, of which
-    // emulation takes its part.
+    // Appended, truncated, replaced and removed on the host: seen within a second, part of which is
+    // emulation's.
     fs::write(volume.join("file"), "first\nsecond\n")?;
     sees(&pod, &["cat", "/data/file"], "first\nsecond")?;
     fs::write(volume.join("file.new"), "replaced\n")?;
@@ -77,8 +76,8 @@ fn what_one_side_writes_the_other_reads() -> TestResult {
     pod.remove()
 }
 
-/// kubelet writes a new directory and swaps the link `..data`: a reader sees all of the old or all
-/// of the new, and never goes back.
+/// kubelet writes a new directory and swaps the link `..data`: a reader sees only the old or only
+/// the new state, and never goes back.
 #[test]
 fn a_config_map_is_switched_whole_and_in_order() -> TestResult {
     let host = Host::shared()?;
@@ -128,7 +127,7 @@ fn a_config_map_is_switched_whole_and_in_order() -> TestResult {
             .map_while(|word| word.parse().ok())
             .collect();
         let [one, two, through] = numbers[..] else {
-            continue; // the last line may be cut off
+            continue; // the last line may be incomplete
         };
         assert_eq!(one, two, "half a switch: {text}");
         assert!(one >= last && through >= one, "back in time: {text}");
@@ -175,8 +174,8 @@ fn a_file_is_shared_alone() -> TestResult {
     pod.remove()
 }
 
-/// Whoever is root in the guest and remounts all he can can't write to a read-only volume: the host
-/// itself refuses it.
+/// Root in the guest, with every remount, can't write to a read-only volume: the host itself
+/// refuses.
 #[test]
 fn read_only_is_the_hosts_word() -> TestResult {
     let host = Host::shared()?;
@@ -189,7 +188,7 @@ fn read_only_is_the_hosts_word() -> TestResult {
         .run(&host.name("read-only"), &options, &["sh", "-c", script])
         .output()?;
     if is_oracle() {
-        return Ok(()); // who may remount there may write
+        return Ok(()); // a program that may remount may write
     }
     assert_ne!(output.status, 0);
     assert!(
@@ -202,8 +201,8 @@ fn read_only_is_the_hosts_word() -> TestResult {
     Ok(())
 }
 
-/// What the host mounts below a volume is there if it was before the start and the bind is
-/// recursive; what comes later appears only where the mount is a slave of the host's.
+/// What the host mounts below a volume is there if it was mounted before the start and the bind is
+/// recursive. A later mount appears only if the volume's mount is a slave of the host's.
 #[test]
 fn mounts_of_the_host_arrive_where_they_should() -> TestResult {
     let host = Host::shared()?;
@@ -249,8 +248,8 @@ fn mounts_of_the_host_arrive_where_they_should() -> TestResult {
     pod.remove()
 }
 
-/// What containers of a pod have of a volume is one file system: FIFOs and sockets join them, locks
-/// exclude them, and the volume outlives those that go. A socket of the host's is there to be seen.
+/// For the containers of a pod a volume is one file system: FIFOs and sockets join them, locks
+/// exclude them, and the volume outlives containers that go. A socket of the host is visible there.
 #[test]
 fn a_volume_joins_the_containers_of_a_pod() -> TestResult {
     let host = Host::shared()?;
@@ -287,7 +286,7 @@ fn a_volume_joins_the_containers_of_a_pod() -> TestResult {
     sandbox.remove()
 }
 
-/// A tmpfs has its size, and the rootfs what users expect of a file system.
+/// A tmpfs has its size, and the root does what users expect of a file system.
 #[test]
 fn a_root_file_system_behaves() -> TestResult {
     let host = Host::shared()?;
@@ -358,9 +357,8 @@ fn a_root_file_system_behaves() -> TestResult {
     parts.end()
 }
 
-/// What Kubernetes makes of volumes: a directory or a file below one (subPath), files for a group
-/// that the process is in beside its own, and directories that give new files their group
-/// (fsGroup).
+/// What Kubernetes makes of volumes: a directory or a file below one (subPath), files for a further
+/// group of the process, and directories that give new files their group (fsGroup).
 #[test]
 fn groups_and_parts_of_a_volume_count() -> TestResult {
     let host = Host::shared()?;
@@ -437,7 +435,7 @@ fn groups_and_parts_of_a_volume_count() -> TestResult {
     parts.end()
 }
 
-/// Files and directories that a process has only by its groups, and a part of its own.
+/// Files and directories that a process reaches only by its groups, and a part of its own.
 fn fill(volume: &Directory) -> TestResult {
     fs::create_dir_all(volume.join("part/deeper"))?;
     fs::write(volume.join("part/deeper/file"), "of the part\n")?;
@@ -454,7 +452,7 @@ fn fill(volume: &Directory) -> TestResult {
     Ok(())
 }
 
-/// It tells what the container does. What the host does it tells under runc alone.
+/// inotify reports what the container does. It reports what the host does only under runc.
 fn inotify_tells_of_the_guest(pod: &CtrContainer, volume: &Directory) -> TestResult {
     let script = "/tool watch /data >/tmp/events 2>&1 & until grep -q watching /tmp/events; do sleep 0.1; done";
     pod.exec_call(&[], &["sh", "-c", script]).ok()?;
@@ -467,9 +465,9 @@ fn inotify_tells_of_the_guest(pod: &CtrContainer, volume: &Directory) -> TestRes
     Ok(())
 }
 
-/// The kernel takes no file system like the root's for an overlay's upper one, here as under runc.
-/// In memory it does: there a node hides a file of the root's that was removed, an attribute what
-/// was in a directory.
+/// The kernel refuses a file system like the root's as an overlay's upper one, here as under runc.
+/// In memory it works: a node hides a removed file of the root, an attribute hides a directory's
+/// content.
 const OVERLAY: &str = "mkdir -p /tmp/o; cd /tmp/o; mkdir -p low/dir up work memory all; echo kept >low/gone; \
     echo old >low/dir/old; over() { mount -t overlay -o lowerdir=low,upperdir=$1/up,workdir=$1/work overlay all; }; \
     over . 2>/dev/null || echo refused; mount -t tmpfs none memory; mkdir memory/up memory/work; over memory; \

@@ -1,8 +1,7 @@
 //! What users run under runc without a thought: systemd as the first process, a small init,
-//! programs that want a great deal of the kernel, many processors; and a pod that takes all its
-//! memory.
+//! programs that need much of the kernel, many processors; and a pod that takes all its memory.
 //!
-//! All but what speaks of the VM also runs against runc.
+//! Everything except what concerns the VM also runs against runc.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +19,7 @@ use kata_like_tests::{
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 
-/// The units that a container image masks: there is no bus, and nobody logs in. `limited` has
+/// Masks the units that a container image masks: there is no bus, and nobody logs in. `limited` has
 /// limits.
 const PREPARE: &str = "
     mkdir -p /etc/systemd/system
@@ -45,7 +44,7 @@ fn systemd_is_the_first_process() -> TestResult {
         .arg("--mount=type=tmpfs,src=tmpfs,dst=/tmp,options=mode=1777")
         .args([IMAGE, &id, "sh", "-c", PREPARE]);
     let pod = CtrContainer::new(&host, id);
-    // What it says as it boots is the reason of a failure.
+    // If it fails, its output during the boot is the reason.
     let console = OnTerminal::start(command, 200, 50)?;
     console.expect("multi-user.target", 150 * SECOND)?;
     let says = |command: &str| -> TestResult<String> {
@@ -81,7 +80,7 @@ fn systemd_is_the_first_process() -> TestResult {
     );
     says("systemctl stop limited")?;
     says(&format!("! ls {cgroup}"))?;
-    // What systemd has done to the cgroups does not keep another process out.
+    // systemd's changes to the cgroups do not keep another process out.
     assert_eq!(
         says("cat /proc/self/cgroup")?,
         format!("0::{own}/init.scope")
@@ -92,7 +91,7 @@ fn systemd_is_the_first_process() -> TestResult {
     Ok(())
 }
 
-/// A process that ends before its parent, which does not care: the first process is to reap it.
+/// A process that ends before its parent, which never reaps it: the first process must.
 const ORPHAN: &str = "true & exec sleep 0.3";
 
 fn keeps_zombies(pod: &CtrContainer) -> TestResult<bool> {
@@ -100,11 +99,11 @@ fn keeps_zombies(pod: &CtrContainer) -> TestResult<bool> {
     Ok(list.lines().any(|line| line.starts_with('Z')))
 }
 
-/// `docker run --init`: a static init of the host is mounted as a file of its own and is the first
-/// process. It reaps what nobody waits for, hands signals on, and ends as its child does. A command
-/// that is the first process itself does neither: SIGTERM is nothing to it, as the kernel has it.
+/// `docker run --init`: a static init of the host is mounted as a file and is the first process. It
+/// reaps orphans, hands signals on, and ends as its child does. A command that is itself the first
+/// process does neither: the kernel ignores SIGTERM for it.
 ///
-/// Profiles of AppArmor are the host's: what one names has no effect, and the container starts.
+/// AppArmor's profiles are the host's: the named one has no effect, and the container starts.
 #[test]
 fn a_small_init_reaps_and_hands_signals_on() -> TestResult {
     let host = Host::shared()?;
@@ -148,8 +147,8 @@ while [ $# -gt 0 ]; do
     shift 2
 done";
 
-/// TUN, FUSE, overlayfs, bridges, both back ends of iptables and the rest that programs ask a
-/// kernel for.
+/// TUN, FUSE, overlayfs, bridges, both back ends of iptables and whatever else programs ask of a
+/// kernel.
 #[test]
 fn the_kernel_has_what_programs_ask_for() -> TestResult {
     let host = Host::shared()?;
@@ -188,8 +187,8 @@ fn the_kernel_has_what_programs_ask_for() -> TestResult {
     Ok(())
 }
 
-/// An MP table and APICs for more than fit into eight bits of a mask; all of them are there from
-/// the first instruction on.
+/// An MP table and APICs for more CPUs than fit into eight bits of a mask; all are there from the
+/// first instruction on.
 #[test]
 fn more_than_eight_processors() -> TestResult {
     kata_like_only!();
@@ -213,9 +212,9 @@ fn more_than_eight_processors() -> TestResult {
 /// What `docs/architecture.md` tells administrators to declare for a RuntimeClass.
 const OVERHEAD: u64 = 256 * MIB;
 
-/// A pod with a limit of 128 MiB in which one container takes all of it: on the host the pod stays
-/// below its limit and the overhead, and nothing of it is killed there. Who is killed in the guest
-/// is the one who took it.
+/// A pod with a limit of 128 MiB in which one container takes all of it. On the host the pod stays
+/// below its limit and the overhead, and nothing of it is killed there. In the guest only the
+/// greedy process is killed.
 #[test]
 fn a_pod_that_takes_all_its_memory_stays_within_its_limit() -> TestResult {
     kata_like_only!();

@@ -1,8 +1,8 @@
 //! Unary gRPC calls over HTTP/2 on a UNIX socket.
 //!
-//! From gRPC's "PROTOCOL-HTTP2.md": a call is a POST to `/SERVICE/METHOD`, a message on the wire
-//! has a byte that says whether it is compressed and four of length before it, and the status comes
-//! in the trailers, or in the headers where there is no answer.
+//! From gRPC's "PROTOCOL-HTTP2.md": a call is a POST to `/SERVICE/METHOD`. Before a message on the
+//! wire come a byte that says whether it is compressed, and four bytes of length. The status comes
+//! in the trailers, or in the headers if there is no answer.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use crate::messages::*;
 
-/// No message of a test is longer.
+/// In bytes; no message of a test is longer.
 const MAX_MESSAGE: usize = 16 << 20;
 
 /// How long a connection may take to be made.
@@ -24,28 +24,28 @@ const CONNECT: Duration = Duration::from_secs(30);
 /// Why a call brought no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The other side says no.
+    /// The server refused the call.
     #[error("{method}: {text} (code {code})")]
     Refused {
-        /// The call.
+        /// The call's name.
         method: &'static str,
         /// gRPC's status code.
         code: u32,
-        /// What is said about it.
+        /// The server's explanation.
         text: String,
     },
     /// No answer within the deadline.
     #[error("{method}: no answer after {deadline:?}")]
     Late {
-        /// The call.
+        /// The call's name.
         method: &'static str,
-        /// What it was given.
+        /// How long the call had.
         deadline: Duration,
     },
-    /// The connection, or what came over it.
+    /// The connection failed, or the bytes that came over it make no sense.
     #[error("{method}: {text}")]
     Wire {
-        /// The call.
+        /// The call's name.
         method: &'static str,
         /// What is wrong.
         text: String,
@@ -56,9 +56,9 @@ pub enum Error {
 pub trait Request: MessageFull {
     /// The call's name.
     const METHOD: &'static str;
-    /// The service that it is of.
+    /// The service of the call.
     const SERVICE: &'static str;
-    /// What comes back.
+    /// The message that comes back.
     type Answer: MessageFull;
 }
 
@@ -103,7 +103,7 @@ calls! { "runtime.v1.RuntimeService":
     "ListMetricDescriptors" ListMetricDescriptorsRequest ListMetricDescriptorsResponse,
 }
 
-/// A connection to a CRI server, for any number of threads.
+/// A connection to a CRI server. Any number of threads can use it.
 pub struct Client {
     runtime: tokio::runtime::Runtime,
     connection: SendRequest<Bytes>,
@@ -134,7 +134,7 @@ impl Client {
                 .await
                 .map_err(|_| wire(format!("{}: no answer", socket.display())))?
         })?;
-        // It ends with the connection, and its error is each call's.
+        // The task ends with the connection; each call sees its error.
         runtime.spawn(async { drop(driver.await) });
         Ok(Self {
             runtime,
@@ -200,7 +200,7 @@ async fn unary(
     }
 }
 
-/// A message as it is sent: not compressed, and its length.
+/// A message as it is sent: its length, and not compressed.
 fn frame(message: &[u8]) -> Result<Bytes, String> {
     let length = u32::try_from(message.len()).map_err(|_| "the request is too long".to_owned())?;
     let mut framed = vec![0];
@@ -231,7 +231,7 @@ fn status(headers: &HeaderMap) -> Result<(u32, String), String> {
     Ok((code, decode(value("grpc-message").unwrap_or_default())))
 }
 
-/// Takes percent signs out of a status message.
+/// Decodes the percent signs in a status message.
 fn decode(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

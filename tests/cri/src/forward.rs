@@ -1,19 +1,18 @@
-//! A connection to a port of a pod by WebSocket: one channel of data, and one that says why there
-//! is none.
+//! A connection to a port of a pod by WebSocket: one channel of data, and one for errors.
 //!
-//! The first two bytes of each channel are the port's number. This version can't end one direction
-//! alone.
+//! The first two bytes of each channel are the port's number. This protocol version can't end one
+//! direction alone.
 
 use std::io;
 use std::time::Duration;
 
 use crate::websocket::WebSocket;
 
-/// The channels of the first port that is asked for.
+/// The channels of the first requested port.
 const DATA: u8 = 0;
 const ERROR: u8 = 1;
 
-/// An open one.
+/// An open connection.
 pub struct Forward {
     socket: WebSocket,
     data: Vec<u8>,
@@ -21,7 +20,8 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Opens what PortForward has answered, for this port. No read may take longer than `deadline`.
+    /// Opens the URL of PortForward's answer for this port. No read may take longer than
+    /// `deadline`.
     pub fn open(url: &str, port: u16, deadline: Duration) -> io::Result<Self> {
         let mut forward = Self {
             socket: WebSocket::open(&format!("{url}?port={port}"), deadline)?,
@@ -47,7 +47,7 @@ impl Forward {
         self.socket.send(DATA, bytes)
     }
 
-    /// Reads so many bytes from the port.
+    /// Reads `length` bytes from the port.
     pub fn read(&mut self, length: usize) -> io::Result<Vec<u8>> {
         while self.data.len() < length {
             if !self.receive()? {
@@ -59,7 +59,7 @@ impl Forward {
         Ok(self.data.drain(..length).collect())
     }
 
-    /// Reads to the end: the data that is left, and what is said about errors.
+    /// Reads to the end: the rest of the data, and the text of errors.
     pub fn finish(mut self) -> io::Result<(Vec<u8>, String)> {
         while self.receive()? {}
         let error = String::from_utf8_lossy(&self.error).into_owned();

@@ -4,7 +4,7 @@
 //! `kata-like-tests` calls it. The messages are generated from `cri.proto`; [`Client`] makes one
 //! unary gRPC call at a time on a UNIX socket. The answers of Exec, Attach and PortForward lead to
 //! [`Stream`] and [`Forward`], each a WebSocket, or to [`Spdy`]. A whole gRPC stack would be some
-//! fifty crates for what is one POST with a length before the message.
+//! fifty crates, for one POST with a length before the message.
 
 mod client;
 mod forward;

@@ -1,8 +1,9 @@
-//! SPDY/3.1 as `kubectl` up to 1.30 and many libraries speak it: several streams on one connection,
-//! each with headers that say what it is, and each direction of it with an end of its own.
+//! SPDY/3.1, as `kubectl` up to 1.30 and many libraries speak it: several streams on one
+//! connection. Each has headers that say what it is, and each of its directions has an end of its
+//! own.
 //!
-//! Headers are compressed by zlib, whose blocks may be stored as they are: so they are written.
-//! Those that come back say nothing that is needed here, and are skipped. (spdy-protocol-draft3-1;
+//! Headers are compressed by zlib, whose blocks may be stored uncompressed; we write such blocks.
+//! The headers that come back say nothing that we need, so we skip them. (spdy-protocol-draft3-1;
 //! RFC 1951, 3.2.4)
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use crate::upgrade::upgrade;
 
-/// Types of control frames, and what all of them begin with.
+/// Types of control frames, and the bits that they all begin with.
 const CONTROL: u16 = 0x8003;
 const SYN_STREAM: u16 = 1;
 const RST_STREAM: u16 = 3;
@@ -25,7 +26,7 @@ const FIN: u8 = 1;
 /// The start of zlib's stream, without a dictionary.
 const ZLIB: [u8; 2] = [0x78, 0x01];
 
-/// An empty stored block, after which a reader has all that came before.
+/// An empty stored block; a reader then has everything before it.
 const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
 
 /// What a stream has brought.
@@ -38,13 +39,13 @@ struct Received {
 /// An open connection.
 pub struct Spdy {
     socket: TcpStream,
-    /// By their numbers, which are odd for those that a client opens.
+    /// By number; those that a client opens are odd.
     streams: BTreeMap<u32, Received>,
 }
 
 impl Spdy {
-    /// Opens what a call of CRI has answered, for a protocol of Kubernetes'. No read may take
-    /// longer than `deadline`.
+    /// Opens the URL of a CRI call's answer for a protocol of Kubernetes. No read may take longer
+    /// than `deadline`.
     pub fn open(url: &str, protocol: &str, deadline: Duration) -> io::Result<Self> {
         let headers = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
         Ok(Self {
@@ -53,7 +54,7 @@ impl Spdy {
         })
     }
 
-    /// Opens a stream with these headers, whose names are in small letters, and gives its number.
+    /// Opens a stream with these headers, whose names are in lower case; returns its number.
     pub fn stream(&mut self, headers: &[(&str, &str)]) -> io::Result<u32> {
         let first = self.streams.is_empty();
         let id = self.streams.len() as u32 * 2 + 1;
@@ -76,7 +77,7 @@ impl Spdy {
         self.data(stream, 0, bytes)
     }
 
-    /// Ends the direction to the server of a stream.
+    /// Ends a stream's direction to the server.
     pub fn end(&mut self, stream: u32) -> io::Result<()> {
         self.data(stream, FIN, &[])
     }
@@ -155,7 +156,7 @@ impl Spdy {
     }
 }
 
-/// Bytes as a block of a compressed stream, not compressed.
+/// Bytes as an uncompressed block of a compressed stream.
 fn stored(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let length = u16::try_from(bytes.len()).map_err(|_| io::Error::other("too many headers"))?;
     let mut block = vec![0];

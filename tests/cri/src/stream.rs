@@ -1,7 +1,7 @@
 //! The streams of an exec or attach by WebSocket.
 //!
-//! The error channel brings the end as JSON, a `Status` of Kubernetes' API. This version can't end
-//! the standard input; a terminal's end is a byte.
+//! The error channel brings the end as JSON, a `Status` of Kubernetes' API. This protocol version
+//! can't end the standard input; a terminal's end is a byte.
 
 use std::io;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use serde_json::Value;
 
 use crate::websocket::WebSocket;
 
-/// What a message is of.
+/// Which channel a message belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
     /// To the process.
     Stdin = 0,
-    /// From the process, and all of a terminal's.
+    /// From the process; with a terminal all its output.
     Stdout = 1,
     /// From the process.
     Stderr = 2,
-    /// How it ended.
+    /// How the process ended.
     Error = 3,
     /// The terminal's new size.
     Resize = 4,
@@ -37,7 +37,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// The exit code that the status tells.
+    /// The exit code in the status.
     pub fn exit_code(&self) -> Option<i32> {
         let status: Value = serde_json::from_str(&self.status).ok()?;
         if status["status"] == "Success" {
@@ -49,14 +49,14 @@ impl Ended {
     }
 }
 
-/// An open one.
+/// An open connection.
 pub struct Stream {
     socket: WebSocket,
     ended: Ended,
 }
 
 impl Stream {
-    /// Opens what Exec or Attach has answered. No read may take longer than `deadline`.
+    /// Opens the URL of Exec's or Attach's answer. No read may take longer than `deadline`.
     pub fn open(url: &str, deadline: Duration) -> io::Result<Self> {
         Ok(Self {
             socket: WebSocket::open(url, deadline)?,
@@ -75,7 +75,7 @@ impl Stream {
         self.send(Channel::Resize, size.as_bytes())
     }
 
-    /// Reads until the standard output holds a text.
+    /// Reads until the standard output contains `text`.
     pub fn read_until(&mut self, text: &str) -> io::Result<()> {
         let holds = |ended: &Ended| String::from_utf8_lossy(&ended.stdout).contains(text);
         while !holds(&self.ended) {

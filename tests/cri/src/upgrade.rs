@@ -1,11 +1,11 @@
-//! HTTP/1.1 requests that turn a connection into something else.
+//! HTTP/1.1 requests that switch a connection to another protocol.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// Asks the server of `url` to speak another protocol, with these header lines, each with its end.
-/// No read or write on the connection may take longer than `deadline`. The answer must hold
+/// Asks the server of `url` to speak another protocol, with these header lines, each with its line
+/// end. No read or write on the connection may take longer than `deadline`. The answer must contain
 /// `chosen`.
 pub(crate) fn upgrade(
     url: &str,
@@ -24,7 +24,7 @@ pub(crate) fn upgrade(
     let request =
         format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\n{headers}\r\n");
     socket.write_all(request.as_bytes())?;
-    // Byte by byte: what comes after the head is of the new protocol.
+    // Byte by byte: the bytes after the head belong to the new protocol.
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") && head.len() < 8192 {
         socket.read_exact(&mut byte)?;

@@ -1,5 +1,5 @@
 //! A WebSocket (RFC 6455) that carries Kubernetes' `v4.channel.k8s.io`: each binary message begins
-//! with the number of its channel.
+//! with its channel's number.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -9,10 +9,10 @@ use crate::upgrade::upgrade;
 
 const PROTOCOL: &str = "v4.channel.k8s.io";
 
-/// No message of a test is longer.
+/// In bytes; no message of a test is longer.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// Kinds of frames, and the bit that says that a message ends with it (RFC 6455, 5.2).
+/// Kinds of frames, and the bit that marks a message's last frame (RFC 6455, 5.2).
 const CONTINUED: u8 = 0;
 const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
@@ -25,7 +25,7 @@ const MASKED: u8 = 0x80;
 pub(crate) struct WebSocket(TcpStream);
 
 impl WebSocket {
-    /// Opens what a call of CRI has answered. No read may take longer than `deadline`.
+    /// Opens the URL of a CRI call's answer. No read may take longer than `deadline`.
     pub fn open(url: &str, deadline: Duration) -> io::Result<Self> {
         let headers = format!(
             "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -39,12 +39,12 @@ impl WebSocket {
         self.send_frame(BINARY, &[&[channel], bytes].concat())
     }
 
-    /// Takes one message: its channel and what it says. None at the end.
+    /// Takes one message: its channel and its content. `None` at the end.
     pub fn receive(&mut self) -> io::Result<Option<(u8, Vec<u8>)>> {
         let mut message = Vec::new();
         loop {
             let (first, mut payload) = match self.receive_frame() {
-                // The server may close without a word.
+                // The server may close without a closing frame.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
                 other => other?,
             };
@@ -89,7 +89,7 @@ impl WebSocket {
         Ok((first, payload))
     }
 
-    /// A client's frames are masked; by zeros, which leave the bytes as they are.
+    /// A client must mask its frames; zeros leave the bytes as they are.
     fn send_frame(&mut self, kind: u8, payload: &[u8]) -> io::Result<()> {
         let mut frame = vec![FINAL | kind];
         match u16::try_from(payload.len()) {

@@ -1,5 +1,5 @@
-//! What the process tries to do, and what comes of it. The attempts are made by children, as few as
-//! will do: under emulation a fork is expensive.
+//! What the process tries to do, and with which result. Children make the attempts, as few children
+//! as possible: under emulation a fork is expensive.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::os::fd::RawFd;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{error_name, last_error};
 
-/// Device numbers to make nodes of and to open: (block, major, minor).
+/// Device numbers for which nodes are made and opened: (block, major, minor).
 const DEVICES: [(bool, u32, u32); 22] = [
     (false, 1, 1),
     (false, 1, 2),
@@ -35,19 +35,19 @@ const DEVICES: [(bool, u32, u32); 22] = [
     (true, 259, 0),
 ];
 
-/// A name, and what is tried: a negative result is a failure with errno.
+/// A name and an attempt; a negative result is a failure with errno.
 type Attempt = (&'static str, fn() -> c_long);
 
-/// A system call with integers and addresses, all live.
+/// A system call with integers and live addresses.
 macro_rules! call {
     ($number:ident $(, $argument:expr)*) => {
-        // SAFETY: of the arguments below each address is that of a C string or of a live value, or
-        // null, which the kernel refuses with an error.
+        // SAFETY: each address among the arguments below is that of a C string or of a live value,
+        // or null, which the kernel refuses with an error.
         unsafe { libc::syscall(libc::$number $(, $argument)*) }
     };
 }
 
-/// Those that change the process that makes them, if they succeed.
+/// Attempts that change their process if they succeed.
 const LASTING: &[Attempt] = &[
     ("mount tmpfs", || mount(c"tmpfs", c"/tmp", c"tmpfs", 0)),
     ("mount proc", || mount(c"proc", c"/tmp", c"proc", 0)),
@@ -126,7 +126,7 @@ const LASTING: &[Attempt] = &[
     }),
 ];
 
-/// Those that leave nothing.
+/// Attempts that leave nothing.
 const PASSING: &[Attempt] = &[
     ("kill PID 1 with 0", || call!(SYS_kill, 1, 0)),
     ("name the host", || call!(SYS_sethostname, c"".as_ptr(), 0)),
@@ -232,7 +232,7 @@ const PASSING: &[Attempt] = &[
     }),
 ];
 
-/// Makes them all.
+/// Makes all attempts.
 pub fn report() -> Value {
     let mut all = Map::new();
     for (attempts, lasting) in [(LASTING, true), (PASSING, false)] {
@@ -250,7 +250,7 @@ pub fn report() -> Value {
     });
     for ((block, major, minor), result) in DEVICES.into_iter().zip(results) {
         let letter = if block { 'b' } else { 'c' };
-        // Which drivers there are is the kernel's business; refused is refused.
+        // Which drivers exist is the kernel's business; a refusal counts as one.
         let result = match result.as_str() {
             "EPERM" => "refused when made",
             "EACCES" => "refused when opened",
@@ -262,14 +262,14 @@ pub fn report() -> Value {
     all.into()
 }
 
-/// Of an attempt that no child has made yet.
+/// The result of an attempt that no child has made yet.
 const NOT_MADE: c_int = -1;
 
-/// Makes `count` attempts in children. A child goes on to the next one until it has been changed by
-/// one that succeeded, or until one has killed it.
+/// Makes `count` attempts in children. A child goes on until an attempt has changed it or killed
+/// it.
 fn in_children(count: usize, lasting: bool, act: &dyn Fn(usize) -> c_long) -> Vec<String> {
     let length = count * size_of::<c_int>();
-    // SAFETY: a new mapping, where the kernel likes.
+    // SAFETY: a new mapping at an address of the kernel's choice.
     let shared = unsafe {
         libc::mmap(
             null_mut(),
@@ -283,14 +283,13 @@ fn in_children(count: usize, lasting: bool, act: &dyn Fn(usize) -> c_long) -> Ve
     if shared == libc::MAP_FAILED {
         return vec![format!("no memory: {}", last_error()); count];
     }
-    // SAFETY: the mapping is of this length, aligned to a page, and lives until the process ends; a
-    // child writes to it only while this process waits for that child.
+    // SAFETY: the mapping has this length, is aligned to a page, and lives until the process ends.
+    // A child writes to it only while this process waits for that child.
     let results = unsafe { std::slice::from_raw_parts_mut(shared.cast::<c_int>(), count) };
     results.fill(NOT_MADE);
     let mut told = Vec::new();
     while told.len() < count {
-        // SAFETY: there is one thread, so that the child's copy of it holds no lock of another
-        // one's.
+        // SAFETY: there is one thread, so the child's copy holds no lock of another one.
         let child = unsafe { libc::fork() };
         if child < 0 {
             told.push(format!("no child: {}", last_error()));
@@ -362,7 +361,7 @@ fn with_file(path: &CStr, act: fn(RawFd) -> c_long) -> c_long {
     }
 }
 
-/// Makes a file, does something to it, and takes it away again.
+/// Makes a file, runs `act` on it, and removes it.
 fn make(path: &CStr, act: fn() -> c_long) -> c_long {
     if open(path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY) < 0 {
         return -1;
@@ -370,7 +369,7 @@ fn make(path: &CStr, act: fn() -> c_long) -> c_long {
     keep_error(act, path)
 }
 
-/// The result and the error of `act`; the file is gone afterwards.
+/// The result and the error of `act`; the file is removed afterwards.
 fn keep_error(act: impl Fn() -> c_long, path: &CStr) -> c_long {
     let result = act();
     let error = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
@@ -395,7 +394,7 @@ fn node(path: &CStr, kind: libc::mode_t, number: libc::dev_t) -> c_long {
     )
 }
 
-/// EPERM: not made; EACCES: made and not opened by the lack of a right.
+/// EPERM: the node was not made. EACCES: it was made, but opening it was denied.
 fn device(block: bool, number: libc::dev_t) -> c_long {
     let path = c"/dev/probe-device";
     let kind = if block { libc::S_IFBLK } else { libc::S_IFCHR };
@@ -428,8 +427,8 @@ fn write(path: &CStr, bytes: &[u8]) -> c_long {
     call!(SYS_write, file, bytes.as_ptr(), bytes.len())
 }
 
-/// Copies a script to `path` and runs it: it has no interpreter, so that a mount that allows
-/// programs says ENOEXEC and one that doesn't EACCES.
+/// Copies a script without an interpreter to `path` and runs it: ENOEXEC if the mount allows
+/// programs, else EACCES.
 fn run_copy(path: &CStr) -> c_long {
     let file = open(path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY);
     if file < 0 {
@@ -453,7 +452,7 @@ fn socket(family: c_int, kind: c_int, protocol: c_int) -> c_long {
     call!(SYS_socket, family, kind, protocol).min(0)
 }
 
-/// Any of these ports that is free: other containers of the pod try at the same time.
+/// Binds any free port of the range: other containers of the pod try at the same time.
 fn bind_port(ports: std::ops::Range<u16>) -> c_long {
     let socket = call!(SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0);
     let mut result = -1;

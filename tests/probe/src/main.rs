@@ -1,17 +1,17 @@
-//! What a container sees, as one line of JSON on its standard output.
+//! Prints what a container sees, as one line of JSON.
 //!
 //! `tests/tests/oci.rs` makes it the command of containers under runc and under kata-like, and
-//! compares what it prints. It is linked statically, since it must run in a root that holds nothing
-//! else, and has a `main` of C's: that of Rust changes what signals do before anybody can look.
+//! compares the output. It is linked statically, since it must run in an otherwise empty root. It
+//! has a C `main`: Rust's changes signal handling before anybody can look.
 //!
-//! What the kernel or the machine is made of is left out; each value that is printed can be equal.
-//! What could not be found out is printed as the error's name in its place.
+//! It leaves out what depends on the kernel or the machine: each printed value can be equal. For a
+//! value that could not be found out it prints the error's name.
 //!
-//! It unmounts and renames what it can: so it does nothing where the root has no file `MARK`, which
-//! no machine has and the tests put into each container's root.
+//! It unmounts and renames what it can. So it does nothing if the root has no file `MARK`, which no
+//! machine has and the tests put into each container's root.
 //!
-//! Roles, by the first argument: `pause` waits for ever, `hook FILE` is a hook that keeps what it
-//! was given in FILE, those in `tools` do what busybox can't, anything else prints the report.
+//! Roles, by the first argument: `pause` waits for ever; `hook FILE` is a hook that stores its
+//! input in FILE; those in `tools` do what busybox can't; anything else prints the report.
 
 #![no_main]
 
@@ -25,7 +25,7 @@ use std::io::{Read, Write};
 
 use serde_json::{Value, json};
 
-/// What the root of a container that is made for this program holds.
+/// The file that the root of a container for this program has.
 const MARK: &str = "/.root-of-a-probe";
 
 /// The entry point that the C library calls.
@@ -56,7 +56,7 @@ pub unsafe extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -
     }
 }
 
-/// The attempts come last: some leave traces that the rest would see.
+/// Makes the report. The attempts come last: some leave traces that the other parts would see.
 fn report() -> Value {
     json!({
         "process": process::report(),
@@ -65,7 +65,7 @@ fn report() -> Value {
     })
 }
 
-/// Keeps the state that a hook gets on its standard input, and what it sees.
+/// Stores the state that a hook gets on its standard input, and what it sees.
 fn hook(file: Option<&String>) -> std::io::Result<()> {
     let mut state = String::new();
     std::io::stdin().read_to_string(&mut state)?;
@@ -83,7 +83,8 @@ fn hook(file: Option<&String>) -> std::io::Result<()> {
     std::fs::write(file, seen.to_string())
 }
 
-/// The state without what is never the same: the container's name and pid, and where its bundle is.
+/// The state without the parts that always differ: the container's name and pid, and its bundle's
+/// place.
 fn normal(mut state: Value) -> Value {
     // Each runtime tells the version that it was built with.
     for key in ["id", "bundle", "ociVersion"] {

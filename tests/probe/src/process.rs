@@ -39,7 +39,7 @@ pub fn report() -> Value {
     })
 }
 
-/// A file's text without white space around it, or the error's name.
+/// A file's text without surrounding white space, or the error's name.
 pub fn text(path: &str) -> Value {
     match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).trim().into(),
@@ -47,7 +47,7 @@ pub fn text(path: &str) -> Value {
     }
 }
 
-/// A file's lines, with one space between two columns.
+/// A file's lines, with one space between columns.
 fn table(path: &str) -> Value {
     let Value::String(text) = text(path) else {
         return Value::Null;
@@ -164,9 +164,9 @@ fn names_of_host() -> (String, String) {
     (text(&names.nodename), text(&names.domainname))
 }
 
-/// Of each kind: the machine's first one, or another; and whether it is that of PID 1.
+/// For each kind: whether it is the machine's first one, and whether it is that of PID 1.
 fn namespaces() -> Value {
-    // PROC_USER_INIT_INO and its like (linux/proc_ns.h); mnt and net have no number that is known.
+    // PROC_USER_INIT_INO and its like (linux/proc_ns.h); mnt and net have no fixed number.
     const FIRST: [(&str, &str); 6] = [
         ("ipc", "ipc:[4026531839]"),
         ("uts", "uts:[4026531838]"),
@@ -254,7 +254,7 @@ fn session() -> Value {
     }
 }
 
-/// The open files but the one that lists them: what each is, and whether it can be read and
+/// The open files, except the one that lists them: what each is, and whether it can be read and
 /// written.
 fn open_files() -> Value {
     let mut all = BTreeMap::new();
@@ -282,7 +282,7 @@ fn open_files() -> Value {
             libc::S_IFDIR => "directory",
             _ => "another",
         };
-        // How /dev/null was opened for a stream that nobody wants says nothing.
+        // How /dev/null was opened for an unwanted stream says nothing.
         let access = match kind {
             "character device" => None,
             _ => ["read", "write", "both"].get((flags & libc::O_ACCMODE) as usize),
@@ -336,7 +336,7 @@ pub fn terminal_size() -> Value {
     json!([size.ws_col, size.ws_row])
 }
 
-/// The session keyring without its number and the container's name.
+/// The session keyring, without its number and the container's name.
 fn keyring() -> Value {
     let mut described = [0u8; 256];
     // SAFETY: the kernel writes at most the length that is passed to the live buffer.

@@ -1,10 +1,10 @@
 //! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a
-//! database's log, records that say how far they have come, what is stored through mappings, a file
-//! system without room, what a file system can, the clock to the nanosecond, a server of many
-//! connections, a program without BPF.
+//! database's log, records that say how far they have come, stores through mappings, a full file
+//! system, a file system's features, the clock to the nanosecond, a server of many connections, a
+//! program without BPF.
 //!
-//! Each prints one line: what it found, or the error's name; `features` has many lines, and those
-//! that go on tell of each step. Nothing here changes anything but the files that are named.
+//! Each tool prints one line: what it found, or the error's name. `features` prints many lines;
+//! tools that go on report each step. Nothing here changes anything but the named files.
 
 mod features;
 mod locks;
@@ -23,7 +23,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::ptr::NonNull;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Runs a tool with its arguments; `None`: there is no such tool, or too few arguments.
+/// Runs a tool with its arguments. `None`: there is no such tool, or there are too few arguments.
 pub fn run(arguments: &[String]) -> Option<String> {
     let text = |index: usize| arguments.get(index).map(String::as_str);
     let result = match text(0)? {
@@ -62,7 +62,7 @@ fn now() -> io::Result<String> {
     Ok(format!("{}.{:09}", now.as_secs(), now.subsec_nanos()))
 }
 
-/// Prints numbers, one each so many milliseconds, until nobody reads them.
+/// Prints a number every `pace` milliseconds until nobody reads them.
 fn ticks(pace: &str) -> io::Result<String> {
     let wrong = |_| io::Error::from_raw_os_error(libc::EINVAL);
     let pace = Duration::from_millis(pace.parse().map_err(wrong)?);
@@ -87,7 +87,7 @@ fn map_and_read(path: &str) -> io::Result<String> {
     // SAFETY: the page is mapped, writable and longer than the words; nobody else has a reference
     // to it.
     unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), page.as_ptr(), words.len()) };
-    // SAFETY: the page that was mapped, whole.
+    // SAFETY: the whole page that was mapped.
     if unsafe { libc::msync(page.as_ptr().cast(), PAGE, libc::MS_SYNC) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -98,17 +98,17 @@ fn map_and_read(path: &str) -> io::Result<String> {
     }
 }
 
-/// What a database's page, and the machine's, has.
+/// The size of a database's page and of the machine's.
 const PAGE: usize = 4096;
 
-/// The first page of a file that has one, shared and writable, to the end of the process.
+/// Maps the first page of a file that has one: shared, writable, until the process ends.
 fn map_page(file: &File) -> io::Result<NonNull<u8>> {
     map(file, PAGE)
 }
 
-/// So many bytes of a file that has them, in the same way.
+/// Maps `length` bytes of a file that has them, in the same way.
 fn map(file: &File, length: usize) -> io::Result<NonNull<u8>> {
-    // SAFETY: a new mapping where the kernel likes, of a file as long as it.
+    // SAFETY: a new mapping at an address of the kernel's choice, of a file as long as it.
     let page = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -125,33 +125,33 @@ fn map(file: &File, length: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(page.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))
 }
 
-/// Answers one who connects to a socket that is made here.
+/// Makes a socket and answers one connection.
 fn serve(path: &str) -> io::Result<String> {
     let (mut stream, _) = UnixListener::bind(path)?.accept()?;
     stream.write_all(b"served")?;
     Ok("asked".into())
 }
 
-/// Connects to a socket and gives what is said there.
+/// Connects to a socket and returns what it says.
 fn ask(path: &str) -> io::Result<String> {
     let mut answer = String::new();
     UnixStream::connect(path)?.read_to_string(&mut answer)?;
     Ok(answer)
 }
 
-/// A file without a name in a directory.
+/// Makes an unnamed file in a directory.
 fn unnamed(directory: &str) -> io::Result<String> {
     let mut options = OpenOptions::new();
     options.write(true).custom_flags(libc::O_TMPFILE);
     options.open(directory).map(|_| "made".into())
 }
 
-/// Tells by inotify of each name that is made in a directory, until somebody kills it; `watching`
-/// comes first.
+/// Prints each name that is made in a directory, by inotify, until it is killed. `watching` comes
+/// first.
 fn watch(directory: &str) -> io::Result<String> {
     const HEAD: usize = 16; // struct inotify_event, up to the name
     let path = CString::new(directory)?;
-    // SAFETY: takes a number alone; what it returns is checked.
+    // SAFETY: takes only a number; the result is checked.
     let number = unsafe { libc::inotify_init1(libc::IN_CLOEXEC) };
     if number < 0 {
         return Err(io::Error::last_os_error());

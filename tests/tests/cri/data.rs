@@ -1,4 +1,4 @@
-//! What a pod's containers have written is on the host, however impatiently the pod is taken away.
+//! What a pod's containers have written is on the host, however abruptly the pod is removed.
 
 use std::fs;
 use std::path::Path;
@@ -10,12 +10,12 @@ use kata_like_tests::{Parts, TestResult, figures};
 
 use super::host;
 
-/// As many bytes as a container stores through a mapping, and syncs nothing.
+/// How many bytes a container stores through a mapping, without a sync.
 const BYTES: u64 = 16 << 20;
 
-/// The calls of `kubectl delete --force --grace-period=0`: the kubelet stops the container with no
-/// grace, the pod, and removes both at once. A second pod is taken away by stopping it alone, as
-/// the kubelet cleans up what it does not know.
+/// The calls of `kubectl delete --force --grace-period=0`: the kubelet stops the container without
+/// grace, then the pod, and removes both at once. A second pod is only stopped, as the kubelet
+/// cleans up a pod that it does not know.
 #[test]
 fn a_pod_deleted_by_force_loses_nothing() -> TestResult {
     let host = host()?;
@@ -35,7 +35,7 @@ fn a_pod_deleted_by_force_loses_nothing() -> TestResult {
             let command = [TOOL, "store", "/data/file", &bytes, "hold"];
             let container = pod.start("stores", &command, &mounts)?;
             container.wait_log("stored")?;
-            // The folder goes with the pod; the file is kept by another name of its own.
+            // The folder goes with the pod; a second name keeps the file.
             let kept = format!("/run/{}", host.name("kept"));
             fs::hard_link(data.join("file"), &kept)?;
             let begun = Instant::now();

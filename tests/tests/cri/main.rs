@@ -1,7 +1,7 @@
 //! Kubernetes' pods, made through containerd's CRI plugin as a kubelet makes them.
 //!
-//! What is asked of pods and containers is in protobuf's text format, by the names of CRI. What
-//! `cri_1_7` runs, too, is in the library: `suites::cri`.
+//! Requests are in protobuf's text format, with CRI's names. `suites::cri` in the library has the
+//! parts that `cri_1_7` runs, too.
 
 use kata_like_tests::suites::cri::{lifecycle, node, processes};
 use kata_like_tests::{Host, TestResult, Version};
@@ -12,7 +12,7 @@ mod port_forward;
 mod security;
 mod traffic;
 
-/// For one test at a time: several guests at work take an emulated host many times as long.
+/// For one test at a time: several busy guests make an emulated host many times slower.
 fn host() -> TestResult<Host> {
     Host::on(Version::V2_1Cri, true)
 }

@@ -33,8 +33,8 @@ fn twenty_pods_one_after_the_other() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// All of them are asked for at once, are there at once, each with a guest of its own, and are
-/// removed at once.
+/// All are requested at once, are up at once, each with a guest of its own, and are removed at
+/// once.
 #[test]
 fn twenty_pods_at_once() -> TestResult {
     kata_like_only!();
@@ -54,7 +54,7 @@ fn twenty_pods_at_once() -> TestResult {
             Ok((pod, boot))
         };
         let made = run();
-        // Whatever came of it: nobody waits for ever.
+        // Whatever the result, nobody waits for ever.
         if all_are_there.wait().is_leader() {
             let left = available()?;
             println!(
@@ -94,7 +94,7 @@ fn twenty_pods_at_once() -> TestResult {
         errors.len()
     );
     assert_eq!(boots.len(), AT_ONCE, "guests of their own");
-    // A kubelet gives each four minutes: twice its `runtimeRequestTimeout`.
+    // A kubelet gives each pod four minutes: twice its `runtimeRequestTimeout`.
     figures::note(&format!(
         "{AT_ONCE} pods of CRI at once: RunPodSandbox took at most {:.0?}, up and gone: {:.0?}",
         longest.into_inner().unwrap_or_default(),
@@ -103,8 +103,8 @@ fn twenty_pods_at_once() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// The VMM was gone when CNI was told to take the interface away, and nothing but it was in the
-/// namespace.
+/// The VMM was gone when CNI was told to remove the interface, and the namespace held only that
+/// interface.
 fn was_gone_before_its_network(pod: &Pod, vmm: i64) -> TestResult {
     let seen = pod.seen_at_del()?;
     assert!(seen.contains(" eth0"), "{seen}");

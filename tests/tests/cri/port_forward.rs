@@ -1,4 +1,4 @@
-//! Connections to ports of a pod by way of the node, as `kubectl port-forward` makes them.
+//! Connections to a pod's ports through the node, as `kubectl port-forward` makes them.
 
 use kata_like_cri_client::messages::*;
 use kata_like_cri_client::{Forward, Spdy};
@@ -12,7 +12,7 @@ const MANY: usize = 20;
 
 #[test]
 fn ports_of_a_pod_are_forwarded() -> TestResult {
-    kata_like_only!(); // runc's pods have the processes that listen in the namespace itself
+    kata_like_only!(); // in runc's pods the listening processes are in the namespace itself
     let host = host()?;
     let kubelet = Kubelet::new(&host)?;
     let before = host.footprint();
@@ -32,7 +32,7 @@ fn ports_of_a_pod_are_forwarded() -> TestResult {
     parts.run("a page by IPv4", || ports.a_page_comes(8004, "by IPv4"));
     parts.run("a page by IPv6", || ports.a_page_comes(8006, "by IPv6"));
     parts.run("many at once", || ports.many_at_once_are_served());
-    // The next one is served all the same.
+    // The next connection is served all the same.
     parts.run("a port without a server", || {
         let (data, error) = ports.open(9999)?.finish()?;
         assert!(data.is_empty() && !error.is_empty(), "{data:?} {error:?}");
@@ -95,7 +95,7 @@ impl Ports<'_> {
         Ok(())
     }
 
-    /// That a client ends one direction is not passed on: containerd closes the connection.
+    /// containerd does not pass on that a client ends one direction: it closes the connection.
     fn a_page_comes_by_spdy(&self) -> TestResult {
         let mut spdy = Spdy::open(&self.ask(8004)?, "portforward.k8s.io", MINUTE)?;
         let mut stream =

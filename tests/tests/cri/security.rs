@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::host;
 
-/// Who a container runs as, what it may do, and what it finds: each said in CRI's words.
+/// A container's user, rights and files, each requested in CRI's words.
 #[test]
 fn security_contexts_and_volumes_are_as_asked() -> TestResult {
     let host = host()?;
@@ -39,7 +39,7 @@ fn context(text: &str) -> String {
 }
 
 fn a_user_is_who_is_asked_for(pod: &cri::Pod) -> TestResult {
-    // The kubelet's work for fsGroup: the group of the volume, kept by what is made in it.
+    // The kubelet's work for fsGroup: the volume has the group, and new files in it inherit it.
     let group = pod.volume("group")?;
     chown(&group, None, Some(2000))?;
     fs::set_permissions(&group, fs::Permissions::from_mode(0o2775))?;
@@ -107,7 +107,7 @@ fn privileged_is_so_within_the_guest(pod: &cri::Pod) -> TestResult {
     Ok(())
 }
 
-/// Masks are what is asked for, and none where none is (procMount: Unmasked).
+/// Masks are those of the request; none if it has none (procMount: Unmasked).
 fn masks_are_those_asked_for(pod: &cri::Pod) -> TestResult {
     let look = "wc -c </proc/interrupts; v=$(cat /proc/sys/kernel/shmmni)
         echo $v >/proc/sys/kernel/shmmni && echo written || echo refused";
@@ -125,8 +125,8 @@ fn masks_are_those_asked_for(pod: &cri::Pod) -> TestResult {
     Ok(())
 }
 
-/// A file of this name with a seccomp profile of the node's own, and what asks for it: raw, as the
-/// kubelet passes it on.
+/// A file of this name with a seccomp profile of the node's own, and the request for it: raw, as
+/// the kubelet passes it on.
 fn profile(pod: &cri::Pod, name: &str, more: &str) -> TestResult<String> {
     let path = pod.volume("profiles")?.join(name);
     fs::write(
@@ -138,7 +138,7 @@ fn profile(pod: &cri::Pod, name: &str, more: &str) -> TestResult<String> {
     )))
 }
 
-/// What a profile does with a system call.
+/// A profile's rule for a system call.
 fn rule(action: &str) -> String {
     format!(r#""syscalls": [{{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_{action}"}}]"#)
 }
@@ -170,17 +170,17 @@ fn profiles_that_ask_the_host_are_refused(kubelet: &Kubelet, pod: &cri::Pod) -> 
     Ok(())
 }
 
-/// What names something that only the host has is no hindrance where every pod has it.
+/// A label that only the host knows must not stop a container if every pod has one.
 fn labels_of_the_host_are_no_hindrance(host: &Host, pod: &cri::Pod) -> TestResult {
     let label = r#"selinux_options { user: "u" role: "r" type: "container_t" level: "s0:c1,c2" }"#;
     assert_eq!(pod.run("label", "echo runs", &context(label))?, "runs\n");
-    // CRI itself refuses AppArmor's profiles here, where no host has any; other callers don't ask.
+    // CRI itself refuses AppArmor's profiles on a host without AppArmor; other callers don't ask.
     let options = ["--apparmor-profile", "cri-containerd.apparmor.d"];
     let call = host.run(&host.name("apparmor"), &options, &["true"]);
     call.ok().map(drop)
 }
 
-/// A config map as the kubelet writes it, which changes by the switch of a link; an emptyDir in
+/// A config map as the kubelet writes it, which changes by the switch of a link; and an emptyDir in
 /// memory.
 fn volumes(pod: &cri::Pod) -> TestResult {
     let map = pod.volume("map")?;
@@ -210,7 +210,7 @@ fn volumes(pod: &cri::Pod) -> TestResult {
         last == "..second"
     })
     .map_err(|error| failure(format!("{error}: {last}")))?;
-    // A file that is mounted itself stays what it was.
+    // A file that is mounted itself keeps its content.
     assert_eq!(container.exec("cat /etc/one")?, "..first");
 
     let full = container.exec("dd if=/dev/zero of=/cache/big bs=1024 count=2048");

@@ -1,4 +1,4 @@
-//! Traffic through CNI's bridges: between pods, between pod and host, by ports of the host.
+//! Traffic through CNI's bridges: between pods, between pod and host, through ports of the host.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,11 +13,11 @@ use super::host;
 
 const BULK: usize = 1 << 18;
 
-/// Sends back what it gets.
+/// Sends back what it receives.
 const ECHO: [&str; 6] = ["nc", "-ll", "-p", "6000", "-e", "cat"];
 
-/// Two pods on one network, and a third on another, where the frames are longer and ports of the
-/// host lead to it.
+/// Two pods on one network, and a third on another one with longer frames and forwarded ports of
+/// the host.
 #[test]
 fn pods_and_host_reach_each_other() -> TestResult {
     let host = host()?;
@@ -63,7 +63,7 @@ fn pods_and_host_reach_each_other() -> TestResult {
     ] {
         parts.run(name, || a_whole_packet_is_answered(container, mtu, gateway));
     }
-    // On the host's loopback, on addresses of its, and from another pod.
+    // On the host's loopback, on its other addresses, and from another pod.
     parts.run("a port of the host", || {
         for address in ["127.0.0.1", "10.88.0.1", "fd89::1"] {
             from_host(address, 16000)?;
@@ -95,7 +95,7 @@ fn to_the_gateway(client: &Container, digest: &str) -> TestResult {
     Ok(())
 }
 
-/// What TCP takes for the longest segment is what the guest says that its interface can.
+/// TCP's longest segment is as long as the guest's interface allows.
 fn segments_are_as_long_as_can_be(addresses: &[String; 2], mtu: u32) -> TestResult {
     let without_headers = [20 + 20 + 12, 40 + 20 + 12];
     for (address, headers) in addresses.iter().zip(without_headers) {
@@ -106,7 +106,7 @@ fn segments_are_as_long_as_can_be(addresses: &[String; 2], mtu: u32) -> TestResu
     Ok(())
 }
 
-/// An echo request as long as the interface has it, and back.
+/// An echo request of the interface's full length, and its answer.
 fn a_whole_packet_is_answered(container: &Container, mtu: u32, gateway: &str) -> TestResult {
     let script = format!(
         "cat /sys/class/net/eth0/mtu; ping -c 1 -W 30 -s {} {gateway} >/dev/null && echo answered",
@@ -124,7 +124,7 @@ fn traffic(pod: &Pod) -> TestResult<[u64; 2]> {
     Ok([eth0.rx_bytes.value, eth0.tx_bytes.value])
 }
 
-/// Sends a file from the pod, which must come back as it was. The server may not be there yet.
+/// Sends a file from the pod, which must come back unchanged. The server may not be there yet.
 fn from_pod(client: &Container, address: &str, port: u16, digest: &str) -> TestResult {
     let script = format!(
         "end=$(($(date +%s) + 60)); until nc -w 30 {address} {port} </tmp/x >/tmp/back; do
@@ -136,7 +136,7 @@ fn from_pod(client: &Container, address: &str, port: u16, digest: &str) -> TestR
     Ok(())
 }
 
-/// Sends bytes from the host, which must come back as they were; gives the connection.
+/// Sends bytes from the host, which must come back unchanged; returns the connection.
 fn from_host(address: &str, port: u16) -> TestResult<TcpStream> {
     let mut found = None;
     until("a connection", MINUTE, || {
@@ -161,7 +161,7 @@ fn from_host(address: &str, port: u16) -> TestResult<TcpStream> {
     Ok(stream)
 }
 
-/// Takes one connection and sends back what it brings.
+/// Accepts one connection and sends back what it brings.
 fn echo_once(listener: &TcpListener) -> TestResult {
     let (mut stream, _) = listener.accept()?;
     stream.set_read_timeout(Some(MINUTE))?;

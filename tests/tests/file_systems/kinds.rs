@@ -1,4 +1,4 @@
-//! How one of each kind of file system comes to be on the host.
+//! How to make one file system of each kind on the host.
 
 use std::fs::{self, File};
 use std::io::pipe;
@@ -17,19 +17,20 @@ use super::run;
 /// How one is made.
 #[derive(Clone, Copy)]
 pub(super) enum Recipe {
-    /// An image of so many MiB, by this program with these arguments before the image's name.
+    /// An image of this many MiB, made by this program with these arguments before the image's
+    /// name.
     Image(u64, &'static str, &'static [&'static str]),
-    /// An image of a directory, by this program; `TREE` and `IMAGE` stand for the two.
+    /// An image of a directory, made by this program; `TREE` and `IMAGE` stand for the two.
     Tree(&'static str, &'static [&'static str]),
-    /// Nothing but a mount, with these options.
+    /// Only a mount, with these options.
     Plain(&'static str),
-    /// What every host has there.
+    /// A path that every host has.
     There(&'static str),
     /// One over two directories.
     Overlay,
     /// An ext4 image that a program serves by FUSE.
     Fuse,
-    /// A mount point that waits for a program to mount something.
+    /// A mount point that waits until a program mounts something there.
     Automount,
     /// The file of a namespace.
     Namespace,
@@ -46,7 +47,7 @@ const fn kind(name: &'static str, recipe: Recipe) -> Kind {
     Kind { name, recipe }
 }
 
-/// All that are tried.
+/// All kinds that are tried.
 pub(super) const KINDS: &[Kind] = &[
     kind(
         "ext4",
@@ -96,7 +97,7 @@ pub(super) const KINDS: &[Kind] = &[
     kind("nfsd", Recipe::Plain("")),
 ];
 
-/// A mounted one. Dropped, it is unmounted.
+/// A mounted file system. Dropped, it is unmounted.
 pub(super) struct Mounted {
     path: PathBuf,
     is_there: bool,
@@ -175,7 +176,7 @@ impl Mounted {
             }
             Recipe::There(_) => {}
         }
-        // Not where nothing can be written.
+        // Not if nothing can be written.
         let _ = fs::write(one.path.join("kept"), "of the host\n");
         Ok(one)
     }
@@ -208,7 +209,7 @@ impl Mounted {
         Ok(())
     }
 
-    /// By a program in the foreground, which ends when it is unmounted.
+    /// A program in the foreground serves it, and ends when it is unmounted.
     fn serve(&mut self, image: &Path) -> TestResult {
         make_image(image, 64, "mkfs.ext4", &["-q"])?;
         let mut command = Command::new("fuse2fs");
@@ -227,11 +228,11 @@ impl Mounted {
         })
     }
 
-    /// This process is the one that would mount something, and never does.
+    /// This process would be the one to mount something, and never does.
     fn automount(&mut self) -> TestResult {
         run("modprobe", &["autofs4"])?;
         let (read, write) = pipe()?;
-        rustix::process::setpgid(None, None)?; // PID 1 and what it starts may have none
+        rustix::process::setpgid(None, None)?; // PID 1 and its children may have none
         let options = format!(
             "fd={},pgrp={},minproto=5,maxproto=5,indirect",
             write.as_raw_fd(),
@@ -263,7 +264,7 @@ impl Drop for Mounted {
     }
 }
 
-/// The module that has a file system where that is not called so.
+/// The module of a file system with another name.
 fn module(name: &str) -> &str {
     match name {
         "rpc_pipefs" => "sunrpc",

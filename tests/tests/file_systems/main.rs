@@ -1,8 +1,8 @@
-//! File systems of the host in a container: which are carried, which are the guest's own, which are
-//! refused, and what those that are carried can do, beside runc.
+//! The host's file systems in a container: which are carried, which are the guest's own, which are
+//! refused, and what the carried ones can do, beside runc.
 //!
-//! `docs/file-systems.md` is read by these tests: each line of its tables is tried, unless it says
-//! that it was not.
+//! These tests read `docs/file-systems.md` and try each line of its tables, unless the line says
+//! that it was not tried.
 
 mod kinds;
 mod page;
@@ -23,12 +23,12 @@ use kata_like_tests::{
 
 use kinds::{KINDS, Mounted};
 
-/// What a word of the page's second column stands for.
+/// The words in the page's second column that mean "carried".
 const CARRIED: [&str; 2] = ["carried", "carried, read-only"];
 const OWN: &str = "the guest's own";
 const REFUSED: &str = "refused";
 
-/// A container under this runtime that waits.
+/// A waiting container under this runtime.
 fn start<'a>(host: &'a Host, runtime: &str, options: &[&str]) -> TestResult<CtrContainer<'a>> {
     let pod = CtrContainer::new(host, host.name("waits"));
     let mut all = vec!["run", "-d", "--runtime", runtime];
@@ -44,7 +44,7 @@ fn run(program: &str, arguments: &[&str]) -> TestResult<String> {
     Ok(Call::new(command).ok()?.text())
 }
 
-/// The page knows of each kind that is tried here, and says so.
+/// The page has each kind that is tried here, and says that it is tried.
 #[test]
 fn the_page_and_the_kinds_are_one() -> TestResult {
     let mut wrong = Vec::new();
@@ -75,7 +75,7 @@ fn the_page_and_the_kinds_are_one() -> TestResult {
     }
 }
 
-/// What the container wrote is on the host. What the host has put there was read.
+/// The host has what the container wrote, and the container has read what the host wrote.
 #[test]
 fn what_is_carried_comes_through_as_under_runc() -> TestResult {
     kata_like_only!();
@@ -176,7 +176,7 @@ fn what_is_refused_is_refused_by_its_name() -> TestResult {
     Ok(())
 }
 
-/// A bind mount of the whole becomes a mount of the container's own.
+/// A bind mount of the whole file system becomes a mount of the container's own.
 #[test]
 fn the_guest_has_its_own() -> TestResult {
     kata_like_only!();
@@ -233,8 +233,8 @@ fn the_guest_has_its_own() -> TestResult {
     pod.remove()
 }
 
-/// With the host's `/` comes nothing of its kernel's: the directories are empty, the log names
-/// them.
+/// With the host's `/` comes nothing of its kernel's: these directories are empty, and the log
+/// names them.
 #[test]
 fn a_tree_comes_without_what_is_of_the_host_s_kernel() -> TestResult {
     kata_like_only!();
@@ -257,7 +257,7 @@ fn a_tree_comes_without_what_is_of_the_host_s_kernel() -> TestResult {
     let found = pod.exec(&["sh", "-c", script])?;
     let wanted = "of the host\n0\n/host/etc/passwd";
     assert_eq!(found.text(), wanted, "{}", found.both());
-    // All that the file server sees: what is below the mounts is of the root's own file system.
+    // Everything that the file server sees below the mounts is on the root's own file system.
     let table = fs::read_to_string(format!("/proc/{}/mountinfo", pod.process("fsd")?.pid))?;
     let kinds = table
         .lines()
@@ -296,7 +296,7 @@ fn a_tree_comes_without_what_is_of_the_host_s_kernel() -> TestResult {
     pod.remove()
 }
 
-/// What the page says of each feature is so, and where it says "as runc" both are equal.
+/// Each feature is as the page says; where it says "as runc" both are equal.
 #[test]
 fn features_are_as_the_page_says() -> TestResult {
     kata_like_only!();
@@ -379,8 +379,8 @@ fn features(host: &Host, tool: &Tool, runtime: &str) -> TestResult<[BTreeMap<Str
     all.try_into().map_err(|_| failure("three places"))
 }
 
-/// Whether a container is told of a file that the host makes: one that the container makes later is
-/// told for sure.
+/// Whether a container hears of a file that the host makes. It surely hears of a file that it makes
+/// itself afterwards.
 fn inotify_of_the_host(pod: &CtrContainer, name: &str, of_host: &Path) -> TestResult<&'static str> {
     let script = format!(
         "mkdir /{name}/watched; {TOOL} watch /{name}/watched >/tmp/{name} 2>&1 & \

@@ -10,7 +10,7 @@ pub(super) struct FileSystem {
     pub(super) name: String,
     /// What becomes of a bind mount of one.
     pub(super) what: String,
-    /// What helps where it is refused: a part of the error.
+    /// What helps if it is refused: a part of the error.
     pub(super) helps: String,
     /// Whether the tests try it.
     pub(super) tried: bool,
@@ -20,11 +20,11 @@ pub(super) struct FileSystem {
 pub(super) struct Feature {
     /// Its name, as the probe has it.
     pub(super) name: String,
-    /// What is claimed for each place: "as runc", or a result that runc does not have.
+    /// The claim for each place: "as runc", or a result that runc does not have.
     pub(super) claims: Vec<String>,
 }
 
-/// The cells of the lines of the table whose first column is called so; code without its quotes.
+/// The cells of the table whose first column has this name; code without its quotes.
 fn table(first: &str, columns: usize) -> TestResult<Vec<Vec<String>>> {
     let cells = |line: &str| -> Vec<String> {
         let inner = line.trim_matches('|').split('|');

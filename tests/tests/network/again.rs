@@ -1,4 +1,4 @@
-//! A start that the network has failed, tried again.
+//! A start that failed because of the network, tried again.
 
 use kata_like_tests::namespace::{Namespace, pattern};
 use kata_like_tests::task::Task;
@@ -9,11 +9,10 @@ use crate::{connect, echoed};
 
 const BAD_ROUTE: &str = "route add 10.71.0.0/16 via 10.77.0.1 src 10.70.0.2";
 
-/// What had been joined before something that the guest can't have is undone, and joined anew in
-/// the same machine.
+/// What was joined before the failing part is undone, and joined anew in the same machine.
 #[test]
 fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult {
-    kata_like_only!(); // under runc there is nothing that could fail
+    kata_like_only!(); // under runc nothing can fail here
     let host = Host::alone()?;
     let (inner, far) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "far")?);
     for step in [
@@ -23,7 +22,7 @@ fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult 
         ),
         "address add 10.77.0.2/24 dev eth0",
         "link set eth0 up",
-        // The guest has no address of the loopback's, and so refuses the route when it has the
+        // The guest has no addresses of the loopback, and so refuses the route when it has the
         // interface already.
         "address add 10.70.0.2/32 dev lo",
         BAD_ROUTE,
@@ -49,7 +48,7 @@ fn a_start_that_the_network_has_failed_works_once_that_is_right() -> TestResult 
     );
     assert_eq!(inner.look()?, untouched);
 
-    // And something that is refused before anything is joined.
+    // And a part that is refused before anything is joined.
     inner.ip("route delete 10.71.0.0/16")?;
     for step in [
         "tuntap add dev wg7 mode tun",

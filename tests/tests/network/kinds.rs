@@ -1,4 +1,4 @@
-//! Interfaces of every kind that a plugin makes: they are what they are at layer 2.
+//! Interfaces of every kind that a plugin makes: layer 2 decides what they are.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,16 +22,15 @@ fn tap(name: &str) -> TestResult<File> {
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it
-    // gets; the name is shorter than its place, and so ends with a NUL.
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose address is live and exclusively
+    // ours. The name is shorter than its field, and so ends with a NUL.
     match unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } {
         0 => Ok(device),
         _ => Err(std::io::Error::last_os_error().into()),
     }
 }
 
-/// Answers each request for an address by ARP, and each echo request of ICMP, until the interface
-/// is gone.
+/// Answers each ARP request and each ICMP echo request until the interface is gone.
 fn answer(mut tap: File) -> std::io::Result<()> {
     const MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
     let mut bytes = [0; 2000];
@@ -45,7 +44,7 @@ fn answer(mut tap: File) -> std::io::Result<()> {
         match frame[12..14] {
             [8, 6] if frame[21] == 1 => {
                 frame[21] = 2;
-                swap(frame, 22, 32, 10); // address and MAC of who asks, and of who is asked
+                swap(frame, 22, 32, 10); // address and MAC of the asker, and of the asked
                 frame[22..28].copy_from_slice(&MAC);
             }
             [8, 0] if frame[23] == 1 && frame[34] == 8 => {
@@ -63,11 +62,11 @@ fn answer(mut tap: File) -> std::io::Result<()> {
     }
 }
 
-/// Of each kind one, and a dummy.
+/// One of each kind, and a dummy.
 const KINDS: [&str; 7] = ["mac1", "ip2", "ip3", "vlan4", "br5", "tap6", "dummy7"];
 
-/// Makes an interface of each kind in `inner`. Behind each but the dummy somebody answers: `outer`
-/// is where they are, `lower` has what the interfaces lie upon, as the host has on a real one.
+/// Makes an interface of each kind in `inner`. Behind each except the dummy somebody in `outer`
+/// answers. `lower` has the interfaces below them, as the host does in reality.
 fn one_of_each_kind(inner: &Namespace, lower: &Namespace, outer: &Namespace) -> TestResult {
     for number in 1..=4 {
         let peer = format!("peer name out{number} netns {}", outer.name());
@@ -86,7 +85,7 @@ fn one_of_each_kind(inner: &Namespace, lower: &Namespace, outer: &Namespace) -> 
         lower.ip(&format!("link add {kind}"))?;
         lower.ip(&format!("link set {name} netns {}", inner.name()))?;
     }
-    // Whoever is behind an ipvlan of layer 3 is reached by routes.
+    // Peers behind an ipvlan of layer 3 are reached by routes.
     lower.ip("address add 10.83.0.254/24 dev low3")?;
     outer.ip("route add 10.83.0.2/32 via 10.83.0.254 dev out3")?;
     for step in [
@@ -161,11 +160,11 @@ fn interfaces_of_all_kinds_carry_traffic() -> TestResult {
     parts.end()
 }
 
-/// A bond that has two interfaces of the namespace, one of which fails, and a macvtap that nobody
+/// A bond over two interfaces of the namespace, one of which fails, and a macvtap that nobody
 /// reads.
 #[test]
 fn a_bond_and_a_macvtap_carry_traffic() -> TestResult {
-    kata_like_only!(); // under runc nothing comes in on a macvtap but for who reads it
+    kata_like_only!(); // under runc only the reader of a macvtap receives anything
     let host = Host::alone()?;
     let (inner, outer) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "out")?);
     let lower = Namespace::new(&host, "low")?;
@@ -215,7 +214,7 @@ fn a_bond_and_a_macvtap_carry_traffic() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// Nothing comes in on an ipvlan of mode l3s that could be redirected, nor on a VLAN whose lower
+/// Nothing that could be redirected comes in on an ipvlan of mode l3s, or on a VLAN whose lower
 /// interface is joined itself.
 #[test]
 fn an_interface_that_can_t_be_joined_is_refused_by_its_name() -> TestResult {

@@ -1,4 +1,4 @@
-//! What comes and goes in the pod's namespace after its first container has started.
+//! Changes in the pod's namespace after its first container has started.
 
 use std::thread;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use kata_like_tests::{Host, TestResult, failure, kata_like_only};
 
 use crate::{PATIENCE, connect, echoed};
 
-/// As `docker network connect` does: an interface with an address and a route, twice, for its slot
-/// must be free again; then more than there are slots. What can't be joined is named in the log.
+/// As `docker network connect` does: an interface with an address and a route, twice, since its
+/// slot must become free; then more than there are slots. The log names what can't be joined.
 #[test]
 fn interfaces_that_come_later_are_there_until_they_go() -> TestResult {
-    kata_like_only!(); // under runc there is nothing that could be missing
+    kata_like_only!(); // under runc nothing could be missing
     let host = Host::alone()?;
     let (inner, far) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "far")?);
     let add = |number: u32| -> TestResult {
@@ -66,7 +66,7 @@ fn interfaces_that_come_later_are_there_until_they_go() -> TestResult {
     ] {
         until(words, PATIENCE, || host.log().contains(words))?;
     }
-    thread::sleep(Duration::from_secs(3)); // longer than a settled namespace is looked at again
+    thread::sleep(Duration::from_secs(3)); // a settled namespace has been read by then
     assert_eq!(host.log().matches("wg7 has come").count(), 1);
     sees("10.98.0.2", false)?;
     pod.remove()?;
@@ -78,11 +78,11 @@ fn interfaces_that_come_later_are_there_until_they_go() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// A plugin that takes its time: the guest has the interface long before that has what it is for,
-/// which then changes again. What a container has made of it stays.
+/// A slow plugin: the guest has the interface long before the interface has its addresses, which
+/// then change again. What a container has changed stays.
 #[test]
 fn what_an_interface_gets_later_is_there_until_it_goes() -> TestResult {
-    kata_like_only!(); // under runc there is nothing that could be missing
+    kata_like_only!(); // under runc nothing could be missing
     let host = Host::alone()?;
     let (inner, far) = (Namespace::new(&host, "pod")?, Namespace::new(&host, "far")?);
     inner.ip(&format!(

@@ -1,8 +1,8 @@
-//! A pod's network: what its namespace on the host holds is there in the guest, carries traffic
-//! both ways, and is left as it was.
+//! A pod's network: the guest has what the namespace on the host holds, traffic passes both ways,
+//! and the namespace stays as it was.
 //!
-//! All traffic is between namespaces of the test's own: the pod's, and one at the far end of its
-//! interfaces. All but what speaks of the VM also runs against runc.
+//! All traffic is between namespaces of the test: the pod's, and one at the far end of its
+//! interfaces. Everything except what concerns the VM also runs against runc.
 
 mod again;
 mod kinds;
@@ -32,7 +32,7 @@ fn patient(stream: &TcpStream) -> TestResult {
     Ok(stream.set_write_timeout(Some(PATIENCE))?)
 }
 
-/// Connects from a namespace, as soon as somebody listens.
+/// Connects from a namespace as soon as somebody listens.
 fn connect(from: &Namespace, address: &'static str) -> TestResult<TcpStream> {
     let mut last = Err(failure("not tried"));
     until("a connection", PATIENCE, || {
@@ -43,7 +43,7 @@ fn connect(from: &Namespace, address: &'static str) -> TestResult<TcpStream> {
     last
 }
 
-/// Sends bytes, and reads as many back.
+/// Sends bytes, and reads the same number back.
 fn echoed(mut stream: TcpStream, bytes: &[u8]) -> TestResult {
     patient(&stream)?;
     let mut writer = stream.try_clone()?;
@@ -56,7 +56,7 @@ fn echoed(mut stream: TcpStream, bytes: &[u8]) -> TestResult {
     Ok(())
 }
 
-/// Takes one connection, reads so many bytes, and gives them back.
+/// Accepts one connection, reads `length` bytes, and sends them back.
 fn echo_once(listener: &TcpListener, length: usize) -> TestResult {
     let (mut stream, _) = listener.accept()?;
     patient(&stream)?;
@@ -83,8 +83,8 @@ fn bytes_a_packet(namespace: &Namespace, interface: &'static str) -> TestResult<
     ])
 }
 
-/// An interface with a network, IPv4 and IPv6 (eth0), and one with nothing but an address and a
-/// route to a gateway that is in no network and answers no ARP (eth1). Their far ends are in `far`.
+/// An interface with a network, IPv4 and IPv6 (eth0), and one with only an address and a route to a
+/// gateway that is in no network and answers no ARP (eth1). Their far ends are in `far`.
 fn two_interfaces(inner: &Namespace, far: &Namespace) -> TestResult {
     for (number, mtu) in [(0, 1400), (1, 9000)] {
         inner.ip(&format!(
@@ -142,7 +142,7 @@ fn a_pod_has_the_network_that_its_namespace_has() -> TestResult {
             echoed(connect(&far, address)?, &pattern(length))
         });
     }
-    // Acknowledgements among them, a packet is longer than the MTU on the average.
+    // The average packet, acknowledgements included, is longer than the MTU.
     parts.run("the host's counters", || {
         let average = bytes_a_packet(&inner, "eth0")?;
         assert!(average.iter().all(|bytes| *bytes > 1414), "{average:?}");
@@ -210,7 +210,7 @@ fn bytes_go_out_and_back(pod: &CtrContainer, far: &Namespace) -> TestResult {
     Ok(())
 }
 
-/// The shim is killed: `delete` leaves a namespace that lives on as it was.
+/// The shim is killed: `delete` leaves a given namespace as it was.
 #[test]
 fn a_killed_shim_leaves_the_namespace_as_it_was() -> TestResult {
     kata_like_only!();
@@ -284,7 +284,7 @@ impl Drop for Cover {
     }
 }
 
-/// `ctr run --cni` has the plugin make the interface after Create, in the namespace that came with
+/// `ctr run --cni` lets the plugin make the interface after Create, in the namespace that came with
 /// it.
 #[test]
 fn an_interface_that_comes_after_the_creation_is_there() -> TestResult {
@@ -328,7 +328,7 @@ esac
         output.both()
     );
     if is_oracle() {
-        return Ok(()); // `ctr` with runc leaves a namespace that its plugin has been told of
+        return Ok(()); // `ctr` with runc leaves a namespace of which its plugin was told
     }
     host.leaves_nothing(&before)
 }

@@ -1,5 +1,5 @@
-//! A name server on the loopback of the pod's namespace, as Docker's at 127.0.0.11: the container's
-//! resolv.conf names it, and it answers.
+//! A name server on the loopback of the pod's namespace, like Docker's at 127.0.0.11: the
+//! container's resolv.conf names it, and it answers.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -58,9 +58,8 @@ fn serve(namespace: &Namespace, address: &'static str) -> TestResult {
     Ok(())
 }
 
-/// Of two servers that the file names, one answers in the namespace, by UDP, by TCP, and also when
-/// it is asked more often at once than questions are carried. The other address is left to the pod,
-/// which may have a server there.
+/// The file names two servers. One answers in the namespace, by UDP and TCP, also to more questions
+/// at once than are carried. The other address is left to the pod, which may have a server there.
 #[test]
 fn a_name_server_on_the_pod_s_loopback_answers() -> TestResult {
     let host = Host::alone()?;

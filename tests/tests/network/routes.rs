@@ -5,14 +5,14 @@ use std::process::Command;
 use kata_like_tests::namespace::Namespace;
 use kata_like_tests::{Call, Host, TestResult, userland};
 
-/// What iproute2's `ip` tells of routes and neighbours. busybox has one of its own, and its shell
-/// prefers that.
+/// iproute2's view of routes and neighbours. busybox has an `ip` of its own, which its shell
+/// prefers.
 const LOOK: &str = "$ip -d -o route show table all; $ip -d -o -6 route show table all; \
     $ip -o neighbour show nud permanent; $ip -o -6 neighbour show nud permanent";
 
-/// All lines but those of what a kernel has for itself.
+/// All lines except those that every kernel has.
 fn others_than_the_kernel_s(text: &str) -> Vec<String> {
-    // The guest has no objects of their own for next hops, only what they say.
+    // The guest has no next-hop objects, only their content.
     let is_object = |line: &str| line.trim_start().starts_with("nh_info");
     let is_own = |line: &str| line.contains("table local") && line.contains("proto kernel");
     let lines = text

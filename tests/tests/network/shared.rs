@@ -1,5 +1,4 @@
-//! Containers without a network of their own: one that shares another's, and one whose namespace is
-//! empty.
+//! Containers without a network of their own: one shares another's, one has an empty namespace.
 
 use std::fs;
 use std::io::Write;
@@ -13,20 +12,20 @@ use rustix::process::Signal;
 
 use crate::PATIENCE;
 
-/// How many of these have a virtual machine.
+/// How many of these pods have a virtual machine.
 fn machines(pods: &[CtrContainer]) -> usize {
     let has_one = |pod: &&CtrContainer| pod.state_folder().exists();
     pods.iter().filter(has_one).count()
 }
 
-/// The file that says whose a network namespace is.
+/// The network claim: the file that says which pod a network namespace belongs to.
 fn lock_of(namespace: &Namespace) -> TestResult<PathBuf> {
     let about = fs::metadata(namespace.path())?;
     let name = format!("network:{}:{}", about.dev(), about.ino());
     Ok(PathBuf::from("/run/kata-like").join(name))
 }
 
-/// Says hello through a server that another container of the network has on its loopback.
+/// Says hello through a server on the loopback of another container of the network.
 fn hears_hello(pod: &CtrContainer, port: u16) -> TestResult {
     let script = format!(
         "for try in 1 2 3 4 5; do echo hello | nc -w 20 127.0.0.1 {port} && break; sleep 1; done"
@@ -42,8 +41,8 @@ fn echo_server(port: u16) -> String {
     format!("while :; do nc -l -p {port} -e cat; done")
 }
 
-/// Two that are given one namespace at once share it, whoever comes first; so does one that is
-/// given it while the first one's pod is being made. In the end there is room for a new pod in it.
+/// Two containers that get one namespace at once share it, whoever comes first. So does one that
+/// gets it while the first one's pod is being made. In the end there is room for a new pod in it.
 #[test]
 fn containers_that_start_at_once_share_a_network() -> TestResult {
     let host = Host::alone()?;
@@ -80,8 +79,8 @@ fn containers_that_start_at_once_share_a_network() -> TestResult {
     Ok(())
 }
 
-/// A namespace that a dead pod had is the next one's: the shim was killed a moment ago, or so that
-/// nobody has cleaned up after it.
+/// A dead pod's namespace is free for the next one: the shim was killed a moment ago, or nobody has
+/// cleaned up after it.
 #[test]
 fn the_network_of_a_killed_pod_is_free() -> TestResult {
     kata_like_only!();
@@ -117,14 +116,14 @@ fn the_network_of_a_killed_pod_is_free() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// Only containers of the same namespace of containerd's become one of a pod's; other ones are
-/// refused at once. Here the test has the namespace, as the pod's shim would.
+/// Only a container of the same containerd namespace joins a pod; others are refused at once. Here
+/// the test has the claim, as the pod's shim would.
 #[test]
 fn the_network_of_a_pod_of_another_of_containerd_s_namespaces_is_refused() -> TestResult {
     kata_like_only!();
     let host = Host::alone()?;
     let inner = Namespace::new(&host, "pod")?;
-    drop(host.run(&host.name("first"), &[], &["true"]).ok()?); // there is /run/kata-like
+    drop(host.run(&host.name("first"), &[], &["true"]).ok()?); // now /run/kata-like exists
     let (path, before) = (lock_of(&inner)?, host.footprint());
     let mut options = fs::OpenOptions::new();
     let mut lock = options

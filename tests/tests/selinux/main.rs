@@ -1,8 +1,8 @@
 //! A host that enforces SELinux: containerd's CRI plugin gives each pod a label and categories of
-//! its own, and what of the pod runs on the host runs under it.
+//! its own, and the pod's processes on the host run under them.
 //!
-//! Needs a test host whose kernel has SELinux and no policy (`test-host --selinux`); the policy is
-//! that of these tests, loaded once and enforced before containerd starts.
+//! Needs a test host whose kernel has SELinux and no policy (`test-host --selinux`). These tests
+//! load their own policy once and enforce it before containerd starts.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ const POLICY: &str = include_str!("policy.cil");
 /// The kernel's side of SELinux.
 const SELINUX: &str = "/sys/fs/selinux";
 
-/// What a policy of a distribution brings along for who gives containers their labels.
+/// The contexts file that a distribution's policy brings for programs that label containers.
 const CONTEXTS: &str = r#"process = "system_u:system_r:container_t:s0"
 file = "system_u:object_r:container_file_t:s0"
 ro_file = "system_u:object_r:container_ro_file_t:s0"
@@ -33,14 +33,14 @@ const PROGRAM: &str = "system_u:object_r:program_t:s0";
 /// The label of the host's own processes.
 const HOST: &str = "system_u:system_r:host_t:s0-s0:c0.c1023";
 
-/// The label of a pod's processes and that of its files, each without the categories.
+/// The labels of a pod's processes and of its files, each without the categories.
 const PROCESS: &str = "system_u:system_r:container_kvm_t:";
 const FILE: &str = "system_u:object_r:container_file_t:";
 
 /// Where the configuration's drop-ins are.
 const DROP_IN: &str = "/etc/kata-like/config.d/selinux.toml";
 
-/// A host that enforces, for one test at a time.
+/// An enforcing host, for one test at a time.
 fn host() -> TestResult<Host> {
     static ENFORCES: OnceLock<Result<(), String>> = OnceLock::new();
     ENFORCES
@@ -120,8 +120,7 @@ fn text(label: &[u8]) -> String {
         .to_owned()
 }
 
-/// The level, which has the categories, of a pod whose processes on the host are all labelled for
-/// it.
+/// The level, with the categories, of a pod whose processes on the host all have it.
 fn level_of(pod: &Pod) -> TestResult<String> {
     assert_eq!(label_of_process(pod.process("shim")?)?, HOST);
     let [vmm, fsd] = ["vmm", "fsd"].map(|name| label_of_process(pod.process(name)?));
@@ -133,8 +132,8 @@ fn level_of(pod: &Pod) -> TestResult<String> {
     Ok(level.to_owned())
 }
 
-/// VMM and fs server have the label for virtual machines and the pod's categories, and so the guest
-/// reaches the files that have those, and no others of the host's.
+/// VMM and fs server have the label for virtual machines and the pod's categories. So the guest
+/// reaches the files with those, and no others of the host.
 #[test]
 fn a_pod_is_confined_to_its_own_files() -> TestResult {
     let host = host()?;
@@ -169,7 +168,7 @@ fn a_pod_is_confined_to_its_own_files() -> TestResult {
     host.leaves_nothing(&before)
 }
 
-/// Who looks at such a host before the first pod is told.
+/// `kata-like check` says so before the first pod.
 #[test]
 fn the_check_names_it() -> TestResult {
     let _host = host()?;
@@ -199,8 +198,8 @@ fn a_privileged_pod_has_the_shims_label() -> TestResult {
 }
 
 /// A label that the policy doesn't know, one that the shim's children may not have, and one under
-/// which they can't use what they are handed: each start fails with the label and what helps, and
-/// leaves nothing. That helps.
+/// which they can't use their descriptors. Each start fails with the label and what helps, and
+/// leaves nothing. What helps does help.
 #[test]
 fn a_refused_label_is_named_with_its_cure() -> TestResult {
     let host = host()?;

@@ -1,7 +1,6 @@
-//! Every kind of end that a stream can have, and what each of them does to the process: cases of
-//! one pod.
+//! Every kind of end that a stream can have, and its effect on the process: cases of one pod.
 //!
-//! Streams are asked for as containerd's clients do it, but by the task API alone.
+//! The streams are requested as containerd's clients do it, but only by the task API.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -32,7 +31,7 @@ pub const CASES: [Case; 8] = [
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Of what takes milliseconds on a quiet host.
+/// For steps that take milliseconds on a quiet host.
 const SOON: Duration = Duration::from_secs(30);
 
 fn text(path: &Path) -> String {
@@ -77,7 +76,7 @@ fn plain_files(pod: &ShimPod) -> TestResult {
     Ok(())
 }
 
-/// The path is percent-encoded, its folder is made, both streams go there; what is no path is
+/// The path is percent-encoded, its folder is made, and both streams go there. What is no path is
 /// refused.
 fn file_uri(pod: &ShimPod) -> TestResult {
     let task = pod.run("uri", &["sleep", "1000"])?;
@@ -112,7 +111,7 @@ fn file_uri(pod: &ShimPod) -> TestResult {
     task.end()
 }
 
-/// The program gets what the terminal shows.
+/// The logging program gets what the terminal shows.
 fn logger_of_a_terminal(pod: &ShimPod) -> TestResult {
     let folder = pod.files().join("logger");
     fs::create_dir(&folder)?;
@@ -145,7 +144,8 @@ fn logger_of_a_terminal(pod: &ShimPod) -> TestResult {
     Ok(())
 }
 
-/// A client that leaves ends no input; after `CloseIO` the last one does, and nothing is lost.
+/// A client that leaves does not end the input. After `CloseIO` the last one does, and nothing is
+/// lost.
 fn input_comes_and_goes(pod: &ShimPod) -> TestResult {
     let folder = pod.files();
     let (input, output) = (Fifo::new(folder, "in")?, Fifo::new(folder, "out")?);
@@ -172,7 +172,7 @@ fn input_comes_and_goes(pod: &ShimPod) -> TestResult {
     done(task.delete("")?).map(drop)
 }
 
-/// Who comes back reads on where the last one stopped; the process notices nothing.
+/// A reader that comes back reads on where the last one stopped. The process notices nothing.
 fn reader_leaves(pod: &ShimPod) -> TestResult {
     let output = Fifo::new(pod.files(), "left")?;
     let mut first = output.reader()?;
@@ -199,8 +199,8 @@ fn reader_leaves(pod: &ShimPod) -> TestResult {
     done(task.delete("")?).map(drop)
 }
 
-/// Output without an end holds up its writer and nothing else: no memory, no call, no other
-/// process.
+/// Output without a reader stalls its writer and nothing else: no memory grows, no call or other
+/// process waits.
 fn reader_stalls(pod: &ShimPod) -> TestResult {
     let output = Fifo::new(pod.files(), "stalled")?;
     let mut reader = output.reader()?;
@@ -239,7 +239,7 @@ fn reader_stalls(pod: &ShimPod) -> TestResult {
     let (deleted, took) = api.call::<DeleteResponse>("Delete", &delete, SOON)?;
     assert_eq!(done(deleted)?.exit_status, 137);
     assert!(is_oracle() || took < 3 * SECOND, "Delete took {took:?}");
-    // What had been taken is still there for the reader, and then the end.
+    // The reader still gets what had been taken, and then the end.
     reader.to_end(SOON)?;
     let seen = reader.text();
     match seen.len() > 1 << 20
@@ -255,8 +255,8 @@ fn reader_stalls(pod: &ShimPod) -> TestResult {
     }
 }
 
-/// The leader of the session ends: who is on the terminal is told by SIGHUP, and who ignores it
-/// delays nobody's exit.
+/// The session's leader ends: processes on the terminal get SIGHUP, and one that ignores it delays
+/// nobody's exit.
 fn hang_up(pod: &ShimPod) -> TestResult {
     let task = pod.run("terminal", &["sleep", "1000"])?;
     let output = Fifo::new(pod.files(), "terminal")?;
@@ -284,7 +284,7 @@ fn hang_up(pod: &ShimPod) -> TestResult {
     drop(typed);
     done(task.delete("shell")?)?;
     reader.to_end(SOON)?;
-    // A terminal that the client hangs up: its end is that of the process, by the signal for it.
+    // The client hangs a terminal up: the process ends by SIGHUP.
     done(task.exec(
         "again",
         &json!({"args": ["sh", "-c", "sleep 3333; echo never"]}),

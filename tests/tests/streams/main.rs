@@ -1,7 +1,7 @@
 //! What moves through a container's standard streams: all of it, in order, and its end.
 //!
-//! Behaviours that have cost users of other VM runtimes hangs and lost output. All of it also runs
-//! against runc.
+//! Users of other VM runtimes have met hangs and lost output here. All of it also runs against
+//! runc.
 
 use std::thread;
 use std::time::Duration;
@@ -17,7 +17,7 @@ mod ends;
 const SECOND: Duration = Duration::from_secs(1);
 const MEBIBYTE: usize = 1 << 20;
 
-/// Bytes that no compression and no line handling leaves alone by chance.
+/// Bytes that no compression and no line handling leaves unchanged by chance.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -81,7 +81,7 @@ fn an_exec_has_streams_of_its_own() -> TestResult {
     let pod = host.start("execs", &[], &["sleep", "1000"])?;
     in_a_pipe(&pod)?;
     on_a_terminal(&host, &pod)?;
-    // Last: it ends the container.
+    // Last, since it ends the container.
     a_child_that_keeps_the_output_delays_no_exit(&host, &events, &pod)?;
     pod.remove()
 }
@@ -95,7 +95,7 @@ fn in_a_pipe(pod: &CtrContainer) -> TestResult {
         .input(noise(MEBIBYTE))
         .ok()?;
     assert_eq!(output.text(), MEBIBYTE.to_string());
-    // One that does not read its input must not wait for it, nor must its caller.
+    // A process that does not read its input must not wait for it, and neither must its caller.
     let output = pod
         .exec_call(&[], &["echo", "unread"])
         .input(noise(MEBIBYTE))

@@ -1,5 +1,5 @@
-//! containerd is killed and started again under a pod that writes all the while; and how old what
-//! was stored through a mapping becomes before it is on the host.
+//! containerd is killed and restarted under a pod that writes all the while. It also measures how
+//! old a store through a mapping gets before the host has it.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -25,13 +25,13 @@ const MAPPED: [&str; 2] = ["mapped:/mapped", "mapped:/data/mapped"];
 /// Milliseconds between two records of a file: the pod lives for minutes.
 const PACE: &str = "25";
 
-/// From containerd's answer to its death, and from that to its return, at most.
+/// The longest time from containerd's answer to its death, and from that to its return.
 const LONGEST: Duration = Duration::from_millis(600);
 
 /// Where the host has the files of the pod.
 struct Files {
     volume: PathBuf,
-    /// Holds the root's mount, whoever unmounts it.
+    /// Keeps the root's mount, even if it is unmounted.
     root: File,
 }
 
@@ -58,8 +58,8 @@ impl Files {
     }
 }
 
-/// Looks at the mapped files until told to stop; the host's page cache is what a kill at that
-/// moment would leave.
+/// Looks at the mapped files until it is stopped: a kill at that moment would leave what is in the
+/// host's page cache.
 fn watch(output: &std::path::Path, files: &Files, stop: &AtomicBool) -> TestResult<Vec<Mapped>> {
     let mut told = Told::new(output)?;
     let mut all: Vec<Mapped> = MAPPED
@@ -80,7 +80,7 @@ fn watch(output: &std::path::Path, files: &Files, stop: &AtomicBool) -> TestResu
     }
 }
 
-/// What was read of before is there, and the writers go on.
+/// Everything acknowledged earlier is there, and the writers go on.
 fn check(told: &mut Told, files: &Files, checked: &mut [Checked; FILES.len()]) -> TestResult {
     told.read()?;
     for (place, (file, checked)) in FILES.iter().zip(checked).enumerate() {
@@ -99,7 +99,7 @@ fn check(told: &mut Told, files: &Files, checked: &mut [Checked; FILES.len()]) -
     }
 }
 
-/// Each writer has come further.
+/// Waits until each writer has come further.
 fn wait_for_more(told: &mut Told) -> TestResult {
     let before: Vec<u64> = (0..FILES.len()).map(|place| told.last(place)).collect();
     until("all writers go on", || {
@@ -111,7 +111,7 @@ fn wait_for_more(told: &mut Told) -> TestResult {
     })
 }
 
-/// One round in four. The pod is the same all the time, and its VMM is killed in the end.
+/// One round in four. The pod is the same all the time; in the end its VMM is killed.
 #[test]
 fn containerd_dies_and_the_pod_writes_on() -> TestResult {
     kata_like_only!();

@@ -1,6 +1,6 @@
-//! Databases from Debian go through it, all at once: SQLite in WAL and in rollback mode, LMDB, and
-//! git with `core.fsync=all`. Their own check is the judge of what is on the host, and each
-//! transaction that they have acknowledged must be in it.
+//! Databases from Debian at the worst moment, all at once: SQLite in WAL and in rollback mode,
+//! LMDB, and git with `core.fsync=all`. Their own check judges what is on the host, and each
+//! acknowledged transaction must be in it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,16 +23,16 @@ use crate::{Chance, MAPPED_BOUND, VICTIMS, rounds};
 /// The databases.
 const NAMES: [&str; 4] = ["wal", "rollback", "lmdb", "git"];
 
-/// How they are put to work, and what is done with what is left.
+/// How they are put to work, and how the remains are checked.
 const WORK: &str = include_str!("databases.sh");
 
-/// Beside them somebody stores numbers into mapped files.
+/// Beside them a writer stores numbers into mapped files.
 const MAPPED: [&str; 2] = ["/mapped", "/data/mapped"];
 
-/// From the second transaction of each on (git has one), at most.
+/// The longest time from the second transaction of each on (git has one).
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// What is done before, at the host's speed: git's repository.
+/// The preparation, at the host's speed: git's repository.
 const PREPARE: &str = r#"
 export HOME=/ LC_ALL=C GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t
 mkdir -p $git && cd $git && git init -q -b main --template= . || exit 1
@@ -41,7 +41,7 @@ echo 1 >file
 git add file && git commit -q -m 1
 "#;
 
-/// What the judge runs, in a root with Debian's programs; each database's directory is a variable.
+/// What the judge runs, in a root with Debian's programs. Each database's directory is a variable.
 const JUDGE: &str = r#"
 export HOME=/ LC_ALL=C
 for name in wal rollback; do
@@ -56,7 +56,8 @@ git fsck --full --strict --no-progress && echo "= git ok"
 git rev-list --reverse main
 "#;
 
-/// What was acknowledged: the number of each database's last transaction, and the names of git's.
+/// What was acknowledged: the number of each database's last transaction, and the names of git's
+/// commits.
 fn acknowledged(output: &Path) -> TestResult<(BTreeMap<String, u64>, Vec<String>)> {
     let (mut last, mut commits) = (BTreeMap::new(), Vec::new());
     let text = fs::read_to_string(output)?;
@@ -64,7 +65,7 @@ fn acknowledged(output: &Path) -> TestResult<(BTreeMap<String, u64>, Vec<String>
     for line in whole.lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let (Some(name), Some(number)) = (words.first(), words.get(1)) else {
-            continue; // what sqlite3 answers to PRAGMA
+            continue; // sqlite3's answer to PRAGMA
         };
         if !NAMES.contains(name) {
             continue;
@@ -80,8 +81,8 @@ fn acknowledged(output: &Path) -> TestResult<(BTreeMap<String, u64>, Vec<String>
     Ok((last, commits))
 }
 
-/// Runs a script on what is on the host, with Debian's programs as its root, and gives what it
-/// says.
+/// Runs a script on the files on the host, with Debian's programs as its root, and returns its
+/// output.
 fn on_host(
     room: &Path,
     place: &Path,
@@ -127,7 +128,7 @@ fn on_host(
     Ok(format!("{}\n{}", output.text(), output.error_text()))
 }
 
-/// Everything that was acknowledged is in what the judge has found whole.
+/// Everything acknowledged is in what the judge has found whole.
 fn check(said: &str, last: &BTreeMap<String, u64>, commits: &[String]) -> TestResult {
     let wrong = |what: &str| {
         failure(format!(
@@ -136,8 +137,8 @@ fn check(said: &str, last: &BTreeMap<String, u64>, commits: &[String]) -> TestRe
     };
     let of = |name: &str| last.get(name).copied().unwrap_or(0);
     for name in ["wal", "rollback"] {
-        // `ok`, then how many there are, the last, whether the sum is right, and how many have
-        // their content.
+        // `ok`, then the count, the last number, whether the sum is right, and how many have their
+        // content.
         let line = said
             .lines()
             .find_map(|line| line.strip_prefix(&format!("= {name} ok ")));
@@ -153,7 +154,7 @@ fn check(said: &str, last: &BTreeMap<String, u64>, commits: &[String]) -> TestRe
     if !said.contains("= lmdb ok") || !said.contains("= git ok") {
         return Err(wrong("a check has failed"));
     }
-    // Each key and its value are a line of their own.
+    // Each key and its value have a line of their own.
     let lines: Vec<&str> = said.lines().collect();
     let begin = lines.iter().position(|line| *line == "HEADER=END");
     let pairs = lines
@@ -177,7 +178,7 @@ fn check(said: &str, last: &BTreeMap<String, u64>, commits: &[String]) -> TestRe
     }
 }
 
-/// All of them at work, until somebody dies.
+/// All of them work until a process is killed.
 fn work_and_kill(machine: &Machine, victim: &str, after: Duration) -> TestResult<Duration> {
     let begun = Instant::now();
     let mut told = Told::new(machine.output())?;

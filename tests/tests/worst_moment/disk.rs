@@ -1,9 +1,9 @@
-//! The disk below fails while pods write: whoever writes is told, and what `fsync` has acknowledged
-//! was on the disk.
+//! The disk below fails while pods write: the writer hears of it, and what `fsync` has acknowledged
+//! is on the disk.
 //!
 //! ext4 on a loop device is shut down as by a power cut (EXT4_IOC_SHUTDOWN without a flush of its
-//! journal, which is what file systems' own tests use): from then on it refuses everything, and
-//! mounted again it holds what had come to the device. This is what no kill of a process can show.
+//! journal, as file systems' own tests use it). From then on it refuses everything; mounted again,
+//! it holds what had reached the device. No kill of a process can show this.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -19,7 +19,7 @@ use crate::machine::{Ground, until};
 use crate::records::{Checked, Told};
 use crate::rounds::{FILES, command, lower, path};
 
-/// For so long it is written to.
+/// How long pods write to it.
 const LIFE: Duration = Duration::from_secs(1);
 
 /// A file system on a loop device, unmounted with the value.
@@ -46,7 +46,7 @@ impl Disk {
 
     fn mount(&self) -> TestResult {
         let mut mount = Command::new("mount");
-        // Of itself it commits its journal in ten minutes.
+        // By itself it commits its journal after ten minutes.
         mount
             .args(["-o", "loop,commit=600"])
             .arg(&self.image)
@@ -60,12 +60,12 @@ impl Disk {
         Call::new(unmount).ok().map(drop)
     }
 
-    /// What was made so far is to be there afterwards.
+    /// Makes everything so far durable.
     fn sync(&self) -> TestResult {
         Ok(rustix::fs::syncfs(File::open(&self.place)?)?)
     }
 
-    /// From now on nothing comes to the device.
+    /// From now on nothing reaches the device.
     fn cut_power(&self) -> TestResult {
         const SHUTDOWN: libc::c_ulong = 0x8004_587d; // _IOR('X', 125, __u32) in fs/ext4/ext4.h
         let without_log: u32 = 2;
@@ -134,7 +134,7 @@ fn what_fsync_acknowledged_was_on_the_disk_and_a_dead_disk_is_an_error() -> Test
     for (number, file) in FILES.iter().enumerate() {
         let (acknowledged, whole) = (told.last(number), whole(&place, file)?);
         there.push(format!("{file}: {whole} of {acknowledged}"));
-        // That of who does not sync shows that the power was cut.
+        // The loss of the writer that never syncs shows that the power was cut.
         if file.starts_with("synced") && whole < acknowledged
             || file.starts_with("plain") && whole >= acknowledged
         {

@@ -1,9 +1,9 @@
-//! A pod of one container whose shim is called as containerd calls it, but without it: the shortest
-//! way to a machine that can be killed.
+//! A pod of one container whose shim is called as containerd calls it, but without containerd: the
+//! shortest way to a machine that can be killed.
 //!
-//! The root is an overlay, as containerd's snapshotter has it, whose upper directory the test
-//! knows; so both the root's files and the volume's are there to be read on the host whatever
-//! becomes of the pod.
+//! The root is an overlay, like that of containerd's snapshotter, whose upper directory the test
+//! knows. So the files of the root and of the volume can be read on the host whatever becomes of
+//! the pod.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -22,13 +22,13 @@ use kata_like_tests::{Call, Host, Patience, TestResult, failure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// Of all that is waited for; emulated hosts are slow, and a hang is what this is to find.
+/// For everything that is waited for: emulated hosts are slow, and the test should find hangs.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where the volume is in the container.
 pub const DATA: &str = "/data";
 
-/// Waits until something holds, and leaves the CPU to whoever is to bring that about.
+/// Waits until something holds, and leaves the CPU to others meanwhile.
 pub fn until(what: &str, mut holds: impl FnMut() -> TestResult<bool>) -> TestResult {
     let patience = Patience::new(PATIENCE);
     while !holds()? {
@@ -40,7 +40,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> TestResult<bool>) -> TestRes
     Ok(())
 }
 
-/// A volume or a file of the host's, as a spec has it.
+/// A spec's mount for a volume or a file of the host.
 pub fn bind(source: &Path, target: &str, mode: &str) -> Value {
     json!({"type": "bind", "source": source, "destination": target, "options": ["rbind", mode]})
 }
@@ -53,8 +53,8 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Containers see this directory as their root, and change nothing in it. A limit of their
-    /// memory makes the machine smaller, which boots sooner.
+    /// The containers' root is this directory, in which they change nothing. A memory limit makes
+    /// the machine smaller, which boots sooner.
     pub fn new(host: &Host, lower: &Path, memory: Option<u64>) -> TestResult<Self> {
         let files = PathBuf::from(format!("/run/{}", host.name("machines")));
         fs::create_dir(&files)?;
@@ -72,7 +72,7 @@ impl Ground {
         })
     }
 
-    /// Starts a machine that runs a command, with what it writes in `place`, whatever was there
+    /// Starts a machine that runs a command. What it writes goes to `place`, whatever was there
     /// before.
     pub fn start(
         &self,
@@ -140,7 +140,7 @@ impl Drop for Ground {
     }
 }
 
-/// The shim's binary, with nobody to tell events to.
+/// The shim's binary, without an address for events.
 fn verb(id: &str, bundle: &Path, verb: &str) -> Call {
     let prefix = std::env::var("KATA_LIKE_PREFIX").unwrap_or_else(|_| "/run/installed".into());
     let mut command = Command::new(Path::new(&prefix).join("bin/containerd-shim-kata-like-v2"));
@@ -167,17 +167,17 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// What the container has written to its standard output, in a file of the host's.
+    /// The file on the host with the container's standard output.
     pub fn output(&self) -> &Path {
         &self.output
     }
 
-    /// And to its standard error.
+    /// The text of its standard error.
     pub fn errors(&self) -> String {
         fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
-    /// Where the host has a file of the container's.
+    /// A file of the container, by its path on the host.
     pub fn on_host(&self, path: &str) -> PathBuf {
         match path.strip_prefix(DATA) {
             Some(rest) => self.volume.join(rest.trim_start_matches('/')),
@@ -185,7 +185,7 @@ impl Machine {
         }
     }
 
-    /// One of the pod's processes, as its record names it.
+    /// One of the pod's processes, from its record.
     fn process(&self, role: &str) -> TestResult<Process> {
         let folder = format!("/run/kata-like/{NAMESPACE}:{}", self.task.id());
         let record: Value = serde_json::from_slice(&fs::read(format!("{folder}/shim.json"))?)?;
@@ -194,7 +194,7 @@ impl Machine {
             .ok_or_else(|| failure(format!("no {role} in {record}, or it is gone")))
     }
 
-    /// Kills one of the pod's processes, and takes away what is left as containerd does.
+    /// Kills one of the pod's processes, and removes the remains as containerd does.
     pub fn kill(&self, role: &str) -> TestResult {
         let shim = self.process("shim")?;
         let victim = self.process(role)?;
@@ -220,7 +220,7 @@ impl Machine {
 }
 
 impl Drop for Machine {
-    /// Of one that is gone the shim's binary finds nothing.
+    /// If the pod is gone the shim's binary finds nothing.
     fn drop(&mut self) {
         if self
             .process("shim")

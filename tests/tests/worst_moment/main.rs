@@ -1,15 +1,15 @@
-//! The worst moment: VMM, fs server, shim and containerd are killed by turns under whoever writes,
-//! and all that was acknowledged is on the host, byte for byte and in order.
+//! The worst moment: VMM, fs server, shim and containerd are killed in turn under busy writers.
+//! Everything acknowledged must be on the host, byte for byte and in order.
 //!
-//! The guest writes through: what `write` has answered is in the host's page cache, which survives
-//! the kill of any process. So the writer that never syncs must lose nothing either, and the way of
-//! `fsync` to the disk can't be judged by kills: `disk` has a disk that fails in the midst of it.
-//! What is stored through a mapping is the guest's alone until its kernel writes it back; how long
-//! that takes is measured.
+//! The guest writes through: an answered `write` is in the host's page cache, which survives the
+//! kill of any process. So the writer that never syncs must lose nothing either, and kills can't
+//! judge the way of `fsync` to the disk: `disk` has a disk that fails meanwhile. A store through a
+//! mapping is the guest's alone until its kernel writes it back; the test measures how long that
+//! takes.
 //!
-//! `KATA_LIKE_KILL_ROUNDS` is how often something is killed, 200 without it; the databases' share
-//! grows with it. `KATA_LIKE_KILL_SEED` repeats the moments of an earlier run, as far as moments
-//! can be repeated.
+//! `KATA_LIKE_KILL_ROUNDS` is the number of kills, by default 200; the databases' share grows with
+//! it. `KATA_LIKE_KILL_SEED` repeats the moments of an earlier run, as far as moments can be
+//! repeated.
 
 mod containerd;
 mod databases;
@@ -22,13 +22,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata_like_tests::TestResult;
 
-/// Whose death ends the pod.
+/// The processes whose death ends the pod.
 const VICTIMS: [&str; 3] = ["vmm", "fsd", "shim"];
 
-/// What was stored through a mapping may be lost if it is younger than this, and only then.
+/// A store through a mapping may be lost only if it is younger than this.
 const MAPPED_BOUND: Duration = Duration::from_secs(5);
 
-/// How often something is killed, the databases' kills not counted.
+/// The number of kills, without the databases'.
 fn rounds() -> TestResult<u64> {
     match std::env::var("KATA_LIKE_KILL_ROUNDS") {
         Ok(text) => Ok(text.parse()?),
@@ -36,7 +36,7 @@ fn rounds() -> TestResult<u64> {
     }
 }
 
-/// Numbers by chance (splitmix64), the same from the same seed.
+/// Random numbers (splitmix64), the same from the same seed.
 struct Chance(u64);
 
 impl Chance {
@@ -50,7 +50,7 @@ impl Chance {
         Ok(Self(seed))
     }
 
-    /// A time up to this one.
+    /// A random time up to `most`.
     fn up_to(&mut self, most: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -1,5 +1,5 @@
-//! What the writers of `tests/probe/src/tools/records.rs` have told, and whether the host's files
-//! hold it.
+//! What the writers of `tests/probe/src/tools/records.rs` have acknowledged, and whether the host's
+//! files hold it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kata_like_tests::{TestResult, failure};
 
-/// As the writer has it.
+/// The same number as the writer's.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 const PAGES: u64 = 16;
 const PAGE: u64 = 4096;
@@ -24,18 +24,18 @@ fn record(number: u64) -> Vec<u8> {
         .collect()
 }
 
-/// A growing file of lines, of which each is read once.
+/// A growing file of lines; each line is read once.
 pub struct Told {
     file: File,
     rest: String,
-    /// By the file's place among the writer's arguments: the last number.
+    /// The last number, by the file's place among the writer's arguments.
     last: BTreeMap<usize, u64>,
-    /// And the error that a writer was told.
+    /// The error that a writer got.
     errors: BTreeMap<usize, String>,
 }
 
 impl Told {
-    /// Nothing was told yet.
+    /// Nothing is acknowledged yet.
     pub fn new(path: &Path) -> TestResult<Self> {
         Ok(Self {
             file: File::open(path)?,
@@ -45,7 +45,7 @@ impl Told {
         })
     }
 
-    /// Reads what is new, whole lines only. Each file's numbers come one after the other.
+    /// Reads new whole lines. Each file's numbers come in order.
     pub fn read(&mut self) -> TestResult {
         self.file.read_to_string(&mut self.rest)?;
         let Some(end) = self.rest.rfind('\n') else {
@@ -53,7 +53,8 @@ impl Told {
         };
         let new: String = self.rest.drain(..=end).collect();
         for line in new.lines() {
-            // What begins with another word is somebody else's, or the writer's last words.
+            // A line that begins with another word is another program's, or the writer's last
+            // words.
             let Some((place, what)) = line.split_once(' ') else {
                 continue;
             };
@@ -74,12 +75,12 @@ impl Told {
         Ok(())
     }
 
-    /// The last number that the writer of this file was told to be done.
+    /// The last number that this file's writer was told to be done.
     pub fn last(&self, place: usize) -> u64 {
         self.last.get(&place).copied().unwrap_or(0)
     }
 
-    /// The errors that writers were told, by their files' places.
+    /// The errors that writers got, by their files' places.
     pub fn errors(&self) -> &BTreeMap<usize, String> {
         &self.errors
     }
@@ -95,8 +96,8 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Goes on reading: byte by byte what was written, in order, and behind the last whole record
-    /// nothing but the first bytes of the next. A file that isn't there holds nothing.
+    /// Goes on reading: each written byte is there, in order, and behind the last whole record only
+    /// the first bytes of the next one. A missing file holds nothing.
     pub fn go_on(&mut self, path: &Path) -> TestResult {
         let mut found = Vec::new();
         match File::open(path) {
@@ -130,13 +131,13 @@ impl Checked {
     }
 }
 
-/// How old what a mapped file lacks on the host has become, while its writer goes on.
+/// How old the stores get that a mapped file lacks on the host, while its writer goes on.
 pub struct Mapped {
     path: PathBuf,
     place: usize,
-    /// When each number was read of, from 1 on.
+    /// When each number was read, from 1 on.
     told: Vec<Instant>,
-    /// The oldest that was seen to be missing.
+    /// The age of the oldest store that was seen to be missing.
     pub oldest: Duration,
 }
 
@@ -156,7 +157,7 @@ impl Mapped {
         self.told.len()
     }
 
-    /// What is on the host now, against what was told before; `now` is earlier where nothing has
+    /// Compares the host's file with what was acknowledged before; `now` is earlier if nothing has
     /// changed since.
     pub fn look(&mut self, told: &Told, now: Instant) -> TestResult<Duration> {
         let on_host = self.pages()?;
@@ -169,7 +170,7 @@ impl Mapped {
             .min()
             .map_or(Duration::ZERO, |at| now.saturating_duration_since(*at));
         self.oldest = self.oldest.max(age);
-        // What has come since counts from now on.
+        // Newer numbers count from now on.
         self.told
             .resize(told.last(self.place) as usize, Instant::now());
         Ok(age)

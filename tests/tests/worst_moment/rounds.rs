@@ -20,7 +20,7 @@ pub const FILES: [&str; 4] = [
     "plain:/data/plain",
 ];
 
-/// From the first record on, at most, until somebody dies.
+/// The longest time from the first record until a process is killed.
 const LONGEST: Duration = Duration::from_millis(600);
 
 /// The path of a file of [`FILES`].
@@ -28,10 +28,10 @@ pub fn path(file: &str) -> &str {
     file.split_once(':').map_or(file, |(_, path)| path)
 }
 
-/// What the writer may take.
+/// The writer's memory limit in bytes.
 const MEMORY: u64 = 64 << 20;
 
-/// A root that holds the writer alone.
+/// A root that holds only the writer.
 pub fn lower(directory: &Directory, tool: &Tool) -> TestResult<std::path::PathBuf> {
     let lower = directory.join("lower");
     fs::create_dir(&lower)?;
@@ -39,15 +39,14 @@ pub fn lower(directory: &Directory, tool: &Tool) -> TestResult<std::path::PathBu
     Ok(lower)
 }
 
-/// The writer, with all files.
+/// The writer's command line, with all files.
 pub fn command() -> Vec<&'static str> {
     let mut command = vec!["/tool", "records", "0"];
     command.extend(FILES);
     command
 }
 
-/// What a kill has left of what was acknowledged: nothing less. Gives the numbers of both for each
-/// file.
+/// Checks that a kill has lost nothing acknowledged. Returns both numbers for each file.
 fn judge(machine: &Machine, told: &Told) -> TestResult<[(u64, u64); FILES.len()]> {
     let mut all = [(0, 0); FILES.len()];
     for (place, file) in FILES.iter().enumerate() {
@@ -85,7 +84,7 @@ fn round(
     told.read()?;
     let judged = judge(&machine, &told)?;
     for (place, error) in told.errors() {
-        // Whoever lives longer than the fs server may be told so, and nobody else has a reason to.
+        // A process that outlives the fs server may hear of that; no other has a reason to.
         println!(
             "{victim} killed: the writer of {} was told {error}",
             FILES[*place]
@@ -132,7 +131,7 @@ fn whoever_dies_nothing_acknowledged_is_lost() -> TestResult {
         acknowledged[2],
         acknowledged[3],
     ));
-    // Else nothing was tried.
+    // Otherwise nothing was tried.
     assert!(
         acknowledged.iter().all(|count| *count > kills),
         "{acknowledged:?}"

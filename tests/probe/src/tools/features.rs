@@ -1,4 +1,4 @@
-//! What a file system can: one line for each feature, `NAME: RESULT`, the result being a word or an
+//! What a file system can do: one line for each feature, `NAME: RESULT`. The result is a word or an
 //! error's name.
 //!
 //! `tests/tests/file_systems` compares the lines of two runtimes, and with `docs/file-systems.md`.
@@ -65,8 +65,8 @@ pub fn report(directory: &str) -> io::Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// Whether a directory of the host's is carried: what the host has put there is read; what is
-/// written there is synced, mapped, renamed and read back.
+/// Whether a directory of the host is carried: reads what the host has put there; then writes,
+/// syncs, maps, renames and reads back.
 pub fn carried(directory: &str) -> io::Result<String> {
     let directory = Path::new(directory);
     if fs::read(directory.join("kept"))? != b"of the host\n" {
@@ -108,14 +108,14 @@ fn checked(result: impl Into<i64>) -> io::Result<i64> {
     }
 }
 
-/// One word for what should be so, another one for what should not.
+/// One word for the right result, another one for the wrong.
 fn word(right: bool, yes: &'static str, no: &'static str) -> io::Result<&'static str> {
     Ok(if right { yes } else { no })
 }
 
-/// Does it in a process of its own, whose end tells what came of it.
+/// Runs `work` in a child process, whose exit status is the result.
 fn in_child(work: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
-    // SAFETY: this program has one thread, so the child may do all that it could.
+    // SAFETY: this program has one thread, so the child may do everything that the parent could.
     let child = checked(unsafe { libc::fork() })?;
     if child == 0 {
         let code = match work() {
@@ -170,7 +170,7 @@ fn holder(path: &Path) -> io::Result<&'static str> {
     lock(&one, libc::F_SETLK)?;
     let parent = std::process::id() as i32;
     let known = in_child(|| {
-        // SAFETY: the struct holds integers alone, for which zeros are values.
+        // SAFETY: the struct holds only integers, for which zeros are values.
         let mut asked: libc::flock = unsafe { std::mem::zeroed() };
         asked.l_type = libc::F_WRLCK as libc::c_short;
         // SAFETY: the descriptor is open while the call lasts, and the kernel writes into a struct
@@ -196,7 +196,7 @@ fn lease(path: &Path, kind: i32) -> io::Result<&'static str> {
     Ok("taken")
 }
 
-/// Memory as O_DIRECT wants it.
+/// A buffer with the alignment that O_DIRECT needs.
 #[repr(align(4096))]
 struct Page([u8; 4096]);
 
@@ -224,7 +224,7 @@ fn unnamed(path: &Path) -> io::Result<&'static str> {
     )
 }
 
-/// A name for an open file.
+/// Gives an open file a name.
 fn link(file: &File, path: &Path) -> io::Result<()> {
     let (from, to) = (
         CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?,
@@ -357,7 +357,7 @@ fn times(path: &Path) -> io::Result<&'static str> {
 
 fn inotify(path: &Path) -> io::Result<&'static str> {
     let directory = c_path(path.parent().ok_or(ErrorKind::InvalidInput)?)?;
-    // SAFETY: takes a number alone; what it returns is checked.
+    // SAFETY: takes only a number; the result is checked.
     let number = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
     checked(number)?;
     // SAFETY: a new descriptor, which nobody else has.

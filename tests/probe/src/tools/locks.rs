@@ -1,4 +1,4 @@
-//! Locks of files, of each kind that there is.
+//! File locks of each kind.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -6,9 +6,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-/// An exclusive lock of the whole file. `kind` is `flock`, `fcntl` or `ofd` (an open file's); `how`
-/// is `try`, `wait`, or `hold`: then it is kept until somebody kills this process. A line tells
-/// when it is there.
+/// An exclusive lock of the whole file. `kind` is `flock`, `fcntl` or `ofd` (an open file's). `how`
+/// is `try`, `wait`, or `hold`, which keeps the lock until this process is killed. A line says when
+/// the lock is there.
 pub fn lock(kind: &str, path: &str, how: &str) -> io::Result<String> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let wait = how == "wait";
@@ -46,7 +46,7 @@ pub fn flock(file: &File, wait: bool) -> io::Result<()> {
     }
 }
 
-/// fcntl's lock of `length` bytes; 0: to the end, however far that will be.
+/// fcntl's lock of `length` bytes; 0: to the end, however long the file gets.
 pub fn range(file: &File, command: i32, kind: i32, start: i64, length: i64) -> io::Result<()> {
     let range = libc::flock {
         l_type: kind as libc::c_short,
@@ -62,7 +62,7 @@ pub fn range(file: &File, command: i32, kind: i32, start: i64, length: i64) -> i
     }
 }
 
-/// Adds 1 to the number in a file so many times, under a lock each time; the file stays open.
+/// Adds 1 to the number in a file `times` times, each time under a lock. The file stays open.
 /// Prints the number.
 pub fn count(path: &str, times: &str) -> io::Result<String> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -74,7 +74,7 @@ pub fn count(path: &str, times: &str) -> io::Result<String> {
         last = u64::from_le_bytes(bytes) + 1;
         file.write_all_at(&last.to_le_bytes(), 0)?;
         range(&file, libc::F_SETLK, libc::F_UNLCK, 0, 0)?;
-        // Longer than a tick of a clock by which files are told to be new.
+        // Longer than a tick of the clock by which a file counts as new.
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(last.to_string())

@@ -1,13 +1,13 @@
-//! A database's write-ahead log in small: what sqlite does with files in WAL mode, and what it
+//! A small write-ahead log of a database: what sqlite does with files in WAL mode, and what it
 //! relies on.
 //!
-//! A writer takes a lock of one byte of the index file, adds a frame behind the last one that the
-//! index knows, waits until it is on disk, makes it known in the index, which is memory shared by
-//! mapping, and gives the lock up. Whoever opens it first makes the index anew from the frames that
-//! are whole. `ACK` gets the number of each frame that is there for good.
+//! A writer locks one byte of the index file, adds a frame behind the last one that the index
+//! knows, waits until it is on disk, publishes it in the index, which is shared mapped memory, and
+//! unlocks. The first process that opens it makes the index anew from the whole frames. `ACK` gets
+//! the number of each frame that is durable.
 //!
-//! The test reads frames on the host, too: each has its number, a sum (FNV-1a of what is around
-//! it), and bytes that follow from its number.
+//! The test also reads frames on the host. Each has its number, a sum (FNV-1a of the rest), and
+//! bytes that follow from its number.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -18,14 +18,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::PAGE;
 use super::locks::range;
 
-/// sqlite's lock for writers is this byte, too.
+/// sqlite uses the same byte for its writers' lock.
 const WRITER: i64 = 120;
 
 struct Log {
     frames: File,
     /// The index file, for its locks.
     shared: File,
-    /// The number of the last frame that is there, in the mapping.
+    /// The number of the last frame, in the mapping.
     last: &'static AtomicU64,
 }
 
@@ -42,8 +42,9 @@ impl Log {
         let (frames, shared) = (open("frames")?, open("index")?);
         shared.set_len(PAGE as u64)?;
         let page = super::map_page(&shared)?;
-        // SAFETY: a page that stays mapped to the end, aligned for all that fits in it. Other
-        // processes change it, as is what atomics are for; nothing here refers to it otherwise.
+        // SAFETY: the page stays mapped until the process ends, and is aligned for everything that
+        // fits in it. Other processes change it, which atomics allow; nothing here refers to it
+        // otherwise.
         let last = unsafe { page.cast::<AtomicU64>().as_ref() };
         Ok(Self {
             frames,
@@ -60,7 +61,7 @@ impl Log {
         range(&self.shared, libc::F_SETLK, libc::F_UNLCK, WRITER, 1)
     }
 
-    /// How many frames are whole, one after the other.
+    /// How many frames are whole, from the first one on.
     fn whole(&self) -> io::Result<u64> {
         let mut found = [0; PAGE];
         for number in 1.. {
@@ -93,7 +94,7 @@ fn frame(number: u64) -> [u8; PAGE] {
     frame
 }
 
-/// Writes frames until somebody kills it.
+/// Writes frames until it is killed.
 pub fn write(directory: &str, acknowledge: &str) -> io::Result<String> {
     let log = Log::open(Path::new(directory))?;
     let mut acknowledge = OpenOptions::new()
@@ -114,7 +115,7 @@ pub fn write(directory: &str, acknowledge: &str) -> io::Result<String> {
     }
 }
 
-/// Takes the writers' lock, and tells how many frames are whole and how many the index knows.
+/// Takes the writers' lock; prints how many frames are whole and how many the index knows.
 pub fn check(directory: &str) -> io::Result<String> {
     let log = Log::open(Path::new(directory))?;
     log.lock(libc::F_SETLK)?;

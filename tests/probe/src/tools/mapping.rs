@@ -1,7 +1,7 @@
-//! Stores through a shared mapping, which nothing but the end of the process or the kernel's own
-//! time writes back.
+//! Stores through a shared mapping, which are written back only by the end of the process or in the
+//! kernel's own time.
 //!
-//! The test reads the file on the host, too: its words of eight bytes follow from where they are.
+//! The test also reads the file on the host: its 8-byte words follow from their places.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ fn word(at: u64) -> u64 {
     (at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// A file of so many bytes, mapped to the end of the process.
+/// Makes a file of `bytes` bytes and maps it until the process ends.
 fn map(path: &str, bytes: u64) -> io::Result<*mut u64> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true);
@@ -22,13 +22,13 @@ fn map(path: &str, bytes: u64) -> io::Result<*mut u64> {
     Ok(super::map(&file, length)?.as_ptr().cast())
 }
 
-/// Fills a file so, closes it while it is mapped, and says that it is stored. Then it ends, waits
-/// to be killed (`hold`), or takes all the memory that there is (`eat`).
+/// Fills a file by a mapping, closes it while it is mapped, and prints `stored`. Then it ends,
+/// waits to be killed (`hold`), or takes all memory (`eat`).
 pub fn store(path: &str, bytes: &str, then: &str) -> io::Result<String> {
     let bytes: u64 = bytes.parse().map_err(io::Error::other)?;
     let start = map(path, bytes)?;
     for at in 0..bytes / 8 {
-        // SAFETY: the word is within the mapping, of which nobody has a reference.
+        // SAFETY: the word is inside the mapping, to which nobody has a reference.
         unsafe { start.add(at as usize).write_volatile(word(at)) };
     }
     writeln!(io::stdout(), "stored")?;
@@ -42,7 +42,7 @@ pub fn store(path: &str, bytes: &str, then: &str) -> io::Result<String> {
     }
 }
 
-/// How much of a file is as it was stored.
+/// Prints how much of a file is as it was stored.
 pub fn stored(path: &str, bytes: &str) -> io::Result<String> {
     let bytes: u64 = bytes.parse().map_err(io::Error::other)?;
     let mut file = File::open(path)?;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-/// Listens on addresses until somebody kills it; `listening` comes first. The first byte of a
-/// connection says what is to happen on it, see `answer`.
+/// Listens on addresses until it is killed; `listening` comes first. The first byte of a connection
+/// says what happens on it: see `answer`.
 pub fn listen(addresses: &[String]) -> io::Result<String> {
     let taken = Arc::new(AtomicU64::new(0));
     let listeners: io::Result<Vec<_>> = addresses.iter().map(TcpListener::bind).collect();
@@ -37,21 +37,21 @@ fn answer(mut stream: TcpStream, taken: &AtomicU64) -> io::Result<()> {
     let mut wanted = [0];
     stream.read_exact(&mut wanted)?;
     match wanted {
-        // All that comes, and when that has ended, a word more.
+        // Sends back all that comes, and after the end one word more.
         [b'e'] => {
             io::copy(&mut stream.try_clone()?, &mut stream)?;
             stream.write_all(b"over")
         }
-        // The end at once; what comes all the same is counted.
+        // Ends its direction at once; counts what still comes.
         [b'h'] => {
             stream.shutdown(Shutdown::Write)?;
             let count = io::copy(&mut stream, &mut io::sink())?;
             taken.fetch_add(count, Ordering::SeqCst);
             Ok(())
         }
-        // How much that was.
+        // How many bytes that were.
         [b'c'] => write!(stream, "{}", taken.load(Ordering::SeqCst)),
-        // A word, and a reset.
+        // Sends a word, and resets.
         [b'r'] => {
             stream.write_all(b"half a sen")?;
             stream.read_exact(&mut wanted)?;
@@ -75,7 +75,7 @@ fn answer(mut stream: TcpStream, taken: &AtomicU64) -> io::Result<()> {
     }
 }
 
-/// Becomes another program, which is refused bpf(2), and its children, too.
+/// Becomes another program, for which bpf(2) fails, as for its children.
 pub fn without_bpf(command: &[String]) -> io::Result<String> {
     const BPF: u32 = libc::SYS_bpf as u32;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };

@@ -1,9 +1,9 @@
-//! Writers for the worst moment: each appends records to a file, or stores numbers into one that it
-//! has mapped, and tells at once what it was told to be done.
+//! Writers for the worst moment: each appends records to a file, or stores numbers into a mapped
+//! one, and prints at once what is done.
 //!
-//! A record's content and length follow from its number, so whoever reads the file needs nothing
-//! else to know each byte of it. Told is by one line on the standard output: the file's place among
-//! the arguments, and the number; or the error's name in its place, after which nothing more comes.
+//! A record's content and length follow from its number, so a reader needs nothing else to know
+//! each byte. A printed line has the file's place among the arguments, and the number; or the
+//! error's name in its place, after which nothing more comes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use super::PAGE;
 
-/// How many pages a mapped file has; they take the numbers by turns.
+/// How many pages a mapped file has; numbers go to them in turn.
 const PAGES: u64 = 16;
 
-/// An odd number, so that no two words of a file are alike (2^64 by the golden ratio).
+/// An odd number (2^64 by the golden ratio), so that no two words of a file are alike.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A record: words that follow from its number, the first of them the number itself, and as many
-/// bytes of them as follow from it, too.
+/// A record: words that follow from its number, the first being the number itself, cut to a length
+/// that also follows from it.
 fn record(number: u64) -> Vec<u8> {
     let length = 16 + (number.wrapping_mul(SPREAD) >> 32) % 5000;
     (0..length.div_ceil(8))
@@ -30,8 +30,8 @@ fn record(number: u64) -> Vec<u8> {
         .collect()
 }
 
-/// Writes to each `KIND:FILE` until somebody ends it, with so many milliseconds between two writes
-/// to one file. `synced` waits for the disk after each record, `plain` does not, `mapped` stores
+/// Writes to each `KIND:FILE` until it is killed, with `pace` milliseconds between two writes to
+/// one file. `synced` waits for the disk after each record, `plain` does not, `mapped` stores
 /// numbers into a shared mapping.
 pub fn write(pace: &str, files: &[String]) -> io::Result<String> {
     let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
@@ -73,12 +73,12 @@ fn append(place: usize, path: &Path, pace: Duration, sync: bool) -> io::Result<(
     Ok(())
 }
 
-/// The file's name is only there for good when its directory is.
+/// The file's name is durable only when its directory is.
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(path))?.sync_all()
 }
 
-/// Stores each number at the begin of the next page, and never asks for it to be written.
+/// Stores each number at the start of the next page, and never asks for write-back.
 fn store(place: usize, path: &Path, pace: Duration) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true);
@@ -88,8 +88,8 @@ fn store(place: usize, path: &Path, pace: Duration) -> io::Result<()> {
     let pages = super::map(&file, length as usize)?;
     for number in 1_u64.. {
         let at = (number % PAGES) as usize * PAGE;
-        // SAFETY: a page that stays mapped to the end, aligned for all that fits in it; nobody
-        // refers to it but by such an atomic.
+        // SAFETY: the page stays mapped until the process ends, and is aligned for everything that
+        // fits in it. Everybody refers to it by such an atomic only.
         let cell = unsafe { pages.add(at).cast::<AtomicU64>().as_ref() };
         cell.store(number, Ordering::SeqCst);
         writeln!(io::stdout(), "{place} {number}")?;
@@ -98,7 +98,7 @@ fn store(place: usize, path: &Path, pace: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// So that a long life leaves a file that can be read.
+/// Keeps the file of a long life small enough to read.
 fn pause(pace: Duration) {
     if !pace.is_zero() {
         thread::sleep(pace);

@@ -1,16 +1,15 @@
-//! Takes all the room that a file system has, by writes and by a mapping, and heeds nothing but
-//! what the calls that do it answer.
+//! Fills a file system by writes and by a mapping, and heeds only the results of these calls.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 
 use super::PAGE;
 
-/// As long as each write is.
+/// The length of each write.
 const BLOCK: usize = 16 * PAGE;
 
-/// Writes so many bytes at most, and looks at no answer but that of `write`. Prints how it ended,
-/// and whether the file has as many bytes as were written.
+/// Writes at most `bytes` bytes, and looks only at the results of `write`. Prints how it ended, and
+/// whether the file is as long as what was written.
 pub fn fill(path: &str, bytes: &str) -> io::Result<String> {
     let most: usize = bytes.parse().map_err(io::Error::other)?;
     let mut file = File::create(path)?;
@@ -31,7 +30,7 @@ pub fn fill(path: &str, bytes: &str) -> io::Result<String> {
     })
 }
 
-/// Of SIGBUS: leaves with the answer, for the store would be tried again.
+/// SIGBUS's handler: leaves with the answer, since the store would be tried again.
 extern "C" fn store_failed(_signal: libc::c_int) {
     let words = b"SIGBUS\n";
     // SAFETY: write and _exit may be called in a signal's handler; the words are static.
@@ -41,8 +40,8 @@ extern "C" fn store_failed(_signal: libc::c_int) {
     }
 }
 
-/// Stores into each page of a mapping of a hole, syncs it, and closes the file. Prints `SIGBUS` if
-/// a store has ended so, and `told` if one of the calls has failed.
+/// Stores into each page of a mapped hole, syncs it, and closes the file. Prints `SIGBUS` if a
+/// store ended so, and `told` if one of the calls failed.
 pub fn fill_map(path: &str, bytes: &str) -> io::Result<String> {
     let length: usize = bytes.parse().map_err(io::Error::other)?;
     let mut options = OpenOptions::new();
@@ -54,10 +53,10 @@ pub fn fill_map(path: &str, bytes: &str) -> io::Result<String> {
     unsafe { libc::signal(libc::SIGBUS, handler as libc::sighandler_t) };
     let start = super::map(&file, length)?.as_ptr();
     for at in (0..length).step_by(PAGE) {
-        // SAFETY: `at` is within the mapping, of which nobody has a reference.
+        // SAFETY: `at` is inside the mapping, to which nobody has a reference.
         unsafe { start.add(at).write_volatile(7) };
     }
-    // SAFETY: the mapping, whole, and the descriptor, which nobody uses afterwards.
+    // SAFETY: the whole mapping, and a descriptor that nobody uses afterwards.
     let told = unsafe {
         libc::msync(start.cast(), length, libc::MS_SYNC) != 0
             || libc::close(std::os::fd::IntoRawFd::into_raw_fd(file)) != 0
@@ -65,7 +64,7 @@ pub fn fill_map(path: &str, bytes: &str) -> io::Result<String> {
     Ok(if told { "told" } else { "nobody was told" }.into())
 }
 
-/// Prints what `stat` says of a file that is open: after it was written, and after it was synced.
+/// Prints what `stat` says of an open file: after it was written, and after it was synced.
 pub fn stat_open(path: &str, bytes: &str) -> io::Result<String> {
     use std::os::unix::fs::MetadataExt;
 
@@ -105,7 +104,7 @@ pub fn stat_open(path: &str, bytes: &str) -> io::Result<String> {
     Ok(said.join("; "))
 }
 
-/// When it was changed: its content, and what is known of it.
+/// The times of the last change, of its content and of its inode.
 fn time(of: &std::fs::Metadata) -> [i64; 4] {
     use std::os::unix::fs::MetadataExt;
     [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()]

@@ -15,8 +15,8 @@ use crate::hosts::Wanted;
 use crate::libtest::{self, Filter};
 use crate::plan;
 
-/// Formatting, lints and all tests that need no host. A fault of style fails the run, and does not keep the
-/// tests from being run.
+/// Formatting, lints and all tests that need no host. A fault of style fails the run, and does not
+/// keep the tests from being run.
 pub fn style_and_units(repository: &Path, count: &mut Count) -> TestResult {
     let mut style = |what: &str, command: Command| {
         if let Err(error) = must(what, command) {

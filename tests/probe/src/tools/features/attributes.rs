@@ -1,4 +1,4 @@
-//! Features of what is said about a file: extended attributes, ACLs, flags.
+//! Features about a file's attributes: extended attributes, ACLs, flags.
 
 use std::ffi::CStr;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Features of parts of a file: making room, holes, copies without copying.
+//! Features about parts of a file: making room, holes, copies without copying.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use super::{Feature, checked, create, word};
 
-/// A block of all file systems here.
+/// A block of every file system here, in bytes.
 const BLOCK: i64 = 4096;
 
-/// How many blocks a file has that something is done to; the second one is what it is done to.
+/// How many blocks a file has; the second one is changed.
 const BLOCKS: u8 = 4;
 
 pub(super) const FEATURES: [Feature; 12] = [
@@ -45,7 +45,7 @@ pub(super) const FEATURES: [Feature; 12] = [
     ("sync_file_range", sync_range),
 ];
 
-/// The blocks hold 1, 2, 3 and 4.
+/// A file whose blocks hold 1, 2, 3 and 4.
 fn filled(path: &Path) -> io::Result<File> {
     let file = create(path)?;
     for number in 1..=BLOCKS {
@@ -80,7 +80,7 @@ fn allocate(path: &Path, mode: i32) -> io::Result<&'static str> {
     word(about.len() == size && room, "makes room", "makes no room")
 }
 
-/// Does it to the second block. `wanted` is what each block holds then; 9: there is none.
+/// Changes the second block. `wanted` is what each block holds then; 9: the block is gone.
 fn change(path: &Path, mode: i32, wanted: [u8; 5]) -> io::Result<&'static str> {
     let file = filled(path)?;
     fallocate(&file, mode, BLOCK, BLOCK)?;
