@@ -1,7 +1,7 @@
-//! A container that `ctr` has put into the background. With kata-like it is a pod by itself, and
-//! has the pod's processes on the host.
+//! A container that `ctr` runs in the background. With kata-like it is a pod by itself, and has the
+//! pod's processes on the host.
 //!
-//! Deleted when it goes out of scope, a failed test included.
+//! It is deleted when it goes out of scope, also after a failed test.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct CtrContainer<'host> {
 }
 
 impl<'host> CtrContainer<'host> {
-    /// One with this id, to be made by the caller: whatever comes of it is cleaned up.
+    /// A container with this id, which the caller makes. It is cleaned up in any case.
     pub fn new(host: &'host Host, id: String) -> Self {
         Self {
             host,
@@ -36,7 +36,7 @@ impl<'host> CtrContainer<'host> {
         &self.id
     }
 
-    /// `ctr task exec` of a command, to be given input or a deadline.
+    /// `ctr task exec` of a command, to which the caller may give input or a deadline.
     pub fn exec_call(&self, options: &[&str], command: &[&str]) -> Call {
         let exec = self.host.name("exec");
         let mut arguments = vec!["task", "exec", "--exec-id", &exec];
@@ -84,12 +84,12 @@ impl<'host> CtrContainer<'host> {
         .map_err(|error| failure(format!("{error}: {wanted}, last {last}")))
     }
 
-    /// `ctr task rm`, then `ctr container rm`; gives the container's exit status.
+    /// `ctr task rm`, then `ctr container rm`; returns the container's exit status.
     pub fn delete(mut self) -> TestResult<i32> {
         self.deleted = true;
         let task = self.host.ctr(["task", "rm", &self.id]).ok()?;
         self.delete_container()?;
-        // ctr tells the status only where it is not 0, as a warning.
+        // ctr prints the status only if it is not 0, as a warning.
         match task.error_text().split_once("non-zero exit code ") {
             None => Ok(0),
             Some((_, rest)) => Ok(rest.trim_end_matches('"').parse()?),
@@ -103,7 +103,7 @@ impl<'host> CtrContainer<'host> {
         self.delete_container()
     }
 
-    /// `ctr container rm`, for a pod whose task somebody else has deleted.
+    /// `ctr container rm`, for a pod whose task is already deleted.
     pub fn remove_container(mut self) -> TestResult {
         self.deleted = true;
         self.delete_container()
@@ -118,10 +118,10 @@ impl<'host> CtrContainer<'host> {
         PathBuf::from("/run/kata-like").join(format!("{NAMESPACE}:{}", self.id))
     }
 
-    /// One of the pod's processes on the host: `vmm`, `fsd` or `shim`, as its record names them.
+    /// One of the pod's processes on the host, by its name in the record: `vmm`, `fsd` or `shim`.
     pub fn process(&self, role: &str) -> TestResult<Process> {
         if is_oracle() {
-            // runc's shim keeps no record of itself; its arguments name the pod.
+            // runc's shim keeps no record; its arguments name the pod.
             return Process::all()
                 .into_iter()
                 .find(|process| process.is(role) && process.arguments.contains(&self.id))

@@ -1,7 +1,7 @@
-//! A pod of several containers that `ctr` makes as containerd's CRI plugin would: by annotations
-//! and by the paths of namespaces, which are the host's.
+//! A pod of several containers that `ctr` makes as containerd's CRI plugin would: by annotations,
+//! and by the paths of namespaces on the host.
 //!
-//! Works on runc, too, where each container is a process of its own in the namespaces of the first.
+//! It works on runc, too, where each container is a process in the namespaces of the first one.
 
 use crate::annotations::{Role, annotation_options};
 use crate::ctr::Call;
@@ -9,7 +9,7 @@ use crate::ctr_container::CtrContainer;
 use crate::host::Host;
 use crate::{TestResult, runtime};
 
-/// A pod, by its first container, which holds what the others share.
+/// A pod, held by its first container, whose namespaces the others share.
 pub struct CtrPod<'host> {
     host: &'host Host,
     first: CtrContainer<'host>,
@@ -20,7 +20,7 @@ pub struct CtrPod<'host> {
 const SHARED: [&str; 3] = ["network", "ipc", "uts"];
 
 impl<'host> CtrPod<'host> {
-    /// Starts the first container. Its command is what a pause image has: it never ends by itself.
+    /// Starts the first container. Its command is that of a pause image: it never ends by itself.
     pub fn start(host: &'host Host, options: &[&str]) -> TestResult<Self> {
         let id = host.name("sandbox");
         let annotations = annotation_options(Role::Sandbox, &id);
@@ -41,7 +41,7 @@ impl<'host> CtrPod<'host> {
         self.pid
     }
 
-    /// What makes a container one of this pod's.
+    /// The options that make a container one of this pod.
     fn options(&self, options: &[&str]) -> Vec<String> {
         let mut all = annotation_options(Role::Container, self.first.id());
         for kind in SHARED {

@@ -1,5 +1,5 @@
-//! A small file system of the host's own, in memory or on a loop device, that containers have below
-//! them, and loop devices without one.
+//! A small file system of the host, in memory or on a loop device, below containers; and loop
+//! devices without one.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::ctr::Call;
 use crate::host::Host;
 use crate::{TestResult, failure};
 
-/// One piece of what [`Disk::fill`] takes.
+/// The size of a file that [`Disk::fill`] makes.
 const PIECE: u64 = 1 << 20;
 
-/// The directory of [`Disk::fill`]'s pieces.
+/// The directory of [`Disk::fill`]'s files.
 const FILLER: &str = "filler";
 
 /// The project that [`Disk::limit`] limits.
@@ -25,7 +25,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes one of this kind, such as `ext4`, and mounts it with these options.
+    /// Makes a file system of this kind, such as `ext4`, and mounts it with these options.
     pub fn new(
         host: &Host,
         kind: &str,
@@ -62,7 +62,7 @@ impl Disk {
         self.path.display().to_string()
     }
 
-    /// Takes all its room but for so many MiB.
+    /// Fills it, except for `left` MiB.
     pub fn fill(&self, left: usize) -> TestResult {
         let filler = self.path.join(FILLER);
         fs::create_dir(&filler)?;
@@ -84,7 +84,7 @@ impl Disk {
         self.sync()
     }
 
-    /// Gives that back.
+    /// Removes what [`Disk::fill`] made.
     pub fn make_room(&self) -> TestResult {
         let filler = self.path.join(FILLER);
         if filler.exists() {
@@ -93,7 +93,7 @@ impl Disk {
         self.sync()
     }
 
-    /// Allows so many MiB to what is in a directory of it; 0 is no limit.
+    /// Allows `mib` MiB for the content of a directory; 0 is no limit.
     pub fn limit(&self, directory: &Path, mib: u64) -> TestResult {
         let directory = directory.display().to_string();
         run("chattr", &["-p", PROJECT, "+P", &directory])?;
@@ -123,7 +123,7 @@ impl Drop for Disk {
 pub struct LoopDevice(String);
 
 impl LoopDevice {
-    /// Attaches one to a file.
+    /// Attaches a loop device to a file.
     pub fn attach(image: &Path) -> TestResult<Self> {
         let mut attach = Command::new("losetup");
         attach

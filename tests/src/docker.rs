@@ -2,7 +2,7 @@
 //! `docker`.
 //!
 //! dockerd ends with the test binary. It has folders of its own, and leaves the host's firewall
-//! open for others.
+//! open.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::process::until;
 use crate::rootfs::Rootfs;
 use crate::{IMAGE, TestResult, failure, runtime, userland};
 
-/// What dockerd calls, and the names of the test host's programs for it.
+/// The programs that dockerd calls, and the names of the test host's programs for them.
 const FIREWALL: [&str; 6] = [
     "iptables",
     "iptables-save",
@@ -71,7 +71,7 @@ impl<'host> Docker<'host> {
         command: &[&str],
     ) -> TestResult<Container<'_>> {
         let name = self.host.name(stem);
-        // First: a failed start is cleaned up, too.
+        // First, so that a failed start is cleaned up, too.
         let container = Container { docker: self, name };
         let how = ["-d", "--name", &container.name];
         self.call(&run_arguments(&how, options, command)).ok()?;
@@ -197,7 +197,7 @@ fn start(host: &Host) -> TestResult<PathBuf> {
     Ok(directory)
 }
 
-/// The test image: Docker reads no archive of an image in OCI's layout.
+/// Imports the test image: Docker reads no archive in OCI's layout.
 fn import(host: &Host, directory: &Path) -> TestResult {
     let rootfs = Rootfs::mount(host)?;
     let mut tar = Command::new("tar");

@@ -1,9 +1,9 @@
-//! Figures that a test has measured, for the summary at the end of `run-tests`.
+//! Measurements of tests, for the summary at the end of `run-tests`.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// Where they are collected; set by `run-tests`.
+/// The variable with the file that collects them; `run-tests` sets it.
 pub const VARIABLE: &str = "KATA_LIKE_TEST_FIGURES";
 
 /// Adds one line to the summary; without `run-tests` it is printed.

@@ -1,7 +1,7 @@
-//! What a host looks like, in all the places where a pod could leave something behind.
+//! The state of a host in all places where a pod could leave something.
 //!
-//! A test takes one before and one after; `Host::leaves_nothing` compares. Zombies are no processes
-//! here, since PID 1 of some hosts reaps late, and kernel threads are the kernel's business.
+//! A test takes one before and one after; `Host::leaves_nothing` compares them. Zombies don't
+//! count, since PID 1 of some hosts reaps late; kernel threads are the kernel's business.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,12 +9,12 @@ use std::path::Path;
 
 use crate::process::Process;
 
-/// By place: what is there.
+/// What exists, by place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footprint(BTreeMap<&'static str, BTreeSet<String>>);
 
 impl Footprint {
-    /// Looks everywhere. `containerd` is the directory of its state.
+    /// Looks everywhere. `containerd` is the directory of containerd's state.
     pub fn take(containerd: &Path) -> Self {
         let processes = Process::all();
         Self(BTreeMap::from([
@@ -49,7 +49,7 @@ impl Footprint {
         ]))
     }
 
-    /// What the other one has more or less; empty if they are equal.
+    /// What `later` has more or less; empty if they are equal.
     pub fn difference(&self, later: &Self) -> String {
         let mut text = String::new();
         for (place, before) in &self.0 {
@@ -86,7 +86,7 @@ fn mounts(processes: &[Process]) -> BTreeSet<String> {
     all
 }
 
-/// Bound UNIX sockets, those in the abstract namespace included.
+/// Bound UNIX sockets, including those in the abstract namespace.
 fn sockets() -> BTreeSet<String> {
     let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     table
@@ -106,7 +106,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The numbers of BPF links, by which programs hang on something.
+/// The numbers of BPF links, by which programs are attached.
 fn bpf_links() -> BTreeSet<String> {
     const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
     /// `union bpf_attr` of that command.

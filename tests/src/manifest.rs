@@ -1,7 +1,7 @@
-//! What is in `deploy/kubernetes/`, taken as the kubelet takes it: pods of YAML become what CRI is
-//! asked for.
+//! The manifests in `deploy/kubernetes/`, read as the kubelet reads them: pods in YAML become
+//! requests to CRI.
 //!
-//! Only what those files have is known; a field beside it, or a misspelt one, is an error.
+//! Only the fields of those files are known. Any other field, or a misspelt one, is an error.
 
 #![allow(
     missing_docs,
@@ -22,10 +22,10 @@ use serde::de::DeserializeOwned;
 use crate::cri::{self, HANDLER};
 use crate::{TestResult, failure};
 
-/// The time in which processors are shared out, in microseconds.
+/// The period of CPU quotas, in microseconds.
 const CPU_PERIOD: i64 = 100_000;
 
-/// The folder of what is to be installed in a cluster and on its nodes.
+/// The folder of the files for a cluster and its nodes.
 pub fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
@@ -93,14 +93,14 @@ fn always() -> String {
     "Always".into()
 }
 
-/// What holds for all containers of a pod.
+/// The settings for all containers of a pod.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PodSecurity {
     pub fs_group: Option<u32>,
 }
 
-/// A container. Its image is not looked at: the host has but one.
+/// A container. Its image does not matter: the host has only one.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Container {
@@ -127,7 +127,7 @@ pub struct Port {
     pub container_port: u16,
 }
 
-/// How the kubelet asks whether a container is well.
+/// The kubelet's question whether a container is well.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Probe {
@@ -137,14 +137,14 @@ pub struct Probe {
     pub timeout_seconds: u32,
 }
 
-/// By a command in it.
+/// A probe by a command in the container.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exec {
     pub command: Vec<String>,
 }
 
-/// By a request to the pod's address.
+/// A probe by a request to the pod's address.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpGet {
@@ -196,7 +196,7 @@ pub struct VolumeMount {
     pub mount_path: String,
 }
 
-/// A volume that begins empty.
+/// A volume that is empty at first.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Volume {
@@ -204,7 +204,7 @@ pub struct Volume {
     pub empty_dir: EmptyDir,
 }
 
-/// What it is made of.
+/// What the volume is made of.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EmptyDir {
@@ -233,7 +233,7 @@ impl RuntimeClass {
 }
 
 impl Pod {
-    /// Reads one of the examples, which must be pods for this handler.
+    /// Reads one of the examples, which must be a pod for this handler.
     pub fn read(name: &str) -> TestResult<Self> {
         let path = deploy().join("kubernetes/pods").join(name);
         let pod: Self = read(&path)?;
@@ -244,7 +244,7 @@ impl Pod {
         Ok(pod)
     }
 
-    /// What CRI is told of the pod (`PodSandboxConfig`), which is of this class.
+    /// The pod's `PodSandboxConfig` for CRI, under this class.
     pub fn sandbox(&self, class: &RuntimeClass) -> TestResult<String> {
         let (mut memory, mut quota) = (0, 0);
         for container in &self.spec.containers {
@@ -270,7 +270,7 @@ impl Pod {
         })
     }
 
-    /// What CRI is told of one of its containers (`ContainerConfig`).
+    /// The `ContainerConfig` for CRI of one of its containers.
     pub fn container(&self, container: &Container, volumes: &Volumes) -> TestResult<String> {
         let mut text = String::new();
         for mount in &container.volume_mounts {
@@ -324,7 +324,7 @@ pub struct Volumes {
 }
 
 impl Volumes {
-    /// Makes them for a pod that runs.
+    /// Makes the volumes of a running pod.
     pub fn make(manifest: &Pod, pod: &cri::Pod<'_>) -> TestResult<Self> {
         let mut volumes = Self {
             paths: BTreeMap::new(),
@@ -348,7 +348,7 @@ impl Volumes {
                 }
                 other => return Err(failure(format!("volume {}: {other:?}", volume.name))),
             }
-            // Anybody's, and the group is kept by what is made in it.
+            // Everybody may use it, and files made in it keep the group.
             chown(&path, None, manifest.spec.security_context.fs_group)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o2777))?;
             volumes.paths.insert(volume.name.clone(), path);
@@ -371,7 +371,7 @@ impl Drop for Volumes {
 }
 
 impl Container {
-    /// 0 where there is none.
+    /// 0 if there is none.
     fn limit(&self, resource: &str) -> TestResult<i64> {
         let limit = self.resources.limits.get(resource);
         limit.map_or(Ok(0), |text| quantity(text))

@@ -1,5 +1,4 @@
-//! A network namespace of the test's own, as a plugin would make it, and what is done inside of
-//! one.
+//! A network namespace of the test, like one that a plugin makes, and what a test does inside it.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -11,11 +10,11 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{Call, Host, TestResult, failure};
 
-/// A network namespace with a name, gone with the value.
+/// A named network namespace, deleted with the value.
 pub struct Namespace(String);
 
 impl Namespace {
-    /// Makes it; its loopback is up.
+    /// Makes a namespace whose loopback is up.
     pub fn new(host: &Host, stem: &str) -> TestResult<Self> {
         let namespace = Self(host.name(stem));
         ip(&format!("netns add {}", namespace.0))?;
@@ -33,17 +32,17 @@ impl Namespace {
         &self.0
     }
 
-    /// As `ctr run` has it.
+    /// The option of `ctr run` for it.
     pub fn option(&self) -> String {
         format!("network:{}", self.path().display())
     }
 
-    /// `ip` inside.
+    /// Runs `ip` inside.
     pub fn ip(&self, arguments: &str) -> TestResult<String> {
         ip(&format!("-n {} {arguments}", self.0))
     }
 
-    /// Does something in a thread that is inside: sockets stay there.
+    /// Does something in a thread inside it; its sockets stay there.
     pub fn inside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> TestResult<T> + Send + 'static,
@@ -51,7 +50,7 @@ impl Namespace {
         inside(&self.path(), work)
     }
 
-    /// Interfaces and what traffic control does with them.
+    /// Interfaces, and traffic control's rules for them.
     pub fn look(&self) -> TestResult<String> {
         let links = self.ip("-o link")?;
         let names: Vec<&str> = links
@@ -70,7 +69,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Does something in a thread that is inside of the namespace with this file: sockets stay there.
+/// Does something in a thread inside the namespace of this file; its sockets stay there.
 pub fn inside<T: Send + 'static>(
     namespace: &Path,
     work: impl FnOnce() -> TestResult<T> + Send + 'static,
@@ -83,7 +82,7 @@ pub fn inside<T: Send + 'static>(
     thread.join().map_err(|_| failure("a thread panicked"))?
 }
 
-/// Bytes in which a lost, doubled or exchanged piece is seen.
+/// Bytes that show a lost, doubled or swapped piece.
 pub fn pattern(length: usize) -> Vec<u8> {
     let mut state = 1u32;
     let next = || {
@@ -93,7 +92,7 @@ pub fn pattern(length: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-/// `ip` of the host.
+/// Runs `ip` on the host.
 fn ip(arguments: &str) -> TestResult<String> {
     let mut command = Command::new("ip");
     command.args(arguments.split(' '));

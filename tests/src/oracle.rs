@@ -1,8 +1,8 @@
 //! The oracle is runc: one OCI spec under both runtimes, and what a probe in the container sees.
 //!
-//! `tests/oci.rs` runs the catalogue once and looks at it from several sides. A case is a change of
-//! containerd's default spec; `run` makes the container twice, through the same containerd, and
-//! compares the two reports. Most cases are containers of one pod, as CRI makes them, so that the
+//! `tests/oci.rs` runs the catalogue once and looks at it from several sides. A case changes
+//! containerd's default spec. `run` makes the container twice, through the same containerd, and
+//! compares the two reports. Most cases are containers of one pod, as CRI makes them, so the
 //! machine boots once for all; the others have a machine each.
 
 use std::ffi::CString;
@@ -34,13 +34,13 @@ pub const RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.kata-li
 /// The environment variable that names the probe's file; `run-tests` sets it.
 pub const PROBE: &str = "KATA_LIKE_PROBE";
 
-/// The environment variable that names a folder for the tables, and for `oracle.log`.
+/// The environment variable with a folder for the tables and for `oracle.log`.
 pub const REPORT: &str = "KATA_LIKE_ORACLE_REPORTS";
 
-/// The environment variable that names the cases to run, by parts of their names; all without it.
+/// The environment variable that selects cases by parts of their names; without it all run.
 pub const ONLY: &str = "KATA_LIKE_ORACLE_ONLY";
 
-/// A root without it is none that the probe touches.
+/// The probe does nothing in a root without this file.
 const MARK: &str = ".root-of-a-probe";
 
 /// Where the host has its cgroups.
@@ -51,23 +51,23 @@ const CGROUP_FLAGS: MountFlags = MountFlags::NOSUID
     .union(MountFlags::NODEV)
     .union(MountFlags::NOEXEC);
 
-/// How often a case is tried where the emulator has broken the pod's machine.
+/// How often a case is tried if the emulator has broken the pod's machine.
 const TRIES: u32 = 3;
 
-/// In what kind of container a case runs.
+/// The kind of container that a case runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// One of many in the pod.
     InPod,
     /// By itself.
     Alone,
-    /// A further process in a container of the pod; `Spec::exec` is what it has otherwise.
+    /// A further process in a container of the pod; `Spec::exec` has its differences.
     Exec,
 }
 
 /// One spec.
 pub struct Case {
-    /// What it is about.
+    /// What the case is about.
     pub name: &'static str,
     /// Where it runs.
     pub kind: Kind,
@@ -79,24 +79,24 @@ pub struct Case {
 pub struct Spec {
     /// containerd's default spec.
     pub json: Value,
-    /// What the further process of a case of that kind has in place of the container's own.
+    /// What the further process of an `Exec` case has in place of the container's own.
     pub exec: Value,
-    /// The container's root on the host; the case may plant things in it.
+    /// The container's root on the host; the case may put files into it.
     pub root: PathBuf,
     /// A folder on the host for its volumes: `file`, `below/file`, and `below` is a mount.
     pub volume: PathBuf,
 }
 
-/// What came of a container.
+/// The result of a container.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The probe's report.
     Report(Value),
-    /// It could not be made: the last line of the error.
+    /// It could not be made; this is the error's last line.
     Refused(String),
-    /// It has ended in place of its command: what it has printed.
+    /// It ended instead of running its command; this is its output.
     Failed(String),
-    /// The test itself has failed, which is equal to nothing.
+    /// The test itself failed. This equals nothing.
     Broken(String),
 }
 
@@ -127,8 +127,8 @@ impl<'host> Oracle<'host> {
     /// Prepares the files; no container is made yet.
     pub fn new(host: &'host Host) -> TestResult<Self> {
         let directory = tempfile::tempdir()?;
-        // Of its own, without options that containers would see, and shared, as systemd has all
-        // mounts.
+        // A mount of its own, without options that containers would see, and shared, as systemd
+        // makes all mounts.
         rustix::mount::mount(
             "oracle",
             directory.path(),
@@ -142,8 +142,8 @@ impl<'host> Oracle<'host> {
         let probe = directory.path().join("probe");
         fs::copy(&built, &probe)?;
         fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
-        // New network namespaces begin with what the host has, and networks of other tests may have
-        // set it there.
+        // New network namespaces start with the host's setting, which networks of other tests may
+        // have changed.
         fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
         let printed = host.ctr(["oci", "spec"]).ok()?;
         Ok(Self {
@@ -197,7 +197,7 @@ impl<'host> Oracle<'host> {
         pairs.collect()
     }
 
-    /// Runs a case under kata-like alone.
+    /// Runs a case only under kata-like.
     pub fn ours(&self, case: &Case) -> TestResult<Outcome> {
         self.outcome(case, 1)
     }
@@ -209,7 +209,7 @@ impl<'host> Oracle<'host> {
             let outcome = self
                 .container(case, runtime)
                 .unwrap_or_else(|error| Outcome::Broken(error.to_string()));
-            // A container can't be refused and its pod be gone by that.
+            // A refused container does not end its pod.
             let broken = !matches!(outcome, Outcome::Report(_)) && !self.pod_lives(runtime);
             if !broken || tries == TRIES {
                 return Ok(outcome);
@@ -232,7 +232,7 @@ impl<'host> Oracle<'host> {
                 "network",
                 &format!("/proc/{}/ns/net", pod.pid),
             );
-            // A case may name the pod's process where it wants another namespace of it.
+            // A case may name the pod's process if it needs another namespace of it.
             for namespace in spec.json["linux"]["namespaces"]
                 .as_array_mut()
                 .into_iter()
@@ -254,8 +254,8 @@ impl<'host> Oracle<'host> {
         };
         rustix::mount::unmount(&below, UnmountFlags::DETACH)?;
         fs::remove_dir_all(&files)?;
-        // Where a container has no cgroup namespace, runc's mount of the cgroups takes the options
-        // of the host's away.
+        // Where a container has no cgroup namespace, runc's mount of the cgroups clears the options
+        // of the host's.
         rustix::mount::mount_remount(CGROUPS, CGROUP_FLAGS, &*self.cgroup_options)?;
         outcome
     }
@@ -310,7 +310,7 @@ impl<'host> Oracle<'host> {
     }
 }
 
-/// The options of the host's cgroups that are no mount's, but the hierarchy's own.
+/// The options of the host's cgroups that belong to the hierarchy and not to a mount.
 fn cgroup_options() -> TestResult<CString> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     let options = table
@@ -322,7 +322,7 @@ fn cgroup_options() -> TestResult<CString> {
     Ok(CString::new(options.trim_start_matches(','))?)
 }
 
-/// Adds an outcome to `oracle.log`, a line each: for whoever waits for the table, or looks into a
+/// Adds an outcome to `oracle.log`, one line each, for people who wait for the table or look into a
 /// difference.
 fn tell(case: &str, runtime: usize, outcome: &Outcome) {
     let outcome = match outcome {
@@ -337,10 +337,11 @@ fn tell(case: &str, runtime: usize, outcome: &Outcome) {
     }
 }
 
-/// Shows the table, and keeps it as `NAME.txt`.
+/// Prints the table, and keeps it as `NAME.txt`.
 pub fn keep(pairs: &[Pair], name: &str) -> TestResult {
     let table = compare::table(pairs);
-    // Whether the tests pass or not: libtest keeps what the macros print.
+    // Written directly, so that it shows for passing tests, too: libtest keeps what the macros
+    // print.
     std::io::stdout().write_all(table.as_bytes())?;
     if let Some(folder) = std::env::var_os(REPORT).map(PathBuf::from) {
         fs::write(folder.join(format!("{name}.txt")), &table)?;
@@ -357,7 +358,7 @@ impl Drop for Oracle<'_> {
     }
 }
 
-/// containerd's default spec, and what it leaves to whoever is above the container. One case is
+/// containerd's default spec, and what it leaves to the layer above the container. One case is
 /// about that.
 fn complete(mut spec: Value) -> Value {
     spec["hostname"] = json!("oracle");
@@ -380,7 +381,7 @@ fn write(files: &Path, spec: &Value) -> TestResult<String> {
     Ok(path.display().to_string())
 }
 
-/// What came of a container that has ended. Where a start has failed runc leaves the exit status 1,
+/// The result of a container that has ended. After a failed start runc leaves the exit status 1,
 /// and the reason on the container's stderr; the probe ends otherwise.
 fn ended(status: u32, printed: &str) -> TestResult<Outcome> {
     let line = printed.lines().find(|line| line.starts_with('{'));

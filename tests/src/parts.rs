@@ -1,14 +1,14 @@
-//! The parts of one story. Each is run, also where one before it has failed, and all that failed
+//! The parts of one story. Each part runs, even if an earlier one has failed, and all failed parts
 //! are named.
 //!
-//! A pod takes seconds to start, so tests share one for what doesn't depend on each other.
+//! A pod takes seconds to start, so independent parts share one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use crate::{TestResult, failure};
 
-/// What came of the parts so far.
+/// The results of the parts so far.
 #[derive(Default)]
 pub struct Parts {
     run: usize,
@@ -16,12 +16,12 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// None yet.
+    /// No part has run yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs a part; gives what it gives, and nothing if it fails.
+    /// Runs a part; returns its value, or nothing if it fails.
     pub fn run<T>(&mut self, name: &str, part: impl FnOnce() -> TestResult<T>) -> Option<T> {
         self.run += 1;
         let begun = Instant::now();
@@ -36,7 +36,7 @@ impl Parts {
         None
     }
 
-    /// Fails if one of them has failed, and names each that has.
+    /// Fails if a part has failed, and names each that has.
     pub fn end(mut self) -> TestResult {
         match std::mem::take(&mut self.failures) {
             none if none.is_empty() => Ok(()),
@@ -52,7 +52,7 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        // The story broke off between two parts: its own error is not all.
+        // The story broke off between two parts, so its own error is not the only one.
         if !self.failures.is_empty() {
             eprintln!("failed before: {}", self.failures.join("; "));
         }

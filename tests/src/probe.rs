@@ -39,7 +39,7 @@ pub fn check_stored(path: &Path, bytes: u64) -> TestResult {
 pub struct Tool(PathBuf);
 
 impl Tool {
-    /// Takes what `run-tests` has built.
+    /// Copies what `run-tests` has built.
     pub fn new(host: &Host) -> TestResult<Self> {
         let built = std::env::var_os(PROBE)
             .ok_or_else(|| failure(format!("{PROBE} is not set: run-tests builds the probe")))?;
@@ -53,7 +53,7 @@ impl Tool {
         &self.0
     }
 
-    /// What `ctr --mount` takes to have it as [`TOOL`].
+    /// The `ctr --mount` argument that makes it [`TOOL`].
     pub fn mount(&self) -> String {
         format!(
             "type=bind,src={},dst={TOOL},options=bind:ro",

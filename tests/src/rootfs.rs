@@ -1,4 +1,4 @@
-//! The test image as a directory on the host, for specs of one's own.
+//! The test image as a directory on the host, for tests with a spec of their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub struct Rootfs<'host> {
 }
 
 impl<'host> Rootfs<'host> {
-    /// Mounts it where it can be written to.
+    /// Mounts it writable.
     pub fn mount(host: &'host Host) -> TestResult<Self> {
         let path = PathBuf::from(format!("/run/{}", host.name("rootfs")));
         fs::create_dir(&path)?;
@@ -44,7 +44,7 @@ impl<'host> Rootfs<'host> {
 
     /// A pod in the background with this spec.
     pub fn start(&self, id: &str, spec: &Value) -> TestResult<CtrContainer<'host>> {
-        // First: a failed start is cleaned up, too.
+        // First, so that a failed start is cleaned up, too.
         let pod = CtrContainer::new(self.host, id.to_owned());
         self.run(&["-d"], id, spec)?.ok()?;
         Ok(pod)

@@ -1,8 +1,9 @@
-//! A pod whose containers are made by calls of its shim, as containerd would, but without it.
+//! A pod whose containers are made by calls to its shim, as containerd makes them, but without
+//! containerd.
 //!
-//! For the states that `ctr` doesn't show and for what has to be done often: a call takes
-//! milliseconds here, and no container needs a machine of its own. Works on runc, too, whose shim
-//! also serves all containers of a pod.
+//! For states that `ctr` doesn't show, and for steps that repeat often: a call takes milliseconds
+//! here, and no container needs a machine of its own. It works on runc, too, whose shim also serves
+//! all containers of a pod.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use crate::task::{self, Streams, Task};
 use crate::task_api::{Answer, TaskApi, done};
 use crate::{CtrContainer, Parts, TestResult};
 
-/// A pod whose further containers are made by calls of its shim.
+/// A pod whose further containers are made by calls to its shim.
 pub struct ShimPod<'host> {
     host: &'host Host,
     pod: CtrPod<'host>,
@@ -29,7 +30,7 @@ pub struct ShimPod<'host> {
     files: PathBuf,
 }
 
-/// A case of a pod: what it is about, and the test.
+/// A case of a pod: its topic, and the test.
 pub type Case = (&'static str, fn(&ShimPod) -> TestResult);
 
 /// Runs cases one after the other in one pod; a failure does not keep the others from running.
@@ -95,12 +96,12 @@ impl<'host> ShimPod<'host> {
         spec
     }
 
-    /// The name of a container, and the task that it will be.
+    /// A new name for a container, and the task that it will be.
     pub fn task(&self, stem: &str) -> Task {
         Task::new(Arc::clone(&self.api), self.host.name(stem), &self.files)
     }
 
-    /// A container that is made and started, without streams.
+    /// Makes and starts a container without streams.
     pub fn run(&self, stem: &str, command: &[&str]) -> TestResult<Task> {
         let task = self.task(stem);
         done(task.create(&self.spec(command), &Streams::default())?)?;

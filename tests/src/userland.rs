@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use crate::host::tools;
 use crate::{TestResult, failure};
 
-/// Where it is copied to, in memory.
+/// The copy, in memory.
 const COPY: &str = "/run/userland";
 
 /// A file or directory of it on the host.
@@ -24,8 +24,8 @@ pub fn path(name: &str) -> TestResult<PathBuf> {
     }
 }
 
-/// An emulated host has its tools over 9p, and Linux' client of that loses entries of a directory
-/// where it is read in parts and from a place, as a file server reads it.
+/// An emulated host has its tools over 9p. Linux' 9p client loses entries of a directory that is
+/// read in parts from a position, as a file server reads it.
 fn copy() -> TestResult {
     if Path::new(COPY).exists() {
         return Ok(());
@@ -38,7 +38,7 @@ fn copy() -> TestResult {
     Ok(fs::rename(new, COPY)?)
 }
 
-/// The options of `ctr run` that put it into a container, where busybox is what it has not.
+/// The options of `ctr run` that mount it into a container; busybox provides what it lacks.
 pub fn options() -> TestResult<Vec<String>> {
     let mut options = Vec::new();
     for (from, to) in [("", "/usr"), ("lib", "/lib"), ("lib64", "/lib64")] {

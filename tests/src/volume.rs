@@ -1,4 +1,4 @@
-//! A directory of the host's that containers have as a volume.
+//! A directory of the host that containers have as a volume.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use crate::host::Host;
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// An empty one.
+    /// Makes an empty directory.
     pub fn new(host: &Host) -> TestResult<Self> {
         let path = PathBuf::from(format!("/run/{}", host.name("volume")));
         fs::create_dir(&path)?;
         Ok(Self(path))
     }
 
-    /// The path on the host of what is called so in it.
+    /// The host's path of a file in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// As `ctr --mount` has it.
+    /// The `ctr --mount` argument for it.
     pub fn at(&self, target: &str, options: &str) -> String {
         bind(&self.0, target, options)
     }
@@ -34,7 +34,7 @@ impl Drop for Directory {
     }
 }
 
-/// As `ctr --mount` has a file or directory of the host's.
+/// The `ctr --mount` argument for a file or directory of the host.
 pub fn bind(source: &Path, target: &str, options: &str) -> String {
     format!(
         "type=bind,src={},dst={target},options={options}",

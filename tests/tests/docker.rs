@@ -76,7 +76,7 @@ fn a_container_gets_what_its_command_line_says() -> TestResult {
         cat /sys/fs/cgroup/memory.max; cat /proc/1/comm; echo 5 >/dev/other; ls /sys/class/net; \
         echo back >/data/out; echo wrong >&2; exit 7";
     fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-    docker.run(&["--network", "none"], &["true"]).ok()?; // dockerd then makes some things for itself
+    docker.run(&["--network", "none"], &["true"]).ok()?; // dockerd then makes things for itself
     let before = host.footprint();
     let mut parts = Parts::new();
     parts.run("options", || {

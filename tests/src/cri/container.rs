@@ -1,4 +1,4 @@
-//! A container of a pod of CRI's, and its log.
+//! A container of a CRI pod, and its log.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ impl Container<'_> {
         answer.status.0.map(|status| *status).ok_or_else(no_answer)
     }
 
-    /// What asks for its start.
+    /// The request to start it.
     pub fn start(&self) -> StartContainerRequest {
         StartContainerRequest {
             container_id: self.id.clone(),
@@ -48,7 +48,7 @@ impl Container<'_> {
         })
     }
 
-    /// The same where an event that CRI gets beside the exit tells the reason.
+    /// The same, until an event that CRI gets beside the exit has brought the reason.
     pub fn wait_reason(&self, reason: &str) -> TestResult<ContainerStatus> {
         let mut status = self.wait_exit()?;
         let told = until(reason, MINUTE, || {
@@ -59,7 +59,7 @@ impl Container<'_> {
         Ok(status)
     }
 
-    /// Its figures.
+    /// Its stats.
     pub fn stats(&self) -> TestResult<ContainerStats> {
         let request = ContainerStatsRequest {
             container_id: self.id.clone(),
@@ -69,7 +69,7 @@ impl Container<'_> {
         stats.0.map(|stats| *stats).ok_or_else(no_answer)
     }
 
-    /// What asks for a command in it; 0: without a time-out.
+    /// The request to run a command in it; 0: without a time-out.
     pub fn command(&self, command: &[&str], seconds: i64) -> ExecSyncRequest {
         ExecSyncRequest {
             container_id: self.id.clone(),
@@ -79,8 +79,8 @@ impl Container<'_> {
         }
     }
 
-    /// Runs a shell's script in it and gives its standard output, without the last newline; any
-    /// other exit code than 0 is an error.
+    /// Runs a shell script in it and returns its standard output without the last newline. Any exit
+    /// code other than 0 is an error.
     pub fn exec(&self, script: &str) -> TestResult<String> {
         let answer = self.kubelet.call(self.command(&["sh", "-c", script], 0))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
@@ -117,25 +117,25 @@ impl Container<'_> {
         &self.log
     }
 
-    /// What its log says it has written.
+    /// All output in its log.
     pub fn log_text(&self) -> TestResult<String> {
         text_of_log(&self.log)
     }
 
-    /// What its log says it has written to one stream, `stdout` or `stderr`.
+    /// The output in its log of one stream, `stdout` or `stderr`.
     pub fn log_text_of(&self, stream: &str) -> TestResult<String> {
         text_of(&self.log, &[stream])
     }
 
-    /// Waits until its log says that it has written this.
+    /// Waits until its log contains `text`.
     pub fn wait_log(&self, text: &str) -> TestResult {
         self.kubelet
             .until(text, || Ok(self.log_text()?.contains(text).then_some(())))
     }
 }
 
-/// The text in a log of CRI's: each line has a time, a stream, and whether it is partial (`P`) or
-/// full (`F`).
+/// The text in a CRI log. Each line has a time, a stream, and whether it is partial (`P`) or full
+/// (`F`).
 pub fn text_of_log(path: &Path) -> TestResult<String> {
     text_of(path, &["stdout", "stderr"])
 }

@@ -13,7 +13,7 @@ use crate::ctr::Call;
 use crate::manifest::deploy;
 use crate::{KATA_LIKE, TestResult, Version, runtime};
 
-/// A bridge between the pods of one handler, and what its plugins are told.
+/// A bridge between the pods of one handler, and its plugins' configuration.
 struct Network {
     handler: &'static str,
     bridge: &'static str,
@@ -40,22 +40,23 @@ const NETWORKS: [Network; 2] = [
     },
 ];
 
-/// There where the host has SELinux: CRI gives labels only if it is told to.
+/// Exists if the host has SELinux. CRI gives labels only if the configuration says so.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
 
-/// The plugin for an interface on a bridge, which first notes what there is of a pod when its
-/// interface is to be taken away.
+/// The plugin for an interface on a bridge. Before it removes a pod's interface it notes what the
+/// pod still has.
 const WATCHED: &str = "watched-bridge";
 
-/// Where it does so below containerd's directory, in a file for each pod.
+/// The folder of these notes below containerd's directory, a file for each pod.
 const SEEN: &str = "seen-at-del";
 
-/// What was there of a pod when CNI was told to take its interface away.
+/// What a pod still had when CNI was told to remove its interface.
 pub(super) fn seen_at_del(here: &Path, pod: &str) -> PathBuf {
     here.join(SEEN).join(pod)
 }
 
-/// Makes what CRI expects of a host below `here`, and gives its part of containerd's configuration.
+/// Makes what CRI expects of a host below `here`, and returns its part of containerd's
+/// configuration.
 pub(crate) fn set_up(version: Version, here: &Path, tools: &Path) -> TestResult<String> {
     fs::create_dir_all(CGROUPS)?;
     delegate(Path::new(CGROUPS))?;
@@ -98,7 +99,7 @@ pub(crate) fn set_up(version: Version, here: &Path, tools: &Path) -> TestResult<
     Ok(config)
 }
 
-/// What containerd's configuration imports: the handler's own file. 1.7 has it as a table in the
+/// The file of the handler, which containerd's configuration imports. For 1.7 it is a table in the
 /// configuration.
 pub(crate) fn imports(version: Version, here: &Path) -> TestResult<Vec<PathBuf>> {
     if version != Version::V2_1Cri {
@@ -153,7 +154,7 @@ impl Network {
         let conf = conf(here, self.handler);
         fs::create_dir_all(&conf)?;
         fs::write(conf.join("tests.conflist"), self.conflist(here))?;
-        // The plugin would make it with the first pod, and leave it.
+        // Otherwise the plugin would make it with the first pod, and leave it.
         if Path::new("/sys/class/net").join(self.bridge).exists() {
             return Ok(());
         }

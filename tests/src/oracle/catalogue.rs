@@ -1,5 +1,5 @@
-//! The specs: one for each field of the OCI runtime spec or option of `ctr`, and combinations that
-//! bite.
+//! The specs: one for each field of the OCI runtime spec or option of `ctr`, and difficult
+//! combinations.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ mod linux;
 mod mounts;
 mod process;
 
-/// The cases by what they are about.
+/// The cases by topic.
 const GROUPS: [(&str, &[Case]); 4] = [
     ("process", process::CASES),
     ("mounts", mounts::CASES),
@@ -22,7 +22,7 @@ const GROUPS: [(&str, &[Case]); 4] = [
     ("linux", linux::CASES),
 ];
 
-/// All of them, or those that are asked for by a part of `GROUP: NAME`.
+/// All cases, or those selected by a part of `GROUP: NAME`.
 pub fn cases() -> Vec<&'static Case> {
     let only = std::env::var(super::ONLY).unwrap_or_default();
     let wanted = |group: &str, name: &str| {
@@ -52,7 +52,7 @@ pub const TEN: [&str; 10] = [
     "a device outside of /dev",
 ];
 
-/// What is refused, and the words of the error that name it.
+/// The refused cases, and the words of the error that name the field.
 pub const REFUSED: [(&str, Case); 13] = [
     (
         "make device /dev/zero: another file is in its place",
@@ -240,7 +240,7 @@ impl Spec {
         }
     }
 
-    /// The volume, or something in it.
+    /// The volume, or a part of it.
     fn volume(&mut self, inside: &str, destination: &str, options: &[&str]) {
         let source = match inside {
             "" => self.volume.clone(),
@@ -274,12 +274,12 @@ impl Spec {
         }
     }
 
-    /// That of the pod's first process.
+    /// Joins the namespace of the pod's first process.
     fn of_pod(&mut self, kind: &str, file: &str) {
         join_namespace(&mut self.json, kind, &format!("/proc/POD/ns/{file}"));
     }
 
-    /// A hook that keeps what it sees.
+    /// A hook that stores what it sees.
     fn hook(&mut self, list: &str) {
         let file = format!("/tmp/hook-{list}");
         self.json["hooks"][list] = json!([{
@@ -287,7 +287,7 @@ impl Spec {
         }]);
     }
 
-    /// A file of the image that may be executed.
+    /// An executable file of the image.
     fn program(&mut self, name: &str, text: &str) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.root.join(name);
@@ -298,7 +298,7 @@ impl Spec {
         }
     }
 
-    /// A symlink that the image has, in place of what is there.
+    /// A symlink of the image, in place of what is there.
     fn plant(&mut self, name: &str, target: &str) {
         let path = self.root.join(name);
         let _ = std::fs::remove_dir_all(&path);
@@ -309,7 +309,7 @@ impl Spec {
     }
 }
 
-/// Numbers that the users of a user namespace have outside of it.
+/// The first number, outside a user namespace, of the users in it.
 const FIRST_ID: u32 = 100_000;
 
 impl Spec {

@@ -1,4 +1,4 @@
-//! Two reports side by side: where they differ, and the table of it.
+//! Compares two reports, and makes a table of the differences.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -8,12 +8,12 @@ use serde_json::Value;
 use super::reasons::{REASONS, reason_of};
 use super::{Outcome, Pair};
 
-/// One value that is not the same.
+/// One value that differs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     /// Where in the report, from the top.
     pub path: Vec<String>,
-    /// Under runc; null where it has none.
+    /// Under runc; null if it has none.
     pub runc: Value,
     /// Under kata-like.
     pub ours: Value,
@@ -33,7 +33,7 @@ pub fn differences(pair: &Pair) -> Vec<Difference> {
         (Outcome::Report(runc), Outcome::Report(ours)) => {
             descend(&mut Vec::new(), runc, ours, &mut found);
         }
-        // The two don't share their words.
+        // The two need not use the same words.
         (Outcome::Refused(_), Outcome::Refused(_)) | (Outcome::Failed(_), Outcome::Failed(_)) => {}
         (runc, ours) => found.push(Difference {
             path: vec!["outcome".into()],
@@ -74,7 +74,7 @@ fn descend(path: &mut Vec<String>, runc: &Value, ours: &Value, found: &mut Vec<D
     }
 }
 
-/// The table of all cases, and below it each difference that has no reason.
+/// The table of all cases, and below it each difference without a reason.
 pub fn table(pairs: &[Pair]) -> String {
     let mut table = format!(
         "{:46} | equal       | seconds   | differences by reason\n{:-<47}|-------------|-----------|---\n",

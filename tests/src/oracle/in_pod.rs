@@ -1,6 +1,6 @@
 //! The container of a case in the pod, or the exec in one, by the task API of the pod's shim.
 //!
-//! `ctr` would do for it, too, but takes most of a second for each of its calls under emulation.
+//! `ctr` would do, too, but takes most of a second per call under emulation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ impl Oracle<'_> {
     }
 }
 
-/// Runs the container's own process to its end; gives the exit status.
+/// Runs the container's own process to its end; returns the exit status.
 fn run(task: &Task, bundle: &Path, streams: &Streams) -> TestResult<Answer<u32>> {
     if let Err(refusal) = task.create_from(bundle, streams, |_| {})? {
         return Ok(Err(refusal));
@@ -60,7 +60,8 @@ fn run(task: &Task, bundle: &Path, streams: &Streams) -> TestResult<Answer<u32>>
     Ok(status)
 }
 
-/// Runs a further process in the container, whose own process does nothing; gives the exit status.
+/// Runs a further process in the container, whose own process does nothing; returns the exit
+/// status.
 fn exec(task: &Task, bundle: &Path, process: &Value, output: &Fifo) -> TestResult<Answer<u32>> {
     let refused = |refusal: Refusal| failure(format!("make the container: {}", refusal.text));
     task.create_from(bundle, &Streams::default(), |_| {})?
@@ -85,8 +86,8 @@ fn start_and_wait(task: &Task, exec: &str) -> TestResult<Answer<u32>> {
     }
 }
 
-/// Where a process prints. With a terminal there is no standard error; without one, runc's shim
-/// wants both or neither.
+/// The streams for a process's output. With a terminal there is no standard error; without one,
+/// runc's shim wants both or neither.
 fn streams(process: &Value, output: &Fifo) -> Streams {
     let terminal = process["terminal"] == true;
     Streams {

@@ -19,7 +19,7 @@ pub(super) struct OraclePod {
 }
 
 impl Oracle<'_> {
-    /// The pod of a runtime, made when it is first asked for.
+    /// The pod of a runtime, made on the first request.
     pub(super) fn pod(&self, runtime: usize) -> TestResult<OraclePod> {
         let mut pod = self.pods[runtime]
             .lock()
@@ -54,7 +54,7 @@ impl Oracle<'_> {
         })
     }
 
-    /// Takes it away; the next case has another.
+    /// Removes it; the next case gets a new one.
     pub(super) fn remove_pod(&self, runtime: usize) {
         let pod = self.pods[runtime]
             .lock()
@@ -69,8 +69,7 @@ impl Oracle<'_> {
         }
     }
 
-    /// What its shim says, which is asked directly: `ctr` would take most of a second under
-    /// emulation.
+    /// The state from its shim, asked directly: `ctr` would take most of a second under emulation.
     fn state(&self, id: &str) -> TestResult<api::StateResponse> {
         done(Task::of(self.host, id)?.state("")?)
     }

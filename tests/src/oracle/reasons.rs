@@ -1,32 +1,32 @@
-//! Why a report may differ from runc's: each a property of a machine of one's own.
+//! Why a report may differ from runc's. Each reason is a property of a machine of one's own.
 //!
-//! The same list is in `docs/limitations.md`, under "What a container sees otherwise than under
-//! runc". A reason explains a difference only where both values are exactly those that it is about,
-//! and `oci.rs` asks for each of them to be seen: so the catalogue is the test that the differences
-//! are still these.
+//! `docs/limitations.md` has the same list, under "What a container sees otherwise than under
+//! runc". A reason explains a difference only if both values are exactly those that it is about.
+//! `oci.rs` requires that each reason is seen, so the catalogue tests that the differences are
+//! still these.
 
 use serde_json::Value;
 
 use super::compare::Difference;
 use super::{Outcome, Pair};
 
-/// One of them.
+/// One reason.
 pub struct Reason {
-    /// Its name in the table, and in the list of `docs/limitations.md`.
+    /// Its name in the tables, also in `docs/limitations.md`.
     pub name: &'static str,
-    /// What it is.
+    /// What differs, for the table.
     pub text: &'static str,
     explains: fn(&[&str], &Difference, &Reports) -> bool,
 }
 
-/// Both reports whole, for a reason that must look around.
+/// Both whole reports, for a reason that needs more than one value.
 struct Reports<'a> {
     runc: &'a Value,
     ours: &'a Value,
 }
 
 impl Reports<'_> {
-    /// What is mounted at a place under kata-like, or above it.
+    /// The mount at a place under kata-like, or the one above it.
     fn mount_of(&self, place: &str) -> &Value {
         let mounts = &self.ours["places"]["mounts"];
         let mut at = place;
@@ -39,7 +39,7 @@ impl Reports<'_> {
     }
 }
 
-/// All that is mounted on a place, the first of it first.
+/// All mounts on a place, the first one first.
 fn layers(report: &Value, place: &str) -> Vec<Value> {
     let mounts = &report["places"]["mounts"];
     let later = (2..).map(|number| &mounts[format!("{place} ({number})")]);
@@ -47,7 +47,7 @@ fn layers(report: &Value, place: &str) -> Vec<Value> {
     all.take_while(|mount| !mount.is_null()).cloned().collect()
 }
 
-/// All of them.
+/// All reasons.
 pub const REASONS: [Reason; 8] = [
     Reason {
         name: "virtio-fs",
@@ -106,7 +106,7 @@ pub fn reason_of(difference: &Difference, pair: &Pair) -> Option<usize> {
         .position(|reason| (reason.explains)(&path, difference, &reports))
 }
 
-/// Type, source and file system's options of a mount of files; everything else of it is the same.
+/// Type, source and file-system options of a mount of files; everything else of it is equal.
 fn virtio_fs(path: &[&str], _: &Difference, reports: &Reports) -> bool {
     let [
         "places",
@@ -135,8 +135,7 @@ fn propagation(path: &[&str], difference: &Difference, reports: &Reports) -> boo
 
 fn mounts_in_volumes(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     match path {
-        // But for what is mounted on the host, the place has the same mounts: none, or one that
-        // masks it.
+        // Except for the host's mounts, the place has the same ones: none, or one that masks it.
         ["places", "mounts", place, ..] => {
             let place = place.split(" (").next().unwrap_or_default();
             let above = place.rsplit_once('/').map_or("", |(above, _)| above);
@@ -182,7 +181,7 @@ fn sysfs(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     }
 }
 
-/// Files of /proc that come with an option or a device that the guest's kernel has not.
+/// Files of /proc that belong to an option or device which the guest's kernel lacks.
 const ABSENT: [&str; 4] = [
     "/proc/acpi",
     "/proc/kcore",
@@ -190,7 +189,7 @@ const ABSENT: [&str; 4] = [
     "/dev/core",
 ];
 
-/// The options of a devtmpfs but for its size, which follows from the machine's memory.
+/// The options of a devtmpfs without its size, which follows from the machine's memory.
 fn without_size(options: &Value) -> Vec<&str> {
     let sized = |option: &&str| option.starts_with("size=") || option.starts_with("nr_inodes=");
     let options = options.as_str().unwrap_or_default().split(',');
@@ -200,7 +199,7 @@ fn without_size(options: &Value) -> Vec<&str> {
 fn kernel(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
     let (runc, ours) = (&difference.runc, &difference.ours);
     match path {
-        // Memory and ports as devices: there is no driver that could refuse to open them.
+        // Memory and ports as devices: the guest has no driver that could refuse to open them.
         ["attempts", "device c 1:1" | "device c 1:4"] => {
             runc == "refused when opened" && ours == "allowed"
         }
@@ -211,7 +210,7 @@ fn kernel(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
             let text = ours.as_str().unwrap_or_default();
             text.strip_prefix("favordynmods,") == runc.as_str()
         }
-        // Devices that are bound, since a user namespace's root can't make any.
+        // Devices are bound, since a user namespace's root can't make any.
         ["places", "mounts", place, "file system"]
             if reports.ours["places"]["mounts"][*place]["type"] == "devtmpfs" =>
         {
@@ -221,7 +220,7 @@ fn kernel(path: &[&str], difference: &Difference, reports: &Reports) -> bool {
         ["places", "mounts", place] | ["places", "devices", place] => {
             ABSENT.contains(place) && ours.is_null()
         }
-        // Nothing sits on a bus that the kernel knows.
+        // The guest has no bus with devices.
         ["places", "files", "/proc/bus" | "/sys/firmware", "read"] => {
             runc == "names" && ours == "empty"
         }

@@ -1,4 +1,4 @@
-//! Pods of Kubernetes, whichever version of containerd makes them.
+//! Kubernetes' pods, for either version of containerd.
 
 pub mod lifecycle;
 pub mod node;

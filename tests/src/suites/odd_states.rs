@@ -1,8 +1,8 @@
 //! Each call of the task API in each state of a task, as cases of one pod.
 //!
-//! `task_states.rs` runs them under containerd 2.1 and `containerd_1_7.rs` under 1.7. What callers
-//! rely on is what runc's shim answers, so all of it also runs against that; where a code is
-//! asserted for kata-like alone, runc's shim has a poorer one.
+//! `task_states.rs` runs them under containerd 2.1 and `containerd_1_7.rs` under 1.7. Callers rely
+//! on the answers of runc's shim, so all cases also run against it. Where a code is asserted only
+//! for kata-like, runc's shim has a poorer one.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use serde_json::json;
 
 mod limits;
 
-/// All of them; containerd 1.7 gets the first eleven.
+/// All cases; containerd 1.7 gets the first eleven.
 pub const CASES: [Case; 14] = [
     ("a create that fails leaves nothing", failed_create),
     ("created", created),
@@ -48,7 +48,7 @@ fn nothing() -> Streams {
     Streams::default()
 }
 
-/// Refused with this code, and with this text in the words.
+/// Refused with this code, and with this text in the message.
 fn refused_as<T: std::fmt::Debug>(answer: Answer<T>, code: Code, words: &str) -> TestResult {
     let refusal = refused(answer)?;
     if refusal.code == code && refusal.text.contains(words) {
@@ -57,7 +57,7 @@ fn refused_as<T: std::fmt::Debug>(answer: Answer<T>, code: Code, words: &str) ->
     Err(failure(format!("not {code:?} with {words:?}: {refusal:?}")))
 }
 
-/// containerd deletes what it could not create: that must say that nothing is there.
+/// containerd deletes what it could not create: the answer must be that nothing is there.
 fn failed_create(pod: &ShimPod) -> TestResult {
     let bad = Streams {
         stdout: "carrier-pigeon:///somewhere".into(),
@@ -121,13 +121,13 @@ fn created(pod: &ShimPod) -> TestResult {
     done(task.stats()?)?;
     done(task.resize("", 80, 24)?)?;
     done(task.close_stdin("")?)?;
-    // Processes can come up in it before its own does.
+    // Processes can start in it before its own does.
     assert_eq!(task.run(&["sh", "-c", "exit 4"])?, 4);
     assert_eq!(done(task.start("")?)?, pid);
     assert_eq!(task.status("")?, Status::RUNNING);
     task.end()?;
 
-    // One that was never started can be deleted.
+    // A task that was never started can be deleted.
     let task = pod.task("created");
     done(task.create(&pod.spec(&SLEEP), &nothing())?)?;
     let deleted = done(task.delete("")?)?;
@@ -139,7 +139,7 @@ fn created(pod: &ShimPod) -> TestResult {
 fn killed_before_its_start(pod: &ShimPod) -> TestResult {
     let task = pod.task("killed");
     done(task.create(&pod.spec(&SLEEP), &nothing())?)?;
-    // Wait may come before the end, and from many.
+    // Wait may come before the end, and from many callers.
     std::thread::scope(|scope| -> TestResult {
         let waits = [(); 3].map(|()| {
             let (api, request) = (pod.connect(), task.waiting(""));
@@ -194,14 +194,14 @@ fn running(pod: &ShimPod) -> TestResult {
         let answer = pod.call::<Empty>("Checkpoint", &request)?;
         refused_as(answer, Code::UNKNOWN, "not supported")?;
     }
-    // The probe of a containerd that comes back never fails.
+    // The probe of a returning containerd never fails.
     let request = ConnectRequest {
         id: "nobody".into(),
         ..Default::default()
     };
     let connected: ConnectResponse = done(pod.call("Connect", &request)?)?;
     assert_eq!(connected.task_pid, 0);
-    // The end of the shim is put off while there is a task, however often it is asked for.
+    // While there is a task the shim's end is put off, however often it is requested.
     for _ in 0..2 {
         let request = ShutdownRequest {
             id: task.id().into(),
@@ -244,7 +244,7 @@ fn paused(pod: &ShimPod) -> TestResult {
     assert_eq!(task.status("")?, Status::RUNNING);
     refused_as(task.resume()?, Code::UNKNOWN, "")?;
     assert_eq!(task.run(&["sh", "-c", "exit 5"])?, 5);
-    // It can be killed while it stands still.
+    // It can be killed while it is paused.
     done(task.pause()?)?;
     done(task.kill("", KILL, false)?)?;
     assert_eq!(done(task.wait("")?)?, 137);
@@ -260,7 +260,7 @@ fn stopped(pod: &ShimPod) -> TestResult {
     )?;
     done(task.exec("early", &json!({"args": ["true"]}), &nothing())?)?;
     let pid = done(task.state("")?)?.pid;
-    // Its trap is set a moment after its start.
+    // It sets its trap a moment after its start.
     task.shows("ps -o args | grep -c '^sleep 1000'", "1")?;
     done(task.kill("", TERM, false)?)?;
     assert_eq!(done(task.wait("")?)?, 21);
@@ -290,7 +290,7 @@ fn stopped(pod: &ShimPod) -> TestResult {
         refused_as(answer, Code::UNKNOWN, "")?;
     }
     let pids = done(task.pids()?)?;
-    // A containerd that comes back takes a task without processes for one that is lost.
+    // A returning containerd takes a task without processes for a lost one.
     assert!(is_oracle() || pids == [(pid, String::new())], "{pids:?}");
     done(task.stats()?)?;
     done(task.close_stdin("")?)?;
@@ -300,7 +300,7 @@ fn stopped(pod: &ShimPod) -> TestResult {
     Ok(())
 }
 
-/// Whoever comes late is told that nothing is there, which callers take for success.
+/// A late caller hears that nothing is there, and takes that for success.
 fn deleted(pod: &ShimPod) -> TestResult {
     let task = pod.run("deleted", &["true"])?;
     assert_eq!(done(task.wait("")?)?, 0);
@@ -357,7 +357,7 @@ fn execs(pod: &ShimPod) -> TestResult {
     assert_eq!((state.status, state.pid), (Status::RUNNING.into(), pid));
     assert_eq!(state.id, "one");
     if !is_oracle() {
-        // runc's shim loses count of its execs by it, and panics when the container ends.
+        // runc's shim then loses count of its execs, and panics when the container ends.
         refused_as(task.start("one")?, Code::UNKNOWN, "")?;
     }
     refused_as(
@@ -381,7 +381,7 @@ fn execs(pod: &ShimPod) -> TestResult {
     refused_as(task.delete("one")?, Code::NOT_FOUND, "")?;
     refused_as(task.wait("one")?, Code::NOT_FOUND, "")?;
 
-    // One that is only registered goes as well, and its name is free.
+    // An exec that is only registered goes as well, and its name is free.
     for _ in 0..2 {
         done(task.exec("two", &long, &nothing())?)?;
         done(task.delete("two")?)?;
@@ -389,7 +389,7 @@ fn execs(pod: &ShimPod) -> TestResult {
     task.end()
 }
 
-/// The request's word on the terminal wins, and its size may come before the start.
+/// The request decides on the terminal, and its size may come before the start.
 fn exec_on_a_terminal(pod: &ShimPod) -> TestResult {
     let task = pod.run("execs", &SLEEP)?;
     let output = pod.files().join("on-terminal");
@@ -404,7 +404,7 @@ fn exec_on_a_terminal(pod: &ShimPod) -> TestResult {
         "env": ["PATH=/bin", "GREETING=hello"]});
     done(task.exec("three", &process, &streams)?)?;
     if !is_oracle() {
-        // Of runc's shim the size is lost.
+        // runc's shim loses the size.
         done(task.resize("three", 91, 33)?)?;
     }
     done(task.start("three")?)?;
@@ -421,8 +421,8 @@ fn exec_on_a_terminal(pod: &ShimPod) -> TestResult {
     task.end()
 }
 
-/// No exit is told of it, it waits for nothing, and can be deleted. Started a second time it is
-/// refused, and the shim lives.
+/// There is no exit event, nothing to wait for, and it can be deleted. A second start is refused,
+/// and the shim lives.
 fn failed_exec(pod: &ShimPod) -> TestResult {
     let task = pod.run("failed", &SLEEP)?;
     done(task.exec("broken", &json!({"args": ["/no/such"]}), &nothing())?)?;
@@ -431,7 +431,7 @@ fn failed_exec(pod: &ShimPod) -> TestResult {
     assert!(refusal.text.contains(words), "{refusal:?}");
     let state = done(task.state("broken")?)?;
     assert_eq!((state.status, state.pid), (Status::CREATED.into(), 0));
-    // A second start is a panic of runc's shim: not tried.
+    // Not tried on runc's shim, which panics on a second start.
     if !is_oracle() {
         refused(task.start("broken")?)?;
     }

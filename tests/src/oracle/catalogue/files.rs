@@ -1,4 +1,4 @@
-//! What an image has planted: paths that lead elsewhere, and files in the place of others.
+//! Paths of an image that lead elsewhere, and files in the place of others.
 
 use serde_json::json;
 
@@ -8,8 +8,8 @@ use super::case;
 
 #[rustfmt::skip] // a case a paragraph
 pub const CASES: &[Case] = &[
-    // Relative: where an absolute one leads on the host, runc 1.1 makes the links of /dev there.
-    // The runner's unit tests have a container with such a one.
+    // Relative: runc 1.1 makes the links of /dev where an absolute one leads on the host. The
+    // runner's unit tests have a container with an absolute one.
     case("/dev is a link into the root", InPod, |spec| spec.plant("dev", "srv")),
     case("/dev is a link to /proc", InPod, |spec| spec.plant("dev", "/proc")),
     case("/proc is a link", InPod, |spec| spec.plant("proc", "/tmp")),

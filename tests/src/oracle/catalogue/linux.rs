@@ -43,8 +43,7 @@ pub const CASES: &[Case] = &[
         spec.capabilities(&ALL_CAPABILITIES);
         spec.json["root"]["readonly"] = json!(true);
         spec.json["hostname"] = json!("of-its-own");
-        // To write to it is another matter: runc gives the cgroup away only where systemd has made
-        // it.
+        // Writing is another matter: runc gives the cgroup away only where systemd has made it.
         spec.see_cgroup();
         spec.linux("sysctl", json!({"net.ipv4.ip_unprivileged_port_start": "0"}));
     }),

@@ -111,7 +111,7 @@ pub const CASES: &[Case] = &[
     }),
     case("a mount inside /proc", InPod, |spec| spec.tmpfs("/proc/sys", &[])),
     case("a file inside /proc", InPod, |spec| spec.volume("file", "/proc/uptime", &["bind"])),
-    // Apart from the others: while it is made under runc, the host's cgroups have no options.
+    // Separate from the others: while it is made under runc, the host's cgroups have no options.
     case("the cgroup of the machine", InPod, |spec| {
         spec.without_namespace("cgroup");
         spec.mount("cgroup", Path::new("cgroup"), "/sys/fs/cgroup", &["ro", "nosuid", "noexec", "nodev"]);
@@ -120,8 +120,8 @@ pub const CASES: &[Case] = &[
         spec.mount("no-such-type", Path::new("none"), "/data", &[]);
     }),
 
-    // Shared and unbindable roots are the runner's unit tests': runc 1.1 sets them on the host's
-    // side only.
+    // The runner's unit tests have shared and unbindable roots: runc 1.1 sets them only on the
+    // host's side.
     case("a root that is a slave", InPod, |spec| spec.linux("rootfsPropagation", json!("rslave"))),
     case("a root that is private", InPod, |spec| {
         spec.linux("rootfsPropagation", json!("private"));

@@ -1,8 +1,7 @@
 //! `process`: users, capabilities, limits, terminals, and further processes.
 //!
 //! Scheduler, ioPriority, personality, domainname and time offsets are not here: runc 1.1, the
-//! oracle, is older than they are and leaves them out. The runner's unit tests have a container for
-//! each.
+//! oracle, is older and leaves them out. The runner's unit tests have a container for each.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! A pod's life and that of its containers.
+//! The life of a pod and of its containers.
 
 use std::fs;
 use std::time::Instant;
@@ -8,14 +8,15 @@ use crate::{Host, Parts, TestResult, failure, is_oracle};
 use kata_like_cri_client::messages::*;
 use protobuf::MessageField;
 
-/// What a container gets that does not heed SIGTERM, in seconds. An emulated host must not be too
-/// slow for it to hear it.
+/// In seconds: the grace of a container that does not heed SIGTERM. It must be enough for a slow
+/// emulated host to deliver the signal.
 const GRACE: i64 = 5;
 
-/// What the main container has in memory beside its processes, in bytes.
+/// The memory that the main container holds beside its processes, in bytes.
 const HELD: u64 = 20 << 20;
 
-/// A pod's life with all that may happen to its containers; the host is then as before.
+/// A pod's life with everything that may happen to its containers; afterwards the host is as
+/// before.
 pub fn pods_live_and_leave_nothing(host: &Host) -> TestResult {
     let kubelet = Kubelet::new(host)?;
     let before = host.footprint();
@@ -62,7 +63,7 @@ pub fn pods_live_and_leave_nothing(host: &Host) -> TestResult {
     parts.end()
 }
 
-/// The virtual machine is as large as the pod's limits, which the kubelet gives with the pod.
+/// The virtual machine follows the pod's limits, which the kubelet sends with the pod.
 pub fn the_machine_is_as_large_as_the_pods_limits(host: &Host) -> TestResult {
     let kubelet = Kubelet::new(host)?;
     let before = host.footprint();
@@ -107,7 +108,7 @@ fn the_pod_is_ready(pod: &cri::Pod) -> TestResult {
     Ok(())
 }
 
-/// It leaves something for the others.
+/// It leaves a file for the others.
 fn an_init_container_ends(pod: &cri::Pod, work: &str) -> TestResult {
     let script = "echo prepared >/work/file; echo out; echo err >&2; printf unended";
     let init = pod.start("init", &["sh", "-c", script], work)?;
@@ -156,7 +157,7 @@ fn a_stop_is_heeded(main: &cri::Container) -> TestResult {
     Ok(())
 }
 
-/// The container hears SIGTERM and goes on, until its grace is over.
+/// The container hears SIGTERM and goes on until its grace is over.
 fn a_stop_becomes_a_kill(pod: &cri::Pod) -> TestResult {
     let stubborn = "trap 'echo goes on' TERM; echo waits; while :; do sleep 0.1; done";
     let stubborn = pod.start("stubborn", &["sh", "-c", stubborn], "")?;
@@ -181,8 +182,8 @@ fn containers_end_with_the_pod(pod: &cri::Pod) -> TestResult {
     Ok(())
 }
 
-/// As the kubelet rotates: rename, then Reopen. No line is lost, none is written to the old file
-/// later.
+/// As the kubelet rotates: rename, then Reopen. No line is lost, and none is later written to the
+/// old file.
 fn logs_are_rotated(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     let old = main.log().with_extension("log.1");
     fs::rename(main.log(), &old)?;
@@ -201,8 +202,8 @@ fn logs_are_rotated(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     Ok(())
 }
 
-/// ExecSync: both streams, the exit code, what can't be run, and a time-out after which nothing
-/// runs any more.
+/// ExecSync: both streams, the exit code, a command that can't run, and a time-out after which
+/// nothing runs any more.
 fn commands_are_run(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     let answer = kubelet.call(main.command(&["sh", "-c", "echo out; echo err >&2; exit 3"], 0))?;
     assert_eq!(answer.stdout, b"out\n");
@@ -217,15 +218,14 @@ fn commands_are_run(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
     Ok(())
 }
 
-/// What the figures of the container and of the pod are then to tell of.
+/// Memory that the stats of the container and of the pod must then show.
 fn hold_memory(main: &cri::Container) -> TestResult {
     main.exec("dd if=/dev/zero of=/dev/shm/held bs=1048576 count=20 2>/dev/null")?;
     Ok(())
 }
 
 fn figures_of_a_container(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
-    // Its processors' time only grows, and so lies between what the container itself sees before
-    // and after.
+    // The CPU time only grows, so it lies between what the container itself sees before and after.
     let used = |ask: &dyn Fn() -> TestResult<ContainerStats>| -> TestResult {
         let before = seen_inside(main)?;
         let stats = ask()?;
@@ -252,7 +252,7 @@ fn figures_of_a_container(kubelet: &Kubelet, main: &cri::Container) -> TestResul
     })
 }
 
-/// They are those of its cgroup on the host, in which its virtual machine is.
+/// They are the stats of its cgroup on the host, which contains its virtual machine.
 fn figures_of_a_pod(kubelet: &Kubelet, pod: &cri::Pod, main: &cri::Container) -> TestResult {
     let before = seen_in(
         &fs::read_to_string(pod.cgroup().join("cpu.stat"))?,
@@ -316,7 +316,7 @@ fn limits_change(kubelet: &Kubelet, main: &cri::Container) -> TestResult {
 struct Seen {
     /// In nanoseconds.
     time: u64,
-    /// In bytes, without files that were read but lately.
+    /// In bytes, without the cache of files.
     memory: u64,
 }
 
@@ -329,7 +329,7 @@ fn seen_inside(container: &cri::Container) -> TestResult<Seen> {
     })
 }
 
-/// The figure of this name in what a cgroup's files say.
+/// The number of this name in the text of a cgroup's files.
 fn seen_in(text: &str, name: &str) -> TestResult<u64> {
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
     let found = lines.find(|(found, _)| *found == name);
@@ -337,7 +337,7 @@ fn seen_in(text: &str, name: &str) -> TestResult<u64> {
     Ok(figure.parse()?)
 }
 
-/// Ends and their reasons, and what comes after them: a new container of the same name.
+/// Ends and their reasons, and then a new container of the same name.
 fn containers_end(pod: &cri::Pod) -> TestResult {
     let limits = "linux { resources { memory_limit_in_bytes: 33554432 } }";
     for (command, limits, code, reason) in [
@@ -352,13 +352,13 @@ fn containers_end(pod: &cri::Pod) -> TestResult {
     Ok(())
 }
 
-/// A sidecar that dies is started again, beside the one that goes on.
+/// A sidecar that dies is started again while the main container goes on.
 fn sidecars_are_started_again(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
     let sidecar = ["sh", "-c", "echo serves; sleep 1000 & wait"];
     for _ in 0..2 {
         let sidecar = pod.start("sidecar", &sidecar, "")?;
         sidecar.wait_log("serves")?;
-        // With its first process the command may end, too.
+        // The command may end with the sidecar's first process.
         kubelet.call(sidecar.command(&["sh", "-c", "kill -9 -1"], 0))?;
         sidecar.wait_exit()?;
         sidecar.remove()?;

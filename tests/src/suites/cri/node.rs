@@ -1,15 +1,15 @@
-//! What a node tells about itself, and what pods it refuses.
+//! What a node reports about itself, and which pods it refuses.
 
 use crate::cri::{HANDLER, Kubelet};
 use crate::{Host, Parts, TestResult, is_oracle};
 use kata_like_cri_client::Error;
 use kata_like_cri_client::messages::*;
 
-/// gRPC's code for a call that is not there.
+/// gRPC's code for an unknown call.
 const UNIMPLEMENTED: u32 = 12;
 
-/// What a node has to know before it takes a pod, and what it can't run here is told in the pod's
-/// own words.
+/// What a node must know before it takes a pod. It refuses what it can't run here, in the pod's own
+/// words.
 pub fn a_node_offers_the_handler_and_refuses_what_is_the_hosts(host: &Host) -> TestResult {
     let kubelet = Kubelet::new(host)?;
     let version = kubelet.call(VersionRequest::new())?;
@@ -32,12 +32,12 @@ pub fn a_node_offers_the_handler_and_refuses_what_is_the_hosts(host: &Host) -> T
             .iter()
             .map(|one| &one.name)
             .collect();
-        // containerd 1.7 does not tell.
+        // containerd 1.7 does not report it.
         let told = handlers.iter().any(|name| *name == HANDLER);
         assert!(told || handlers.is_empty(), "{handlers:?}");
         Ok(())
     });
-    // Neither version of containerd has figures under names of their own.
+    // Neither version of containerd has metrics under names of its own.
     parts.run("figures", || {
         let metrics = kubelet.try_call(ListMetricDescriptorsRequest::new());
         let refused = matches!(
@@ -79,7 +79,7 @@ pub fn a_node_offers_the_handler_and_refuses_what_is_the_hosts(host: &Host) -> T
     parts.end()
 }
 
-/// containerd 2.1 makes a pod's user namespace itself, on the host, which is refused; 1.7 has the
+/// containerd 2.1 makes a pod's user namespace itself, on the host, which is refused; 1.7 lets the
 /// runtime make it.
 fn user_namespaces(kubelet: &Kubelet, containerd: &str) -> TestResult {
     let ids = "{ host_id: 100000 length: 65536 }";

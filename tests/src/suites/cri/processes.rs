@@ -1,4 +1,4 @@
-//! Process namespaces of a pod, and what is done in its containers by the address of a stream.
+//! Process namespaces of a pod, and work in its containers by a stream's address.
 
 use std::thread;
 
@@ -8,8 +8,8 @@ use kata_like_cri_client::messages::*;
 use kata_like_cri_client::{Channel, Ended, Spdy, Stream};
 use sha2::{Digest, Sha256};
 
-/// Two pods that are started side by side: one whose containers see each other's processes, one
-/// where only a debugging container sees its target's.
+/// Two pods that start side by side: in one the containers see each other's processes, in the other
+/// only a debugging container sees its target's.
 pub fn processes_are_shared_as_asked(host: &Host) -> TestResult {
     let kubelet = Kubelet::new(host)?;
     let mode = |mode: &str| format!("namespace_options {{ {mode} }}");
@@ -73,14 +73,14 @@ pub fn processes_are_shared_as_asked(host: &Host) -> TestResult {
     parts.end()
 }
 
-/// Commands in a container by the address of a stream, as `kubectl exec` and `cp` have it.
+/// Commands in a container by a stream's address, as `kubectl exec` and `cp` run them.
 struct Execs<'a> {
     kubelet: &'a Kubelet<'a>,
     target: &'a cri::Container<'a>,
 }
 
 impl Execs<'_> {
-    /// The address.
+    /// The stream's address.
     fn ask(&self, command: &[&str], tty: bool) -> TestResult<String> {
         let request = ExecRequest {
             container_id: self.target.id().to_owned(),
@@ -121,7 +121,7 @@ impl Execs<'_> {
         Ok(())
     }
 
-    /// What tar writes comes byte by byte as it was, and goes back into the container.
+    /// tar's output arrives unchanged, and goes back into the container.
     fn files_are_copied(&self) -> TestResult {
         let made = "head -c 100000 /dev/urandom >/tmp/file; sha256sum </tmp/file | cut -c-64";
         let digest = self.target.exec(made)?;
@@ -175,7 +175,7 @@ impl Execs<'_> {
     }
 }
 
-/// As `kubectl attach` has it.
+/// As `kubectl attach` does it.
 fn attach(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
     let script = "echo waits; read line; echo got $line";
     let attached = pod.start("attached", &["sh", "-c", script], "stdin: true")?;

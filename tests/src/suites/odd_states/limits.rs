@@ -1,4 +1,4 @@
-//! Limits that are changed, and figures: what the API says is what the container reads itself.
+//! Changed limits, and stats: the API reports what the container reads itself.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
 use serde_json::{Value, json};
 
-/// Where a container finds its own cgroup, whether it has a namespace for it or not.
+/// A container's own cgroup, with or without a namespace for it.
 const OWN: &str = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)";
 
 /// The spec of a container with its cgroup mounted.
@@ -44,7 +44,8 @@ fn start(pod: &ShimPod, resources: Value) -> TestResult<Task> {
     started(pod, &spec)
 }
 
-/// Limits are changed while the container runs; what can't be is refused, and changes nothing.
+/// Limits change while the container runs. A limit that can't be changed is refused, and changes
+/// nothing.
 pub fn update(pod: &ShimPod) -> TestResult {
     let task = start(pod, json!({"memory": {"limit": 134_217_728}}))?;
     let limits = || -> TestResult<Vec<String>> {
@@ -70,7 +71,7 @@ pub fn update(pod: &ShimPod) -> TestResult {
     task.end()
 }
 
-/// Figures that only grow, by the file and the key that the container reads.
+/// Stats that only grow, by the file and key that the container reads.
 const GROWING: [(&str, &str); 8] = [
     ("cpu.stat", "usage_usec"),
     ("cpu.stat", "user_usec"),
@@ -96,13 +97,13 @@ fn growing(metrics: &Metrics) -> [u64; 8] {
     ]
 }
 
-/// Each figure that grows lies between what the container reads before and after; the others are
-/// its own to within what an exec takes.
+/// Each growing number lies between what the container reads before and after. The others equal its
+/// own up to what an exec takes.
 pub fn stats(pod: &ShimPod) -> TestResult {
     let limits = json!({"memory": {"limit": 67_108_864}, "pids": {"limit": 48},
         "cpu": {"quota": 90_000, "period": 100_000}});
     let task = start(pod, limits)?;
-    // Something to be seen: a file in memory, some work, and a process that takes more than it may.
+    // Something to see: a file in memory, some work, and a process that takes too much memory.
     task.output("dd if=/dev/zero of=/dev/shm/file bs=1024k count=8; i=0; while [ $i -lt 300 ]; do i=$((i+1)); done")?;
     assert_eq!(task.run(&["tail", "/dev/zero"])?, 137);
 
@@ -149,9 +150,9 @@ pub fn stats(pod: &ShimPod) -> TestResult {
         (metrics.memory.usage_limit, metrics.pids.limit),
         (memory_max, pids_max)
     );
-    // The init alone.
+    // Only the init.
     assert_eq!(metrics.pids.current, 1);
-    // Of memory the kernel keeps counts for each CPU, so that two readers differ by a little.
+    // The kernel keeps memory counts per CPU, so two readings differ a little.
     const MOST: u64 = 4 << 20;
     let memory = &metrics.memory;
     assert!(
@@ -173,10 +174,10 @@ pub fn stats(pod: &ShimPod) -> TestResult {
     task.end()
 }
 
-/// What goes to a disk is counted by device, as the container's own `io.stat` has it.
+/// Disk traffic is counted by device, as in the container's own `io.stat`.
 pub fn stats_of_a_disk(pod: &ShimPod) -> TestResult {
     if is_oracle() {
-        return Ok(()); // There it is the host's device, whose writes others make.
+        return Ok(()); // On runc it is the host's device, to which others write, too.
     }
     let image = pod.files().join("image");
     fs::File::create(&image)?.set_len(4 << 20)?;
