@@ -20,7 +20,7 @@ guest_target := x86_64-unknown-linux-gnu
 guest_profile = $(if $(filter release,$(PROFILE)),guest,$(PROFILE))
 directory = $(if $(filter dev,$(1)),debug,$(1))
 programs = $(CARGO_TARGET_DIR)/$(call directory,$(PROFILE))
-agent = $(CARGO_TARGET_DIR)/guest/$(guest_target)/$(call directory,$(guest_profile))/kata-like-agent
+agent = $(CARGO_TARGET_DIR)/$(guest_target)/$(call directory,$(guest_profile))/kata-like-agent
 # Another profile than what is shipped has folders of its own: what one builds never ends up in the other.
 suffix = $(if $(filter release,$(PROFILE)),,-$(PROFILE))
 guest = $(CARGO_TARGET_DIR)/guest-files$(suffix)
@@ -59,15 +59,15 @@ build: setup ## builds the programs of the host, and the agent of the guest
 		-p kata-like-fsd -p kata-like -p guest-image
 	$(MAKE) --no-print-directory agent
 
-# RUSTFLAGS are part of what cargo compares, so a directory of its own keeps both builds warm.
+# The flags hold for what runs in the guest only, since a target is named: macros and build scripts are shared with the
+# programs of the host that have the same profile.
 agent: setup
-	RUSTFLAGS='$(agent_flags)' LIBSECCOMP_LINK_TYPE=static \
-		LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
+	RUSTFLAGS='$(agent_flags)' LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu \
 		$(CARGO) build --profile $(guest_profile) --locked -p kata-like-agent --target $(guest_target)
 
-# What the tests run in containers, whose roots hold nothing else: static as the agent is, in the same directory.
+# What the tests run in containers, whose roots hold nothing else: static as the agent is.
 probe:
-	RUSTFLAGS='$(agent_flags)' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/guest \
+	RUSTFLAGS='$(agent_flags)' \
 		$(CARGO) build --profile $(guest_profile) --locked -p kata-like-probe --target $(guest_target)
 
 kernel: setup ## builds the guest's kernel, or takes it from the cache

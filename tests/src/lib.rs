@@ -38,7 +38,7 @@ pub use ctr::{Call, Output};
 pub use ctr_container::CtrContainer;
 pub use ctr_pod::CtrPod;
 pub use host::{Host, Version};
-pub use kata_like_limits::{Patience, scaled};
+pub use kata_like_limits::{Patience, in_time, scaled};
 pub use parts::Parts;
 pub use volume::Directory;
 

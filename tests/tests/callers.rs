@@ -21,7 +21,7 @@ use kata_like_tests::process::until;
 use kata_like_tests::rootfs::{Rootfs, join_namespace};
 use kata_like_tests::task::{KILL, Streams, Task};
 use kata_like_tests::task_api::{Answer, SERVICES, TaskApi, done, refused};
-use kata_like_tests::{Call, Host, IMAGE, Parts, TestResult, failure, kata_like_only};
+use kata_like_tests::{Call, Host, IMAGE, Parts, TestResult, failure, in_time, kata_like_only};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -278,7 +278,11 @@ fn a_step_is_given_up(caller: &Caller, spec: &Value) -> TestResult {
         done(step.kill("", KILL, false)?)?;
         let status = waiting.join().map_err(|_| failure("a thread panicked"))??;
         assert_eq!(done(status)?, 137);
-        assert!(begun.elapsed() < KILL_DEADLINE, "{:?}", begun.elapsed());
+        assert!(
+            in_time(begun.elapsed(), KILL_DEADLINE),
+            "{:?}",
+            begun.elapsed()
+        );
         Ok(())
     })?;
     done(step.delete("")?)?;

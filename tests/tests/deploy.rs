@@ -14,7 +14,7 @@ use kata_like_tests::cri::{self, HANDLER, Kubelet, MINUTE};
 use kata_like_tests::ctr::DEADLINE;
 use kata_like_tests::manifest::{self, Container, Pod, RuntimeClass, Volumes};
 use kata_like_tests::process::until;
-use kata_like_tests::{Host, Parts, TestResult, Version, failure, is_oracle};
+use kata_like_tests::{Host, Parts, TestResult, Version, failure, is_oracle, scaled};
 
 /// A running pod of the examples.
 struct Example<'kubelet> {
@@ -127,7 +127,7 @@ fn web(kubelet: &Kubelet<'_>, class: &RuntimeClass) -> TestResult {
         ..Default::default()
     };
     let url = kubelet.call(request)?.url;
-    let mut forward = Forward::open(&url, ready.port, MINUTE)?;
+    let mut forward = Forward::open(&url, ready.port, scaled(MINUTE))?;
     forward.send(b"GET / HTTP/1.0\r\n\r\n")?;
     let (page, error) = forward.finish()?;
     let page = String::from_utf8(page)?;

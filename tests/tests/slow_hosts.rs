@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kata_like_tests::process::{Process, until};
-use kata_like_tests::{Host, TestResult, failure, figures, kata_like_only};
+use kata_like_tests::{Host, TestResult, failure, figures, in_time, kata_like_only};
 use rustix::process::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -109,7 +109,10 @@ fn a_guest_that_stands_still_is_given_up() -> TestResult {
         assert!(line.contains(words), "no {words:?} in: {line}");
     }
     // Each call that a stopped VMM does not answer is also waited for, for a while.
-    assert!(took < PATIENCE + 12 * SECOND, "after {took:?}: {line}");
+    assert!(
+        in_time(took, PATIENCE + 12 * SECOND),
+        "after {took:?}: {line}"
+    );
     host.leaves_nothing(&before)
 }
 

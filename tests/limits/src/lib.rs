@@ -77,6 +77,11 @@ pub fn scaled(limit: Duration) -> Duration {
     limit.mul_f64(scale())
 }
 
+/// Whether what took so long was in time. The reference is timed again before it is said to be late.
+pub fn in_time(took: Duration, limit: Duration) -> bool {
+    took < scaled(limit) || took < limit.mul_f64(measure())
+}
+
 /// Times the reference, unless somebody did a moment ago, and gives the scale as it is known now.
 pub fn measure() -> f64 {
     let mut measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,6 +224,9 @@ mod tests {
         assert!(left > Duration::from_secs(4), "{left:?}");
         slower(3.0);
         slower(1.5);
+        let seconds = Duration::from_secs;
+        assert!(in_time(seconds(29), seconds(10)));
+        assert!(!in_time(seconds(41), seconds(10)));
         assert!(known() >= 3.0);
         assert!(scaled(Duration::from_secs(1)) >= Duration::from_secs(3));
     }

@@ -3,7 +3,7 @@
 use kata_like_cri_client::messages::*;
 use kata_like_cri_client::{Forward, Spdy};
 use kata_like_tests::cri::{Kubelet, MINUTE, SMALL};
-use kata_like_tests::{Parts, TestResult, kata_like_only};
+use kata_like_tests::{Parts, TestResult, kata_like_only, scaled};
 
 use super::host;
 
@@ -63,7 +63,7 @@ impl Ports<'_> {
     }
 
     fn open(&self, port: u16) -> TestResult<Forward> {
-        Ok(Forward::open(&self.ask(port)?, port, MINUTE)?)
+        Ok(Forward::open(&self.ask(port)?, port, scaled(MINUTE))?)
     }
 
     fn a_page_comes(&self, port: u16, text: &str) -> TestResult {
@@ -97,7 +97,7 @@ impl Ports<'_> {
 
     /// containerd does not pass on that a client ends one direction: it closes the connection.
     fn a_page_comes_by_spdy(&self) -> TestResult {
-        let mut spdy = Spdy::open(&self.ask(8004)?, "portforward.k8s.io", MINUTE)?;
+        let mut spdy = Spdy::open(&self.ask(8004)?, "portforward.k8s.io", scaled(MINUTE))?;
         let mut stream =
             |kind| spdy.stream(&[("streamtype", kind), ("port", "8004"), ("requestid", "0")]);
         let (error, data) = (stream("error")?, stream("data")?);

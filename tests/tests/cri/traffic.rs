@@ -7,7 +7,7 @@ use std::thread;
 
 use kata_like_tests::cri::{Container, Kubelet, LARGE, MINUTE, Pod, SMALL};
 use kata_like_tests::process::until;
-use kata_like_tests::{Call, Parts, TestResult, failure};
+use kata_like_tests::{Call, Parts, TestResult, failure, scaled};
 
 use super::host;
 
@@ -145,7 +145,7 @@ fn from_host(address: &str, port: u16) -> TestResult<TcpStream> {
     })
     .map_err(|error| failure(format!("{error} to {address} port {port}")))?;
     let stream = found.ok_or_else(|| failure("no connection"))?;
-    stream.set_read_timeout(Some(MINUTE))?;
+    stream.set_read_timeout(Some(scaled(MINUTE)))?;
     let sent: Vec<u8> = (0..BULK as u32)
         .map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8)
         .collect();
@@ -164,7 +164,7 @@ fn from_host(address: &str, port: u16) -> TestResult<TcpStream> {
 /// Accepts one connection and sends back what it brings.
 fn echo_once(listener: &TcpListener) -> TestResult {
     let (mut stream, _) = listener.accept()?;
-    stream.set_read_timeout(Some(MINUTE))?;
+    stream.set_read_timeout(Some(scaled(MINUTE)))?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     Ok(stream.write_all(&bytes)?)

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use inputs::{disk, faulting_kernel, init, setup};
 use kata_like_boot::{Activity, Channel, EndReason, HugePages, VcpuState, VmCommand, VmReport};
+use kata_like_limits::{Patience, in_time};
 use parts::guest::{Guest, Setup};
 use parts::server::FsServer;
 use parts::{cpio, kernel, temporary};
@@ -224,14 +225,14 @@ fn what_each_vcpu_does_is_told() {
 /// What the vCPUs of an idle guest do, twice: each time as soon as all are halted.
 fn halted(guest: &mut Guest) -> [Vec<VcpuState>; 2] {
     let mut once = || {
-        let end = Instant::now() + Duration::from_secs(20);
+        let patience = Patience::new(Duration::from_secs(20));
         loop {
             let vcpus: Option<Vec<VcpuState>> = guest.state().vcpus.into_iter().collect();
             match vcpus {
                 Some(vcpus) if vcpus.iter().all(|vcpu| vcpu.activity == Activity::Halted) => {
                     return vcpus;
                 }
-                other => assert!(Instant::now() < end, "{other:?}"),
+                other => assert!(!patience.is_over(), "{other:?}"),
             }
         }
     };
@@ -249,7 +250,7 @@ fn a_guest_that_spins_or_sleeps_is_stopped() {
         let asked = Instant::now();
         assert_eq!(guest.end().reason, EndReason::Stopped);
         assert!(
-            asked.elapsed() < Duration::from_secs(2),
+            in_time(asked.elapsed(), Duration::from_secs(2)),
             "{:?}",
             asked.elapsed()
         );
@@ -261,7 +262,7 @@ fn a_guest_that_spins_or_sleeps_is_stopped() {
     let left = Instant::now();
     assert_eq!(guest.vmm.wait().unwrap().code(), Some(0));
     assert!(
-        left.elapsed() < Duration::from_secs(2),
+        in_time(left.elapsed(), Duration::from_secs(2)),
         "{:?}",
         left.elapsed()
     );
@@ -359,7 +360,7 @@ fn a_share_is_bound_again_and_its_server_missed() {
     let died = Instant::now();
     let end = guest.end();
     assert!(
-        died.elapsed() < Duration::from_secs(1),
+        in_time(died.elapsed(), Duration::from_secs(1)),
         "{:?}",
         died.elapsed()
     );
@@ -380,7 +381,7 @@ fn a_share_whose_server_hangs_ends_the_vm() {
     guest.wait_until_running();
     let started = Instant::now();
     let end = guest.end();
-    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(in_time(started.elapsed(), Duration::from_secs(20)));
     assert_eq!(end.reason, EndReason::Failed, "{end:?}");
     let words = ["rootfs", "has not answered for 10s"];
     assert!(

@@ -18,6 +18,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{EndReason, QueueState, VmReport};
+use kata_like_limits::{Patience, in_time};
 use parts::guest::{Guest, Setup};
 use parts::server::FsServer;
 use parts::{SECOND, compiled, cpio};
@@ -111,7 +112,7 @@ fn wait_for_queue(
     which: (u32, u32),
     wanted: impl Fn(&QueueState) -> bool,
 ) -> QueueState {
-    let end = Instant::now() + 20 * SECOND;
+    let patience = Patience::new(20 * SECOND);
     loop {
         let queues = guest.state().queues;
         let mut found = queues
@@ -119,7 +120,7 @@ fn wait_for_queue(
             .filter(|queue| (queue.slot, queue.queue) == which);
         match found.next() {
             Some(queue) if wanted(queue) => return queue.clone(),
-            _ => assert!(Instant::now() < end, "{queues:?}"),
+            _ => assert!(!patience.is_over(), "{queues:?}"),
         }
     }
 }
@@ -332,7 +333,7 @@ fn a_lost_fs_server_ends_the_vm() {
         end.detail.contains("rootfs") || end.detail.contains("volumes"),
         "{end:?}"
     );
-    assert!(killed.elapsed() < SECOND, "{:?}", killed.elapsed());
+    assert!(in_time(killed.elapsed(), SECOND), "{:?}", killed.elapsed());
 }
 
 /// The fs server ends with its connections, whether or not it is killed together with the VMM.

@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kata_like_boot::{
     Channel, End, Figures, HugePages, VERSION, VmBoot, VmCommand, VmFds, VmReport, VmShare, VmState,
 };
+use kata_like_limits::{Patience, scaled};
 
 use super::{PATIENCE, kernel, spawn, temporary};
 
@@ -64,7 +65,7 @@ impl Guest {
     pub fn start_with(setup: &Setup, kernel_image: OwnedFd, initrd: OwnedFd) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (agent, vmm_agent) = UnixStream::pair().unwrap();
-        agent.set_read_timeout(Some(PATIENCE)).unwrap();
+        agent.set_read_timeout(Some(scaled(PATIENCE))).unwrap();
         let streams = UnixListener::bind(folder.path().join("streams")).unwrap();
         let layout = fs::read(kernel().with_file_name("printk.json")).unwrap();
         let log = tempfile::tempfile().unwrap();
@@ -115,7 +116,7 @@ impl Guest {
     }
 
     pub fn report(&mut self) -> VmReport {
-        match self.control.receive_within(PATIENCE) {
+        match self.control.receive_within(scaled(PATIENCE)) {
             Ok((report, _)) => report,
             Err(error) => {
                 let _ = self.vmm.kill();
@@ -143,11 +144,11 @@ impl Guest {
 
     /// Empties a disk's slot as soon as the guest has let go of the disk.
     pub fn remove_disk(&mut self, slot: u32) {
-        let end = Instant::now() + PATIENCE;
+        let patience = Patience::new(PATIENCE);
         loop {
             match self.ask(VmCommand::RemoveDisk { slot }) {
                 VmReport::SlotEmptied => return,
-                refused => assert!(Instant::now() < end, "{refused:?}"),
+                refused => assert!(!patience.is_over(), "{refused:?}"),
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -173,13 +174,13 @@ impl Guest {
 
     /// Waits until the guest says `words`.
     pub fn wait_for(&mut self, words: &str) -> String {
-        let end = Instant::now() + PATIENCE;
+        let patience = Patience::new(PATIENCE);
         loop {
             let log = self.log();
             if log.contains(words) {
                 return log;
             }
-            assert!(Instant::now() < end, "no {words:?} in:\n{log}");
+            assert!(!patience.is_over(), "no {words:?} in:\n{log}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -192,8 +193,8 @@ impl Guest {
     /// A new stream to the guest.
     pub fn stream(&self) -> UnixStream {
         let stream = UnixStream::connect(self.folder.path().join("streams")).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(scaled(PATIENCE))).unwrap();
+        stream.set_write_timeout(Some(scaled(PATIENCE))).unwrap();
         stream
     }
 

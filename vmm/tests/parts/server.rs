@@ -8,9 +8,10 @@ use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kata_like_boot::{CachePolicy, Channel, FsdBoot, FsdFds, FsdReport, FsdShare, VERSION};
+use kata_like_limits::{Patience, scaled};
 use rustix::fs::CWD;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree,
@@ -65,7 +66,9 @@ impl FsServer {
         let program = std::env::var_os("KATA_LIKE_FSD").expect("KATA_LIKE_FSD names the fs server");
         let process = spawn(Path::new(&program), theirs.into_fd());
         boot.send(&fds, &control).unwrap();
-        let (report, _) = control.receive_within::<FsdReport>(PATIENCE).unwrap();
+        let (report, _) = control
+            .receive_within::<FsdReport>(scaled(PATIENCE))
+            .unwrap();
         assert_eq!(report, FsdReport::Serving);
         Self {
             process,
@@ -99,9 +102,9 @@ impl FsServer {
 
     /// Unmounts the path as soon as nothing uses it.
     pub fn unmount_soon(&self, path: &str) {
-        let end = Instant::now() + 5 * SECOND;
+        let patience = Patience::new(5 * SECOND);
         while let Err(errno) = unmount(self.path(path), UnmountFlags::empty()) {
-            assert!(Instant::now() < end, "{path}: {errno}");
+            assert!(!patience.is_over(), "{path}: {errno}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -113,12 +116,12 @@ impl FsServer {
 
     /// Waits for the server's end, at most a second.
     pub fn status(&mut self) -> ExitStatus {
-        let end = Instant::now() + SECOND;
+        let patience = Patience::new(SECOND);
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < end, "the fs server still runs");
+            assert!(!patience.is_over(), "the fs server still runs");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -170,7 +170,7 @@ pub fn wanted(
 
 /// Copies the probe to where the hosts find it.
 pub fn take_probe(folders: &Folders, profile: &str) -> TestResult {
-    let built = format!("guest/x86_64-unknown-linux-gnu/{profile}/kata-like-probe");
+    let built = format!("x86_64-unknown-linux-gnu/{profile}/kata-like-probe");
     let built = folders.target.join(built);
     fs::copy(&built, folders.work.join("probe"))
         .map_err(|error| failure(format!("copy {}: {error}", built.display())))?;

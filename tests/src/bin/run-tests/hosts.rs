@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -129,15 +130,17 @@ impl Hosts<'_> {
         let (selinux, ordinary): (Vec<_>, Vec<_>) = wanted
             .iter()
             .partition(|binary| SELINUX.contains(&&*binary.name));
+        let taken = AtomicBool::new(false);
         thread::scope(|scope| {
             let hosts: Vec<_> = (1..=number)
                 .map(|number| {
                     let (outcome, ordinary, selinux) = (&outcome, &ordinary, &selinux);
+                    let taken = &taken;
                     scope.spawn(move || {
                         if !ordinary.is_empty() {
                             self.keep_going(number, &[], ordinary, outcome)?;
                         }
-                        if number == 1 && !selinux.is_empty() {
+                        if !selinux.is_empty() && !taken.swap(true, Ordering::SeqCst) {
                             self.keep_going(last, &["--selinux"], selinux, outcome)?;
                         }
                         TestResult::Ok(())

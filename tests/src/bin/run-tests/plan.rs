@@ -71,7 +71,7 @@ const LONGEST: [&str; 9] = [
     "network",
 ];
 
-/// Those that want a host whose kernel has SELinux: one more, once the first has nothing left to do.
+/// Those that want a host whose kernel has SELinux: one more, for the first thread that has nothing left to do.
 pub const SELINUX: [&str; 1] = ["selinux"];
 
 /// Those that have a guest each and look at its host's figures: one test at a time.

@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::cri::{self, Kubelet, MINUTE};
-use crate::{Host, Parts, TestResult, failure};
+use crate::{Host, Parts, TestResult, failure, scaled};
 use kata_like_cri_client::messages::*;
 use kata_like_cri_client::{Channel, Ended, Spdy, Stream};
 use sha2::{Digest, Sha256};
@@ -95,7 +95,7 @@ impl Execs<'_> {
     }
 
     fn exec(&self, command: &[&str], tty: bool) -> TestResult<Stream> {
-        Ok(Stream::open(&self.ask(command, tty)?, MINUTE)?)
+        Ok(Stream::open(&self.ask(command, tty)?, scaled(MINUTE))?)
     }
 
     fn each_stream_is_its_own(&self) -> TestResult {
@@ -138,7 +138,11 @@ impl Execs<'_> {
 
         // tar ends with its input, which only SPDY can end.
         let unpack = ["tar", "-xmf", "-", "-C", "/var"];
-        let mut spdy = Spdy::open(&self.ask(&unpack, false)?, "v4.channel.k8s.io", MINUTE)?;
+        let mut spdy = Spdy::open(
+            &self.ask(&unpack, false)?,
+            "v4.channel.k8s.io",
+            scaled(MINUTE),
+        )?;
         let mut open = |kind| spdy.stream(&[("streamtype", kind)]);
         let (error, stdin) = (open("error")?, open("stdin")?);
         open("stdout")?;
@@ -157,7 +161,7 @@ impl Execs<'_> {
 
     fn an_input_ends_by_spdy(&self) -> TestResult {
         let url = self.ask(&["sh", "-c", "wc -c; echo err >&2; exit 5"], false)?;
-        let mut spdy = Spdy::open(&url, "v4.channel.k8s.io", MINUTE)?;
+        let mut spdy = Spdy::open(&url, "v4.channel.k8s.io", scaled(MINUTE))?;
         let mut open = |kind| spdy.stream(&[("streamtype", kind)]);
         let (error, stdin) = (open("error")?, open("stdin")?);
         let (stdout, stderr) = (open("stdout")?, open("stderr")?);
@@ -186,7 +190,7 @@ fn attach(kubelet: &Kubelet, pod: &cri::Pod) -> TestResult {
         stderr: true,
         ..Default::default()
     };
-    let mut stream = Stream::open(&kubelet.call(request)?.url, MINUTE)?;
+    let mut stream = Stream::open(&kubelet.call(request)?.url, scaled(MINUTE))?;
     stream.send(Channel::Stdin, b"hello\n")?;
     stream.read_until("got hello\n")?;
     stream.finish()?;
