@@ -29,10 +29,10 @@ const ROUNDS: u64 = 40_000_000;
 const NATIVE: Duration = Duration::from_millis(150);
 
 /// The same on an emulated host with another one beside it.
-const EMULATED: Duration = Duration::from_millis(900);
+const EMULATED: Duration = Duration::from_millis(230);
 
 /// How long an emulated host takes there from its kernel's first instruction until it is up.
-pub const BOOT: Duration = Duration::from_millis(8500);
+pub const BOOT: Duration = Duration::from_millis(7500);
 
 /// Part of the name that QEMU's emulator gives its CPUs.
 const EMULATED_CPU: &str = "QEMU TCG";
