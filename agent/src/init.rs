@@ -8,11 +8,10 @@
 use std::ffi::CStr;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::panic;
 use std::path::Path;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use kata_like_netlink::loopback_up;
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit, umask};
@@ -175,32 +174,6 @@ fn limits() -> Result<(), InitError> {
     setrlimit(Resource::Nproc, limit(None)).map_err(step("lift the limit of processes"))?;
     // The runner sets its own for every process of a container: it is never inherited.
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(step("exempt PID 1 from the OOM killer"))
-}
-
-/// Sets IFF_UP on `lo` of the caller's network, which gives it 127.0.0.1 and ::1 (netdevice(7)).
-pub fn loopback_up() -> io::Result<()> {
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    let mut name = [0; libc::IFNAMSIZ];
-    name[0] = b'l'.cast_signed();
-    name[1] = b'o'.cast_signed();
-    let flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
-    let request = libc::ifreq {
-        ifr_name: name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
-    };
-    // SAFETY: SIOCSIFFLAGS reads one `struct ifreq` through its argument and writes nothing:
-    // - the pointer is to a live, initialised `ifreq`, whose name ends with a zero byte;
-    // - the file descriptor is a socket that lives until the end of this function.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// Whether the kernel's generator is seeded: `entropy_avail` is then the pool's size, 256 bits.

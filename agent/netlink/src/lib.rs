@@ -16,7 +16,7 @@ mod socket;
 
 pub use address::Address;
 pub use changes::Changes;
-pub use link::{Change, Link};
+pub use link::{Change, Link, loopback_up};
 pub use message::{Attributes, Message, address_bytes, number, text};
 pub use neighbour::Neighbour;
 pub use route::{Hop, Route};

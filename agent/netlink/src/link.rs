@@ -137,3 +137,15 @@ impl Socket {
         self.change(message)
     }
 }
+
+/// Brings the loopback interface of the calling thread's network namespace up, which gives it 127.0.0.1
+/// and ::1.
+pub fn loopback_up() -> io::Result<()> {
+    let mut socket = Socket::open()?;
+    let links = socket.links()?;
+    let is_loopback = |link: &&Link| link.hardware == libc::ARPHRD_LOOPBACK;
+    match links.iter().find(is_loopback) {
+        Some(link) if !link.is_up() => socket.set_link(link.index, &Change::Up),
+        _ => Ok(()),
+    }
+}

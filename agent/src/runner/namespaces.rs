@@ -9,6 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kata_like_failure::{Failure, Step};
+use kata_like_netlink::loopback_up;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 
 use super::error::{Result, unsupported};
@@ -156,8 +157,7 @@ impl Namespaces {
         if !self.is_new(Kind::Network) {
             return Ok(());
         }
-        crate::init::loopback_up()
-            .step(|| "bring the loopback interface of the container's network up")
+        loopback_up().step(|| "bring the loopback interface of the container's network up")
     }
 
     /// In the container's process: its cgroup becomes the root of what it can see, or another container's.

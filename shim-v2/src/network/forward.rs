@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kata_like_netlink::{Change, Socket};
+use kata_like_netlink::loopback_up;
 use kata_like_relay::{relay, reset};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
@@ -77,16 +77,6 @@ pub fn listen_in(namespace: BorrowedFd, own: bool) -> Result<Listener, Failure> 
         let steering = Steering::new(namespace, socket.as_fd())?;
         Ok(Listener { socket, steering })
     })
-}
-
-fn loopback_up() -> io::Result<()> {
-    let mut socket = Socket::open()?;
-    let links = socket.links()?;
-    let is_loopback = |link: &&kata_like_netlink::Link| link.hardware == libc::ARPHRD_LOOPBACK;
-    match links.iter().find(is_loopback) {
-        Some(link) if !link.is_up() => socket.set_link(link.index, &Change::Up),
-        _ => Ok(()),
-    }
 }
 
 /// On loopback, so that nobody else reaches it: on IPv4's, for a socket of IPv6 that is bound to `::1` takes no IPv4
