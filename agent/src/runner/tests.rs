@@ -12,6 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
 
+use oci_spec::runtime::LinuxNamespaceType;
 use serde_json::{Value, json};
 
 use super::client::{Created, Executed};
@@ -287,8 +288,8 @@ fn default_spec() -> Value {
 mod all {
     pub(super) use super::cases::*;
     pub(super) use super::files::*;
-    pub(super) use super::more::*;
+    pub(super) use super::namespaces::*;
 }
 mod cases;
 mod files;
-mod more;
+mod namespaces;

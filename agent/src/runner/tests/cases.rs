@@ -1,5 +1,7 @@
 //! What the containers of `tests` are to be like, one function each.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 /// The five capabilities of the default spec, as the kernel prints them.
@@ -411,4 +413,51 @@ pub(super) fn execs_leave_nothing_open(case: &mut Case) {
         assert_eq!(*before.get_or_insert(now), now);
     }
     case.start(init.start).unwrap();
+}
+
+pub(super) fn a_create_hook_has_the_containers_rights_and_no_more(case: &mut Case) {
+    let hook = |script: &str| json!({"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=1"]}]});
+    case.spec["hooks"] = hook(
+        "cat >/tmp/state; echo; echo $A; umask; ls /; cat /proc/self/status >/tmp/status; mount -t tmpfs x /tmp && echo mounted",
+    );
+    case.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    case.spec["root"]["readonly"] = json!(true);
+    let error = case.shell("true").unwrap_err().one_line();
+    // Without CAP_SYS_ADMIN nothing is mounted, and the last command's status is the hook's.
+    assert!(
+        error.starts_with("hooks.createContainer[0]: run /bin/sh: exit status"),
+        "{error}"
+    );
+    assert!(error.contains("\"1\\n0022\\nbin\\n"), "{error}");
+    assert!(!error.contains("mounted\""), "{error}");
+    let kept = |name: &str| std::fs::read_to_string(case.rootfs().join("tmp").join(name)).unwrap();
+    let state: Value = serde_json::from_str(&kept("state")).unwrap();
+    assert_eq!(state["status"], "creating");
+    assert_eq!(status(&kept("status"), "CapBnd"), "0000000008002121");
+    assert_eq!(status(&kept("status"), "Uid"), "0\t0\t0\t0");
+    case.spec["hooks"] = hook("echo made >/tmp/made");
+    let (_, printed) = case.shell("cat /tmp/made; id -u").unwrap();
+    assert_eq!(printed, "made\n1000\n");
+}
+
+pub(super) fn scheduling_is_the_specs(case: &mut Case) {
+    case.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 7});
+    case.spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 3});
+    case.spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    let (_, printed) = case
+        .shell("cut -d' ' -f19,41 /proc/self/stat; uname -m; ionice")
+        .unwrap();
+    assert_eq!(printed, "7 3\ni686\nidle\n");
+}
+
+pub(super) fn a_command_that_is_no_program_ends_the_container(case: &mut Case) {
+    let path = case.rootfs().join("tmp/text");
+    std::fs::write(&path, "text").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    case.spec["process"]["args"] = json!(["/tmp/text"]);
+    let (stdio, output) = streams();
+    let created = case.create(stdio, Vec::new()).unwrap();
+    case.start(created.start).unwrap();
+    assert_eq!(case.wait(created.pid), 1);
+    assert_eq!(read(output), "exec /tmp/text: exec format error\n");
 }

@@ -1,5 +1,7 @@
 //! What the containers of `tests` find in their file systems: links, devices and volumes.
 
+use std::os::unix::fs::{PermissionsExt, lchown};
+
 use super::*;
 
 pub(super) fn planted_symlinks_lead_nowhere(case: &mut Case) {
@@ -175,4 +177,47 @@ pub(super) fn a_volume_in_memory_is_bound_like_any_other(case: &mut Case) {
         "{printed}"
     );
     assert!(case.directory.path().join("shm/left").exists());
+}
+
+pub(super) fn a_tmpfs_begins_with_what_it_covers(case: &mut Case) {
+    let secret = case.rootfs().join("etc/secret");
+    std::fs::write(&secret, "of the image\n").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o604)).unwrap();
+    lchown(&secret, Some(7), Some(8)).unwrap();
+    let mounts = case.spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs",
+        "options": ["tmpcopyup", "ro", "size=1m"]}),
+    );
+    let (_, printed) = case
+        .shell("cat /etc/secret; stat -c '%a %u:%g' /etc/secret; stat -f -c %T /etc; touch /etc/x || echo refused")
+        .unwrap();
+    assert!(
+        printed.starts_with("of the image\n604 7:8\ntmpfs\n"),
+        "{printed}"
+    );
+    assert!(printed.ends_with("refused\n"), "{printed}");
+}
+
+/// The oracle has only relative links: where an absolute one leads to on the host, runc 1.1 makes the links of /dev.
+pub(super) fn a_dev_that_is_a_link_is_made_inside(case: &mut Case) {
+    let dev = case.rootfs().join("dev");
+    std::fs::remove_dir(&dev).unwrap();
+    symlink("/tmp", &dev).unwrap();
+    let (_, printed) = case
+        .shell("readlink /tmp/ptmx /tmp/fd /tmp/stderr; stat -c %t:%T /tmp/null")
+        .unwrap();
+    assert_eq!(
+        printed, "pts/ptmx\n/proc/self/fd\n/proc/self/fd/2\n1:3\n",
+        "{printed}"
+    );
+    assert!(std::fs::symlink_metadata("/tmp/ptmx").is_err());
+
+    std::fs::remove_file(&dev).unwrap();
+    symlink("/proc", &dev).unwrap();
+    let error = case.shell("true").unwrap_err().one_line();
+    assert_eq!(
+        error,
+        r#""/dev/pts" cannot be mounted because it is inside /proc"#
+    );
 }

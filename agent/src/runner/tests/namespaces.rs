@@ -1,6 +1,6 @@
-//! Further containers of `tests`: users and clocks of their own, hooks, scheduling, what covers what, and starts that fail.
+//! Containers of `tests` with users and clocks of their own, or with those of another one.
 
-use std::os::unix::fs::{PermissionsExt, lchown};
+use std::os::unix::fs::lchown;
 
 use super::cases::status;
 use super::*;
@@ -263,94 +263,4 @@ pub(super) fn clocks_are_the_containers_own(case: &mut Case) {
         error.starts_with("linux.timeOffsets.boottime: needs"),
         "{error}"
     );
-}
-
-pub(super) fn a_create_hook_has_the_containers_rights_and_no_more(case: &mut Case) {
-    let hook = |script: &str| json!({"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=1"]}]});
-    case.spec["hooks"] = hook(
-        "cat >/tmp/state; echo; echo $A; umask; ls /; cat /proc/self/status >/tmp/status; mount -t tmpfs x /tmp && echo mounted",
-    );
-    case.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
-    case.spec["root"]["readonly"] = json!(true);
-    let error = case.shell("true").unwrap_err().one_line();
-    // Without CAP_SYS_ADMIN nothing is mounted, and the last command's status is the hook's.
-    assert!(
-        error.starts_with("hooks.createContainer[0]: run /bin/sh: exit status"),
-        "{error}"
-    );
-    assert!(error.contains("\"1\\n0022\\nbin\\n"), "{error}");
-    assert!(!error.contains("mounted\""), "{error}");
-    let kept = |name: &str| std::fs::read_to_string(case.rootfs().join("tmp").join(name)).unwrap();
-    let state: Value = serde_json::from_str(&kept("state")).unwrap();
-    assert_eq!(state["status"], "creating");
-    assert_eq!(status(&kept("status"), "CapBnd"), "0000000008002121");
-    assert_eq!(status(&kept("status"), "Uid"), "0\t0\t0\t0");
-    case.spec["hooks"] = hook("echo made >/tmp/made");
-    let (_, printed) = case.shell("cat /tmp/made; id -u").unwrap();
-    assert_eq!(printed, "made\n1000\n");
-}
-
-pub(super) fn scheduling_is_the_specs(case: &mut Case) {
-    case.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 7});
-    case.spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 3});
-    case.spec["linux"]["personality"] = json!({"domain": "LINUX32"});
-    let (_, printed) = case
-        .shell("cut -d' ' -f19,41 /proc/self/stat; uname -m; ionice")
-        .unwrap();
-    assert_eq!(printed, "7 3\ni686\nidle\n");
-}
-
-pub(super) fn a_tmpfs_begins_with_what_it_covers(case: &mut Case) {
-    let secret = case.rootfs().join("etc/secret");
-    std::fs::write(&secret, "of the image\n").unwrap();
-    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o604)).unwrap();
-    lchown(&secret, Some(7), Some(8)).unwrap();
-    let mounts = case.spec["mounts"].as_array_mut().unwrap();
-    mounts.push(
-        json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs",
-        "options": ["tmpcopyup", "ro", "size=1m"]}),
-    );
-    let (_, printed) = case
-        .shell("cat /etc/secret; stat -c '%a %u:%g' /etc/secret; stat -f -c %T /etc; touch /etc/x || echo refused")
-        .unwrap();
-    assert!(
-        printed.starts_with("of the image\n604 7:8\ntmpfs\n"),
-        "{printed}"
-    );
-    assert!(printed.ends_with("refused\n"), "{printed}");
-}
-
-/// The oracle has only relative links: where an absolute one leads to on the host, runc 1.1 makes the links of /dev.
-pub(super) fn a_dev_that_is_a_link_is_made_inside(case: &mut Case) {
-    let dev = case.rootfs().join("dev");
-    std::fs::remove_dir(&dev).unwrap();
-    symlink("/tmp", &dev).unwrap();
-    let (_, printed) = case
-        .shell("readlink /tmp/ptmx /tmp/fd /tmp/stderr; stat -c %t:%T /tmp/null")
-        .unwrap();
-    assert_eq!(
-        printed, "pts/ptmx\n/proc/self/fd\n/proc/self/fd/2\n1:3\n",
-        "{printed}"
-    );
-    assert!(std::fs::symlink_metadata("/tmp/ptmx").is_err());
-
-    std::fs::remove_file(&dev).unwrap();
-    symlink("/proc", &dev).unwrap();
-    let error = case.shell("true").unwrap_err().one_line();
-    assert_eq!(
-        error,
-        r#""/dev/pts" cannot be mounted because it is inside /proc"#
-    );
-}
-
-pub(super) fn a_command_that_is_no_program_ends_the_container(case: &mut Case) {
-    let path = case.rootfs().join("tmp/text");
-    std::fs::write(&path, "text").unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    case.spec["process"]["args"] = json!(["/tmp/text"]);
-    let (stdio, output) = streams();
-    let created = case.create(stdio, Vec::new()).unwrap();
-    case.start(created.start).unwrap();
-    assert_eq!(case.wait(created.pid), 1);
-    assert_eq!(read(output), "exec /tmp/text: exec format error\n");
 }
