@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use kata_like_failure::{Failure, Step};
 
+use super::birth::{born, note, prepare_exec};
 use super::channel::Channel;
 use super::command::Command;
 use super::error::Result;
@@ -16,8 +17,16 @@ use super::identity::{self, Identity};
 use super::request::{ExecRequest, Message, Size};
 use super::scheduling::Scheduling;
 use super::seccomp::Filter;
-use super::terminal::Terminal;
-use super::{born, device_filter, namespaces, support, users};
+use super::{device_filter, namespaces, supported, terminal, users};
+
+/// What the process's own object and the container's spec ask for, checked.
+struct Plan {
+    identity: Identity,
+    scheduling: Scheduling,
+    command: Command,
+    filter: Option<Filter>,
+    oom_score: i32,
+}
 
 /// Runs the process; returns only with an error.
 pub(super) fn run(
@@ -26,46 +35,20 @@ pub(super) fn run(
     terminal: Option<Size>,
     mut fds: Vec<OwnedFd>,
 ) -> Result<Infallible> {
-    let ExecRequest {
-        container,
-        spec,
-        process,
-        cgroup,
-        cgroup_of_init,
-    } = request;
-    super::note(channel, support::check_process("process", process)?)?;
+    let ExecRequest { spec, process, .. } = request;
+    note(channel, supported::check_process("process", process)?)?;
     if fds.is_empty() {
-        return Err(Failure::failed(
-            "join the container",
-            "no pidfd of its init came along",
-        ));
+        let why = "no pidfd of its init came along";
+        return Err(Failure::failed("join the container", why));
     }
     let init = fds.remove(0);
     users::own_streams(spec, &fds)?;
-    let own = spec.process().as_ref();
-    let capabilities = process.capabilities().as_ref();
-    let capabilities = capabilities.or_else(|| own.and_then(|own| own.capabilities().as_ref()));
-    let limits = process
-        .rlimits()
-        .as_deref()
-        .filter(|limits| !limits.is_empty());
-    let limits = limits.or_else(|| own.and_then(|own| own.rlimits().as_deref()));
-    let identity = Identity::of(process, capabilities, limits.unwrap_or_default(), "process")?;
-    let scheduling = Scheduling::of(process, spec, "process")?;
-    let mut command = Command::of(process, "process")?;
-    let profile = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref());
-    let filter = profile.map(Filter::compile).transpose()?;
-    let score = process
-        .oom_score_adj()
-        .or_else(|| own.and_then(|own| own.oom_score_adj()));
+    let plan = check(request)?;
 
-    let cgroup = device_filter::open_cgroup(cgroup)?;
+    let cgroup = device_filter::open_cgroup(&request.cgroup)?;
     // Only where it is needed does it matter that it was there.
-    let leaf = device_filter::open_cgroup(cgroup_of_init).ok();
-    identity::set_oom_score(score.unwrap_or(0))?;
+    let leaf = device_filter::open_cgroup(&request.cgroup_of_init).ok();
+    identity::set_oom_score(plan.oom_score)?;
     let cgroup_namespace = namespaces::cgroup_of(init.as_fd())?;
     namespaces::enter(init.as_fd(), namespaces::has_users(spec))?;
     let cloned = namespaces::spawn_inside(cgroup.as_fd(), leaf.as_ref().map(AsFd::as_fd))?;
@@ -80,22 +63,50 @@ pub(super) fn run(
     if namespaces::has_users(spec) {
         users::become_root()?;
     }
-    identity::join_keyring(container)?;
-    let terminal = match terminal {
-        None => {
-            super::take_streams(fds)?;
-            None
-        }
-        Some(size) => {
-            let terminal = Terminal::of_root()?;
-            terminal.take(process, size)?;
-            Some(terminal.master)
-        }
-    };
+    identity::join_keyring(&request.container)?;
+    let terminal = terminal::give(process, fds, terminal, None)?;
+    become_command(channel, request, plan, terminal)
+}
+
+/// Finds what is wrong with the request, before anything is made.
+fn check(request: &ExecRequest) -> Result<Plan> {
+    let ExecRequest { spec, process, .. } = request;
+    let own = spec.process().as_ref();
+    let capabilities = process.capabilities().as_ref();
+    let capabilities = capabilities.or_else(|| own.and_then(|own| own.capabilities().as_ref()));
+    let limits = process
+        .rlimits()
+        .as_deref()
+        .filter(|limits| !limits.is_empty());
+    let limits = limits.or_else(|| own.and_then(|own| own.rlimits().as_deref()));
+    let score = process.oom_score_adj();
+    let score = score.or_else(|| own.and_then(|own| own.oom_score_adj()));
+    Ok(Plan {
+        identity: Identity::of(process, capabilities, limits.unwrap_or_default(), "process")?,
+        scheduling: Scheduling::of(process, spec, "process")?,
+        command: Command::of(process, "process")?,
+        filter: Filter::of(spec)?,
+        oom_score: score.unwrap_or(0),
+    })
+}
+
+/// Becomes the user and then the command, as that user would find it.
+fn become_command(
+    channel: &Channel,
+    request: &ExecRequest,
+    plan: Plan,
+    terminal: Option<OwnedFd>,
+) -> Result<Infallible> {
+    let Plan {
+        identity,
+        mut command,
+        filter,
+        ..
+    } = plan;
     command.set_home(identity.uid);
-    super::prepare_exec()?;
-    scheduling.apply()?;
-    identity.assume(filter.as_ref(), process.cwd())?;
+    prepare_exec()?;
+    plan.scheduling.apply()?;
+    identity.assume(filter.as_ref(), request.process.cwd())?;
     let path = command.find()?;
     let terminal: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
     channel.send(&Message::Ready, &terminal)?;

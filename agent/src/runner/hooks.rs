@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use kata_like_failure::{Failure, Step};
@@ -80,23 +80,44 @@ fn run(
             "is not an absolute path",
         ));
     }
-    let timeout = match hook.timeout() {
-        None => LONGEST,
-        Some(seconds) => {
-            let seconds = u64::try_from(seconds).ok().filter(|&seconds| seconds > 0);
-            seconds
-                .map(Duration::from_secs)
-                .ok_or_else(|| Failure::bad(format!("{field}.timeout"), "must be above zero"))?
-        }
-    };
+    let timeout = timeout(hook, field)?;
     let step = || format!("{field}: run {}", hook.path().display());
     // Files, not pipes: a hook that reads or prints otherwise than expected blocks nobody.
     let mut input = memory("state").step(step)?;
     input.write_all(state.to_string().as_bytes()).step(step)?;
     input.rewind().step(step)?;
-    let mut output = memory("output").step(step)?;
+    let output = memory("output").step(step)?;
     let both = || output.try_clone().map(Stdio::from);
+    let mut command = command(hook, limit);
+    command
+        .stdin(input)
+        .stdout(both().step(step)?)
+        .stderr(both().step(step)?);
+    let mut child = command.spawn().step(step)?;
+    match ended(&mut child, timeout).step(step)? {
+        None => Err(Failure::failed(
+            step(),
+            format!("not done after {timeout:?}"),
+        )),
+        Some(status) if status.success() => Ok(()),
+        Some(status) => {
+            let why = format!("{}, output: {:?}", how(status), shown(output).trim());
+            Err(Failure::failed(step(), why))
+        }
+    }
+}
 
+fn timeout(hook: &Hook, field: &str) -> Result<Duration> {
+    let Some(seconds) = hook.timeout() else {
+        return Ok(LONGEST);
+    };
+    let seconds = u64::try_from(seconds).ok().filter(|&seconds| seconds > 0);
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| Failure::bad(format!("{field}.timeout"), "must be above zero"))
+}
+
+fn command(hook: &Hook, limit: Option<&Identity>) -> Command {
     let mut command = Command::new(hook.path());
     let mut arguments = hook.args().iter().flatten();
     if let Some(name) = arguments.next() {
@@ -109,14 +130,10 @@ fn run(
             .flatten()
             .filter_map(|variable| variable.split_once('=')),
     );
-    command
-        .stdin(input)
-        .stdout(both().step(step)?)
-        .stderr(both().step(step)?);
     let limit = limit.cloned();
     {
-        // Even with nothing to limit: without this glibc's posix_spawn would be used, which leaves two signals of
-        // its own ignored in the hook.
+        // Even with nothing to limit: without this glibc's posix_spawn would be used, which leaves two
+        // signals of its own ignored in the hook.
         let limit = move || match &limit {
             Some(identity) => identity.limit_capabilities().map_err(std::io::Error::other),
             None => Ok(()),
@@ -125,36 +142,38 @@ fn run(
         // has left behind: it may do what any process does.
         unsafe { command.pre_exec(limit) };
     }
-    let mut child = command.spawn().step(step)?;
+    command
+}
+
+/// How it has ended; `None`: it has not in time, and was killed.
+fn ended(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + timeout;
-    let status = loop {
-        match child.try_wait().step(step)? {
-            Some(status) => break status,
+    loop {
+        match child.try_wait()? {
+            Some(status) => return Ok(Some(status)),
             None if Instant::now() >= deadline => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(Failure::failed(
-                    step(),
-                    format!("not done after {timeout:?}"),
-                ));
+                return Ok(None);
             }
             None => std::thread::sleep(Duration::from_millis(5)),
         }
-    };
-    if status.success() {
-        return Ok(());
     }
-    let mut shown = String::new();
-    let _ = output.seek(SeekFrom::Start(0));
-    let _ = (&mut output).take(SHOWN).read_to_string(&mut shown);
-    let how = match status.signal() {
+}
+
+fn how(status: ExitStatus) -> String {
+    match status.signal() {
         Some(signal) => format!("killed by signal {signal}"),
         None => format!("exit status {}", status.code().unwrap_or(-1)),
-    };
-    Err(Failure::failed(
-        step(),
-        format!("{how}, output: {:?}", shown.trim()),
-    ))
+    }
+}
+
+/// The beginning of what it has printed.
+fn shown(mut output: File) -> String {
+    let mut shown = String::new();
+    let _ = output.seek(SeekFrom::Start(0));
+    let _ = output.take(SHOWN).read_to_string(&mut shown);
+    shown
 }
 
 fn memory(name: &str) -> std::io::Result<File> {

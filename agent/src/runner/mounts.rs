@@ -61,18 +61,64 @@ impl Pending {
 /// The sources of the bind mounts, by their place in the list: detached, and what each is.
 pub(super) type Sources = BTreeMap<usize, (OwnedFd, Target)>;
 
-/// Takes a copy of each volume that is mounted, out of the directories of the pod's volumes, the shared ones and
-/// those in memory: they are the agent's alone, and so this is done before the process is another user.
-pub(super) fn open_sources(spec: &Spec, volumes: [&Path; 2]) -> Result<Sources> {
-    let mut sources = Sources::new();
-    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        let field = format!("mounts[{index}]");
+/// One entry of the spec's list, checked.
+pub(super) struct Entry<'a> {
+    field: String,
+    mount: &'a Mount,
+    options: Options,
+}
+
+/// Checks the spec's list, before anything is made.
+pub(super) fn check(spec: &Spec) -> Result<Vec<Entry<'_>>> {
+    let mounts = spec.mounts().iter().flatten().enumerate();
+    mounts
+        .map(|(index, mount)| Entry::of(format!("mounts[{index}]"), mount))
+        .collect()
+}
+
+impl<'a> Entry<'a> {
+    fn of(field: String, mount: &'a Mount) -> Result<Self> {
+        for (name, mapping) in [
+            ("uidMappings", mount.uid_mappings()),
+            ("gidMappings", mount.gid_mappings()),
+        ] {
+            if mapping.as_ref().is_some_and(|mapping| !mapping.is_empty()) {
+                return Err(unsupported(
+                    format!("{field}.{name}"),
+                    "id-mapped mounts are not supported",
+                ));
+            }
+        }
+        if super::rootfs::split(mount.destination()).is_none() {
+            return Err(Failure::bad(
+                format!("{field}.destination"),
+                format!("{:?} names nothing below the root", mount.destination()),
+            ));
+        }
         let options = mount.options().as_deref().unwrap_or_default();
         let options = Options::parse(options, &format!("{field}.options"))?;
-        if !is_bind(mount, &options) {
+        Ok(Self {
+            field,
+            mount,
+            options,
+        })
+    }
+}
+
+/// Takes a copy of each volume that is mounted, out of the two directories of the pod's volumes: the
+/// shared ones, and those in memory.
+pub(super) fn open_sources(entries: &[Entry], volumes: [&Path; 2]) -> Result<Sources> {
+    let mut sources = Sources::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let Entry {
+            field,
+            mount,
+            options,
+        } = entry;
+        if !is_bind(mount, options) {
             continue;
         }
-        let (volumes, name) = volume(mount, volumes, &field)?;
+        let (volumes, name) = volume(mount, volumes, field)?;
         let step = || {
             format!(
                 "mount bind on {}: open volume {name:?}",
@@ -115,40 +161,37 @@ fn volume<'a>(
         })
 }
 
-/// Applies `spec.mounts`. `sysfs` is one that was made outside, for a container that can't make its own.
+/// Makes the mounts. `sysfs` is one that was made outside, for a container that can't make its own.
 pub(super) fn apply(
-    spec: &Spec,
+    entries: &[Entry],
     namespaces: &Namespaces,
     rootfs: &Rootfs,
     mut sources: Sources,
     mut sysfs: Option<OwnedFd>,
 ) -> Result<Pending> {
     let mut pending = Pending::default();
-    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        let field = format!("mounts[{index}]");
-        let place = Place {
+    for (index, entry) in entries.iter().enumerate() {
+        let Entry {
             field,
             mount,
-            rootfs,
-        };
-        place.check()?;
-        let options = mount.options().as_deref().unwrap_or_default();
-        let options = Options::parse(options, &format!("{}.options", place.field))?;
+            options,
+        } = entry;
+        let place = Place { mount, rootfs };
         if let Some((source, target)) = sources.remove(&index) {
-            place.bind(source.as_fd(), target, &options)?;
+            place.bind(source.as_fd(), target, options)?;
             continue;
         }
         match mount.typ().as_deref().unwrap_or_default() {
-            "cgroup" | "cgroup2" => place.cgroup(&options, namespaces, &mut pending)?,
-            "tmpfs" => place.tmpfs(&options, &mut pending)?,
+            "cgroup" | "cgroup2" => place.cgroup(options, namespaces, &mut pending)?,
+            "tmpfs" => place.tmpfs(options, &mut pending)?,
             kind @ ("proc" | "sysfs" | "devpts" | "mqueue" | "ramfs") => {
                 let made = if kind == "sysfs" { sysfs.take() } else { None };
                 let own = kind == "proc" || namespaces.is_new(LinuxNamespaceType::Network);
-                place.file_system(kind, made, own, &options, &mut pending)?;
+                place.file_system(kind, made, own, options, &mut pending)?;
             }
             kind => {
                 return Err(unsupported(
-                    format!("{}.type", place.field),
+                    format!("{field}.type"),
                     format!("file systems of type {kind:?} are not supported"),
                 ));
             }
@@ -157,35 +200,13 @@ pub(super) fn apply(
     Ok(pending)
 }
 
-/// One entry of the spec's list.
+/// Where an entry is mounted.
 struct Place<'a> {
-    field: String,
     mount: &'a Mount,
     rootfs: &'a Rootfs,
 }
 
 impl Place<'_> {
-    fn check(&self) -> Result<()> {
-        for (name, mapping) in [
-            ("uidMappings", self.mount.uid_mappings()),
-            ("gidMappings", self.mount.gid_mappings()),
-        ] {
-            if mapping.as_ref().is_some_and(|mapping| !mapping.is_empty()) {
-                return Err(unsupported(
-                    format!("{}.{name}", self.field),
-                    "id-mapped mounts are not supported",
-                ));
-            }
-        }
-        if super::rootfs::split(self.destination()).is_none() {
-            return Err(Failure::bad(
-                format!("{}.destination", self.field),
-                format!("{:?} names nothing below the root", self.destination()),
-            ));
-        }
-        Ok(())
-    }
-
     fn destination(&self) -> &Path {
         self.mount.destination()
     }

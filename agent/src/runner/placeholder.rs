@@ -23,6 +23,7 @@ use rustix::mount::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::birth::{born, note, prepare_exec};
 use super::channel::Channel;
 use super::error::{Result, unsupported};
 use super::identity::{self, Identity};
@@ -30,7 +31,7 @@ use super::namespaces::{self, Namespaces};
 use super::request::{Joined, Message, PlaceholderRequest};
 use super::rootfs::attach;
 use super::users::{self, Gate, Users};
-use super::{born, device_filter, note, prepare_exec, support, syscall, sysctl};
+use super::{device_filter, supported, syscall, sysctl};
 
 /// What the first process is called, in `ps` and by itself.
 pub const PAUSE: &str = "/pause";
@@ -46,7 +47,7 @@ pub fn hold(
     spec: &Spec,
     joined: Vec<Joined>,
 ) -> Result<Vec<(Kind, OwnedFd)>, Failure> {
-    for text in support::check_container(spec)? {
+    for text in supported::check_container(spec)? {
         log::warn!("container {container}: {text}");
     }
     let kinds: Vec<_> = joined.iter().map(|joined| joined.kind).collect();
@@ -137,7 +138,7 @@ pub(super) fn hold_in_users(
     fds: &[OwnedFd],
 ) -> Result<Infallible> {
     let PlaceholderRequest { spec, cgroup, .. } = request;
-    note(channel, support::check_container(spec)?)?;
+    note(channel, supported::check_container(spec)?)?;
     let namespaces = check(spec, joined)?;
     let users = Users::of(spec, &namespaces)?;
     let users = users.ok_or_else(|| Failure::failed("make the pod's users", "it has none"))?;
@@ -178,7 +179,7 @@ pub(super) fn run(
     } = request;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Failure::bad("process", "is missing"))?;
-    note(channel, support::check_process("process", process)?)?;
+    note(channel, supported::check_process("process", process)?)?;
     let limits = process.rlimits().as_deref().unwrap_or_default();
     // It needs no capability, whatever the usual pause program would be given.
     let identity = Identity::of(process, None, limits, "process")?;

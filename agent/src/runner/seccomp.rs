@@ -11,7 +11,7 @@ use libseccomp::{
 };
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg,
-    LinuxSeccompFilterFlag as Flag, LinuxSeccompOperator as Operator, LinuxSyscall,
+    LinuxSeccompFilterFlag as Flag, LinuxSeccompOperator as Operator, LinuxSyscall, Spec,
 };
 
 use super::error::{Result, unsupported};
@@ -30,8 +30,14 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Compiles `linux.seccomp`.
-    pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Self> {
+    /// Compiles the profile of the spec, if it has one.
+    pub(super) fn of(spec: &Spec) -> Result<Option<Self>> {
+        let linux = spec.linux().as_ref();
+        let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+        profile.map(Self::compile).transpose()
+    }
+
+    fn compile(profile: &LinuxSeccomp) -> Result<Self> {
         let default = action(
             profile.default_action(),
             profile.default_errno_ret(),

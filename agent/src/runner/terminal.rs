@@ -1,8 +1,9 @@
-//! A process's terminal: a pseudo-terminal of the container's own devpts, so that it exists in there.
+//! A process's standard streams: three open files, or a terminal of the container's own devpts, so that
+//! it exists in there.
 //!
-//! Called by `mod` in the container's process. The master goes to the agent over the channel. By the time
-//! of an exec the container may have put anything at /dev/pts/ptmx, so what is opened there must be the
-//! multiplexer of a devpts before it is used.
+//! Called by `init` and `exec` in the container's process. The master goes to the agent over the
+//! channel. By the time of an exec the container may have put anything at /dev/pts/ptmx, so what is
+//! opened there must be the multiplexer of a devpts before it is used.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -21,15 +22,49 @@ use super::rootfs::{Rootfs, attach, clone_mount, split};
 const DEVPTS_MAGIC: rustix::fs::FsWord = 0x1cd1;
 
 /// Both ends of a terminal.
-pub(super) struct Terminal {
+struct Terminal {
     /// The agent's.
-    pub(super) master: OwnedFd,
+    master: OwnedFd,
     slave: OwnedFd,
+}
+
+/// Gives the process its standard streams: the three `streams`, or a terminal of the size `terminal`,
+/// whose master it returns. Without a `rootfs` the terminal is of the root that the process has joined.
+pub(super) fn give(
+    process: &Process,
+    streams: Vec<OwnedFd>,
+    terminal: Option<Size>,
+    rootfs: Option<&Rootfs>,
+) -> Result<Option<OwnedFd>> {
+    let Some(size) = terminal else {
+        take_streams(streams)?;
+        return Ok(None);
+    };
+    let terminal = match rootfs {
+        None => Terminal::of_root()?,
+        Some(rootfs) => {
+            let terminal = Terminal::of_rootfs(rootfs)?;
+            terminal.bind_console(rootfs)?;
+            terminal
+        }
+    };
+    terminal.take(process, size)?;
+    Ok(Some(terminal.master))
+}
+
+fn take_streams(streams: Vec<OwnedFd>) -> Result<()> {
+    let step = || "take over the standard streams";
+    let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(streams) else {
+        return Err(Failure::failed(step(), "there must be three"));
+    };
+    rustix::stdio::dup2_stdin(&stdin).step(step)?;
+    rustix::stdio::dup2_stdout(&stdout).step(step)?;
+    rustix::stdio::dup2_stderr(&stderr).step(step)
 }
 
 impl Terminal {
     /// Opens one of the devpts in `rootfs`.
-    pub(super) fn of_rootfs(rootfs: &Rootfs) -> Result<Self> {
+    fn of_rootfs(rootfs: &Rootfs) -> Result<Self> {
         let multiplexer = rootfs
             .resolve_nofollow(Path::new("/dev/pts/ptmx"))
             .step(|| "open /dev/pts/ptmx for the terminal")?;
@@ -37,7 +72,7 @@ impl Terminal {
     }
 
     /// Opens one of the devpts of the root that the process has joined.
-    pub(super) fn of_root() -> Result<Self> {
+    fn of_root() -> Result<Self> {
         let multiplexer = rustix::fs::openat2(
             rustix::fs::CWD,
             "/dev/pts/ptmx",
@@ -79,7 +114,7 @@ impl Terminal {
     }
 
     /// Shows it as the container's /dev/console.
-    pub(super) fn bind_console(&self, rootfs: &Rootfs) -> Result<()> {
+    fn bind_console(&self, rootfs: &Rootfs) -> Result<()> {
         let step = || "mount the terminal on /dev/console";
         let path = Path::new("/dev/console");
         let (parent, name) = split(path).ok_or_else(|| Failure::new(Kind::Failed, step()))?;
@@ -101,7 +136,7 @@ impl Terminal {
     }
 
     /// Sets the size, and makes it the process's controlling terminal and its three streams.
-    pub(super) fn take(&self, process: &Process, asked: Size) -> Result<()> {
+    fn take(&self, process: &Process, asked: Size) -> Result<()> {
         if let Some(size) = first_size(process, asked) {
             rustix::termios::tcsetwinsize(&self.slave, size)
                 .step(|| "set the terminal's first size")?;

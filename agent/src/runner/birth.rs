@@ -1,0 +1,42 @@
+//! What each process that a runner makes goes through, whatever it becomes: birth, notes, exec.
+//!
+//! Called by `init`, `exec` and `placeholder`.
+
+use std::os::fd::AsFd;
+
+use kata_like_failure::Step;
+
+use super::channel::Channel;
+use super::error::Result;
+use super::request::Message;
+use super::syscall::{self, Cloned};
+
+/// Returns in the new process. The runner does what is left to do from `outside`, tells the agent and
+/// ends.
+pub(super) fn born(
+    channel: &Channel,
+    cloned: Cloned,
+    outside: impl FnOnce(u32) -> Result<()>,
+) -> Result<()> {
+    match cloned {
+        Cloned::Child => Ok(()),
+        Cloned::Parent(pid, pidfd) => {
+            let told = channel.send(&Message::Spawned { pid }, &[pidfd.as_fd()]);
+            outside(pid)?;
+            std::process::exit(i32::from(told.is_err()));
+        }
+    }
+}
+
+/// Tells the agent what has no effect here.
+pub(super) fn note(channel: &Channel, notes: Vec<String>) -> Result<()> {
+    notes
+        .into_iter()
+        .try_for_each(|text| channel.send(&Message::Note { text }, &[]))
+}
+
+/// Clears what exec(2) would keep: open files, ignored and blocked signals.
+pub(super) fn prepare_exec() -> Result<()> {
+    syscall::close_on_exec_from(3).step(|| "close the runner's files at exec")?;
+    syscall::reset_signals().step(|| "reset the signals")
+}
