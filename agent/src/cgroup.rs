@@ -6,6 +6,7 @@
 //! belongs to the container, and is removed with it.
 
 mod apply;
+mod file;
 mod freezer;
 mod limits;
 mod resources;
@@ -27,6 +28,7 @@ pub use resources::Change;
 pub use stats::{DeviceIo, HugePages, Stats};
 
 use crate::readiness::watch;
+use file::write;
 
 /// Where the hierarchy is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -39,49 +41,18 @@ const AGENT_MEMORY: &str = "33554432";
 const MAX_DEPTH: usize = 64;
 const MAX_PIDS: usize = 1 << 16;
 
-/// Why a cgroup could not be made, used or removed.
-#[derive(Debug, thiserror::Error)]
-#[error("{step} {}", path.display())]
-pub struct CgroupError {
-    step: String,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
-
-impl CgroupError {
-    fn cause(&self) -> &io::Error {
-        &self.source
-    }
-}
-
-fn step(
-    step: impl Into<String>,
-    path: impl Into<PathBuf>,
-) -> impl FnOnce(io::Error) -> CgroupError {
-    let (step, path) = (step.into(), path.into());
-    move |source| CgroupError { step, path, source }
-}
-
 /// Moves the agent into its leaf and gives every controller there is to the containers.
-pub fn prepare() -> Result<(), CgroupError> {
+pub fn prepare() -> Result<(), Failure> {
     let root = Path::new(ROOT);
     let agent = Path::new(AGENT);
-    fs::create_dir(agent).map_err(step("make cgroup", agent))?;
+    fs::create_dir(agent).step(|| format!("make cgroup {AGENT}"))?;
     write(agent, "cgroup.procs", "0")?;
     let controllers = fs::read_to_string(root.join("cgroup.controllers"))
-        .map_err(step("read the controllers of", root))?;
+        .step(|| format!("read the controllers of {ROOT}"))?;
     for controller in controllers.split_whitespace() {
         write(root, "cgroup.subtree_control", &format!("+{controller}"))?;
     }
     write(agent, "memory.min", AGENT_MEMORY)
-}
-
-fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
-    fs::write(directory.join(file), value).map_err(step(
-        format!("write {value:?} to {file} of cgroup"),
-        directory,
-    ))
 }
 
 /// The cgroup that a process is in.
@@ -133,19 +104,22 @@ impl Cgroup {
     }
 
     /// Kills every process in it and below.
-    pub fn kill(&self) -> Result<(), CgroupError> {
+    pub fn kill(&self) -> Result<(), Failure> {
         write(&self.directory, "cgroup.kill", "1")
     }
 
     /// The processes in it and below, in the order of their directories.
-    pub fn pids(&self) -> Result<Vec<u32>, CgroupError> {
+    pub fn pids(&self) -> Result<Vec<u32>, Failure> {
         let mut pids = Vec::new();
         for directory in self.tree() {
             let text = match fs::read_to_string(directory.join("cgroup.procs")) {
                 Ok(text) => text,
                 // It may have gone meanwhile, and a threaded one has no list of its own.
                 Err(_) if directory != self.directory => continue,
-                Err(error) => return Err(step("list the processes of cgroup", directory)(error)),
+                Err(error) => {
+                    let directory = directory.display();
+                    return Err(error).step(|| format!("list the processes of cgroup {directory}"));
+                }
             };
             // 0 is a process that this PID namespace can't see.
             let found = text.lines().filter_map(|line| line.parse::<u32>().ok());
@@ -191,26 +165,26 @@ impl Cgroup {
     ///
     /// The kernel wakes the readers of `memory.events` by POLLPRI (kernfs_notify); a kill in the
     /// last instant before an exit is found by [`Cgroup::killed_for_memory`] instead.
-    pub async fn watch_memory(&self, mut killed: impl FnMut()) -> Result<(), CgroupError> {
+    pub async fn watch_memory(&self, mut killed: impl FnMut()) -> Result<(), Failure> {
         let path = self.directory.join("memory.events");
-        let failed = || step("watch the file", &path);
-        let file = File::open(&path).map_err(failed())?;
-        let events = watch(file, Interest::PRIORITY).map_err(failed())?;
+        let step = || format!("watch the file {}", path.display());
+        let file = File::open(&path).step(step)?;
+        let events = watch(file, Interest::PRIORITY).step(step)?;
         // Some ten lines of a word and a number.
         let mut text = [0; 1024];
         loop {
-            let length = pread(&events, &mut text, 0).map_err(|errno| failed()(errno.into()))?;
+            let length = pread(&events, &mut text, 0).step(step)?;
             let text = text.get(..length).unwrap_or_default();
             if self.more_kills(&String::from_utf8_lossy(text)) {
                 killed();
             }
-            let mut guard = events.ready(Interest::PRIORITY).await.map_err(failed())?;
+            let mut guard = events.ready(Interest::PRIORITY).await.step(step)?;
             guard.clear_ready();
         }
     }
 
     /// Kills what is left and removes it with all below; tries again while processes go away.
-    pub async fn remove(&self, deadline: Duration) -> Result<(), CgroupError> {
+    pub async fn remove(&self, deadline: Duration) -> Result<(), Failure> {
         let end = tokio::time::Instant::now() + deadline;
         let mut pause = Duration::from_millis(1);
         loop {
@@ -218,7 +192,8 @@ impl Cgroup {
             match result {
                 Ok(()) => return Ok(()),
                 Err(error) if tokio::time::Instant::now() >= end => {
-                    return Err(step("remove cgroup", &self.directory)(error));
+                    let directory = self.directory.display();
+                    return Err(error).step(|| format!("remove cgroup {directory}"));
                 }
                 Err(_) => {}
             }

@@ -9,52 +9,32 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
+
 /// Where the platform bus is in sysfs.
 const BUS: &str = "/sys/bus/platform";
 
 /// The highest slot there can be.
 pub const MAX_SLOT: u32 = 63;
 
-/// Why a device can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// sysfs refused.
-    #[error("{step} device virtio-mmio.{slot}")]
-    Sysfs {
-        step: &'static str,
-        slot: u32,
-        #[source]
-        source: io::Error,
-    },
-    /// The transport is there, but nothing drives the device.
-    #[error("bind device virtio-mmio.{slot}: no driver of this kernel takes it")]
-    NoDriver { slot: u32 },
-    /// What is there is no interface, or nothing is there.
-    #[error("find the interface in device virtio-mmio.{slot}: there is none")]
-    NoInterface { slot: u32 },
-    /// What is there is no disk, or nothing is there.
-    #[error("find the disk in device virtio-mmio.{slot}: there is none")]
-    NoDisk { slot: u32 },
-}
-
 /// Binds the device in `slot`; it works when this returns.
-pub fn bind(slot: u32) -> Result<(), DeviceError> {
+pub fn bind(slot: u32) -> Result<(), Failure> {
     bind_on(Path::new(BUS), slot)
 }
 
 /// Takes the device in `slot` from its driver, which has written back what it held of a disk. If no
 /// driver has it, nothing happens.
-pub fn unbind(slot: u32) -> Result<(), DeviceError> {
+pub fn unbind(slot: u32) -> Result<(), Failure> {
     unbind_on(Path::new(BUS), slot)
 }
 
 /// Major and minor number of the disk in `slot`.
-pub fn disk(slot: u32) -> Result<(u32, u32), DeviceError> {
+pub fn disk(slot: u32) -> Result<(u32, u32), Failure> {
     disk_on(Path::new(BUS), slot)
 }
 
 /// The number of the network interface in `slot`.
-pub fn interface(slot: u32) -> Result<u32, DeviceError> {
+pub fn interface(slot: u32) -> Result<u32, Failure> {
     interface_on(Path::new(BUS), slot)
 }
 
@@ -62,34 +42,38 @@ fn name(slot: u32) -> String {
     format!("virtio-mmio.{slot}")
 }
 
-fn unbind_on(bus: &Path, slot: u32) -> Result<(), DeviceError> {
-    let failed = |source| {
-        let step = "unbind";
-        DeviceError::Sysfs { step, slot, source }
-    };
+fn unbind_on(bus: &Path, slot: u32) -> Result<(), Failure> {
+    let step = || format!("unbind device {}", name(slot));
     let device = bus.join("devices").join(name(slot));
     match fs::symlink_metadata(device.join("driver")) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound && device.exists() => return Ok(()),
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(error).step(step),
     }
-    fs::write(bus.join("drivers/virtio-mmio/unbind"), name(slot)).map_err(failed)
+    fs::write(bus.join("drivers/virtio-mmio/unbind"), name(slot)).step(step)
 }
 
-fn disk_on(bus: &Path, slot: u32) -> Result<(u32, u32), DeviceError> {
+fn disk_on(bus: &Path, slot: u32) -> Result<(u32, u32), Failure> {
     let numbers = |text: &str| {
         let (major, minor) = text.split_once(':')?;
         Some((major.parse().ok()?, minor.parse().ok()?))
     };
     let found = attributes(bus, slot, "block", "dev");
     let found = found.iter().find_map(|text| numbers(text));
-    found.ok_or(DeviceError::NoDisk { slot })
+    found.ok_or_else(|| none("disk", slot))
 }
 
-fn interface_on(bus: &Path, slot: u32) -> Result<u32, DeviceError> {
+fn interface_on(bus: &Path, slot: u32) -> Result<u32, Failure> {
     let found = attributes(bus, slot, "net", "ifindex");
     let found = found.iter().find_map(|text| text.parse().ok());
-    found.ok_or(DeviceError::NoInterface { slot })
+    found.ok_or_else(|| none("interface", slot))
+}
+
+fn none(what: &str, slot: u32) -> Failure {
+    Failure::failed(
+        format!("find the {what} in device {}", name(slot)),
+        "there is none",
+    )
 }
 
 /// The content of a file of everything of one class that the device in `slot` gives.
@@ -102,12 +86,12 @@ fn attributes(bus: &Path, slot: u32, class: &str, file: &str) -> Vec<String> {
         .collect()
 }
 
-fn bind_on(bus: &Path, slot: u32) -> Result<(), DeviceError> {
+fn bind_on(bus: &Path, slot: u32) -> Result<(), Failure> {
     let name = name(slot);
     let driver = bus.join("drivers/virtio-mmio");
-    let failed = |step| move |source| DeviceError::Sysfs { step, slot, source };
-    fs::write(driver.join("bind"), &name).map_err(failed("bind"))?;
-    let devices = fs::read_dir(bus.join("devices").join(&name)).map_err(failed("look into"))?;
+    let step = |step| move || format!("{step} device virtio-mmio.{slot}");
+    fs::write(driver.join("bind"), &name).step(step("bind"))?;
+    let devices = fs::read_dir(bus.join("devices").join(&name)).step(step("look into"))?;
     let driven = devices.flatten().any(|entry| {
         let virtio = entry.file_name().to_string_lossy().starts_with("virtio");
         virtio && entry.path().join("driver").exists()
@@ -115,8 +99,11 @@ fn bind_on(bus: &Path, slot: u32) -> Result<(), DeviceError> {
     if driven {
         return Ok(());
     }
-    fs::write(driver.join("unbind"), &name).map_err(failed("unbind"))?;
-    Err(DeviceError::NoDriver { slot })
+    fs::write(driver.join("unbind"), &name).step(step("unbind"))?;
+    Err(Failure::failed(
+        format!("bind device {name}"),
+        "no driver of this kernel takes it",
+    ))
 }
 
 #[cfg(test)]
@@ -149,7 +136,10 @@ mod tests {
     fn a_device_that_no_driver_takes_is_unbound_again() {
         let bus = bus("virtio0");
         let error = bind_on(bus.path(), 4).unwrap_err();
-        assert!(matches!(error, DeviceError::NoDriver { slot: 4 }));
+        assert_eq!(
+            error.one_line(),
+            "bind device virtio-mmio.4: no driver of this kernel takes it"
+        );
         assert_eq!(
             written(bus.path(), "unbind").as_deref(),
             Some("virtio-mmio.4")
@@ -190,9 +180,9 @@ mod tests {
         assert!(disk_on(bus.path(), 4).is_err());
         fs::write(device.join("virtio7/block/vda/dev"), "254:16\n").unwrap();
         assert_eq!(disk_on(bus.path(), 4).unwrap(), (254, 16));
-        assert!(matches!(
-            disk_on(bus.path(), 5),
-            Err(DeviceError::NoDisk { slot: 5 })
-        ));
+        assert_eq!(
+            disk_on(bus.path(), 5).unwrap_err().one_line(),
+            "find the disk in device virtio-mmio.5: there is none"
+        );
     }
 }

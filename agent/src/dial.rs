@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use kata_like_agent_protocol::AGENT_PORT;
+use kata_like_failure::{Failure, Step};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use rustix::net::sockopt::socket_error;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
@@ -25,22 +26,6 @@ use crate::readiness::{BOTH, watch};
 
 /// The VMM answers a dial by itself, at once. A slow host gets the time of a slow host.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Why the host could not be reached.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    /// A system call failed.
-    #[error("dial vsock port {port} of the host: {step}")]
-    Step {
-        port: u32,
-        step: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    /// The VMM did not answer.
-    #[error("dial vsock port {port} of the host: no answer after {DEADLINE:?}")]
-    Silent { port: u32 },
-}
 
 /// linux/vm_sockets.h: SO_VM_SOCKETS_CONNECT_TIMEOUT for a `timeval` of two 64-bit words.
 const CONNECT_TIMEOUT: libc::c_int = 8;
@@ -74,14 +59,14 @@ pub struct Dialled {
 }
 
 /// Dials the host.
-pub async fn dial() -> Result<Dialled, DialError> {
+pub async fn dial() -> Result<Dialled, Failure> {
     let now = clock_gettime(ClockId::Boottime);
     let at_ns = now
         .tv_sec
         .saturating_mul(1_000_000_000)
         .saturating_add(now.tv_nsec);
     let port = AGENT_PORT;
-    let failed = |step| move |source: io::Error| DialError::Step { port, step, source };
+    let step = |step| move || format!("dial vsock port {port} of the host: {step}");
 
     let fd = socket(
         AddressFamily::Vsock,
@@ -89,22 +74,21 @@ pub async fn dial() -> Result<Dialled, DialError> {
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         None,
     )
-    .map_err(|errno| failed("make a socket")(errno.into()))?;
-    be_patient(fd.as_fd()).map_err(failed("set the socket's patience"))?;
+    .step(step("make a socket"))?;
+    be_patient(fd.as_fd()).step(step("set the socket's patience"))?;
     match connect(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, port)) {
         Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
-        Err(errno) => return Err(failed("connect")(errno.into())),
+        Err(errno) => return Err(errno).step(step("connect")),
     }
-    let socket = watch(fd, BOTH).map_err(failed("watch the socket"))?;
-    let connected = timeout(DEADLINE, socket.writable())
-        .await
-        .map_err(|_| DialError::Silent { port })?;
-    connected
-        .map_err(failed("wait for the socket"))?
-        .retain_ready();
+    let socket = watch(fd, BOTH).step(step("watch the socket"))?;
+    let connected = timeout(DEADLINE, socket.writable()).await.map_err(|_| {
+        let what = format!("no answer after {DEADLINE:?}");
+        Failure::failed(format!("dial vsock port {port} of the host"), what)
+    })?;
+    connected.step(step("wait for the socket"))?.retain_ready();
     match socket_error(&socket) {
         Ok(Ok(())) => {}
-        Ok(Err(errno)) | Err(errno) => return Err(failed("connect")(errno.into())),
+        Ok(Err(errno)) | Err(errno) => return Err(errno).step(step("connect")),
     }
     Ok(Dialled {
         connection: Connection {

@@ -11,38 +11,16 @@ use std::io;
 use std::panic;
 use std::path::Path;
 
+use kata_like_failure::{Failure, Step};
 use kata_like_netlink::loopback_up;
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit, umask};
 use rustix::system::{RebootCommand, reboot};
 
-use crate::cgroup::{self, CgroupError};
+use crate::cgroup;
 use crate::kmsg;
 use crate::storage::SHARES;
-
-/// Why the machine could not be prepared.
-#[derive(Debug, thiserror::Error)]
-pub enum InitError {
-    /// A step of this module.
-    #[error("{step}")]
-    Step {
-        step: String,
-        #[source]
-        source: io::Error,
-    },
-    /// The control groups.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-}
-
-fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> InitError {
-    let step = step.into();
-    move |source| InitError::Step {
-        step,
-        source: source.into(),
-    }
-}
 
 /// A file system of the kernel's own and where it belongs.
 struct Kernel {
@@ -94,7 +72,7 @@ const SYSCTLS: [(&str, &str); 16] = [
 const OPEN_FILES: u64 = 1 << 20;
 
 /// Makes an ordinary Linux machine out of what the kernel has started.
-pub fn prepare() -> Result<(), InitError> {
+pub fn prepare() -> Result<(), Failure> {
     umask(Mode::from_raw_mode(0o022));
     replace_root()?;
     for file_system in &MOUNTS {
@@ -106,7 +84,7 @@ pub fn prepare() -> Result<(), InitError> {
     }
     log::info!("file systems are mounted");
     for share in SHARES {
-        fs::create_dir_all(share.target).map_err(step(format!("make {}", share.target)))?;
+        fs::create_dir_all(share.target).step(|| format!("make {}", share.target))?;
     }
     // What a container can't do without comes first; a missing key of these is only worth a line.
     for (key, value) in SYSCTLS {
@@ -115,7 +93,7 @@ pub fn prepare() -> Result<(), InitError> {
             log::warn!("set sysctl {key} to {value}: {error}");
         }
     }
-    loopback_up().map_err(step("bring the loopback interface up"))?;
+    loopback_up().step(|| "bring the loopback interface up")?;
     limits()?;
     cgroup::prepare()?;
     if !seeded() {
@@ -126,54 +104,54 @@ pub fn prepare() -> Result<(), InitError> {
 
 /// Puts a bind of the root on the root and goes there, so that it has a parent and can be pivoted
 /// away from; then takes the right to write to it from everybody.
-fn replace_root() -> Result<(), InitError> {
+fn replace_root() -> Result<(), Failure> {
     const BIND: &str = "/root";
     for directory in ["/dev", "/proc", "/sys", "/run", BIND] {
         match fs::create_dir(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(step(format!("make {directory}"))(error));
+                return Err(error).step(|| format!("make {directory}"));
             }
             _ => {}
         }
     }
-    mount_bind("/", BIND).map_err(step("bind / on itself"))?;
-    chdir(BIND).map_err(step("enter the bound root"))?;
-    mount_move(".", "/").map_err(step("move the bound root to /"))?;
-    chroot(".").map_err(step("change the root"))?;
-    chdir("/").map_err(step("enter the root"))?;
-    mount_remount("/", MountFlags::RDONLY, c"").map_err(step("make the root read-only"))
+    mount_bind("/", BIND).step(|| "bind / on itself")?;
+    chdir(BIND).step(|| "enter the bound root")?;
+    mount_move(".", "/").step(|| "move the bound root to /")?;
+    chroot(".").step(|| "change the root")?;
+    chdir("/").step(|| "enter the root")?;
+    mount_remount("/", MountFlags::RDONLY, c"").step(|| "make the root read-only")
 }
 
-fn mount_kernel(it: &Kernel) -> Result<(), InitError> {
+fn mount_kernel(it: &Kernel) -> Result<(), Failure> {
     if it.target.starts_with("/dev/") {
-        fs::create_dir_all(it.target).map_err(step(format!("make {}", it.target)))?;
+        fs::create_dir_all(it.target).step(|| format!("make {}", it.target))?;
     }
     mount(it.kind, it.target, it.kind, it.flags, it.data)
-        .map_err(step(format!("mount {} on {}", it.kind, it.target)))
+        .step(|| format!("mount {} on {}", it.kind, it.target))
 }
 
 /// From here on there is somebody to tell. A panic of the agent is the end of the machine: its
 /// exit makes the kernel panic, and the host reads why in the log's last lines.
-fn start_log() -> Result<(), InitError> {
+fn start_log() -> Result<(), Failure> {
     let device = OpenOptions::new()
         .write(true)
         .open("/dev/kmsg")
-        .map_err(step("open /dev/kmsg"))?;
+        .step(|| "open /dev/kmsg")?;
     kmsg::start(device);
     panic::set_hook(Box::new(|panic| fail(&format!("{panic}"))));
     Ok(())
 }
 
-fn limits() -> Result<(), InitError> {
+fn limits() -> Result<(), Failure> {
     let limit = |most| Rlimit {
         current: most,
         maximum: most,
     };
     setrlimit(Resource::Nofile, limit(Some(OPEN_FILES)))
-        .map_err(step(format!("allow {OPEN_FILES} open files")))?;
-    setrlimit(Resource::Nproc, limit(None)).map_err(step("lift the limit of processes"))?;
+        .step(|| format!("allow {OPEN_FILES} open files"))?;
+    setrlimit(Resource::Nproc, limit(None)).step(|| "lift the limit of processes")?;
     // The runner sets its own for every process of a container: it is never inherited.
-    fs::write("/proc/self/oom_score_adj", "-1000").map_err(step("exempt PID 1 from the OOM killer"))
+    fs::write("/proc/self/oom_score_adj", "-1000").step(|| "exempt PID 1 from the OOM killer")
 }
 
 /// Whether the kernel's generator is seeded: `entropy_avail` is then the pool's size, 256 bits.

@@ -6,9 +6,10 @@
 
 use std::io;
 
+use kata_like_failure::{Failure, Kind, Step};
 use kata_like_netlink::{Address, Change, Link, Named, Neighbour, Route, Socket};
 
-use crate::device::{self, DeviceError};
+use crate::device;
 
 /// The network.
 #[derive(Debug)]
@@ -37,34 +38,9 @@ pub struct Interface {
     pub addresses: Vec<Address>,
 }
 
-/// Why there is no network.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// The kernel refused.
-    #[error("{step}")]
-    Netlink {
-        step: String,
-        #[source]
-        source: io::Error,
-    },
-    /// Something names an interface that there is not.
-    #[error("find interface {0:?}: there is none")]
-    NoInterface(String),
-    /// The slots are mixed up.
-    #[error("the device in slot {slot} has not the address of interface {name}")]
-    OtherAddress { slot: u32, name: String },
-}
-
-fn step(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
-    let step = step.into();
-    move |source| NetworkError::Netlink { step, source }
-}
-
 /// Makes it, or takes it away.
-pub fn configure(network: &Network) -> Result<(), NetworkError> {
-    let mut socket = Socket::open().map_err(step("open a netlink socket"))?;
+pub fn configure(network: &Network) -> Result<(), Failure> {
+    let mut socket = Socket::open().step(|| "open a netlink socket")?;
     if network.remove {
         return remove(&mut socket, network);
     }
@@ -72,32 +48,32 @@ pub fn configure(network: &Network) -> Result<(), NetworkError> {
     for (interface, index) in network.interfaces.iter().zip(indices) {
         set_up(&mut socket, interface, index)?;
     }
-    let links = socket.links().map_err(step("list the interfaces"))?;
+    let links = socket.links().step(|| "list the interfaces")?;
     for route in in_order(&network.routes) {
         let route = route_here(route, &links)?;
         let added = socket.add_route(&route);
-        added.map_err(step(format!("add {}", described(&route))))?;
+        added.step(|| format!("add {}", described(&route)))?;
     }
     for neighbour in &network.neighbours {
         let neighbour = neighbour_here(neighbour, &links)?;
         let added = socket.add_neighbour(&neighbour);
-        added.map_err(step(format!("add neighbour {}", neighbour.address)))?;
+        added.step(|| format!("add neighbour {}", neighbour.address))?;
     }
     Ok(())
 }
 
 /// What is not there any more, or the interface of it, has gone with something else.
-fn remove(socket: &mut Socket, network: &Network) -> Result<(), NetworkError> {
-    let links = socket.links().map_err(step("list the interfaces"))?;
+fn remove(socket: &mut Socket, network: &Network) -> Result<(), Failure> {
+    let links = socket.links().step(|| "list the interfaces")?;
     let routes = network.routes.iter();
     for route in routes.filter_map(|it| route_here(it, &links).ok()) {
         let removed = absent_is_done(socket.remove_route(&route));
-        removed.map_err(step(format!("remove {}", described(&route))))?;
+        removed.step(|| format!("remove {}", described(&route)))?;
     }
     let neighbours = network.neighbours.iter();
     for neighbour in neighbours.filter_map(|it| neighbour_here(it, &links).ok()) {
         let removed = absent_is_done(socket.remove_neighbour(&neighbour));
-        removed.map_err(step(format!("remove neighbour {}", neighbour.address)))?;
+        removed.step(|| format!("remove neighbour {}", neighbour.address))?;
     }
     for interface in &network.interfaces {
         let link = device::interface(interface.slot)?;
@@ -107,7 +83,7 @@ fn remove(socket: &mut Socket, network: &Network) -> Result<(), NetworkError> {
                 ..address.clone()
             };
             let removed = absent_is_done(socket.remove_address(&address));
-            removed.map_err(step(format!("remove address {}", address.local)))?;
+            removed.step(|| format!("remove address {}", address.local))?;
         }
     }
     Ok(())
@@ -124,7 +100,7 @@ fn absent_is_done(done: io::Result<()>) -> io::Result<()> {
 }
 
 /// Binds every device that is not yet bound, and gives its interface its name. Answers the interfaces' numbers.
-fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, NetworkError> {
+fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, Failure> {
     let mut indices = Vec::new();
     for Interface {
         slot,
@@ -140,13 +116,13 @@ fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, Netwo
         }
         device::bind(*slot)?;
         let index = device::interface(*slot)?;
-        let links = socket.links().map_err(step("list the interfaces"))?;
+        let links = socket.links().step(|| "list the interfaces")?;
         if !links
             .iter()
             .any(|link| link.index == index && link.mac == mac)
         {
-            let (slot, name) = (*slot, name.clone());
-            return Err(NetworkError::OtherAddress { slot, name });
+            let what = format!("the device in slot {slot} has not the address of interface {name}");
+            return Err(Failure::new(Kind::Failed, what));
         }
         // The kernel's own choice may be the name of one that is still to come.
         rename(socket, index, &format!("slot{slot}"))?;
@@ -159,12 +135,12 @@ fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, Netwo
     Ok(indices)
 }
 
-fn rename(socket: &mut Socket, index: u32, name: &str) -> Result<(), NetworkError> {
+fn rename(socket: &mut Socket, index: u32, name: &str) -> Result<(), Failure> {
     let renamed = socket.set_link(index, &Change::Name(name));
-    renamed.map_err(step(format!("name interface {name}")))
+    renamed.step(|| format!("name interface {name}"))
 }
 
-fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), NetworkError> {
+fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), Failure> {
     let Interface {
         name,
         mtu,
@@ -175,7 +151,7 @@ fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), 
     } = interface;
     let mut set = |what: &str, change| {
         let set = socket.set_link(index, &change);
-        set.map_err(step(format!("{what} of interface {name}")))
+        set.step(|| format!("{what} of interface {name}"))
     };
     set("set the MTU", Change::Mtu(*mtu))?;
     set("turn off own addresses", Change::NoOwnAddress)?;
@@ -194,10 +170,12 @@ fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), 
             ..address.clone()
         };
         let added = socket.add_address(&address);
-        added.map_err(step(format!(
-            "add address {}/{} to interface {name}",
-            address.local, address.prefix
-        )))?;
+        added.step(|| {
+            format!(
+                "add address {}/{} to interface {name}",
+                address.local, address.prefix
+            )
+        })?;
     }
     Ok(())
 }
@@ -220,10 +198,7 @@ fn in_order(routes: &[Named<Route>]) -> impl Iterator<Item = &Named<Route>> {
     near.into_iter().chain(behind)
 }
 
-fn route_here(
-    Named { interfaces, it }: &Named<Route>,
-    links: &[Link],
-) -> Result<Route, NetworkError> {
+fn route_here(Named { interfaces, it }: &Named<Route>, links: &[Link]) -> Result<Route, Failure> {
     let mut route = it.clone();
     for (hop, name) in route.hops.iter_mut().zip(interfaces) {
         hop.link = find(links, name)?;
@@ -239,7 +214,7 @@ fn described(route: &Route) -> String {
 fn neighbour_here(
     Named { interfaces, it }: &Named<Neighbour>,
     links: &[Link],
-) -> Result<Neighbour, NetworkError> {
+) -> Result<Neighbour, Failure> {
     let mut neighbour = it.clone();
     for name in interfaces {
         neighbour.link = find(links, name)?;
@@ -247,9 +222,12 @@ fn neighbour_here(
     Ok(neighbour)
 }
 
-fn find(links: &[Link], name: &str) -> Result<u32, NetworkError> {
+fn find(links: &[Link], name: &str) -> Result<u32, Failure> {
     let found = links.iter().find(|link| link.name == name);
-    let none = || NetworkError::NoInterface(name.to_owned());
+    let none = || {
+        let step = format!("find interface {name:?}: there is none");
+        Failure::new(Kind::Failed, step)
+    };
     found.map(|link| link.index).ok_or_else(none)
 }
 

@@ -1,6 +1,6 @@
 //! The two shares of the pod and what the guest holds of them, and its volumes in memory.
 //!
-//! Called by `sandbox.rs` (a pod starts, ends) and `container.rs` (a container is deleted). A volume in
+//! Called by `pod.rs` (a pod starts, ends) and `container.rs` (a container is deleted). A volume in
 //! memory is made when a container first names it, and lives as long as the pod: what one container has
 //! left there is there for the next, as in `/dev/shm` of a Kubernetes pod. Each
 //! directory in a share that is a mount on the host appears here as a mount of its own, made by the
@@ -18,19 +18,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kata_like_agent_protocol::{ROOTFS_TAG, VOLUMES_TAG};
+use kata_like_failure::{Failure, Step};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
-
-/// Why a share could not be mounted or freed.
-#[derive(Debug, thiserror::Error)]
-#[error("{step} {}", path.display())]
-pub struct StorageError {
-    step: String,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
 
 /// A virtio-fs device and where its files are.
 pub struct Share {
@@ -70,11 +61,11 @@ pub struct MemoryVolume {
 }
 
 /// Makes the volumes that are not there yet. One that is there stays as it is.
-pub fn make_memory_volumes(volumes: &[MemoryVolume]) -> Result<(), StorageError> {
+pub fn make_memory_volumes(volumes: &[MemoryVolume]) -> Result<(), Failure> {
     make_memory_volumes_in(Path::new(MEMORY), volumes)
 }
 
-fn make_memory_volumes_in(place: &Path, volumes: &[MemoryVolume]) -> Result<(), StorageError> {
+fn make_memory_volumes_in(place: &Path, volumes: &[MemoryVolume]) -> Result<(), Failure> {
     /// Two containers that come up at once must not make a volume each.
     static MAKING: Mutex<()> = Mutex::new(());
 
@@ -82,11 +73,7 @@ fn make_memory_volumes_in(place: &Path, volumes: &[MemoryVolume]) -> Result<(), 
     for volume in volumes {
         let path = place.join(&volume.name);
         let made = make_memory_volume(place, &path, volume);
-        made.map_err(|source| StorageError {
-            step: "make the volume in memory".into(),
-            path,
-            source,
-        })?;
+        made.step(|| format!("make the volume in memory {}", path.display()))?;
     }
     Ok(())
 }
@@ -111,7 +98,7 @@ fn make_memory_volume(place: &Path, path: &Path, volume: &MemoryVolume) -> io::R
 }
 
 /// Mounts the shares that there are; gives the tags of those that are missing.
-pub fn mount_shares() -> Result<Vec<&'static str>, StorageError> {
+pub fn mount_shares() -> Result<Vec<&'static str>, Failure> {
     let mut missing = Vec::new();
     for share in &SHARES {
         // No flags: what a rootfs may hold, devices and set-user-id programs, it may hold here too.
@@ -127,11 +114,8 @@ pub fn mount_shares() -> Result<Vec<&'static str>, StorageError> {
             // The kernel's words for a tag that no device has (fs/fuse/virtio_fs.c).
             Err(Errno::INVAL) => missing.push(share.tag),
             Err(errno) => {
-                return Err(StorageError {
-                    step: format!("mount the share {} on", share.tag),
-                    path: share.target.into(),
-                    source: errno.into(),
-                });
+                let step = || format!("mount the share {} on {}", share.tag, share.target);
+                return Err(errno).step(step);
             }
         }
     }
@@ -176,24 +160,20 @@ impl VolumeHolders {
 
 /// Looks into volumes, so that the kernel mounts them here, before a container has a mount namespace of its own: what
 /// is mounted here is the one file system that all containers with such a volume see. Blocks.
-pub fn look_into(volumes: &[String]) -> Result<(), StorageError> {
+pub fn look_into(volumes: &[String]) -> Result<(), Failure> {
     volumes.iter().try_for_each(|name| {
         let path = Path::new(VOLUMES.target).join(name);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
             // A file is not mounted.
             Ok(_) | Err(Errno::NOTDIR) => Ok(()),
-            Err(errno) => Err(StorageError {
-                step: "look into the volume".into(),
-                path,
-                source: errno.into(),
-            }),
+            Err(errno) => Err(errno).step(|| format!("look into the volume {}", path.display())),
         }
     })
 }
 
 /// Frees what the guest holds of a container's rootfs, and of volumes that no other container has.
-pub fn forget(container: &str, volumes: &[String]) -> Result<(), StorageError> {
+pub fn forget(container: &str, volumes: &[String]) -> Result<(), Failure> {
     let rootfs = [Path::new(ROOTFS.target).join(container)];
     let volumes: Vec<_> = volumes
         .iter()
@@ -210,12 +190,9 @@ pub fn forget(container: &str, volumes: &[String]) -> Result<(), StorageError> {
 }
 
 /// Unmounts every mount at or below `roots`, the latest first.
-fn unmount_below(roots: &[PathBuf]) -> Result<(), StorageError> {
-    let table = fs::read("/proc/thread-self/mountinfo").map_err(|source| StorageError {
-        step: "read the mounts in".into(),
-        path: "/proc/thread-self/mountinfo".into(),
-        source,
-    })?;
+fn unmount_below(roots: &[PathBuf]) -> Result<(), Failure> {
+    const TABLE: &str = "/proc/thread-self/mountinfo";
+    let table = fs::read(TABLE).step(|| format!("read the mounts in {TABLE}"))?;
     let mounts = mount_points(&table);
     let ours = |mount: &&PathBuf| roots.iter().any(|root| mount.starts_with(root));
     for mount in mounts.iter().rev().filter(ours) {
@@ -228,11 +205,7 @@ fn unmount_below(roots: &[PathBuf]) -> Result<(), StorageError> {
             // Not a mount any more: somebody was faster.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => {
-                return Err(StorageError {
-                    step: "unmount".into(),
-                    path: mount.clone(),
-                    source: errno.into(),
-                });
+                return Err(errno).step(|| format!("unmount {}", mount.display()));
             }
         }
     }
@@ -243,15 +216,11 @@ fn unmount_below(roots: &[PathBuf]) -> Result<(), StorageError> {
 /// keeps for us. A remount does it (fs/super.c, reconfigure_super, shrink_dcache_sb) and changes
 /// nothing else; it reaches the share's own directory only, since each mount in it has a cache of
 /// its own.
-fn forget_names(share: &Share) -> Result<(), StorageError> {
+fn forget_names(share: &Share) -> Result<(), Failure> {
     match mount_remount(share.target, MountFlags::empty(), c"") {
         // Not mounted: the pod has no such share.
         Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(errno) => Err(StorageError {
-            step: "drop the unused names of".into(),
-            path: share.target.into(),
-            source: errno.into(),
-        }),
+        Err(errno) => Err(errno).step(|| format!("drop the unused names of {}", share.target)),
     }
 }
 

@@ -11,8 +11,8 @@ use std::path::Path;
 use kata_like_failure::{Failure, Step, one_line};
 use rustix::io::Errno;
 
+use super::file::{write, writing};
 use super::limits::{Limits, Need, Setting, ranges};
-use super::write;
 
 /// Applies `limits` to the cgroup in `directory`.
 pub fn apply(directory: &Path, limits: &Limits) -> Result<(), Failure> {
@@ -25,11 +25,12 @@ pub fn apply(directory: &Path, limits: &Limits) -> Result<(), Failure> {
     let mut written: Vec<(&Setting, io::Result<String>)> = Vec::new();
     for setting in settings {
         let before = fs::read_to_string(directory.join(&setting.file));
-        if let Err(error) = write(directory, &setting.file, &setting.value) {
+        if let Err(error) = fs::write(directory.join(&setting.file), &setting.value) {
             take_back(directory, &written);
-            return Err(match Errno::from_io_error(error.cause()) {
-                Some(Errno::INVAL | Errno::RANGE) => bad(setting, &error.to_string()),
-                _ => Failure::failed(format!("set {}", field(setting)), error),
+            let step = writing(directory, &setting.file, &setting.value);
+            return Err(match Errno::from_io_error(&error) {
+                Some(Errno::INVAL | Errno::RANGE) => bad(setting, &step),
+                _ => Failure::failed(step, error).during(format!("set {}", field(setting))),
             });
         }
         written.push((setting, before));

@@ -5,7 +5,6 @@
 //! process can be killed by SIGKILL and moved, and everything else waits.
 
 use std::fs::File;
-use std::io;
 use std::time::Duration;
 
 use kata_like_failure::{Failure, Step, one_line};
@@ -13,7 +12,8 @@ use rustix::io::pread;
 use tokio::io::Interest;
 use tokio::time::timeout;
 
-use super::{Cgroup, CgroupError, step, write};
+use super::Cgroup;
+use super::file::write;
 use crate::readiness::watch;
 
 impl Cgroup {
@@ -38,30 +38,30 @@ impl Cgroup {
 
     /// Waits until no process is in it or below: each has closed its files and given up its mappings and mounts by
     /// then (kernel/exit.c, do_exit: cgroup_exit comes after all that).
-    pub async fn empty(&self) -> Result<(), CgroupError> {
+    pub async fn empty(&self) -> Result<(), Failure> {
         self.becomes("populated", false).await
     }
 
     /// Waits until a line of `cgroup.events` says so.
-    async fn becomes(&self, key: &str, wanted: bool) -> Result<(), CgroupError> {
+    async fn becomes(&self, key: &str, wanted: bool) -> Result<(), Failure> {
         let path = self.directory.join("cgroup.events");
-        let failed = || step("watch the file", &path);
-        let file = File::open(&path).map_err(failed())?;
-        let events = watch(file, Interest::PRIORITY).map_err(failed())?;
+        let step = || format!("watch the file {}", path.display());
+        let file = File::open(&path).step(step)?;
+        let events = watch(file, Interest::PRIORITY).step(step)?;
         // A few lines of a word and a number.
         let mut text = [0; 1024];
         loop {
-            let length = pread(&events, &mut text, 0).map_err(|errno| failed()(errno.into()))?;
+            let length = pread(&events, &mut text, 0).step(step)?;
             let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
             match says(&text, key) {
                 Some(now) if now == wanted => return Ok(()),
                 Some(_) => {}
                 None => {
-                    let error = io::Error::other(format!("it does not tell whether it is {key}"));
-                    return Err(failed()(error));
+                    let why = format!("it does not tell whether it is {key}");
+                    return Err(Failure::failed(step(), why));
                 }
             }
-            let mut guard = events.ready(Interest::PRIORITY).await.map_err(failed())?;
+            let mut guard = events.ready(Interest::PRIORITY).await.step(step)?;
             guard.clear_ready();
         }
     }
