@@ -1,17 +1,18 @@
 //! One container: its state machine, its processes, and their ends.
 //!
-//! Called by `sandbox.rs`. What happens by itself (an exit, a kill for memory) becomes an event;
+//! Called by `pod.rs`. What happens by itself (an exit, a kill for memory) becomes an event;
 //! what is asked for waits without a lock: state is looked at and changed in single steps.
 //!
 //! States, and who may move them: Creating → Created → Starting → Running → Pausing → Paused →
 //! Resuming → Running (the host's calls) → Stopped (the init's exit, from any of them) → Deleting
 //! (the host's call) → gone. A create that fails goes from Creating to gone by itself.
 
-mod control;
 mod deletion;
 mod exec;
 mod pause;
 mod placeholder;
+mod processes;
+mod resources;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,11 +24,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kata_like_failure::{Failure, Kind, Step, one_line};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use tokio::task::AbortHandle;
 
 use crate::cgroup::Cgroup;
-use crate::container::placeholder::Placeholder;
 use crate::deadline::blocking;
 use crate::events::{Event, Events};
 use crate::process::{self, Process};
@@ -35,7 +35,7 @@ use crate::reaper::{self, Exit};
 use crate::runner::{self, InitRequest, Joined, Start};
 use crate::spec::GuestSpec;
 use crate::stdio::port::Tokens;
-use crate::stdio::{self, Wanted};
+use crate::stdio::{self, Streams, Wanted};
 use crate::storage::{self, MEMORY, ROOTFS, VOLUMES, VolumeHolders};
 
 const SIGKILL: u32 = 9;
@@ -59,6 +59,15 @@ pub struct Container {
     around: Arc<Surroundings>,
     state: Mutex<State>,
     created: Notify,
+}
+
+/// What a placeholder has that other containers have not.
+#[derive(Default)]
+struct Placeholder {
+    /// Nothing is ever written to them.
+    streams: Mutex<Option<Streams>>,
+    /// Whether the PID namespace has its first process.
+    first_process: OnceCell<()>,
 }
 
 struct State {

@@ -18,9 +18,10 @@ use crate::cgroup::{DeviceIo, HugePages, Stats};
 use crate::device;
 use crate::disks::Disk;
 use crate::events::Event;
+use crate::pod::{Creation, Unwritten};
 use crate::process::MAX_SIGNAL;
-use crate::sandbox::{Creation, Unwritten};
-use crate::stdio::{Token, Wanted};
+use crate::stdio::Wanted;
+use crate::stdio::port::Token;
 use crate::storage::MemoryVolume;
 
 mod network;

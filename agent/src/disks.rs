@@ -1,6 +1,6 @@
 //! The host's disks in a container's spec: their numbers become those that they have in the guest.
 //!
-//! Called by `sandbox.rs` before a container is made. The VMM has put each disk into a slot, and a driver
+//! Called by `pod.rs` before a container is made. The VMM has put each disk into a slot, and a driver
 //! has it. The device nodes and the rules for devices are the runner's to make.
 
 use kata_like_failure::{Failure, Step};

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use tokio::sync::Notify;
 
-use crate::stdio::Token;
+use crate::stdio::port::Token;
 
 /// One thing to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,8 +13,7 @@ use kata_like_relay::relay;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::stdio::Token;
-use crate::stdio::port::Tokens;
+use crate::stdio::port::{Token, Tokens};
 
 /// The guest's own, in this order: IPv6 only if IPv4 fails.
 const LOOPBACK: [IpAddr; 2] = [

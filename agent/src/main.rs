@@ -15,12 +15,12 @@ mod forward;
 mod init;
 mod kmsg;
 mod network;
+mod pod;
 mod process;
 mod readiness;
 mod reaper;
 mod resolver;
 mod runner;
-mod sandbox;
 mod service;
 mod spec;
 mod stdio;
@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use kata_like_failure::one_line;
 
-use crate::sandbox::Pod;
+use crate::pod::Pod;
 
 fn main() -> ExitCode {
     // Before any thread, any open file, any allocation that could matter: a runner stays alone.
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if let Err(error) = init::prepare() {
-        init::fail(&one_line(&error));
+        init::fail(&error.one_line());
     }
     match serve() {
         Ok(()) => log::warn!("the host has closed the control connection: restart"),

@@ -25,8 +25,8 @@ use crate::forward;
 use crate::resolver;
 use crate::runner::Joined;
 use crate::spec::GuestSpec;
-use crate::stdio::port::StreamPort;
-use crate::stdio::{Token, Wanted};
+use crate::stdio::Wanted;
+use crate::stdio::port::{StreamPort, Token};
 use crate::storage::{self, MemoryVolume, VolumeHolders};
 use crate::write_back;
 

@@ -1,6 +1,6 @@
 //! A name server at a loopback address of the guest's, whose answers are the host's.
 //!
-//! Called by `sandbox.rs`, for an address that a container's resolv.conf names and at which somebody answers
+//! Called by `pod.rs`, for an address that a container's resolv.conf names and at which somebody answers
 //! in the pod's namespace on the host, such as Docker's 127.0.0.11. Nothing of a question is looked into. The
 //! host is never dialled: it is told of each question, and dials for it.
 
@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use crate::container::Surroundings;
 use crate::events::Event;
 use crate::readiness::{read_exact, write_all};
-use crate::stdio::Token;
+use crate::stdio::port::Token;
 
 /// The port of name servers.
 const PORT: u16 = 53;

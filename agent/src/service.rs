@@ -31,7 +31,7 @@ use crate::device;
 use crate::dial::Connection;
 use crate::init;
 use crate::network;
-use crate::sandbox::Pod;
+use crate::pod::Pod;
 use crate::spec;
 
 /// How long after its answer to Shutdown the machine waits for the host to hang up.

@@ -1,6 +1,6 @@
 //! The guest part of an OCI spec: parsed, checked as far as the agent itself uses it.
 //!
-//! Called by `sandbox.rs`, before anything of a container exists. The rest of the spec is the
+//! Called by `pod.rs`, before anything of a container exists. The rest of the spec is the
 //! runner's, which refuses in its turn what it can't apply. Facts: `agent.proto`, OCI runtime spec.
 
 use kata_like_agent_protocol::is_name;

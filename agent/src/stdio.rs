@@ -12,9 +12,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use kata_like_agent_protocol::TOKEN_LENGTH;
 use kata_like_failure::{Failure, Step};
 use rustix::io::ioctl_fionbio;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -25,14 +23,8 @@ use tokio::task::AbortHandle;
 
 use crate::readiness::{BOTH, watch};
 use crate::runner::Stdio;
-use crate::stdio::port::{Expected, Tokens};
+use crate::stdio::port::{Expected, Token, Tokens};
 use crate::stdio::pump::{PipeOutput, Terminal};
-
-/// What opens a stream.
-pub type Token = [u8; TOKEN_LENGTH];
-
-/// How long after its exit a process's output waits for a host that has not dialled.
-const LINGER: Duration = Duration::from_secs(30);
 
 /// The streams that the host wants of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

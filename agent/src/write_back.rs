@@ -1,6 +1,6 @@
 //! What containers have written and the host does not have yet.
 //!
-//! Called where something ends or stands still: by `sandbox.rs` and `container/`. A write to a share is on the
+//! Called where something ends or stands still: by `pod.rs` and `container/`. A write to a share is on the
 //! host when it is answered; what was stored through a mapping, and what is written to a disk's file system, is not.
 //! The kernel writes it back when the mapping or the file system goes, which is part of a process's exit; so whoever
 //! ends a container waits for its processes for as long as the dirty bytes go down.

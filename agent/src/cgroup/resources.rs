@@ -1,6 +1,6 @@
 //! An update: what it changes of a container's `linux.resources`, and what is written for that.
 //!
-//! Called by `container/control.rs`. An update names single fields, but what is written may come from
+//! Called by `container/resources.rs`. An update names single fields, but what is written may come from
 //! several: so it is merged into what held before, and the whole is checked and translated. `devices`
 //! are left alone, as runc leaves them: containerd sends all of the spec's with each update.
 

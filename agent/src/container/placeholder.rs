@@ -1,18 +1,17 @@
 //! A placeholder: the container that holds a pod's namespaces, and runs nothing.
 //!
-//! Called by `container.rs` and `control.rs`, where a placeholder is a container like any other but for
+//! Called by `container.rs` and `processes.rs`, where a placeholder is a container like any other but for
 //! what stands here. Its namespaces are open files, and so need no process. Only a PID namespace lives by
 //! its first process: that is made when another container first joins it. From then on the placeholder
 //! has an init, which is signalled, awaited and killed as any other's.
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::LinuxNamespaceType;
-use tokio::sync::OnceCell;
 
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Phase, SIGKILL};
@@ -25,15 +24,6 @@ use crate::stdio::{Plan, Streams};
 
 const SIGINT: u32 = 2;
 const SIGTERM: u32 = 15;
-
-/// What a placeholder has that other containers have not.
-#[derive(Default)]
-pub struct Placeholder {
-    /// Nothing is ever written to them.
-    streams: Mutex<Option<Streams>>,
-    /// Whether the PID namespace has its first process.
-    first_process: OnceCell<()>,
-}
 
 impl Container {
     /// Makes the namespaces of the placeholder; its cgroup is there.

@@ -1,7 +1,6 @@
-//! What the host asks of a container's processes while it is there: signals, sizes, figures.
+//! What the host asks of a container's processes: signals, the size of a terminal, a list.
 //!
-//! Called by `service.rs`. Each answers at once, whatever else the container is doing, or after what the
-//! kernel takes for new limits: nothing here waits for a process.
+//! Called by `service.rs`. Each call answers at once, whatever else the container is doing.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,11 +8,7 @@ use std::sync::Arc;
 use kata_like_failure::{Failure, Step};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::cgroup::{Change, Stats};
 use crate::container::{Container, SIGKILL};
-use crate::deadline::blocking;
-use std::convert::Infallible;
-
 use crate::process::{self, Process};
 
 impl Container {
@@ -91,44 +86,5 @@ impl Container {
     pub fn has_processes(&self) -> bool {
         let cgroup = self.cgroup();
         cgroup.is_ok_and(|cgroup| cgroup.pids().is_ok_and(|pids| !pids.is_empty()))
-    }
-
-    /// Its figures.
-    pub async fn stats(&self) -> Result<Stats, Failure> {
-        let cgroup = self.cgroup()?;
-        blocking("read the figures", move || {
-            Ok::<_, Infallible>(cgroup.stats())
-        })
-        .await
-    }
-
-    /// Changes its limits, all or none, by the JSON of OCI `linux.resources`.
-    pub async fn update(&self, update: &[u8]) -> Result<(), Failure> {
-        let (cgroup, before) = {
-            let mut state = self.state();
-            let (Some(cgroup), true) = (state.cgroup.clone(), state.phase.is_alive()) else {
-                return Err(self.wrong_state(&state.phase, "created"));
-            };
-            let Some(before) = state.resources.take() else {
-                return Err(Failure::wrong_state(
-                    format!("container {}", self.name),
-                    "being updated",
-                    "done with it",
-                ));
-            };
-            (cgroup, before)
-        };
-        let result = async {
-            let change = Change::of(&before, update)?;
-            let work = move || Ok::<_, Infallible>(cgroup.update(&change).map(|()| change));
-            blocking("update the limits", work).await?
-        };
-        let result = result.await;
-        let (now, result) = match result {
-            Ok(change) => (change.resources, Ok(())),
-            Err(error) => (before, Err(error)),
-        };
-        self.state().resources = Some(now);
-        result
     }
 }

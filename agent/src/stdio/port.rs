@@ -23,7 +23,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::readiness::{BOTH, read_exact, watch, when_ready};
-use crate::stdio::Token;
+
+/// What opens a stream.
+pub type Token = [u8; TOKEN_LENGTH];
 
 /// A connected stream socket.
 pub type Socket = AsyncFd<OwnedFd>;

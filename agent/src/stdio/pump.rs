@@ -25,8 +25,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::readiness::{when_ready, write_all};
-use crate::stdio::LINGER;
 use crate::stdio::port::{Expected, Socket};
+
+/// How long after its exit a process's output waits for a host that has not dialled.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// How much is asked of one splice: more than a pipe holds.
 const CHUNK: usize = 1 << 20;

@@ -3,6 +3,9 @@
 use super::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use kata_like_agent_protocol::TOKEN_LENGTH;
 
 use crate::stdio::port::Socket;
 
