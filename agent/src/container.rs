@@ -1,9 +1,9 @@
 //! One container: its state machine, its processes, and their ends.
 //!
-//! Called by `pod.rs`. What happens by itself (an exit, a kill for memory) becomes an event;
-//! what is asked for waits without a lock: state is looked at and changed in single steps.
+//! Called by `pod.rs`. What happens by itself (an exit, an OOM kill) becomes an event. What is
+//! asked for never holds a lock over a wait: it looks at the state and changes it in single steps.
 //!
-//! States, and who may move them: Creating → Created → Starting → Running → Pausing → Paused →
+//! States, and who moves them: Creating → Created → Starting → Running → Pausing → Paused →
 //! Resuming → Running (the host's calls) → Stopped (the init's exit, from any of them) → Deleting
 //! (the host's call) → gone. A create that fails goes from Creating to gone by itself.
 
@@ -40,33 +40,33 @@ use crate::storage::{self, MEMORY, ROOTFS, VOLUMES, VolumeHolders};
 
 const SIGKILL: u32 = 9;
 
-/// What a container's processes report to, and get their streams from.
+/// What all containers of the pod share.
 pub struct Surroundings {
-    /// The events that the host is told.
+    /// Where events for the host go.
     pub events: Events,
-    /// Where streams are expected.
+    /// Where the host dials streams.
     pub tokens: Arc<Tokens>,
-    /// Who has which volume.
+    /// Which container has which volume.
     pub volumes: VolumeHolders,
 }
 
-/// One container.
+/// One container, from its create to its delete.
 pub struct Container {
     name: String,
     spec: GuestSpec,
-    /// It holds namespaces and runs nothing.
+    /// The container holds namespaces and runs nothing.
     placeholder: Option<Placeholder>,
     around: Arc<Surroundings>,
     state: Mutex<State>,
     created: Notify,
 }
 
-/// What a placeholder has that other containers have not.
+/// What only a placeholder has.
 #[derive(Default)]
 struct Placeholder {
     /// Nothing is ever written to them.
     streams: Mutex<Option<Streams>>,
-    /// Whether the PID namespace has its first process.
+    /// Set once the PID namespace has its first process.
     first_process: OnceCell<()>,
 }
 
@@ -74,22 +74,22 @@ struct State {
     phase: Phase,
     cgroup: Option<Arc<Cgroup>>,
     init: Option<Arc<Process>>,
-    /// `None`: being set up.
+    /// `None`: the exec is being set up.
     execs: HashMap<String, Option<Arc<Process>>>,
-    /// Execs that have gone, whose streams still carry something.
+    /// Execs that have exited, and whose streams still carry data.
     lingering: Vec<Arc<Process>>,
-    /// Those that other containers may join, kept from the init's birth on.
+    /// Namespaces that other containers may join, kept from the birth of the init on.
     namespaces: Vec<(LinuxNamespaceType, OwnedFd)>,
     memory_watch: Option<AbortHandle>,
-    /// The volumes that it is a holder of.
+    /// The volumes that the container holds.
     volumes: Vec<String>,
-    /// Its `linux.resources` as they hold now; `None`: being updated.
+    /// The `linux.resources` that hold now. `None`: they are being updated.
     resources: Option<Value>,
 }
 
 enum Phase {
     Creating,
-    /// A placeholder has nothing to start.
+    /// `None`: a placeholder has nothing to start.
     Created(Option<Start>),
     Starting,
     Running,
@@ -115,19 +115,19 @@ impl Phase {
         }
     }
 
-    /// Made, and not ended.
+    /// The container is made and has not ended.
     fn is_alive(&self) -> bool {
         !matches!(self, Self::Creating | Self::Stopped | Self::Deleting)
     }
 
-    /// Alive, and processes can come up in it.
+    /// The container is alive, and takes new processes.
     fn takes_processes(&self) -> bool {
         matches!(self, Self::Created(_) | Self::Starting | Self::Running)
     }
 }
 
 impl Container {
-    /// A name and a spec; nothing of it exists yet.
+    /// A container that is a name and a spec so far.
     pub fn new(
         name: String,
         spec: GuestSpec,
@@ -155,18 +155,18 @@ impl Container {
         }
     }
 
-    /// What it was made of.
+    /// The spec that the container was made of.
     pub fn spec(&self) -> &GuestSpec {
         &self.spec
     }
 
-    /// The other containers whose namespaces it wants.
+    /// The containers whose namespaces this one wants, by kind.
     pub fn joins(&self) -> &[(LinuxNamespaceType, String)] {
         &self.spec.joins
     }
 
-    /// Makes it up to its first instruction; gives its init's pid, 0 for a placeholder. What fails
-    /// leaves nothing.
+    /// Makes the container up to its first instruction. Returns its init's pid, 0 for a
+    /// placeholder. A failure leaves nothing behind.
     pub async fn create(
         self: &Arc<Self>,
         joined: Vec<Joined>,
@@ -216,7 +216,7 @@ impl Container {
             cgroup: cgroup.directory().into(),
         };
         let created = runner::create(request, stdio, joined).await?;
-        // Asked for before anything else is waited for, and so before the pid can be another's.
+        // The exit is asked for before any other wait, so the pid cannot be another process's yet.
         let exit = reaper::exited(created.pid);
         let streams = plan
             .connect(created.terminal)
@@ -234,7 +234,8 @@ impl Container {
         Ok(created.pid)
     }
 
-    /// Where its rootfs is, and the volumes that it holds, a rootfs that is one among them.
+    /// The path of the rootfs, and the volumes that the container holds. A rootfs can be one of
+    /// them.
     fn root_and_volumes(&self) -> (PathBuf, Vec<String>) {
         let mut volumes = self.spec.volumes.clone();
         let Some(root) = &self.spec.root_volume else {
@@ -275,7 +276,7 @@ impl Container {
         tokio::spawn(watch).abort_handle()
     }
 
-    /// Lets it run.
+    /// Lets the init run.
     pub async fn start(&self) -> Result<(), Failure> {
         let start = {
             let mut state = self.state();
@@ -293,7 +294,7 @@ impl Container {
             None => Ok(()),
         };
         let mut state = self.state();
-        // It may have come and gone meanwhile.
+        // The init may have run and exited meanwhile.
         if matches!(state.phase, Phase::Starting) && started.is_ok() {
             state.phase = Phase::Running;
         }
@@ -305,7 +306,7 @@ impl Container {
 
     fn init_exited(&self, init: &Process, exit: Exit) {
         let mut state = self.state();
-        // Whatever shared a PID namespace with others has outlived its init; it ends with it.
+        // A process that shared the PID namespace of others has outlived the init. It ends now.
         self.kill(&state);
         if !matches!(state.phase, Phase::Deleting) {
             state.phase = Phase::Stopped;
@@ -313,7 +314,7 @@ impl Container {
         self.tell_exit(&state, String::new(), init, exit);
     }
 
-    /// First that it was for memory, then that it was.
+    /// Publishes the OOM kill before the exit that it caused.
     fn tell_exit(&self, state: &State, exec: String, process: &Process, exit: Exit) {
         let container = self.name.clone();
         if state
@@ -335,7 +336,7 @@ impl Container {
         process.set_gone();
     }
 
-    /// A namespace of its, for another container.
+    /// Opens a namespace of this container for another one.
     pub async fn namespace(self: &Arc<Self>, kind: LinuxNamespaceType) -> Result<OwnedFd, Failure> {
         if kind == LinuxNamespaceType::Pid {
             self.ensure_first_process().await?;
@@ -349,7 +350,8 @@ impl Container {
         if let Some((_, fd)) = namespaces.find(|namespace| namespace.0 == kind) {
             return fd.try_clone().step(|| step);
         }
-        // Mounts aren't kept: they would be held beyond the container's end.
+        // The mount namespace is not kept: an open one would hold the mounts beyond the container's
+        // end.
         match &state.init {
             Some(init) if kind == LinuxNamespaceType::Mount && self.placeholder.is_none() => {
                 let opened = open_namespace(init, "mnt");
@@ -362,7 +364,7 @@ impl Container {
         }
     }
 
-    /// Kills all its processes, as far as it has any.
+    /// Kills all processes of the container, if it has a cgroup yet.
     fn kill(&self, state: &State) {
         let Some(cgroup) = &state.cgroup else {
             return;
@@ -426,8 +428,8 @@ fn shareable_namespaces(init: &Process, spec: &Spec) -> Vec<(LinuxNamespaceType,
     kinds.into_iter().filter_map(open).collect()
 }
 
-/// Opens a namespace of an init. If that has exited meanwhile, its pid may be another's, and there is nothing
-/// to join any more.
+/// Opens a namespace of an init. `None`: the init has exited meanwhile. Its pid may be another
+/// process's, and there is nothing to join any more.
 fn open_namespace(init: &Process, name: &str) -> Option<OwnedFd> {
     let file = File::open(format!("/proc/{}/ns/{name}", init.pid())).ok()?;
     (!process::exited(init.pidfd())).then(|| file.into())

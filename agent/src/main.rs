@@ -1,7 +1,8 @@
-//! PID 1 of the guest: boots, dials the host once and serves it on that connection; or, re-executed
-//! with the argument `runner`, sets up one process of a container, or is that of a placeholder.
+//! PID 1 of the guest. It boots the machine, dials the host once and serves it on that connection.
+//! Run again with the argument `runner`, it sets up one process of a container; run as `/pause`, it
+//! is the first process of a placeholder.
 //!
-//! Called by the guest's kernel as `/init`. It returns to nobody: every end of it ends the machine.
+//! Called by the guest's kernel as `/init`. When it ends, the machine ends.
 
 mod cgroup;
 mod container;
@@ -35,7 +36,7 @@ use kata_like_failure::one_line;
 use crate::pod::Pod;
 
 fn main() -> ExitCode {
-    // Before any thread, any open file, any allocation that could matter: a runner stays alone.
+    // A runner must have one thread: so this comes first.
     let mut arguments = std::env::args_os();
     let called = arguments.next();
     if arguments
@@ -72,7 +73,7 @@ fn serve() -> Result<(), Box<dyn std::error::Error>> {
         reaper::start()?;
         // Bound before the host can know of us, and so before any container runs.
         let streams = stdio::port::StreamPort::open()?;
-        // The last of the lines by which the host sees that the agent gets on: the log is all it can go by.
+        // The last line by which the host sees progress: until now it has only the log.
         log::info!("dial the host");
         let dialled = dial::dial().await?;
         let pod = Arc::new(Pod::new(streams, dialled.at_ns));

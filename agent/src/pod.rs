@@ -1,7 +1,7 @@
 //! The pod from inside: its containers by name, and what they share.
 //!
-//! Called by `service.rs`, once for each call of the host. A name is taken from the moment that a
-//! create begins until its delete is done. No lock is held while anything is waited for.
+//! Called by `service.rs`, once for each call of the host. A name is taken from the begin of a
+//! create to the end of the delete. No lock is held over a wait.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,44 +30,44 @@ use crate::stdio::port::{StreamPort, Token};
 use crate::storage::{self, MemoryVolume, VolumeHolders};
 use crate::write_back;
 
-/// How far ahead of the host's clock ours may be before it is set back, in nanoseconds: the request has
-/// travelled. At the start that is any way; later the host has just been stepped, and says so at once.
+/// The largest lead of the guest's clock that we accept, in nanoseconds. At boot the request may be
+/// up to 1 s old; after a step of the host's clock it is fresh.
 const AHEAD_AT_START: i128 = 1_000_000_000;
 const AHEAD: i128 = 2_000_000;
 
-/// How long a call that asks for the end waits for it.
+/// How long a call of Shutdown waits for the end.
 const END_WAIT: Duration = Duration::from_millis(500);
 
-/// The pod.
+/// The containers of the one pod of this machine.
 pub struct Pod {
     containers: Mutex<HashMap<String, Arc<Container>>>,
     around: Arc<Surroundings>,
     dialled_at_ns: i64,
     started: AtomicBool,
     listened_to: AtomicBool,
-    /// Whether the end is done; none: nobody has asked for it.
+    /// Whether the end is done. `None`: nobody has asked for it.
     ending: OnceLock<watch::Receiver<bool>>,
 }
 
-/// What the host does not have yet.
+/// What the host does not have yet of what containers have written.
 pub struct Unwritten {
-    /// Whole pages, of all containers.
+    /// In whole pages, of all containers.
     pub dirty_bytes: u64,
-    /// How many containers have processes.
+    /// How many containers still have processes.
     pub containers: usize,
 }
 
-/// What the host asks for in a container.
+/// A container as the host asks for it.
 pub struct Creation {
-    /// The OCI runtime spec as JSON.
+    /// The OCI runtime spec, as JSON.
     pub spec: Vec<u8>,
-    /// The volume that is its rootfs; none: the directory that the share of roots has for it.
+    /// The volume that is the rootfs. `None`: its own directory in the share of roots.
     pub root_volume: Option<String>,
-    /// The streams of its init.
+    /// The init's streams.
     pub wanted: Wanted,
-    /// It holds the pod's namespaces, and runs nothing.
+    /// The container holds the pod's namespaces and runs nothing.
     pub placeholder: bool,
-    /// What the spec's volumes in memory are.
+    /// The volumes in memory that the spec names.
     pub memory_volumes: Vec<MemoryVolume>,
     /// The host's disks that the spec names.
     pub disks: Vec<Disk>,
@@ -75,9 +75,9 @@ pub struct Creation {
 
 /// What a pod's start gives.
 pub struct Started {
-    /// The kernel's release.
+    /// As `uname -r` prints it.
     pub kernel_release: String,
-    /// CLOCK_BOOTTIME in nanoseconds of the dial.
+    /// When the agent dialled the host: CLOCK_BOOTTIME in nanoseconds.
     pub dialled_at_ns: i64,
 }
 
@@ -99,7 +99,8 @@ impl Pod {
         }
     }
 
-    /// Sets the clock and the name, and mounts the shares. A pod without shares can only say that it is there.
+    /// Sets the clock and the host name, and mounts the shares. A pod without shares can only
+    /// start.
     pub async fn start(&self, host_time_ns: i64, hostname: &str) -> Result<Started, Failure> {
         if self.started.swap(true, Ordering::Relaxed) {
             return Err(Failure::wrong_state("the pod", "started", "new"));
@@ -127,7 +128,7 @@ impl Pod {
         }
     }
 
-    /// The next event, in order.
+    /// Waits for the next event, in order.
     pub async fn next_event(&self) -> Event {
         self.around.events.next().await
     }
@@ -142,12 +143,12 @@ impl Pod {
         forward::connect(&self.around.tokens, port, token).await
     }
 
-    /// Takes questions to a name server at this address, which the host puts to its own.
+    /// Serves names at this address. The host passes the questions on to its own server.
     pub async fn serve_names(&self, address: IpAddr) -> Result<(), Failure> {
         resolver::serve(address, self.around.clone()).await
     }
 
-    /// Makes a container up to its first instruction; gives its init's pid.
+    /// Makes a container up to its first instruction. Returns its init's pid.
     pub async fn create(&self, name: &str, creation: Creation) -> Result<u32, Failure> {
         if !self.started.load(Ordering::Relaxed) {
             return Err(Failure::wrong_state("the pod", "new", "started"));
@@ -206,17 +207,17 @@ impl Pod {
         Ok(joined)
     }
 
-    /// The container of this name.
+    /// Finds a container by its name.
     pub fn container(&self, name: &str) -> Result<Arc<Container>, Failure> {
         let container = self.containers().get(name).cloned();
         container.ok_or_else(|| Failure::new(Kind::NotFound, format!("no container {name}")))
     }
 
-    /// Deletes a container with all it holds.
+    /// Deletes a container and all that it holds.
     pub async fn delete(&self, name: &str) -> Result<(), Failure> {
         let container = self.container(name)?;
         container.delete().await?;
-        // A create that failed has taken its name away itself, and it may be another's by now.
+        // A create that failed has freed the name, and another container may have it by now.
         let mut containers = self.containers();
         if containers
             .get(name)
@@ -227,15 +228,15 @@ impl Pod {
         Ok(())
     }
 
-    /// Ends all containers, so that the host has what they have written, and waits a moment for that. Answers whether it
-    /// is done. Nothing is unmounted or taken away: that goes with the machine.
+    /// Ends all containers, so that the host has what they have written, and waits a moment.
+    /// Returns whether that is done. Nothing is unmounted: that goes with the machine.
     pub async fn end(&self) -> bool {
         let mut done = self.ending.get_or_init(|| self.begin_end()).clone();
         // The sender is dropped once it has said so.
         timeout(END_WAIT, done.wait_for(|done| *done)).await.is_ok()
     }
 
-    /// What the host does not have yet of what containers have written.
+    /// Counts what the host does not have yet of what containers have written.
     pub fn unwritten(&self) -> Unwritten {
         let dirty_bytes = write_back::dirty_bytes().unwrap_or_else(|error| {
             log::warn!("ask how much is dirty: {error}");
@@ -251,7 +252,7 @@ impl Pod {
         }
     }
 
-    /// Waits without a deadline of its own: the host asks how much is left, and has one.
+    /// Has no deadline of its own: the host asks how much is left, and has one.
     fn begin_end(&self) -> watch::Receiver<bool> {
         let (tell, done) = watch::channel(false);
         let all: Vec<_> = self.containers().values().cloned().collect();
@@ -271,7 +272,7 @@ impl Pod {
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
-        // Held for single operations only, none of which leaves it half done.
+        // Held for single operations only. None of them leaves it half done.
         self.containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -288,7 +289,7 @@ fn check_memory_volumes(spec: &GuestSpec, given: &[MemoryVolume]) -> Result<(), 
     Ok(())
 }
 
-/// Sets CLOCK_REALTIME by the host's, unless it is right.
+/// Sets CLOCK_REALTIME to the host's time, unless it is right.
 fn set_clock(host_time_ns: i64, ahead: i128) -> Result<(), Failure> {
     let now = clock_gettime(ClockId::Realtime);
     let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
@@ -302,8 +303,8 @@ fn set_clock(host_time_ns: i64, ahead: i128) -> Result<(), Failure> {
     clock_settime(ClockId::Realtime, time).step(|| format!("set the clock to {host_time_ns} ns"))
 }
 
-/// The host's time is at least what it says, for the request took its way; so a clock behind it is wrong,
-/// and one not far ahead of it may well be right.
+/// Time has passed since the host wrote its time. So a clock behind that time is wrong, and a clock
+/// not far ahead of it may be right.
 fn is_right(now: i128, host_time_ns: i64, ahead: i128) -> bool {
     (0..ahead).contains(&(now - i128::from(host_time_ns)))
 }

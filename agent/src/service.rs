@@ -1,8 +1,7 @@
 //! The agent's API: translates, delegates to the pod, translates back.
 //!
-//! Served on the one connection that `dial.rs` made, to the shim of the pod. Whatever a call does
-//! runs in a task of its own, so it comes to its end although the caller has gone. What messages mean
-//! is in `convert.rs`.
+//! Served to the pod's shim, on the one connection that `dial.rs` made. Each call runs in a task of
+//! its own, so it is finished even when the caller has gone. `convert.rs` knows what messages mean.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +33,7 @@ use crate::network;
 use crate::pod::Pod;
 use crate::spec;
 
-/// How long after its answer to Shutdown the machine waits for the host to hang up.
+/// How long the machine waits for the host to hang up, after the answer to Shutdown.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Answers the host until it hangs up.
@@ -54,7 +53,7 @@ struct Service {
     pod: Arc<Pod>,
 }
 
-/// Does `work` to its end, though the caller may stop waiting.
+/// Finishes `work` even when the caller stops waiting.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ttrpc::Result<T> {
@@ -98,7 +97,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<()> {
         self.pod.listen().map_err(|error| status::of(&error))?;
         loop {
-            // A failure here is the end of the connection, and with it of the machine.
+            // A failure here ends the connection, and that ends the machine.
             host.send(&convert::event_message(self.pod.next_event().await))
                 .await?;
         }
@@ -285,7 +284,7 @@ impl Agent for Service {
         let pod = self.pod.clone();
         let done = detached(async move { Ok(pod.end().await) }).await?;
         if done {
-            // The host hangs up when it has the answer, which ends the machine too.
+            // The host hangs up when it has the answer. That ends the machine too.
             tokio::spawn(async {
                 tokio::time::sleep(FAREWELL).await;
                 log::info!("the host has asked for the end");

@@ -1,4 +1,6 @@
-//! The end of a container: what is left of it is killed, and all it holds is freed.
+//! The end of a container: its processes are killed, and all that it holds is freed.
+//!
+//! Called by `pod.rs`.
 
 use std::time::Duration;
 
@@ -10,11 +12,12 @@ use crate::deadline::blocking;
 use crate::storage;
 use crate::write_back;
 
-/// How long killed processes may take to go that have nothing to write back.
+/// How long killed processes may take to exit when they have nothing to write back.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Container {
-    /// Kills what is left of it, and frees all it holds. Can be tried again if it fails.
+    /// Kills what is left of the container and frees all that it holds. The call can be repeated
+    /// after a failure.
     pub async fn delete(&self) -> Result<(), Failure> {
         self.end_placeholder(SIGKILL);
         let creating = self.created.notified();
@@ -33,7 +36,7 @@ impl Container {
             }
         };
         if wait {
-            // The create fails, since its process was killed, and cleans up by itself.
+            // The kill makes the create fail, and it cleans up by itself.
             let step = || format!("delete container {}: wait for its create to end", self.name);
             let ended = timeout(KILL_DEADLINE, creating).await;
             ended.map_err(|_| Failure::late(step(), KILL_DEADLINE))?;
@@ -46,7 +49,8 @@ impl Container {
         result
     }
 
-    /// Kills all its processes, and waits until they have gone: what they have written is written back then.
+    /// Kills all processes and waits until they have gone. Then what they have written is written
+    /// back.
     pub async fn end(&self) -> Result<(), Failure> {
         self.end_placeholder(SIGKILL);
         let cgroup = {
@@ -63,7 +67,7 @@ impl Container {
         }
     }
 
-    /// Undoes `set_up`, as far as that got.
+    /// Undoes `set_up`, as far as that came.
     pub(super) async fn take_down(&self) -> Result<(), Failure> {
         let (cgroup, init) = {
             let mut state = self.state();
@@ -94,7 +98,7 @@ impl Container {
         let (name, volumes) = (self.name.clone(), free.clone());
         let freed = blocking("free the rootfs", move || storage::forget(&name, &volumes)).await;
         if freed.is_err() {
-            // They are still to be freed when it is tried again.
+            // The volumes are still to be freed when the call is repeated.
             self.around.volumes.add(&free);
             self.state().volumes = free;
         }

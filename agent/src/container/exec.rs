@@ -1,7 +1,7 @@
 //! Further processes of a running container.
 //!
-//! Called by `service.rs`. An exec's name is taken from the moment that its set-up begins until it has
-//! gone; what it leaves are streams that still carry something.
+//! Called by `service.rs`. An exec's name is taken from the begin of its set-up until it exits. Its
+//! streams may carry data for a while longer.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::runner::{self, ExecRequest};
 use crate::stdio::{self, Wanted};
 
 impl Container {
-    /// Runs a further process in it; gives its pid.
+    /// Runs a further process in the container. Returns its pid.
     pub async fn exec(
         self: &Arc<Self>,
         exec: &str,

@@ -1,7 +1,7 @@
-//! A container that stands still for a while.
+//! Pause and resume of a container.
 //!
-//! Called by `service.rs`. While it is paused no process can come up in it; it can be killed, updated
-//! and deleted, since none of these needs a process of its to run.
+//! Called by `service.rs`. No process can come up in a paused container. It can be killed, updated
+//! and deleted: none of these needs one of its processes to run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::cgroup::Cgroup;
 use crate::container::{Container, Phase};
 use crate::write_back;
 
-/// How long it may take until every process stands still, or goes on.
+/// How long all processes may take to freeze, or to go on.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 impl Container {
-    /// Freezes every process of it; what they have written is on the host then, for whoever copies its files there. If
-    /// they can't be frozen, all go on.
+    /// Freezes every process. What they have written is on the host then, for those who copy its
+    /// files. If the freeze fails, all go on.
     pub async fn pause(&self) -> Result<(), Failure> {
         let running = |phase: &Phase| matches!(phase, Phase::Running);
         let cgroup = self.begin(running, Phase::Pausing, "running")?;
@@ -25,14 +25,14 @@ impl Container {
         if result.is_ok()
             && let Err(error) = write_back::write_back().await
         {
-            // It stands still, as was asked.
+            // The container is frozen, as was asked.
             log::warn!("pause container {}: {}", self.name, one_line(&error));
         }
         let pausing = |phase: &Phase| matches!(phase, Phase::Pausing);
         self.finish(pausing, result, Phase::Paused, Phase::Running, "running")
     }
 
-    /// Lets it go on.
+    /// Thaws every process.
     pub async fn resume(&self) -> Result<(), Failure> {
         let paused = |phase: &Phase| matches!(phase, Phase::Paused);
         let cgroup = self.begin(paused, Phase::Resuming, "paused")?;
@@ -55,7 +55,7 @@ impl Container {
         Ok(cgroup)
     }
 
-    /// It may have ended meanwhile, and is then not what it was asked to be.
+    /// The container may have ended meanwhile. Then it is not what it was asked to be.
     fn finish(
         &self,
         still: impl Fn(&Phase) -> bool,

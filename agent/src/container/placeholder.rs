@@ -1,9 +1,9 @@
-//! A placeholder: the container that holds a pod's namespaces, and runs nothing.
+//! A placeholder: the container that holds a pod's namespaces and runs nothing.
 //!
-//! Called by `container.rs` and `processes.rs`, where a placeholder is a container like any other but for
-//! what stands here. Its namespaces are open files, and so need no process. Only a PID namespace lives by
-//! its first process: that is made when another container first joins it. From then on the placeholder
-//! has an init, which is signalled, awaited and killed as any other's.
+//! Called by the other files of `container/`. Namespaces are open files, so they need no process.
+//! Only a PID namespace lives by its first process: that is made when another container first joins
+//! it. From then on the placeholder has an init, which is signalled, awaited and killed like any
+//! other.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -26,7 +26,7 @@ const SIGINT: u32 = 2;
 const SIGTERM: u32 = 15;
 
 impl Container {
-    /// Makes the namespaces of the placeholder; its cgroup is there.
+    /// Makes the namespaces of the placeholder. Its cgroup is there already.
     pub(super) async fn hold(
         &self,
         cgroup: &Cgroup,
@@ -62,8 +62,8 @@ impl Container {
         Ok(())
     }
 
-    /// Does to a placeholder without a process what `signal` would do to that of a pod. `false`: there
-    /// is a process to send it to, or it is no placeholder that lives.
+    /// Does to a placeholder without a process what `signal` would do to its process. Returns
+    /// `false` if there is a process to send it to, or no placeholder that lives.
     pub(super) fn end_placeholder(&self, signal: u32) -> bool {
         let mut state = self.state();
         if self.placeholder.is_none() || state.init.is_some() || !state.phase.is_alive() {
@@ -72,10 +72,10 @@ impl Container {
         let status = match signal {
             SIGKILL => 128 + SIGKILL,
             SIGINT | SIGTERM => 0,
-            // The first process of a PID namespace ignores what it does not expect.
+            // The first process of a PID namespace ignores signals that it does not expect.
             _ => return true,
         };
-        // Its first process may just be coming up.
+        // The first process may be coming up right now.
         self.kill(&state);
         state.phase = Phase::Stopped;
         self.around.events.push(Event::Exited {
@@ -88,8 +88,8 @@ impl Container {
         true
     }
 
-    /// Makes the first process of a placeholder's PID namespace, unless it is there. Any other
-    /// container has one of its own.
+    /// Makes the first process of a placeholder's PID namespace, unless it is there. Other
+    /// containers have one anyway.
     pub(super) async fn ensure_first_process(self: &Arc<Self>) -> Result<(), Failure> {
         let Some(placeholder) = &self.placeholder else {
             return Ok(());
@@ -132,7 +132,7 @@ impl Container {
         let init = Arc::new(Process::new(born.pid, born.pidfd, Streams::none()));
         let namespace = File::open(format!("/proc/{}/ns/pid", init.pid()));
         let mut state = self.state();
-        // If it has exited, its pid may be another's.
+        // If the process has exited, its pid may be another one's.
         let there = state.phase.is_alive() && !process::exited(init.pidfd());
         let (true, Ok(namespace)) = (there, namespace) else {
             init.signal(SIGKILL)?;

@@ -12,7 +12,7 @@ use crate::container::{Container, SIGKILL};
 use crate::process::{self, Process};
 
 impl Container {
-    /// Sends a signal to its init or an exec.
+    /// Sends a signal to the init, or to an exec.
     pub fn signal(&self, exec: &str, signal: u32) -> Result<(), Failure> {
         if exec.is_empty() && self.end_placeholder(signal) {
             return Ok(());
@@ -27,7 +27,7 @@ impl Container {
         }
     }
 
-    /// Sends a signal to every process in it.
+    /// Sends a signal to every process of the container.
     pub fn signal_all(&self, signal: u32) -> Result<(), Failure> {
         if self.end_placeholder(signal) {
             return Ok(());
@@ -45,7 +45,7 @@ impl Container {
             let Some(pidfd) = raw.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
                 continue; // It has gone.
             };
-            // Only now is it certain whose pid it is.
+            // Checked with the pidfd open: before, the pid may have become another process's.
             if cgroup.holds(pid) {
                 process::send(pidfd.as_fd(), pid, signal)?;
             }
@@ -63,7 +63,7 @@ impl Container {
         resized.step(|| format!("resize the terminal of {}", self.named(exec)))
     }
 
-    /// Its processes, the init first, with the names of execs.
+    /// Lists the processes, the init first, with the names of execs.
     pub fn processes(&self) -> Result<Vec<(u32, String)>, Failure> {
         let mut pids = self.cgroup()?.pids().step(|| "list its processes")?;
         let state = self.state();
@@ -82,7 +82,7 @@ impl Container {
             .collect())
     }
 
-    /// Whether it has any, zombies aside.
+    /// Whether the container has processes, zombies aside.
     pub fn has_processes(&self) -> bool {
         let cgroup = self.cgroup();
         cgroup.is_ok_and(|cgroup| cgroup.pids().is_ok_and(|pids| !pids.is_empty()))

@@ -11,7 +11,7 @@ use crate::container::Container;
 use crate::deadline::blocking;
 
 impl Container {
-    /// Its figures.
+    /// Reads the container's stats.
     pub async fn stats(&self) -> Result<Stats, Failure> {
         let cgroup = self.cgroup()?;
         blocking("read the figures", move || {
@@ -20,7 +20,7 @@ impl Container {
         .await
     }
 
-    /// Changes its limits, all or none, by the JSON of OCI `linux.resources`.
+    /// Changes the limits, all or none, by the JSON of OCI `linux.resources`.
     pub async fn update(&self, update: &[u8]) -> Result<(), Failure> {
         let (cgroup, before) = {
             let mut state = self.state();

@@ -16,7 +16,7 @@ use crate::network::{Interface, Network};
 /// The longest name of an interface (IFNAMSIZ less its NUL).
 const MAX_NAME: usize = 15;
 
-/// The network that the host asks for. Numbers of interfaces in it are still 0.
+/// Reads the network that the host asks for. The numbers of interfaces in it are still 0.
 pub fn network(request: ConfigureNetworkRequest) -> ttrpc::Result<Network> {
     let convert = || {
         Ok(Network {
@@ -29,7 +29,7 @@ pub fn network(request: ConfigureNetworkRequest) -> ttrpc::Result<Network> {
     convert().map_err(|error: Failure| status::of(&error))
 }
 
-/// Where questions for names are to be taken.
+/// Reads the address at which the agent takes questions for names.
 pub fn server(request: &ServeNamesRequest) -> ttrpc::Result<IpAddr> {
     let address = ip("address", &request.address).map_err(|error| status::of(&error))?;
     match address.is_loopback() {
@@ -62,7 +62,7 @@ fn interface(message: InterfaceMessage) -> Result<Interface, Failure> {
     })
 }
 
-/// What the kernel takes for a name: no path, no space.
+/// Checks a name as the kernel does: no path, no space.
 fn name(field: &str, name: String) -> Result<String, Failure> {
     let odd = |byte: u8| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace();
     let wrong = name.is_empty() || name.len() > MAX_NAME || name == "." || name == "..";
