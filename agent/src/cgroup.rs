@@ -1,9 +1,9 @@
 //! Control groups in the guest: one for each container, one for the agent.
 //!
-//! Called by `init.rs` once and by `container.rs`. A container's cgroup is `/sys/fs/cgroup/_NAME`:
-//! the kernel never uses a leading underscore for a file of its own (cgroup-v2.rst, "Namespace"), so
-//! no container's name can collide with one. What happens inside (cgroups of the container's own)
-//! belongs to the container, and is removed with it.
+//! Called once by `init.rs`, and by `container.rs`. A container's cgroup is `/sys/fs/cgroup/_NAME`.
+//! The kernel never begins the name of a file of its own with an underscore (cgroup-v2.rst,
+//! "Namespace"), so no container's name can collide with one. Cgroups that the container makes
+//! below belong to it, and are removed with it.
 
 mod apply;
 mod file;
@@ -37,11 +37,12 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 const AGENT: &str = "/sys/fs/cgroup/agent";
 const AGENT_MEMORY: &str = "33554432";
 
-/// How deep a container may nest before removing it gives up, and how many processes are listed.
+/// How deep a container's cgroups may nest before their removal gives up, and how many processes we
+/// list.
 const MAX_DEPTH: usize = 64;
 const MAX_PIDS: usize = 1 << 16;
 
-/// Moves the agent into its leaf and gives every controller there is to the containers.
+/// Moves the agent into its leaf, and gives all controllers to the containers.
 pub fn prepare() -> Result<(), Failure> {
     let root = Path::new(ROOT);
     let agent = Path::new(AGENT);
@@ -55,7 +56,7 @@ pub fn prepare() -> Result<(), Failure> {
     write(agent, "memory.min", AGENT_MEMORY)
 }
 
-/// The cgroup that a process is in.
+/// Finds the cgroup that a process is in.
 fn cgroup_of(pid: u32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -70,7 +71,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup of `container` and sets its limits. What fails leaves nothing behind.
+    /// Makes the cgroup of `container` and sets its limits. A failure leaves nothing behind.
     pub fn create(container: &str, limits: &Limits) -> Result<Self, Failure> {
         Self::create_in(Path::new(ROOT), container, limits)
     }
@@ -92,29 +93,29 @@ impl Cgroup {
         })
     }
 
-    /// Changes its limits, all or none. It may take a while: the kernel frees memory meanwhile.
+    /// Changes the limits, all or none. This may take a while, in which the kernel frees memory.
     pub fn update(&self, change: &Change) -> Result<(), Failure> {
         apply::check_use(&self.directory, change.only_below)?;
         apply::apply(&self.directory, &change.limits)
     }
 
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Kills every process in it and below.
+    /// Kills every process in the cgroup and below.
     pub fn kill(&self) -> Result<(), Failure> {
         write(&self.directory, "cgroup.kill", "1")
     }
 
-    /// The processes in it and below, in the order of their directories.
+    /// Lists the processes in the cgroup and below, in the order of their directories.
     pub fn pids(&self) -> Result<Vec<u32>, Failure> {
         let mut pids = Vec::new();
         for directory in self.tree() {
             let text = match fs::read_to_string(directory.join("cgroup.procs")) {
                 Ok(text) => text,
-                // It may have gone meanwhile, and a threaded one has no list of its own.
+                // The directory may have gone meanwhile, and a threaded cgroup has no list of its
+                // own.
                 Err(_) if directory != self.directory => continue,
                 Err(error) => {
                     let directory = directory.display();
@@ -128,12 +129,12 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Whether a process is in it or below.
+    /// Whether a process is in the cgroup or below.
     pub fn holds(&self, pid: u32) -> bool {
         cgroup_of(pid).is_some_and(|path| path.starts_with(&self.directory))
     }
 
-    /// The cgroup of one of its processes, which the container may have made below.
+    /// Finds the cgroup of one of its processes. The container may have made it below.
     pub fn of(&self, pid: u32) -> PathBuf {
         cgroup_of(pid)
             .filter(|path| path.starts_with(&self.directory))
@@ -145,7 +146,7 @@ impl Cgroup {
         Stats::read(&self.directory)
     }
 
-    /// Whether processes of it were killed for memory since the last call.
+    /// Whether the kernel has killed processes for lack of memory since the last call.
     pub fn killed_for_memory(&self) -> bool {
         let file = self.directory.join("memory.events");
         fs::read_to_string(file).is_ok_and(|events| self.more_kills(&events))
@@ -161,10 +162,10 @@ impl Cgroup {
         more
     }
 
-    /// Waits until processes of it were killed for memory, and reports each time once.
+    /// Reports each OOM kill in the cgroup once.
     ///
-    /// The kernel wakes the readers of `memory.events` by POLLPRI (kernfs_notify); a kill in the
-    /// last instant before an exit is found by [`Cgroup::killed_for_memory`] instead.
+    /// The kernel wakes the readers of `memory.events` by POLLPRI (kernfs_notify).
+    /// [`Cgroup::killed_for_memory`] finds a kill in the last instant before an exit instead.
     pub async fn watch_memory(&self, mut killed: impl FnMut()) -> Result<(), Failure> {
         let path = self.directory.join("memory.events");
         let step = || format!("watch the file {}", path.display());
@@ -183,7 +184,8 @@ impl Cgroup {
         }
     }
 
-    /// Kills what is left and removes it with all below; tries again while processes go away.
+    /// Kills what is left, and removes the cgroup with all below. Tries again while processes go
+    /// away.
     pub async fn remove(&self, deadline: Duration) -> Result<(), Failure> {
         let end = tokio::time::Instant::now() + deadline;
         let mut pause = Duration::from_millis(1);

@@ -1,9 +1,11 @@
-//! Devices that the VMM adds after boot: bound to their driver by name, and taken from it.
+//! Devices that the VMM adds after boot: binds them to their driver by name, and takes them from
+//! it.
 //!
-//! Called by `service.rs`, by `disks.rs` for a device's numbers and by `network.rs`. Each virtio-mmio slot is there from the start, and empty ones fail their
-//! first probe; writing a slot's name to the driver's `bind` makes it probe again and returns when
-//! that is done. `bind` says success even if the virtio driver on top failed, so its link is looked
-//! for, and a slot that does not work is unbound again.
+//! Called by `service.rs`, by `disks.rs` for a device's numbers, and by `network.rs`. Each
+//! virtio-mmio slot is there from the start, and an empty one fails its first probe. Writing a
+//! slot's name to the driver's `bind` makes the driver probe again; the write returns when that is
+//! done. It succeeds even if the virtio driver on top failed, so we look for that driver's link,
+//! and unbind a slot that does not work.
 
 use std::fs;
 use std::io;
@@ -14,26 +16,26 @@ use kata_like_failure::{Failure, Step};
 /// Where the platform bus is in sysfs.
 const BUS: &str = "/sys/bus/platform";
 
-/// The highest slot there can be.
+/// The highest number of a slot.
 pub const MAX_SLOT: u32 = 63;
 
-/// Binds the device in `slot`; it works when this returns.
+/// Binds the device in `slot`. It works when this returns.
 pub fn bind(slot: u32) -> Result<(), Failure> {
     bind_on(Path::new(BUS), slot)
 }
 
-/// Takes the device in `slot` from its driver, which has written back what it held of a disk. If no
-/// driver has it, nothing happens.
+/// Takes the device in `slot` from its driver, which first writes back what it holds of a disk.
+/// Does nothing if no driver has it.
 pub fn unbind(slot: u32) -> Result<(), Failure> {
     unbind_on(Path::new(BUS), slot)
 }
 
-/// Major and minor number of the disk in `slot`.
+/// Finds the major and minor number of the disk in `slot`.
 pub fn disk(slot: u32) -> Result<(u32, u32), Failure> {
     disk_on(Path::new(BUS), slot)
 }
 
-/// The number of the network interface in `slot`.
+/// Finds the number of the network interface in `slot`.
 pub fn interface(slot: u32) -> Result<u32, Failure> {
     interface_on(Path::new(BUS), slot)
 }
@@ -76,7 +78,7 @@ fn none(what: &str, slot: u32) -> Failure {
     )
 }
 
-/// The content of a file of everything of one class that the device in `slot` gives.
+/// Reads one file of everything of one class that the device in `slot` provides.
 fn attributes(bus: &Path, slot: u32, class: &str, file: &str) -> Vec<String> {
     let entries = |path| fs::read_dir(path).into_iter().flatten().flatten();
     entries(bus.join("devices").join(name(slot)))

@@ -1,8 +1,8 @@
 //! The one connection to the host: dialled once, then served.
 //!
-//! Called by `main`. The host is CID 2 and accepts exactly one connection on `AGENT_PORT`; after
-//! it, nobody in the guest can call the host. When the connection ends, the machine has no owner
-//! any more, so whoever serves it must learn of it: `Connection` tells.
+//! Called by `main`. The host is CID 2 and accepts exactly one connection on `AGENT_PORT`. After
+//! that, nobody in the guest can call the host. When the connection ends, nobody owns the machine
+//! any more: `Connection` tells the server of the API.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,13 +24,14 @@ use tokio::time::timeout;
 
 use crate::readiness::{BOTH, watch};
 
-/// The VMM answers a dial by itself, at once. A slow host gets the time of a slow host.
+/// The VMM answers a dial at once, but the host may be slow.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// linux/vm_sockets.h: SO_VM_SOCKETS_CONNECT_TIMEOUT for a `timeval` of two 64-bit words.
 const CONNECT_TIMEOUT: libc::c_int = 8;
 
-/// The kernel gives a vsock connect two seconds, which a busy host can exceed: it gets ours.
+/// Sets our deadline for the connect. The kernel's own is two seconds, which a busy host can
+/// exceed.
 fn be_patient(socket: BorrowedFd<'_>) -> io::Result<()> {
     let patience: [i64; 2] = [DEADLINE.as_secs().cast_signed(), 0];
     // SAFETY: the option reads 16 bytes at the pointer, the size of the array, which lives across
@@ -52,9 +53,9 @@ fn be_patient(socket: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The control connection, and when it was made.
 pub struct Dialled {
-    /// To be served.
+    /// The connection itself.
     pub connection: Connection,
-    /// CLOCK_BOOTTIME in nanoseconds when the dial began.
+    /// When the dial began: CLOCK_BOOTTIME in nanoseconds.
     pub at_ns: i64,
 }
 
@@ -106,7 +107,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Is notified, and stays so, once nothing more can be read from the connection.
+    /// Notified, for good, once nothing more can be read from the connection.
     pub fn ended(&self) -> Arc<Notify> {
         self.ended.clone()
     }

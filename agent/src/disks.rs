@@ -1,12 +1,13 @@
-//! The host's disks in a container's spec: their numbers become those that they have in the guest.
+//! The host's disks in a container's spec: replaces their numbers by those that they have in the
+//! guest.
 //!
-//! Called by `pod.rs` before a container is made. The VMM has put each disk into a slot, and a driver
-//! has it. The device nodes and the rules for devices are the runner's to make.
+//! Called by `pod.rs` before a container is made. The VMM has put each disk into a slot, and a
+//! driver has it. The runner makes the device nodes and the rules for devices.
 
 use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxDeviceType, Spec};
 
-/// A disk, and its numbers on the host, as the spec has them.
+/// A disk, with the numbers that it has on the host and in the spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
     /// N of `virtio-mmio.N`.
@@ -15,7 +16,7 @@ pub struct Disk {
     pub minor: u32,
 }
 
-/// Replaces the host's numbers of `disks` wherever the spec has them; `find` tells the guest's.
+/// Replaces the host's numbers of `disks` wherever the spec has them. `find` returns the guest's.
 pub fn renumber<E>(
     spec: &mut Spec,
     disks: &[Disk],

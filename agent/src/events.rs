@@ -1,8 +1,8 @@
-//! What the host is told unasked: exits, kills for memory and questions for names, in order, each once.
+//! The events for the host: exits, OOM kills and questions for names, in order, each once.
 //!
-//! Filled by `container.rs` and `resolver.rs`, emptied by `service.rs`. Exits are as many as the host started
-//! processes. Kills for memory are as many as a container likes, so one that is not told yet stands
-//! for all that follow it. Questions are bounded by who asks them.
+//! Filled by `container.rs` and `resolver.rs`, emptied by `service.rs`. There are as many exits as
+//! the host has started processes. A container can cause any number of OOM kills, so one that the
+//! host has not heard of yet stands for all that follow. The resolver bounds the questions.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -13,39 +13,38 @@ use tokio::sync::Notify;
 
 use crate::stdio::port::Token;
 
-/// One thing to tell.
+/// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A process has gone.
+    /// A process has exited.
     Exited {
-        /// Its container.
         container: String,
-        /// Its exec; empty for the init.
+        /// Empty for the init.
         exec: String,
-        /// As a shell sees it.
+        /// The status as a shell sees it.
         status: u32,
-        /// When it went.
+        /// When the process exited.
         at: SystemTime,
-        /// What its standard output and error had carried.
+        /// How many bytes its standard output and error had carried.
         carried: [u64; 2],
     },
-    /// Processes of a container were killed for memory.
+    /// The kernel killed processes of a container for lack of memory.
     OutOfMemory {
-        /// The container.
         container: String,
     },
-    /// Somebody in the guest asks a name server that is the host's: the answer is awaited in a stream.
+    /// A process in the guest asks a name server that is the host's. It awaits the answer in a
+    /// stream.
     NameQuestion {
-        /// The stream's.
+        /// The token of that stream.
         token: Token,
-        /// The server's address.
+        /// The server's address in the guest.
         address: IpAddr,
-        /// Whether it came by TCP.
+        /// The question came by TCP.
         tcp: bool,
     },
 }
 
-/// The queue.
+/// The queue of events.
 #[derive(Debug, Default)]
 pub struct Events {
     queue: Mutex<VecDeque<Event>>,
@@ -64,7 +63,7 @@ impl Events {
         self.filled.notify_one();
     }
 
-    /// The first event; waits for one. For one caller at a time.
+    /// Takes the first event, or waits for one. One caller at a time.
     pub async fn next(&self) -> Event {
         loop {
             if let Some(event) = self.queue().pop_front() {
@@ -75,7 +74,7 @@ impl Events {
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        // Held for single operations only, none of which leaves it half done.
+        // Held for single operations only. None of them leaves it half done.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

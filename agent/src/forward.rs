@@ -1,7 +1,7 @@
-//! Port-forward, the guest's half: what the host wants to reach on loopback.
+//! The guest's half of port-forward: connects to a port of loopback for the host.
 //!
-//! Called by `sandbox` for each connection. The connection is made first, so that the host hears a refusal; the
-//! stream that is to be joined to it comes afterwards, by its token (`stdio::port`).
+//! Called by `pod.rs` for each connection. The connection comes first, so that the host hears of a
+//! refusal. The stream that it is joined to comes afterwards, by its token (`stdio::port`).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,19 +15,19 @@ use tokio::time::timeout;
 
 use crate::stdio::port::{Token, Tokens};
 
-/// The guest's own, in this order: IPv6 only if IPv4 fails.
+/// The guest's loopback addresses, in this order: IPv6 only if IPv4 fails.
 const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
-/// How long a server may take whose queue is full.
+/// How long a server with a full queue may take to accept.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long the host may take to dial once it has its answer.
 const DIAL: Duration = Duration::from_secs(30);
 
-/// Connects to a port of the guest's loopback, in the agent's own network namespace, and joins the connection to the
-/// stream with this token. Answers when it is connected.
+/// Connects to a port of the guest's loopback, in the agent's own network namespace, and joins the
+/// connection to the stream with this token. Returns when it is connected.
 pub async fn connect(tokens: &Arc<Tokens>, port: u16, token: Token) -> Result<(), Failure> {
     let mut expected = tokens.expect(token)?;
     let server = match timeout(CONNECT, dial(port)).await {
@@ -54,7 +54,8 @@ async fn dial(port: u16) -> Result<TcpStream, Failure> {
         let address = SocketAddr::new(address, port);
         let connected = async {
             let server = TcpStream::connect(address).await?;
-            // Where nobody listens, TCP may connect to itself: the port that it takes is this one then.
+            // Where nobody listens, TCP may connect to itself: the kernel then gives our end the
+            // same port.
             if server.local_addr()? == address {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
@@ -63,7 +64,7 @@ async fn dial(port: u16) -> Result<TcpStream, Failure> {
         };
         match connected.await {
             Ok(server) => return Ok(server),
-            // Of two the first is told: there may be no IPv6 at all.
+            // Of two errors we report the first: there may be no IPv6 at all.
             Err(error) => {
                 failure.get_or_insert((address, error));
             }

@@ -1,9 +1,9 @@
-//! From the kernel's bare initramfs to a machine that containers can run in; and its end.
+//! Turns the kernel's bare initramfs into a machine that containers can run in, and ends it.
 //!
-//! Called by `main`, before any thread. The order matters: the root first (pivot_root(2) is refused
-//! on the initramfs itself, and a runner needs it), `/dev` next, for without it nobody hears of a
-//! failure. From then on the root file system is read-only, the agent's own image included: what a
-//! container could reach of it through a runner's `/proc/PID/exe` can't be written.
+//! Called by `main`, before any thread. The order matters. The root comes first: pivot_root(2) is
+//! refused on the initramfs itself, and a runner needs it. `/dev` comes next: without it nobody
+//! hears of a failure. From then on the root file system is read-only, with the agent's own program
+//! on it, so a container can't write what it reaches of it through a runner's `/proc/PID/exe`.
 
 use std::ffi::CStr;
 use std::fs::{self, OpenOptions};
@@ -22,7 +22,7 @@ use crate::cgroup;
 use crate::kmsg;
 use crate::storage::SHARES;
 
-/// A file system of the kernel's own and where it belongs.
+/// A file system of the kernel's own, and its place.
 struct Kernel {
     kind: &'static str,
     target: &'static str,
@@ -34,7 +34,7 @@ const NO_SUID: MountFlags = MountFlags::NOSUID;
 const NO_EXEC: MountFlags = NO_SUID.union(MountFlags::NOEXEC);
 const INERT: MountFlags = NO_EXEC.union(MountFlags::NODEV);
 
-/// In the order of mounting. The options are those of an ordinary systemd host.
+/// Mounted in this order, with the options of an ordinary systemd host.
 #[rustfmt::skip]
 const MOUNTS: [Kernel; 7] = [
     Kernel { kind: "devtmpfs", target: "/dev", flags: NO_SUID, data: Some(c"mode=755") },
@@ -46,8 +46,8 @@ const MOUNTS: [Kernel; 7] = [
     Kernel { kind: "cgroup2", target: cgroup::ROOT, flags: INERT, data: Some(c"nsdelegate,memory_recursiveprot") },
 ];
 
-/// What a host of containers sets, as kubelet and the distributions do; and what keeps a container
-/// from learning about or wearing out the kernel that it shares with its pod.
+/// What kubelet and the distributions set on a host of containers, and what keeps a container from
+/// learning about the kernel that it shares with its pod, or from wearing it out.
 const SYSCTLS: [(&str, &str); 16] = [
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_user_watches", "524288"),
@@ -60,7 +60,8 @@ const SYSCTLS: [(&str, &str); 16] = [
     ("kernel/printk_devkmsg", "on"),
     ("kernel/unprivileged_bpf_disabled", "2"),
     ("net/core/bpf_jit_harden", "1"),
-    // What was stored through a mapping is on the host after two seconds. No timer runs while nothing is dirty.
+    // What a process has stored through a mapping is on the host after two seconds. No timer runs
+    // while nothing is dirty.
     ("vm/dirty_expire_centisecs", "100"),
     ("vm/dirty_writeback_centisecs", "100"),
     ("vm/max_map_count", "1048576"),
@@ -68,10 +69,10 @@ const SYSCTLS: [(&str, &str); 16] = [
     ("vm/panic_on_oom", "0"),
 ];
 
-/// The agent's own limit of open files: five for each process of a container and more.
+/// The agent's own limit of open files: five for each process of a container, and more.
 const OPEN_FILES: u64 = 1 << 20;
 
-/// Makes an ordinary Linux machine out of what the kernel has started.
+/// Makes an ordinary Linux machine of what the kernel has started.
 pub fn prepare() -> Result<(), Failure> {
     umask(Mode::from_raw_mode(0o022));
     replace_root()?;
@@ -86,9 +87,9 @@ pub fn prepare() -> Result<(), Failure> {
     for share in SHARES {
         fs::create_dir_all(share.target).step(|| format!("make {}", share.target))?;
     }
-    // What a container can't do without comes first; a missing key of these is only worth a line.
+    // All that a container needs comes first. A missing key here is only worth a line in the log.
     for (key, value) in SYSCTLS {
-        // With the newline that some handlers count (kernel/printk/printk.c, devkmsg_sysctl_set_loglvl).
+        // Some handlers count the newline (kernel/printk/printk.c, devkmsg_sysctl_set_loglvl).
         if let Err(error) = fs::write(Path::new("/proc/sys").join(key), format!("{value}\n")) {
             log::warn!("set sysctl {key} to {value}: {error}");
         }
@@ -102,8 +103,8 @@ pub fn prepare() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts a bind of the root on the root and goes there, so that it has a parent and can be pivoted
-/// away from; then takes the right to write to it from everybody.
+/// Binds the root onto itself and enters it, so that it has a parent and can be pivoted away from.
+/// Then makes it read-only.
 fn replace_root() -> Result<(), Failure> {
     const BIND: &str = "/root";
     for directory in ["/dev", "/proc", "/sys", "/run", BIND] {
@@ -130,8 +131,8 @@ fn mount_kernel(it: &Kernel) -> Result<(), Failure> {
         .step(|| format!("mount {} on {}", it.kind, it.target))
 }
 
-/// From here on there is somebody to tell. A panic of the agent is the end of the machine: its
-/// exit makes the kernel panic, and the host reads why in the log's last lines.
+/// Begins the log. A panic of the agent ends the machine: PID 1 exits, the kernel panics, and the
+/// host reads the reason in the log's last lines.
 fn start_log() -> Result<(), Failure> {
     let device = OpenOptions::new()
         .write(true)
@@ -150,23 +151,24 @@ fn limits() -> Result<(), Failure> {
     setrlimit(Resource::Nofile, limit(Some(OPEN_FILES)))
         .step(|| format!("allow {OPEN_FILES} open files"))?;
     setrlimit(Resource::Nproc, limit(None)).step(|| "lift the limit of processes")?;
-    // The runner sets its own for every process of a container: it is never inherited.
+    // No process inherits it: the runner sets a score for each.
     fs::write("/proc/self/oom_score_adj", "-1000").step(|| "exempt PID 1 from the OOM killer")
 }
 
-/// Whether the kernel's generator is seeded: `entropy_avail` is then the pool's size, 256 bits.
+/// Whether the kernel's generator is seeded. `entropy_avail` is then the size of the pool, 256
+/// bits.
 fn seeded() -> bool {
     fs::read_to_string("/proc/sys/kernel/random/entropy_avail")
         .is_ok_and(|bits| bits.trim().parse::<u32>().is_ok_and(|bits| bits >= 256))
 }
 
-/// Ends the machine as a failure: PID 1 exits, the kernel panics.
+/// Ends the machine as a failure: PID 1 exits and the kernel panics.
 pub fn fail(why: &str) -> ! {
     log::error!("{why}");
     std::process::exit(101)
 }
 
-/// Resets the machine: the end that the host has been told of, or has brought about.
+/// Resets the machine: an end that the host knows of.
 pub fn restart() -> ! {
     let error = reboot(RebootCommand::Restart);
     fail(&format!("reset the machine: {error:?}"))

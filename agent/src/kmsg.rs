@@ -1,7 +1,7 @@
 //! The agent's log: lines to `/dev/kmsg`, which the VMM carries to the host with the kernel's own.
 //!
-//! Called through the `log` crate. What containers do can cause lines, so their number is bounded:
-//! the guest's log is a ring, and a flood would wash away what matters. Nothing here may block.
+//! Called through the `log` crate. Containers can cause lines, so we bound their number: the
+//! guest's log is a ring, and a flood would wash away what matters. Nothing here may block.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,7 +13,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 /// The kernel cuts a record at about 1,000 bytes (kernel/printk/printk.c, PRINTKRB_RECORD_MAX).
 const MAX_LINE: usize = 900;
 
-/// So many lines may come at once, and `REFILL` more each second.
+/// How many lines may come at once; `REFILL` more each second.
 const BURST: u32 = 200;
 const REFILL: u32 = 20;
 
@@ -28,7 +28,7 @@ pub fn start(device: File) {
         device,
         budget: Mutex::new(Budget::new(Instant::now())),
     }));
-    // Only a second call could fail, and init makes one.
+    // Only a second call could fail, and `init` makes one.
     if log::set_logger(logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
@@ -54,14 +54,14 @@ impl Log for Kmsg {
             let line = format!("{lost} lines left out");
             let _ = (&self.device).write_all(&format_line(Level::Warn, &line));
         }
-        // A log that can't be written has nobody to tell.
+        // There is nobody to tell that the log can't be written.
         let _ = (&self.device).write_all(&format_line(record.level(), &record.args().to_string()));
     }
 
     fn flush(&self) {}
 }
 
-/// One record as the kernel wants it: `<priority>text`, in a single write(2).
+/// Formats one record as the kernel wants it: `<priority>text`, in a single write(2).
 fn format_line(level: Level, text: &str) -> Vec<u8> {
     // Syslog priorities (RFC 5424, 6.2.1) of the facility "daemon", 3: not the kernel's own.
     let priority = 3 * 8
@@ -95,7 +95,7 @@ impl Budget {
         }
     }
 
-    /// `None`: this line is one too many. Else how many were left out before it.
+    /// `None`: this line is one too many. Otherwise how many were left out before it.
     fn take(&mut self, now: Instant) -> Option<u64> {
         let seconds = now.saturating_duration_since(self.filled).as_secs();
         if seconds > 0 {

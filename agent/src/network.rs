@@ -1,8 +1,8 @@
-//! The guest's network: what the pod's namespace on the host holds, made again in the guest's.
+//! The guest's network: makes in the guest what the pod's namespace on the host holds.
 //!
-//! Called by `service.rs` before the first container starts, and for what comes and changes later. The VMM has put a
-//! device for each interface into a slot. Everything here is the copy of something that works on the host: addresses are
-//! not tried for duplicates again, and no route is made but those that the host has.
+//! Called by `service.rs` before the first container starts, and for later changes. The VMM has put
+//! a device for each interface into a slot. Everything here is a copy of something that works on
+//! the host: addresses are not tried for duplicates again, and there are no routes but the host's.
 
 use std::io;
 
@@ -11,18 +11,18 @@ use kata_like_netlink::{Address, Change, Link, Named, Neighbour, Route, Socket};
 
 use crate::device;
 
-/// The network.
+/// What is to be made, changed or removed.
 #[derive(Debug)]
 pub struct Network {
     pub interfaces: Vec<Interface>,
     /// The numbers of interfaces in these are still 0.
     pub routes: Vec<Named<Route>>,
     pub neighbours: Vec<Named<Neighbour>>,
-    /// All that is in it is to go, but for the interfaces themselves.
+    /// Remove all of it, except the interfaces themselves.
     pub remove: bool,
 }
 
-/// An interface that is to be.
+/// An interface as it is to be.
 #[derive(Debug)]
 pub struct Interface {
     /// N of `virtio-mmio.N`.
@@ -32,13 +32,13 @@ pub struct Interface {
     pub mtu: u32,
     pub up: bool,
     pub no_arp: bool,
-    /// It is there already.
+    /// The interface is there already.
     pub bound: bool,
     /// Their numbers of the interface are still 0.
     pub addresses: Vec<Address>,
 }
 
-/// Makes it, or takes it away.
+/// Makes the network, or removes it.
 pub fn configure(network: &Network) -> Result<(), Failure> {
     let mut socket = Socket::open().step(|| "open a netlink socket")?;
     if network.remove {
@@ -62,7 +62,7 @@ pub fn configure(network: &Network) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is not there any more, or the interface of it, has gone with something else.
+/// A thing that is not there any more, or whose interface is not, has gone with another one.
 fn remove(socket: &mut Socket, network: &Network) -> Result<(), Failure> {
     let links = socket.links().step(|| "list the interfaces")?;
     let routes = network.routes.iter();
@@ -99,7 +99,8 @@ fn absent_is_done(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Binds every device that is not yet bound, and gives its interface its name. Answers the interfaces' numbers.
+/// Binds each device that is not bound yet, and names its interface. Returns the interfaces'
+/// numbers.
 fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, Failure> {
     let mut indices = Vec::new();
     for Interface {
@@ -124,7 +125,7 @@ fn bind(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, Failu
             let what = format!("the device in slot {slot} has not the address of interface {name}");
             return Err(Failure::new(Kind::Failed, what));
         }
-        // The kernel's own choice may be the name of one that is still to come.
+        // The name that the kernel chose may be that of an interface still to come.
         rename(socket, index, &format!("slot{slot}"))?;
         indices.push(index);
     }
@@ -180,7 +181,7 @@ fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), 
     Ok(())
 }
 
-/// The routes come by themselves, and the host has looked for duplicates.
+/// The routes come separately, and the host has looked for duplicates.
 fn flags(address: &Address) -> u32 {
     match address.local.is_ipv6() {
         true => libc::IFA_F_NOPREFIXROUTE | libc::IFA_F_NODAD,
@@ -188,7 +189,7 @@ fn flags(address: &Address) -> u32 {
     }
 }
 
-/// Routes to neighbours first: the gateways of others are among them.
+/// Routes to neighbours come first: the gateways of others are among them.
 fn in_order(routes: &[Named<Route>]) -> impl Iterator<Item = &Named<Route>> {
     let has_gateway = |route: &Named<Route>| {
         let mut hops = route.it.hops.iter();
@@ -267,8 +268,8 @@ mod tests {
         }
     }
 
-    /// In a namespace of the test's own, with the one interface that there is: routes come in the order in
-    /// which the kernel takes them, and what it does not take is named.
+    /// In a namespace of the test's own, with the one interface that there is: routes come in the
+    /// order in which the kernel takes them, and what it does not take is named.
     #[test]
     fn routes_are_made_whatever_their_order() {
         let test = || {

@@ -1,7 +1,7 @@
-//! A process that the host knows by name: a container's init or an exec.
+//! A process that the host knows by name: the init of a container, or an exec.
 //!
-//! Made by `container.rs` when the runner has set it up. It is reached by its pidfd only, so that
-//! nothing meant for it ever hits a later process of the same pid.
+//! Made by `container.rs` when the runner has set it up. It is reached only by its pidfd, so that
+//! no signal ever hits a later process with the same pid.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::stdio::Streams;
 
-/// The highest signal, SIGRTMAX of the kernel.
+/// The highest signal, the kernel's SIGRTMAX.
 pub const MAX_SIGNAL: u32 = 64;
 
 /// One process with its streams.
@@ -34,39 +34,37 @@ impl Process {
         }
     }
 
-    /// Its pid in the guest.
+    /// The pid in the guest.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Its pidfd.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Its standard streams.
     pub fn streams(&self) -> &Streams {
         &self.streams
     }
 
-    /// Sends it a signal; `Ok(false)`: it has exited.
+    /// Sends a signal. `Ok(false)`: the process has exited.
     pub fn signal(&self, signal: u32) -> Result<bool, Failure> {
         send(self.pidfd.as_fd(), self.pid, signal)
     }
 
-    /// Its exit has been told, or is about to be.
+    /// Notes that the exit is told, or is about to be.
     pub fn set_gone(&self) {
         self.gone.send_replace(true);
     }
 
-    /// Until then.
+    /// Waits for `set_gone`.
     pub async fn gone(&self) {
-        // The sender is ours, so this ends by the value only.
+        // The sender is ours, so only the value ends this.
         let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
     }
 }
 
-/// Sends `signal` to the process behind `pidfd`; `Ok(false)`: it has exited.
+/// Sends `signal` to the process behind `pidfd`. `Ok(false)`: it has exited.
 pub fn send(pidfd: BorrowedFd<'_>, pid: u32, signal: u32) -> Result<bool, Failure> {
     let number = i32::try_from(signal).unwrap_or(0);
     if !(1..=MAX_SIGNAL).contains(&signal) {

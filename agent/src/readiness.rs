@@ -1,6 +1,6 @@
-//! File descriptors that the runtime watches for being ready.
+//! File descriptors that the runtime watches until they are ready.
 //!
-//! Used by whoever waits for a socket, a pipe, a terminal or a file of the kernel's.
+//! Used for sockets, pipes, terminals and files of the kernel's.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,10 +9,10 @@ use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Reading and writing.
+/// For reading and writing.
 pub const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
-/// Has `fd` watched for `interest`. It must be non-blocking to be of use.
+/// Watches `fd` for `interest`. It should be non-blocking.
 pub fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     let fd: OwnedFd = fd.into();
     // SAFETY: the descriptor must be open, and stay the same file until the `AsyncFd` is dropped.
@@ -22,9 +22,9 @@ pub fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<O
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
-/// Does `operation` as soon as `fd` is ready for it and it is not interrupted. That happens without
-/// any waiting, too: accept(2) on a vsock socket answers EINTR rather than EAGAIN while a signal is
-/// pending (net/vmw_vsock/af_vsock.c, vsock_accept).
+/// Does `operation` as soon as `fd` is ready for it, and again when a signal interrupts it. The
+/// latter happens without any waiting, too: accept(2) on a vsock socket answers EINTR rather than
+/// EAGAIN while a signal is pending (net/vmw_vsock/af_vsock.c, vsock_accept).
 pub async fn when_ready<T, E: Into<io::Error>>(
     fd: &AsyncFd<OwnedFd>,
     interest: Interest,
@@ -39,7 +39,7 @@ pub async fn when_ready<T, E: Into<io::Error>>(
     }
 }
 
-/// Fills the buffer from a socket; its end before that is an error. Takes no byte more.
+/// Fills the buffer from a socket, and takes no byte more. An end before that is an error.
 pub async fn read_exact(socket: &AsyncFd<OwnedFd>, mut buffer: &mut [u8]) -> io::Result<()> {
     while !buffer.is_empty() {
         let receive = |socket: &OwnedFd| recv(socket, &mut *buffer, RecvFlags::empty());
@@ -52,7 +52,7 @@ pub async fn read_exact(socket: &AsyncFd<OwnedFd>, mut buffer: &mut [u8]) -> io:
     Ok(())
 }
 
-/// Writes all of it.
+/// Writes all of `bytes`.
 pub async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let write = |to: &OwnedFd| rustix::io::write(to, bytes);

@@ -1,10 +1,10 @@
 //! Every exit in the guest: code, signal and time, once.
 //!
-//! PID 1 is the parent of whatever loses its own, so all zombies end here, the runner's processes
-//! and the containers' among them: nobody else in the agent waits for a child.
+//! PID 1 becomes the parent of every orphan. So all zombies end here, also those of the runner and
+//! of containers: nobody else in the agent waits for a child.
 //!
-//! Invariant: an exit is told to who asked for it before or shortly after it happened. Exits that
-//! nobody claims are forgotten after `KEPT_FOR`, long before their pid can come round again.
+//! Invariant: whoever asks for an exit before or shortly after it hears of it. Exits that nobody
+//! claims are forgotten after `KEPT_FOR`, long before their pid can come round again.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 /// How a process ended, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// By itself or by a signal.
+    /// The code or the signal.
     pub end: End,
-    /// CLOCK_REALTIME when its parent was told.
+    /// When the parent heard of it: CLOCK_REALTIME.
     pub at: SystemTime,
 }
 
@@ -35,7 +35,7 @@ pub enum End {
 }
 
 impl End {
-    /// As a shell sees it: the code, or 128 and the signal.
+    /// The status as a shell sees it: the code, or 128 and the signal.
     pub fn status(self) -> u32 {
         match self {
             Self::Code(code) => u32::from(code),
@@ -44,7 +44,7 @@ impl End {
     }
 }
 
-/// How long an unclaimed exit is kept for whoever registers late, and how many of them.
+/// How long an unclaimed exit is kept for a late caller, and how many of them.
 const KEPT_FOR: Duration = Duration::from_secs(10);
 const KEPT: usize = 1024;
 
@@ -62,7 +62,7 @@ impl Exits {
         match self.waiting.remove(&pid) {
             Some(waiting) => {
                 for claimant in waiting {
-                    // Who has stopped waiting doesn't need to know.
+                    // The caller may have stopped waiting.
                     let _ = claimant.send(exit);
                 }
             }
@@ -100,7 +100,7 @@ impl Exits {
 }
 
 fn exits() -> MutexGuard<'static, Option<Exits>> {
-    // Nothing panics while it is held; if something did, the table is still whole.
+    // Nothing panics while it is held. If something did, the table is still whole.
     EXITS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -118,15 +118,15 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// The exit of the child `pid`: waits for it, or answers at once if it was reaped just before.
+/// Waits for the exit of the child `pid`, or returns at once if it was reaped just before.
 ///
-/// The claim is made by the call, not by the first poll of what it gives back.
+/// The call itself makes the claim, not the first poll of the future that it returns.
 pub fn exited(pid: u32) -> impl Future<Output = Exit> + Send + use<> {
     let told = exits().get_or_insert_default().claim(pid, Instant::now());
     async move {
         match told.await {
             Ok(exit) => exit,
-            // The sender is dropped with the table only, which lives as long as the process.
+            // The sender is dropped only with the table, which lives as long as the process.
             Err(_) => std::future::pending().await,
         }
     }

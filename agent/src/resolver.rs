@@ -1,8 +1,8 @@
-//! A name server at a loopback address of the guest's, whose answers are the host's.
+//! A name server at a loopback address of the guest, which answers with what the host answers.
 //!
-//! Called by `pod.rs`, for an address that a container's resolv.conf names and at which somebody answers
-//! in the pod's namespace on the host, such as Docker's 127.0.0.11. Nothing of a question is looked into. The
-//! host is never dialled: it is told of each question, and dials for it.
+//! Called by `pod.rs` for an address that a container's resolv.conf names and that has a server in
+//! the pod's namespace on the host, such as Docker's 127.0.0.11. We look into no question, and the
+//! guest never dials the host: the host hears of each question as an event and dials for it.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,10 +23,12 @@ use crate::stdio::port::Token;
 /// The port of name servers.
 const PORT: u16 = 53;
 
-/// How long an answer may take, and how long a connection may be silent. Who asks waits five seconds most often.
+/// How long an answer may take, and how long a connection may be silent. Most clients wait for five
+/// seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many questions may be under way by UDP; others wait in the socket. As many connections may be open.
+/// How many questions by UDP may be under way; others wait in the socket. As many connections may
+/// be open.
 const AT_ONCE: usize = 64;
 
 /// Takes questions at this address from now on.
@@ -46,7 +48,7 @@ async fn take_datagrams(socket: Arc<UdpSocket>, server: Arc<Server>) {
     let under_way = Arc::new(Semaphore::new(AT_ONCE));
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
-        // The semaphore is never closed: this is always a permit.
+        // The semaphore is never closed, so this is always a permit.
         let permit = under_way.clone().acquire_owned().await;
         let (question, from) = match socket.recv_from(&mut buffer).await {
             Ok((length, from)) => (buffer.get(..length).unwrap_or_default().to_vec(), from),
@@ -59,7 +61,7 @@ async fn take_datagrams(socket: Arc<UdpSocket>, server: Arc<Server>) {
         tokio::spawn(async move {
             let _permit = permit;
             match server.ask(&question, false).await {
-                // Who has asked may have gone.
+                // The client may have gone.
                 Ok(answer) => drop(socket.send_to(&answer, from).await),
                 Err(error) => log::debug!("answer a question for a name: {error}"),
             }
@@ -88,13 +90,13 @@ async fn take_connections(listener: TcpListener, server: Arc<Server>) {
     }
 }
 
-/// Out of memory, or of files: the next one may find some again.
+/// After a lack of memory or of files: the next try may find some again.
 async fn pause(error: &io::Error) {
     log::warn!("take a question for a name: {error}");
     sleep(Duration::from_millis(100)).await;
 }
 
-/// One after the other, until the connection is closed.
+/// Answers one question after the other, until the connection is closed.
 async fn take_questions(mut stream: TcpStream, server: &Server) -> io::Result<()> {
     loop {
         let read = async {
@@ -143,7 +145,7 @@ impl Server {
     }
 }
 
-/// Behind its length, as over TCP.
+/// Puts the length before it, as over TCP.
 fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     Ok([&length.to_be_bytes(), message].concat())

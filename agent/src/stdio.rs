@@ -1,9 +1,9 @@
 //! The standard streams of a process: pipes or a terminal inside, vsock streams to the host.
 //!
-//! Called by `container.rs`: `prepare` before the process exists, `connect` when it does. What the
-//! process writes is kept by its pipe or terminal until the host has dialled; what it has written
-//! when it ends is counted at once, so that the host knows how much to expect, and goes on flowing.
-//! A child that keeps a stream open delays nobody's exit.
+//! Called by `container/`: `prepare` before the process exists, `connect` when it does. The pipe or
+//! terminal keeps what the process writes until the host has dialled. When the process ends, the
+//! bytes that it has written are counted at once, so that the host knows how many to expect; they
+//! go on flowing. A child that keeps a stream open delays nobody's exit.
 
 pub mod port;
 mod pump;
@@ -29,9 +29,9 @@ use crate::stdio::pump::{PipeOutput, Terminal};
 /// The streams that the host wants of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// The tokens of stdin, stdout and stderr; none: no such stream.
+    /// The tokens of stdin, stdout and stderr. `None`: no such stream.
     pub tokens: [Option<Token>; 3],
-    /// With a terminal, and its first size.
+    /// The first size of the terminal, if there is one.
     pub terminal: Option<(u16, u16)>,
 }
 
@@ -70,7 +70,7 @@ pub fn prepare(tokens: &Arc<Tokens>, wanted: &Wanted) -> Result<(Stdio, Plan), F
     ))
 }
 
-/// A stdin: the process's end, and ours.
+/// Makes a stdin: the process's end, and ours.
 fn inlet(wanted: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     if !wanted {
         return Ok((null()?, None));
@@ -80,7 +80,7 @@ fn inlet(wanted: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     Ok((theirs, Some(ours)))
 }
 
-/// A stdout or stderr: the process's end, and ours.
+/// Makes a stdout or stderr: the process's end, and ours.
 fn outlet(wanted: bool) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     if !wanted {
         return Ok((null()?, None));
@@ -98,7 +98,7 @@ fn null() -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The streams of a process, being pumped. Dropping it ends them.
+/// The streams of a process, while bytes flow. Dropping it ends them.
 pub struct Streams {
     outputs: [Option<Arc<PipeOutput>>; 2],
     terminal: Option<Arc<Terminal>>,
@@ -107,7 +107,7 @@ pub struct Streams {
 }
 
 impl Plan {
-    /// Starts to pump. `terminal` is the master's end, if the process has a terminal.
+    /// Starts the flow. `terminal` is the master's end, if the process has a terminal.
     pub fn connect(self, terminal: Option<OwnedFd>) -> io::Result<Streams> {
         let [stdin, stdout, stderr] = self.expected;
         let mut streams = Streams::none();
@@ -143,7 +143,7 @@ impl Plan {
 }
 
 impl Streams {
-    /// Those of a process that has none.
+    /// The streams of a process that has none.
     pub fn none() -> Self {
         Self {
             outputs: [None, None],
@@ -157,7 +157,8 @@ impl Streams {
         self.tasks.push(tokio::spawn(pump).abort_handle());
     }
 
-    /// The process has gone: how many bytes its standard output and error have carried.
+    /// Notes that the process has exited. Returns how many bytes its standard output and error have
+    /// carried.
     pub fn exited(&self) -> [u64; 2] {
         self.exited.send_replace(true);
         if let Some(terminal) = &self.terminal {
@@ -169,7 +170,7 @@ impl Streams {
             .map(|output| output.as_ref().map_or(0, |output| output.carried()))
     }
 
-    /// Sets the terminal's size; without a terminal nothing happens.
+    /// Sets the terminal's size. Does nothing without a terminal.
     pub fn resize(&self, width: u16, height: u16) -> io::Result<()> {
         let Some(terminal) = &self.terminal else {
             return Ok(());
@@ -183,7 +184,7 @@ impl Streams {
         Ok(tcsetwinsize(terminal.master(), size)?)
     }
 
-    /// Whether all of them have come to their end.
+    /// Whether all streams have come to their end.
     pub fn finished(&self) -> bool {
         self.tasks.iter().all(AbortHandle::is_finished)
     }

@@ -1,12 +1,13 @@
-//! The two shares of the pod and what the guest holds of them, and its volumes in memory.
+//! The pod's two shares and what the guest holds of them, and its volumes in memory.
 //!
-//! Called by `pod.rs` (a pod starts, ends) and `container.rs` (a container is deleted). A volume in
-//! memory is made when a container first names it, and lives as long as the pod: what one container has
-//! left there is there for the next, as in `/dev/shm` of a Kubernetes pod. Each
-//! directory in a share that is a mount on the host appears here as a mount of its own, made by the
-//! kernel when somebody first looks into it (fs/fuse/dir.c, fuse_dentry_automount). The host's file
-//! server keeps an inode open for as long as this kernel remembers it, and the host can't free a
-//! container's rootfs before that: so forgetting is part of deleting.
+//! Called by `pod.rs` (a pod starts) and by `container/` (a container comes and goes). A volume in
+//! memory is made when a container first names it, and lives as long as the pod: what one container
+//! leaves there, the next one finds, as in `/dev/shm` of a Kubernetes pod.
+//!
+//! A directory in a share that is a mount on the host appears here as a mount of its own. The
+//! kernel makes it when somebody first looks into it (fs/fuse/dir.c, fuse_dentry_automount). The
+//! host's file server keeps an inode open for as long as this kernel remembers it, and the host
+//! can't free a container's rootfs before that. So forgetting is part of deleting.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -23,27 +24,27 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
-/// A virtio-fs device and where its files are.
+/// A virtio-fs device, and where its files are.
 pub struct Share {
-    /// The tag the device announces.
+    /// The tag that the device announces.
     pub tag: &'static str,
     /// The mount point.
     pub target: &'static str,
 }
 
-/// Each container's rootfs, by the container's name.
+/// Holds each container's rootfs, by the container's name.
 pub const ROOTFS: Share = Share {
     tag: ROOTFS_TAG,
     target: "/run/kata-like/rootfs",
 };
 
-/// The volumes, by name.
+/// Holds the volumes, by name.
 pub const VOLUMES: Share = Share {
     tag: VOLUMES_TAG,
     target: "/run/kata-like/volumes",
 };
 
-/// Both.
+/// Both shares.
 pub const SHARES: [Share; 2] = [ROOTFS, VOLUMES];
 
 /// Where the volumes in memory are, each by its name.
@@ -54,9 +55,9 @@ pub const MEMORY: &str = "/run/kata-like/memory";
 pub struct MemoryVolume {
     /// Checked to be a name.
     pub name: String,
-    /// In bytes; 0: half of the guest's memory.
+    /// In bytes. 0: half of the guest's memory.
     pub size: u64,
-    /// Of its root directory.
+    /// The mode of its root directory.
     pub mode: u32,
 }
 
@@ -88,7 +89,7 @@ fn make_memory_volume(place: &Path, path: &Path, volume: &MemoryVolume) -> io::R
         options.push_str(&format!(",size={}", volume.size));
     }
     let options = CString::new(options)?;
-    // No flags: those of a container's mount are its spec's.
+    // No flags: the spec gives a container's mount its own.
     let flags = MountFlags::empty();
     let result = mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str()));
     result.map_err(|errno| {
@@ -97,11 +98,11 @@ fn make_memory_volume(place: &Path, path: &Path, volume: &MemoryVolume) -> io::R
     })
 }
 
-/// Mounts the shares that there are; gives the tags of those that are missing.
+/// Mounts the shares that are there. Returns the tags of those that are missing.
 pub fn mount_shares() -> Result<Vec<&'static str>, Failure> {
     let mut missing = Vec::new();
     for share in &SHARES {
-        // No flags: what a rootfs may hold, devices and set-user-id programs, it may hold here too.
+        // No flags: a rootfs may hold devices and set-user-id programs.
         let result = mount(
             share.tag,
             share.target,
@@ -111,7 +112,7 @@ pub fn mount_shares() -> Result<Vec<&'static str>, Failure> {
         );
         match result {
             Ok(()) => {}
-            // The kernel's words for a tag that no device has (fs/fuse/virtio_fs.c).
+            // The kernel's answer for a tag that no device has (fs/fuse/virtio_fs.c).
             Err(Errno::INVAL) => missing.push(share.tag),
             Err(errno) => {
                 let step = || format!("mount the share {} on {}", share.tag, share.target);
@@ -127,7 +128,7 @@ pub fn mount_shares() -> Result<Vec<&'static str>, Failure> {
 pub struct VolumeHolders(Mutex<HashMap<String, usize>>);
 
 impl VolumeHolders {
-    /// A container has these from now on.
+    /// Counts a container that has these volumes from now on.
     pub fn add(&self, volumes: &[String]) {
         let mut holders = self.lock();
         for name in volumes {
@@ -135,7 +136,7 @@ impl VolumeHolders {
         }
     }
 
-    /// A container, for which they were added, has them no more. Gives those that nobody has now.
+    /// Takes back one `add`. Returns the volumes that no container has now.
     pub fn remove(&self, volumes: &[String]) -> Vec<String> {
         let mut holders = self.lock();
         let mut free = Vec::new();
@@ -158,14 +159,15 @@ impl VolumeHolders {
     }
 }
 
-/// Looks into volumes, so that the kernel mounts them here, before a container has a mount namespace of its own: what
-/// is mounted here is the one file system that all containers with such a volume see. Blocks.
+/// Looks into volumes, so that the kernel mounts them in the agent's namespace, before a container
+/// has a mount namespace of its own. All containers with such a volume then see one file system.
+/// Blocks.
 pub fn look_into(volumes: &[String]) -> Result<(), Failure> {
     volumes.iter().try_for_each(|name| {
         let path = Path::new(VOLUMES.target).join(name);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
-            // A file is not mounted.
+            // A file is no mount.
             Ok(_) | Err(Errno::NOTDIR) => Ok(()),
             Err(errno) => Err(errno).step(|| format!("look into the volume {}", path.display())),
         }
@@ -202,7 +204,7 @@ fn unmount_below(roots: &[PathBuf]) -> Result<(), Failure> {
             result = unmount(mount, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
         }
         match result {
-            // Not a mount any more: somebody was faster.
+            // No longer a mount: somebody was faster.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => {
                 return Err(errno).step(|| format!("unmount {}", mount.display()));
@@ -212,10 +214,9 @@ fn unmount_below(roots: &[PathBuf]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Drops the names that nobody uses from the share's cache, and with them the inodes that the host
-/// keeps for us. A remount does it (fs/super.c, reconfigure_super, shrink_dcache_sb) and changes
-/// nothing else; it reaches the share's own directory only, since each mount in it has a cache of
-/// its own.
+/// Drops the unused names from the share's cache, and with them the inodes that the host keeps for
+/// us. A remount does it (fs/super.c, reconfigure_super, shrink_dcache_sb) and changes nothing
+/// else. It reaches the share's own directory only: each mount in it has a cache of its own.
 fn forget_names(share: &Share) -> Result<(), Failure> {
     match mount_remount(share.target, MountFlags::empty(), c"") {
         // Not mounted: the pod has no such share.
@@ -224,14 +225,14 @@ fn forget_names(share: &Share) -> Result<(), Failure> {
     }
 }
 
-/// The mount points in a mountinfo file (proc_pid_mountinfo(5)), in its order.
+/// Lists the mount points in a mountinfo file (proc_pid_mountinfo(5)), in its order.
 fn mount_points(table: &[u8]) -> Vec<PathBuf> {
     let lines = table.split(|byte| *byte == b'\n');
     let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
     points.map(unescape).collect()
 }
 
-/// Undoes `\040` and its like.
+/// Decodes `\040` and the like.
 fn unescape(escaped: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(escaped.len());
     let mut rest = escaped;

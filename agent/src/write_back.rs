@@ -1,9 +1,10 @@
 //! What containers have written and the host does not have yet.
 //!
-//! Called where something ends or stands still: by `pod.rs` and `container/`. A write to a share is on the
-//! host when it is answered; what was stored through a mapping, and what is written to a disk's file system, is not.
-//! The kernel writes it back when the mapping or the file system goes, which is part of a process's exit; so whoever
-//! ends a container waits for its processes for as long as the dirty bytes go down.
+//! Called by `pod.rs` and `container/` when something ends or is frozen. A write to a share is on
+//! the host when it is answered. Data that was stored through a mapping, or written to a disk's
+//! file system, is not: the kernel writes it back when the mapping or the file system goes, as part
+//! of a process's exit. So we wait for the exits of a container for as long as the dirty bytes go
+//! down.
 
 use std::fs;
 use std::io;
@@ -13,20 +14,21 @@ use kata_like_failure::Failure;
 
 use crate::deadline::blocking;
 
-/// For how long dirty bytes may not become fewer before nothing is waited for any more.
+/// How long we wait without the dirty bytes going down.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often that is looked at.
+/// How often we look.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What is on its way is left so long before it is asked for.
+/// How long we leave the kernel to it before we ask for write-back.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
-/// The lines of /proc/meminfo (proc_meminfo(5)) that tell of it. FUSE writes from copies, which are the last one's.
+/// The lines of /proc/meminfo (proc_meminfo(5)) that count it. FUSE writes from copies, which the
+/// last line counts.
 const LINES: [&str; 3] = ["Dirty:", "Writeback:", "WritebackTmp:"];
 
-/// How many bytes the host does not have yet: whole pages, of all containers. Each CPU counts for itself until somebody
-/// reads `stat_refresh` (Documentation/admin-guide/sysctl/vm.rst).
+/// How many bytes the host does not have yet: whole pages, of all containers. Each CPU counts on
+/// its own until somebody reads `stat_refresh` (Documentation/admin-guide/sysctl/vm.rst).
 pub fn dirty_bytes() -> io::Result<u64> {
     fs::read("/proc/sys/vm/stat_refresh")?;
     Ok(dirty_in(&fs::read_to_string("/proc/meminfo")?))
@@ -53,7 +55,7 @@ pub async fn write_back() -> Result<(), Failure> {
     if is_clean().await? {
         return Ok(());
     }
-    // This also has the host's own file systems written to their disks, which can take its time.
+    // This also makes the host's own file systems write to their disks, which can take its time.
     let sync = || {
         rustix::fs::sync();
         Ok::<_, io::Error>(())
@@ -66,7 +68,7 @@ async fn is_clean() -> Result<bool, Failure> {
     Ok(dirty == 0)
 }
 
-/// Waits for something that ends when what is dirty was written back, for as long as that becomes less.
+/// Waits for `work`, which ends when what is dirty is written back, for as long as that goes down.
 pub async fn while_it_shrinks<T>(
     step: impl Fn() -> String,
     work: impl Future<Output = T>,
@@ -84,7 +86,7 @@ pub async fn while_it_shrinks<T>(
     }
 }
 
-/// The least that was seen, and when.
+/// The fewest dirty bytes seen so far, and when.
 struct Shrinking {
     least: u64,
     since: Instant,
@@ -98,7 +100,7 @@ impl Shrinking {
         }
     }
 
-    /// Whether it has become less within the last [`PATIENCE`].
+    /// Whether they have gone down within the last [`PATIENCE`].
     fn goes_on(&mut self, now: u64) -> bool {
         if now < self.least {
             (self.least, self.since) = (now, Instant::now());

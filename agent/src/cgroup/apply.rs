@@ -1,8 +1,9 @@
 //! Writes limits into the files of a cgroup: all of them or none.
 //!
-//! Called by `cgroup.rs` for a new cgroup and for an update. Whatever can be found out without a write
-//! is found out before the first; what the kernel then refuses takes back what was written before it.
-//! Not to be taken back is what the kernel has done for a limit, such as freeing memory.
+//! Called by `cgroup.rs` for a new cgroup and for an update. What can be checked without a write is
+//! checked before the first one. If the kernel then refuses a value, the values before it are
+//! written back. What the kernel has done for a limit, such as freeing memory, cannot be taken
+//! back.
 
 use std::fs;
 use std::io;
@@ -38,7 +39,7 @@ pub fn apply(directory: &Path, limits: &Limits) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses an update that would take memory in use, if that was asked for.
+/// Refuses an update that would take memory in use, if the caller asked for that check.
 pub fn check_use(directory: &Path, only_below: Option<u64>) -> Result<(), Failure> {
     let Some(limit) = only_below else {
         return Ok(());
@@ -93,7 +94,7 @@ fn applies(directory: &Path, setting: &Setting) -> Result<bool, Failure> {
     }
 }
 
-/// Whether a list of numbers holds all of another; the kernel lists them in order, and joined.
+/// Whether a list of numbers holds all of another. The kernel lists them in order, and joined.
 fn holds(all: &str, some: &str) -> bool {
     let (Some(all), Some(some)) = (ranges(all), ranges(some)) else {
         return false;

@@ -1,8 +1,10 @@
-//! Freezes and thaws all processes of a container, by the freezer of cgroup v2, and waits until all have gone.
+//! Freezes and thaws all processes of a container by the freezer of cgroup v2, and waits until all
+//! have gone.
 //!
-//! Called by `container/pause.rs` and `container/deletion.rs`. The kernel answers a write at once and freezes by and
-//! by; it wakes the readers of `cgroup.events` when that is done (cgroup-v2.rst, "Core Interface Files"). A frozen
-//! process can be killed by SIGKILL and moved, and everything else waits.
+//! Called by `container/pause.rs` and `container/deletion.rs`. The kernel answers a write at once
+//! and freezes step by step. It wakes the readers of `cgroup.events` when that is done
+//! (cgroup-v2.rst, "Core Interface Files"). A frozen process can be killed by SIGKILL and moved;
+//! everything else waits.
 
 use std::fs::File;
 use std::time::Duration;
@@ -17,8 +19,8 @@ use super::file::write;
 use crate::readiness::watch;
 
 impl Cgroup {
-    /// Freezes all in it and below, or lets it go on; done when all of it is. A freeze that takes
-    /// longer than `deadline` is taken back.
+    /// Freezes or thaws all processes in the cgroup and below. Returns when all of them are. A
+    /// freeze that takes longer than `deadline` is taken back.
     pub async fn freeze(&self, frozen: bool, deadline: Duration) -> Result<(), Failure> {
         let what = if frozen { "freeze" } else { "thaw" };
         let doing = || format!("{what} cgroup {}", self.directory.display());
@@ -36,13 +38,13 @@ impl Cgroup {
         result
     }
 
-    /// Waits until no process is in it or below: each has closed its files and given up its mappings and mounts by
-    /// then (kernel/exit.c, do_exit: cgroup_exit comes after all that).
+    /// Waits until no process is in the cgroup or below. Each has then closed its files and given
+    /// up its mappings and mounts (kernel/exit.c, do_exit: cgroup_exit comes after all that).
     pub async fn empty(&self) -> Result<(), Failure> {
         self.becomes("populated", false).await
     }
 
-    /// Waits until a line of `cgroup.events` says so.
+    /// Waits until a line of `cgroup.events` has the wanted value.
     async fn becomes(&self, key: &str, wanted: bool) -> Result<(), Failure> {
         let path = self.directory.join("cgroup.events");
         let step = || format!("watch the file {}", path.display());

@@ -1,8 +1,8 @@
 //! An update: what it changes of a container's `linux.resources`, and what is written for that.
 //!
-//! Called by `container/resources.rs`. An update names single fields, but what is written may come from
-//! several: so it is merged into what held before, and the whole is checked and translated. `devices`
-//! are left alone, as runc leaves them: containerd sends all of the spec's with each update.
+//! Called by `container/resources.rs`. An update names single fields, but a value that is written
+//! may come from several. So we merge the update into what holds, and check and translate the
+//! whole. We ignore `devices`, as runc does: containerd sends all of the spec's with each update.
 
 use kata_like_failure::Failure;
 use oci_spec::runtime::LinuxResources;
@@ -10,17 +10,17 @@ use serde_json::{Map, Value};
 
 use super::limits::Limits;
 
-/// Files whose values take memory away: they come last, since a kill can't be taken back.
+/// Files whose values take memory away. They come last, since a kill can't be taken back.
 const TAKING: [&str; 2] = ["memory.high", "memory.max"];
 
-/// What comes of an update.
+/// What an update changes.
 #[derive(Debug)]
 pub struct Change {
-    /// All that holds after it.
+    /// All resources that hold after it.
     pub resources: Value,
-    /// What it changes.
+    /// The limits that change.
     pub limits: Limits,
-    /// The most memory in use with which it may be made, in bytes.
+    /// The update is refused while more memory than this is in use, in bytes.
     pub only_below: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl Change {
         limits
             .0
             .sort_by_key(|setting| TAKING.contains(&&*setting.file));
-        // A question of the update alone: it is asked again by none that follows.
+        // Only this update asks for the check, not those that follow.
         let memory = update.get("memory");
         let checked = memory.and_then(|memory| memory.get("checkBeforeUpdate")?.as_bool());
         let most = |field: &str| memory.and_then(|memory| memory.get(field)?.as_u64());
@@ -63,7 +63,7 @@ impl Change {
     }
 }
 
-/// No limit of memory is none of memory and swap together, unless the update says otherwise.
+/// Lifts the limit of swap with that of memory, unless the update says otherwise.
 fn lift_swap_with_memory(update: &mut Map<String, Value>) {
     if let Some(Value::Object(memory)) = update.get_mut("memory")
         && memory.get("limit").and_then(Value::as_i64) == Some(-1)
@@ -86,7 +86,7 @@ fn merge(now: &mut Value, update: &Value) {
     }
 }
 
-/// The names of the fields that `update` holds, as [`Limits`] has them.
+/// Lists the names of the fields that `update` holds, as [`Limits`] has them.
 fn fields(update: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for (group, value) in update.as_object().into_iter().flatten() {

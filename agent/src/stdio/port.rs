@@ -1,9 +1,9 @@
-//! The stream port: the host dials it for each standard stream, and says by a token which one.
+//! The stream port: the host dials it for each standard stream, and a token says which one.
 //!
 //! Called by `main` (to bind it before anything else can) and by `stdio::prepare` (to expect a
-//! token). A stream may be dialled before the call that names its token: then it is parked for a
-//! while. Only the host is listened to: a container can connect to this port over vsock, but as a
-//! peer of this machine, and no token that it could guess is worth a try (128 random bits).
+//! token). The host may dial before the call that names the token: then the stream is parked for a
+//! while. Only the host is listened to. A container can connect to this port over vsock, but as a
+//! peer of this machine, and it cannot guess a token (128 random bits).
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -24,13 +24,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::readiness::{BOTH, read_exact, watch, when_ready};
 
-/// What opens a stream.
+/// The token that opens a stream.
 pub type Token = [u8; TOKEN_LENGTH];
 
 /// A connected stream socket.
 pub type Socket = AsyncFd<OwnedFd>;
 
-/// How long a new connection may take to say its token, and how many may be at it.
+/// How long a new connection may take to send its token, and how many may be doing so.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(10);
 const GREETING: usize = 128;
 
@@ -72,7 +72,7 @@ impl StreamPort {
         Ok(Self { listener })
     }
 
-    /// Takes connections from now on; gives the table where their tokens are expected.
+    /// Takes connections from now on. Returns the table of expected tokens.
     pub fn serve(self) -> Arc<Tokens> {
         let tokens = Arc::new(Tokens::default());
         tokio::spawn(take_connections(self.listener, tokens.clone()));
@@ -83,13 +83,13 @@ impl StreamPort {
 async fn take_connections(listener: AsyncFd<OwnedFd>, tokens: Arc<Tokens>) {
     let greeting = Arc::new(Semaphore::new(GREETING));
     loop {
-        // The semaphore is never closed: this is always a permit.
+        // The semaphore is never closed, so this is always a permit.
         let permit = greeting.clone().acquire_owned().await;
         let socket = match accept(&listener).await {
             Ok(Some(socket)) => socket,
             Ok(None) => continue,
             Err(error) => {
-                // Out of files or memory: the next one may find some again.
+                // After a lack of files or memory: the next try may find some again.
                 log::warn!("take a stream on vsock port {STREAM_PORT}: {error}");
                 sleep(Duration::from_millis(100)).await;
                 continue;
@@ -107,7 +107,7 @@ async fn take_connections(listener: AsyncFd<OwnedFd>, tokens: Arc<Tokens>) {
     }
 }
 
-/// The next connection, if it is the host's.
+/// Takes the next connection, if it is the host's.
 async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Socket>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let accept = |listener: &OwnedFd| accept4(listener.as_raw_fd(), flags);
@@ -146,7 +146,7 @@ struct Table {
 }
 
 impl Tokens {
-    /// Expects a stream with this token, until what is returned is dropped.
+    /// Expects a stream with this token, until the result is dropped.
     pub fn expect(self: &Arc<Self>, token: Token) -> Result<Expected, Failure> {
         let (arrive, arrived) = oneshot::channel();
         let mut table = self.table();
@@ -177,20 +177,20 @@ impl Tokens {
         let mut table = self.table();
         table.forget(now);
         match table.expected.remove(&token) {
-            // If it was dropped meanwhile, the stream is closed with it.
+            // If the receiver was dropped meanwhile, the stream is closed.
             Some(arrive) => drop(arrive.send(socket)),
             None => table.parked.push_back((now, token, socket)),
         }
     }
 
-    /// A stream that was dialled, for tests without vsock.
+    /// Hands in a stream, for tests without vsock.
     #[cfg(test)]
     pub fn park(&self, token: Token, socket: Socket) {
         self.arrived(token, socket, Instant::now());
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Held for single operations only, none of which leaves it half done.
+        // Held for single operations only. None of them leaves it half done.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -208,7 +208,7 @@ impl Table {
     }
 }
 
-/// A stream that will be dialled. Dropped before, its token is unknown again.
+/// A stream that the host will dial. When this is dropped before, the token is unknown again.
 pub struct Expected {
     tokens: Arc<Tokens>,
     token: Token,
@@ -216,7 +216,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// The stream, once it is dialled; cancelling this loses nothing.
+    /// Waits for the stream. Cancelling loses nothing.
     pub async fn dialled(&mut self) -> Socket {
         match (&mut self.arrived).await {
             Ok(socket) => socket,
@@ -230,7 +230,7 @@ impl Drop for Expected {
     fn drop(&mut self) {
         self.arrived.close();
         let mut table = self.tokens.table();
-        // Not another's: the token could have been expected anew since its stream arrived.
+        // Removes our own entry only: the token could be expected anew since its stream arrived.
         if table
             .expected
             .get(&self.token)

@@ -1,13 +1,13 @@
-//! Bytes between a vsock stream and a pipe or terminal, with back-pressure: no more is taken from
-//! the one side than the other takes.
+//! Moves bytes between a vsock stream and a pipe or terminal. Takes no more from one side than the
+//! other takes.
 //!
-//! Spawned by `stdio`, one task a stream. Between pipe and stream the kernel moves the pages
+//! Spawned by `stdio`, one task for each stream. Between pipe and stream the kernel moves the pages
 //! (splice(2)): the agent never sees the bytes. A terminal can't be spliced to a socket, so its
 //! output passes a buffer here.
 //!
-//! Invariants: stdin ends for the process only after its last byte has been written; `carried` is
-//! exact when the process has gone, since whatever it wrote is either counted or still in the pipe
-//! or terminal; a host that stops reading loses the rest but never blocks the process.
+//! Invariants: stdin ends for the process only after its last byte has been written. `carried` is
+//! exact when the process has gone: what it wrote is either counted or still in the pipe or
+//! terminal. A host that stops reading loses the rest but never blocks the process.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,13 +27,13 @@ use tokio::time::{sleep, timeout};
 use crate::readiness::{when_ready, write_all};
 use crate::stdio::port::{Expected, Socket};
 
-/// How long after its exit a process's output waits for a host that has not dialled.
+/// How long after the exit of a process its output waits for a host that has not dialled.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// How much is asked of one splice: more than a pipe holds.
+/// How much we ask of one splice: more than a pipe holds.
 const CHUNK: usize = 1 << 20;
 
-/// How much of a terminal's output is read at once, and at most when its process has gone: all that
+/// How much of a terminal's output we read at once, and at most when its process has gone: all that
 /// Linux keeps (drivers/tty/tty_buffer.c, TTYB_DEFAULT_MEM_LIMIT), with room.
 const TERMINAL_CHUNK: usize = 16 << 10;
 const TERMINAL_REST: usize = 256 << 10;
@@ -55,14 +55,14 @@ impl PipeOutput {
         }
     }
 
-    /// How many bytes have been written to the pipe.
+    /// Counts the bytes that have been written to the pipe.
     pub fn carried(&self) -> u64 {
         let sent = lock(&self.sent);
-        // A pipe always answers; if it did not, what we have sent is the best we know.
+        // A pipe always answers. If it did not, what we have sent would be the best we know.
         sent.saturating_add(ioctl_fionread(&self.pipe).unwrap_or(0))
     }
 
-    /// Moves what is there into the stream, or nowhere. Nothing: the pipe has ended.
+    /// Moves what is there into the stream, or nowhere. 0: the pipe has ended.
     fn send(&self, socket: Option<&Socket>) -> rustix::io::Result<usize> {
         let mut sent = lock(&self.sent);
         let moved = match socket {
@@ -77,14 +77,14 @@ impl PipeOutput {
 /// Our end of a process's terminal.
 pub struct Terminal {
     master: AsyncFd<OwnedFd>,
-    /// The other end, until the process has gone: some close all that they have of it and open it anew later, and
-    /// in between it is not at its end.
+    /// The other end, until the process has gone. Some processes close all that they have of it and
+    /// open it again later, and in between the terminal has not ended.
     slave: Mutex<Option<OwnedFd>>,
     output: Mutex<Buffer>,
     hung_up: Notify,
 }
 
-/// What was read from a terminal and is not yet sent.
+/// Bytes that are read from a terminal and not yet sent.
 #[derive(Default)]
 struct Buffer {
     bytes: Vec<u8>,
@@ -132,7 +132,7 @@ impl Terminal {
         })
     }
 
-    /// The process has gone: the terminal ends with the last of those who still have it open.
+    /// Notes that the process has gone: the terminal ends with the last who still has it open.
     pub fn release(&self) {
         *lock(&self.slave) = None;
     }
@@ -142,7 +142,7 @@ impl Terminal {
         &self.master
     }
 
-    /// How many bytes have come out of the terminal: takes what it holds first, since only a read
+    /// Counts the bytes that have come out of the terminal. Takes what it holds first: only a read
     /// makes the kernel hand over what is on its way (n_tty_read, tty_buffer_flush_work).
     pub fn carried(&self) -> u64 {
         let mut output = lock(&self.output);
@@ -155,7 +155,7 @@ impl Terminal {
         output.sent.saturating_add(output.pending().len() as u64)
     }
 
-    /// Reads on if all is sent. Nothing: the terminal has ended, for all that had it open are gone.
+    /// Reads on if all is sent. 0: the terminal has ended, since all who had it open are gone.
     fn fill(&self) -> rustix::io::Result<usize> {
         let mut output = lock(&self.output);
         match output.pending().len() {
@@ -180,11 +180,11 @@ impl Terminal {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What they guard is whole between any two statements that could panic.
+    // What the locks guard is whole between any two statements that could panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The host's bytes into the process's stdin.
+/// Moves the host's bytes into the process's stdin.
 pub async fn into_pipe(mut expected: Expected, pipe: AsyncFd<OwnedFd>) {
     let socket = tokio::select! {
         socket = expected.dialled() => socket,
@@ -193,8 +193,8 @@ pub async fn into_pipe(mut expected: Expected, pipe: AsyncFd<OwnedFd>) {
     if let Err(error) = fill_pipe(&socket, &pipe).await {
         log::warn!("move a stream into a process's stdin: {error}");
     }
-    // Both are closed here: the process sees the end of its stdin after the last byte, and the
-    // host, if it was the process that left, that nobody reads.
+    // Both are closed here. The process sees the end of its stdin after the last byte. If it was
+    // the process that left, the host sees that nobody reads.
 }
 
 async fn fill_pipe(socket: &Socket, pipe: &AsyncFd<OwnedFd>) -> io::Result<()> {
@@ -223,7 +223,7 @@ async fn fill_pipe(socket: &Socket, pipe: &AsyncFd<OwnedFd>) -> io::Result<()> {
     }
 }
 
-/// Until nobody can read from the pipe any more.
+/// Waits until nobody can read from the pipe any more.
 async fn reader_gone(pipe: &AsyncFd<OwnedFd>) {
     loop {
         let Ok(mut guard) = pipe.ready(Interest::ERROR).await else {
@@ -242,7 +242,7 @@ async fn reader_gone(pipe: &AsyncFd<OwnedFd>) {
     }
 }
 
-/// The process's output to the host, until all who could write have gone.
+/// Moves the process's output to the host, until all who could write have gone.
 pub async fn out_of_pipe(
     output: Arc<PipeOutput>,
     expected: Expected,
@@ -284,7 +284,7 @@ async fn drain_pipe(output: &PipeOutput, socket: Option<&Socket>) -> io::Result<
     }
 }
 
-/// The terminal's output to the host, or nowhere if it is not wanted.
+/// Moves the terminal's output to the host, or nowhere if it is not wanted.
 pub async fn out_of_terminal(
     terminal: Arc<Terminal>,
     expected: Option<Expected>,
@@ -296,7 +296,7 @@ pub async fn out_of_terminal(
     };
     let sent = drain_terminal(&terminal, socket.as_ref()).await;
     if sent.is_err() {
-        // The host has stopped reading; the process may go on writing.
+        // The host has stopped reading. The process may go on writing.
         let _ = drain_terminal(&terminal, None).await;
     }
     terminal.hung_up.notify_one();
@@ -334,8 +334,8 @@ async fn drain_terminal(terminal: &Terminal, socket: Option<&Socket>) -> io::Res
     }
 }
 
-/// The host's bytes into the terminal. That the host has no more does not end it: a person's
-/// terminal has no end of input but the character for it.
+/// Moves the host's bytes into the terminal. Their end does not end the terminal: its input has no
+/// end but the character for it.
 pub async fn into_terminal(mut expected: Expected, terminal: Arc<Terminal>) {
     let typing = async {
         let socket = expected.dialled().await;
@@ -360,7 +360,7 @@ pub async fn into_terminal(mut expected: Expected, terminal: Arc<Terminal>) {
     }
 }
 
-/// Waits for the host's dial; in vain if the process has been gone for `LINGER`.
+/// Waits for the host's dial, until the process has been gone for `LINGER`.
 async fn dialled(mut expected: Expected, mut exited: watch::Receiver<bool>) -> Option<Socket> {
     let given_up = async {
         if exited.wait_for(|exited| *exited).await.is_ok() {
@@ -373,7 +373,7 @@ async fn dialled(mut expected: Expected, mut exited: watch::Receiver<bool>) -> O
     }
 }
 
-/// After the last byte: says so, and leaves the host the time to read it all.
+/// Says that the last byte has been sent, and gives the host the time to read it all.
 async fn close(socket: &Socket) {
     if shutdown(socket, Shutdown::Write).is_err() {
         return;
