@@ -1,20 +1,20 @@
-//! `linux.resources` of the OCI spec as lines for the files of a cgroup v2.
+//! Translates `linux.resources` of the OCI spec into lines for the files of a cgroup v2.
 //!
-//! Called by `spec.rs`, before anything of a container exists, and by `resources.rs` for an update:
-//! what can't be done is refused by the field's name. The conversions are runc's, so that a container
-//! weighs here what it weighs there (OCI runtime spec, config-linux.md; Linux,
+//! Called by `spec.rs`, before anything of a container exists, and by `resources.rs` for an update.
+//! What can't be done is refused by the field's name. The conversions are runc's, so that a limit
+//! means here what it means there (OCI runtime spec, config-linux.md; Linux,
 //! Documentation/admin-guide/cgroup-v2.rst).
 //!
-//! Left out with intent: `devices` (the runner's filter). `cpu.cpus` and `cpu.mems` number the host's
-//! processors and nodes: they count where the guest has all of these numbers.
+//! Left out on purpose: `devices` (the runner's filter). `cpu.cpus` and `cpu.mems` number the
+//! host's processors and nodes: they count if the guest has all of these numbers.
 
 use kata_like_failure::Failure;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
-/// The period that runc takes for a quota without one, in microseconds; it is the kernel's default.
+/// The period that runc takes for a quota without one, in microseconds. It is the kernel's default.
 const DEFAULT_PERIOD: u64 = 100_000;
 
-/// Why these are refused.
+/// Why fields are refused.
 const NO_DISK: &str = "it numbers the host's disks, which the guest does not have";
 const NO_RDMA: &str = "the guest has no such device";
 
@@ -25,11 +25,12 @@ pub struct Limits(pub Vec<Setting>);
 /// One line for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// The fields below `linux.resources` that it comes from, the one that names it first.
+    /// The fields below `linux.resources` that the line comes from. The first one names it in
+    /// errors.
     pub fields: Vec<String>,
-    /// The file's name.
+    /// The name of the file.
     pub file: String,
-    /// What is written.
+    /// What is written into it.
     pub value: String,
     /// Whether it can be left out.
     pub need: Need,
@@ -40,14 +41,14 @@ pub struct Setting {
 pub enum Need {
     /// Never.
     Always,
-    /// A kernel without this file already keeps to it: a limit on what it has nothing of.
+    /// A kernel without this file keeps the limit anyway: it has nothing of what is limited.
     IfThere,
-    /// It lists the host's numbers, and counts if this machine has them all.
+    /// The line lists the host's numbers. It counts if this machine has them all.
     IfNumbered,
 }
 
 impl Limits {
-    /// Translates, or names the field that can't be.
+    /// Translates the resources, or names the field that can't be.
     pub fn of(resources: &LinuxResources) -> Result<Self, Failure> {
         refuse_unsupported(resources)?;
         let mut limits = Self::default();
@@ -239,7 +240,7 @@ fn refuse_unsupported(resources: &LinuxResources) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A list of numbers and ranges, such as `0-3,7`, each range with both its ends.
+/// Reads a list of numbers and ranges, such as `0-3,7`, as ranges with both ends.
 pub fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -257,7 +258,7 @@ fn bad(field: &str, why: String) -> Failure {
     Failure::bad(format!("linux.resources.{field}"), why)
 }
 
-/// The spec's numbers are signed and anything below zero means no limit; so does 0 for a quota.
+/// The spec's numbers are signed. Anything below zero means no limit; so does 0 for a quota.
 fn limit_or_max(limit: i64) -> String {
     if limit > 0 {
         limit.to_string()
@@ -266,8 +267,8 @@ fn limit_or_max(limit: i64) -> String {
     }
 }
 
-/// CPU shares (2 to 262,144, 1,024 by default) as a weight (1 to 10,000, 100 by default): the
-/// quadratic in log2 that goes through these three points, as runc has it since 1.3.2.
+/// Converts CPU shares (2 to 262,144, 1,024 by default) to a weight (1 to 10,000, 100 by default):
+/// the quadratic in log2 through these three points, as runc has it since 1.3.2.
 fn weight_of_shares(shares: u64) -> Option<u64> {
     const MOST_SHARES: u64 = 262_144;
     match shares {
@@ -283,10 +284,10 @@ fn weight_of_shares(shares: u64) -> Option<u64> {
     }
 }
 
-/// cgroup v1, whose terms the spec speaks, limits memory and swap together; v2 limits swap alone.
+/// cgroup v1, whose terms the spec uses, limits memory and swap together. v2 limits swap alone.
 fn swap_alone(both: i64, memory: i64) -> Result<Option<String>, Failure> {
     match (both, memory) {
-        // No limit of memory, none of swap either: as runc.
+        // No limit of memory lifts that of swap too, as under runc.
         (0, -1) => Ok(Some("max".into())),
         (0, _) => Ok(None),
         (..0, _) => Ok(Some("max".into())),

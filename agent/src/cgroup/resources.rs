@@ -20,7 +20,7 @@ pub struct Change {
     pub resources: Value,
     /// The limits that change.
     pub limits: Limits,
-    /// The update is refused while more memory than this is in use, in bytes.
+    /// The update is refused while this much memory or more is in use, in bytes.
     pub only_below: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What each process that a runner makes goes through, whatever it becomes: birth, notes, exec.
+//! What every process that a runner makes goes through: birth, notes, exec.
 //!
 //! Called by `init`, `exec` and `placeholder`.
 
@@ -11,8 +11,8 @@ use super::error::Result;
 use super::request::Message;
 use super::syscall::{self, Cloned};
 
-/// Returns in the new process. The runner does what is left to do from `outside`, tells the agent and
-/// ends.
+/// Returns in the new process. The runner tells the agent, does what is left to do from `outside`,
+/// and ends.
 pub(super) fn born(
     channel: &Channel,
     cloned: Cloned,
@@ -28,7 +28,7 @@ pub(super) fn born(
     }
 }
 
-/// Tells the agent what has no effect here.
+/// Tells the agent which fields have no effect here.
 pub(super) fn note(channel: &Channel, notes: Vec<String>) -> Result<()> {
     notes
         .into_iter()

@@ -1,8 +1,8 @@
 //! The socket between agent and runner: one packet is one message, with file descriptors beside it.
 //!
-//! `client` holds one end, in the agent; the runner holds the other, and the container's process inherits
-//! it. It is close-on-exec, so that its end tells the agent that the command runs. Requests come from the
-//! agent and are trusted; what the agent reads from here is bounded all the same.
+//! The agent (`client`) holds one end. The runner holds the other, and the container's process
+//! inherits that. It is close-on-exec, so its end tells the agent that the command runs. Requests
+//! come from the agent and are trusted. What the agent reads from here is bounded all the same.
 
 use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
@@ -19,17 +19,17 @@ use rustix::net::{
 use super::error::Result;
 use super::request::{Message, Request};
 
-/// The longest message; longer ones can't be sent.
+/// The longest message that can be sent.
 const LONGEST: usize = 32 << 10;
 /// The most file descriptors beside one message: a request with every namespace and three streams.
 const MOST_FDS: usize = 16;
 
-/// One end.
+/// One end of the socket.
 #[derive(Debug)]
 pub(super) struct Channel(OwnedFd);
 
 impl Channel {
-    /// Both ends: the agent's, which doesn't block, and the runner's, which does.
+    /// Makes both ends: the agent's, which doesn't block, and the runner's, which does.
     pub(super) fn pair() -> Result<(Self, OwnedFd)> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
@@ -43,12 +43,12 @@ impl Channel {
         Ok((Self(ours), theirs))
     }
 
-    /// The runner's end, from the file descriptor that it was started with.
+    /// Takes the runner's end, the file descriptor that it was started with.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
-    /// Sends the request, its JSON in a memory file that goes first among the descriptors.
+    /// Sends the request. Its JSON is in a memory file, the first of the descriptors.
     pub(super) fn send_request(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let json = serde_json::to_vec(request).step(|| "write the runner's request")?;
         let memory = rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)
@@ -83,8 +83,8 @@ impl Channel {
         Ok((request, fds))
     }
 
-    /// Sends one message. Without descriptors it is one write(2), which a container's seccomp profile
-    /// allows where anything at all can run.
+    /// Sends one message. Without descriptors it is one write(2), which a container's seccomp
+    /// profile allows where anything at all can run.
     pub(super) fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let json = serde_json::to_vec(message).step(|| "write a message to the agent")?;
         if fds.is_empty() {
@@ -95,7 +95,7 @@ impl Channel {
         .step(|| "send a message to the agent")
     }
 
-    /// Receives one message without waiting; `None` when the other end is closed.
+    /// Receives one message without waiting. `None`: the other end is closed.
     pub(super) fn try_receive(&self) -> std::io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let (packet, fds) = self.receive_packet()?;
         if packet.is_empty() {
@@ -109,7 +109,7 @@ impl Channel {
         rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &[byte])).map(drop)
     }
 
-    /// Waits for one byte; `None` when the agent has closed its end.
+    /// Waits for one byte. `None`: the agent has closed its end.
     pub(super) fn receive_byte(&self) -> rustix::io::Result<Option<u8>> {
         let mut byte = [0];
         let got = rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut byte))?;

@@ -1,8 +1,8 @@
-//! The agent's side: starts a runner, hands it its request, and hears how it went.
+//! The agent's side: starts a runner, sends it a request, and hears how it went.
 //!
-//! Called by `container.rs`. Nothing here waits for a process to exit: all of them, the runner as well, are
-//! children of the agent, whose reaper hears of every exit. A caller that goes away in the middle leaves
-//! nothing behind: the process is killed, or ends itself when its channel does.
+//! Called by `container/`. Nothing here waits for an exit: all processes, also the runner, are
+//! children of the agent, and its reaper hears of every exit. A caller that goes away in the middle
+//! leaves nothing behind: the process is killed, or ends itself when its channel does.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,32 +24,32 @@ use super::request::{
     ExecRequest, InitRequest, Joined, Message, PlaceholderRequest, Request, START, Size, Stdio,
 };
 
-/// A setup is a few hundred system calls; what can take long in it is a file system of the host's.
+/// A set-up is a few hundred system calls. Only a file system of the host's can make it slow.
 const SETUP_DEADLINE: Duration = BLOCKING_DEADLINE;
-/// From the start to the command, the hooks of the spec included.
+/// From the start to the command, with the hooks of the spec.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A container's init, up to the point before its command.
 #[derive(Debug)]
 pub struct Created {
-    /// Its pid in the guest.
+    /// The pid in the guest.
     pub pid: u32,
-    /// The same process for good.
+    /// The same process as a pidfd.
     pub pidfd: OwnedFd,
-    /// The master of its terminal.
+    /// The master of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
-    /// Lets it run; dropped unused, the process ends.
+    /// Lets the init run. Dropped unused, it ends the process.
     pub start: Start,
 }
 
 /// A further process of a container, which runs its command.
 #[derive(Debug)]
 pub struct Executed {
-    /// Its pid in the guest.
+    /// The pid in the guest.
     pub pid: u32,
-    /// The same process for good.
+    /// The same process as a pidfd.
     pub pidfd: OwnedFd,
-    /// The master of its terminal.
+    /// The master of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
 }
 
@@ -57,7 +57,8 @@ pub struct Executed {
 #[derive(Debug)]
 pub struct Start(Conversation);
 
-/// Makes a container up to the point before its command; `joined` are the namespaces of other containers.
+/// Makes a container up to the point before its command. `joined` are namespaces of other
+/// containers.
 pub async fn create(
     request: InitRequest,
     stdio: Stdio,
@@ -86,7 +87,7 @@ pub async fn create(
     })
 }
 
-/// Makes the first process of a placeholder's PID namespace; `joined` are its other namespaces.
+/// Makes the first process of a placeholder's PID namespace. `joined` are its other namespaces.
 pub async fn first_process(
     request: PlaceholderRequest,
     joined: Vec<Joined>,
@@ -105,8 +106,8 @@ pub async fn first_process(
     conversation.executed().await
 }
 
-/// Makes a placeholder's namespaces as `hold` does, where they belong to a user namespace; `joined` are those of
-/// other containers.
+/// Makes a placeholder's namespaces as `hold` does, but in a user namespace. `joined` are
+/// namespaces of other containers.
 pub async fn hold_in_users(
     request: PlaceholderRequest,
     joined: Vec<Joined>,
@@ -151,10 +152,11 @@ pub async fn exec(
 }
 
 impl Start {
-    /// Lets the init run its command. If that can't be run, the init says so on its stderr and ends.
+    /// Lets the init run its command. If the command can't be run, the init says so on its stderr
+    /// and ends.
     pub async fn start(mut self) -> Result<(), Failure> {
         match self.0.channel.get_ref().send_byte(START) {
-            // It has been killed meanwhile: its exit tells so.
+            // The init was killed meanwhile, which its exit tells.
             Ok(()) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {}
             Err(error) => return Err(error).step(|| "start the container's process"),
         }
@@ -177,16 +179,16 @@ fn split(stdio: Stdio) -> (Option<Size>, Vec<OwnedFd>) {
 struct Ready {
     pid: u32,
     pidfd: OwnedFd,
-    /// The master of its terminal, or what it was made to open.
+    /// The master of its terminal, or a placeholder's namespaces.
     files: Vec<OwnedFd>,
 }
 
-/// What is said over one channel, until it closes.
+/// The messages over one channel, until it closes.
 #[derive(Debug)]
 struct Conversation {
     container: String,
     channel: AsyncFd<Channel>,
-    /// Killed with this, unless the command runs.
+    /// Killed when this is dropped, unless the command runs.
     unfinished: Vec<OwnedFd>,
 }
 
@@ -201,13 +203,14 @@ impl Conversation {
             .stdout(ProcessStdio::null())
             .spawn()
             .step(|| format!("start a runner for container {container}"))?;
-        // Without it the runner is only not killed if it hangs; it may have been reaped by now.
+        // Without the pidfd a runner that hangs is not killed, no more. It may have been reaped by
+        // now.
         let pid = i32::try_from(runner.id())
             .ok()
             .and_then(rustix::process::Pid::from_raw);
         let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-        // SAFETY: a `Channel` owns the one descriptor that its `as_raw_fd` always returns, and closes it
-        // only when it is dropped, which `AsyncFd` does after it has deregistered it.
+        // SAFETY: a `Channel` owns the one descriptor that its `as_raw_fd` always returns, and
+        // closes it only when it is dropped, which `AsyncFd` does after it has deregistered it.
         let channel = unsafe { AsyncFd::register(ours) }
             .step(|| format!("watch the runner of container {container}"))?;
         channel.get_ref().send_request(request, fds)?;
@@ -218,7 +221,7 @@ impl Conversation {
         })
     }
 
-    /// Until the process runs its command, which nobody has to start.
+    /// Waits until the process runs its command, which nobody has to start.
     async fn executed(&mut self) -> Result<Executed> {
         let ready = self.until_ready().await?;
         self.until_running(SETUP_DEADLINE).await?;
@@ -229,7 +232,7 @@ impl Conversation {
         })
     }
 
-    /// Until the process is there and all is done but its command.
+    /// Waits until the process is there and all is done but its command.
     async fn until_ready(&mut self) -> Result<Ready> {
         let all = async {
             let (mut spawned, mut ready) = (None, None);
@@ -262,7 +265,7 @@ impl Conversation {
             })
     }
 
-    /// Until the channel closes, which it does when the process becomes its command.
+    /// Waits until the channel closes: then the process has become its command.
     async fn until_running(&mut self, deadline: Duration) -> Result<()> {
         let closed = async {
             while let Some(message) = self.next().await? {
@@ -290,7 +293,7 @@ impl Conversation {
             .async_io(tokio::io::Interest::READABLE, Channel::try_receive)
             .await;
         match received {
-            // A killed process may leave its start unread.
+            // A killed process may leave its start byte unread.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
             received => {
                 received.step(|| format!("hear the runner of container {}", self.container))
@@ -320,7 +323,7 @@ impl Conversation {
 impl Drop for Conversation {
     fn drop(&mut self) {
         for process in &self.unfinished {
-            // Gone already is as good.
+            // A process that has gone already is as good.
             let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
         }
     }

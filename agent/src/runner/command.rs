@@ -1,7 +1,7 @@
 //! The command: its environment, where it is found, and the exec itself.
 //!
-//! Called by `mod` in the container's process, with the container's root and user. What is wrong with a
-//! command is said in runc's words, which users and tools know: they are Go's for `exec.LookPath`.
+//! Called by `init` and `exec` in the container's process, with the container's root and user.
+//! Errors are in runc's words, which users and tools know: they are Go's for `exec.LookPath`.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
@@ -16,7 +16,7 @@ use oci_spec::runtime::Process;
 use super::error::Result;
 use super::syscall;
 
-/// As much of /etc/passwd as is read.
+/// How much of /etc/passwd we read.
 const LONGEST_PASSWD: u64 = 1 << 20;
 
 /// A command, ready to run but for its place.
@@ -27,7 +27,8 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// Checks the process's arguments and environment; of a variable given twice the last one counts.
+    /// Checks the process's arguments and environment. Of a variable that is given twice, the last
+    /// one counts.
     pub(super) fn of(process: &Process, field: &str) -> Result<Self> {
         let no_nul = |text: &str, field: String| {
             CString::new(text).map_err(|_| Failure::bad(field, "holds a NUL byte"))
@@ -54,7 +55,7 @@ impl Command {
         })
     }
 
-    /// Gives the process a home, if it has none: that of its user in the container, or else `/`.
+    /// Gives the process a home if it has none: that of its user in the container, or else `/`.
     pub(super) fn set_home(&mut self, uid: u32) {
         let name = "HOME";
         if self.variable(name).is_none_or(str::is_empty) {
@@ -70,7 +71,7 @@ impl Command {
             .map(|(_, value)| value.as_str())
     }
 
-    /// Where the command is: by its path, or in the PATH of its own environment.
+    /// Finds the command: by its path, or in the PATH of its own environment.
     pub(super) fn find(&self) -> Result<CString> {
         let name = self
             .arguments
@@ -122,7 +123,7 @@ impl Command {
     }
 }
 
-/// A variable keeps the place that it has.
+/// Sets a variable. One that is there keeps its place.
 fn set(environment: &mut Vec<(String, String)>, name: &str, value: String) {
     match environment.iter_mut().find(|(known, _)| known == name) {
         Some((_, old)) => *old = value,
@@ -130,7 +131,7 @@ fn set(environment: &mut Vec<(String, String)>, name: &str, value: String) {
     }
 }
 
-/// The path itself if it may be run by who asks, else why not.
+/// The path, if the caller may run it, or why not.
 fn executable(path: &[u8]) -> Result<CString, String> {
     let shown = String::from_utf8_lossy(path).into_owned();
     let path = CString::new(path).map_err(|_| "invalid argument".to_owned())?;
@@ -141,7 +142,7 @@ fn executable(path: &[u8]) -> Result<CString, String> {
     }
     match syscall::may_execute(&path) {
         Ok(()) => Ok(path),
-        // A seccomp profile older than the call doesn't say who may.
+        // A seccomp profile older than this call hides the answer.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
             if status.mode() & 0o111 != 0 {
                 Ok(path)
@@ -164,9 +165,9 @@ fn words(error: &std::io::Error) -> String {
     }
 }
 
-/// The home directory in the container's own list of users.
+/// Finds the home directory in the container's own list of users.
 fn home(passwd: &Path, uid: u32) -> Option<String> {
-    // The image may have put anything there: only a regular file is read, and not without end.
+    // The image may have put anything there. We read only a regular file, and not without end.
     let file = std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)

@@ -1,8 +1,8 @@
-//! `tmpcopyup`: a tmpfs that begins with what it covers.
+//! `tmpcopyup`: a tmpfs that begins with a copy of what it covers.
 //!
-//! Called by `mounts` before the tmpfs is attached. Every name is looked up in an open directory and no
-//! symlink is followed, so that nothing but the covered directory is read. What is copied: contents, owners
-//! and modes; the tmpfs's size bounds it.
+//! Called by `mounts` before the tmpfs is attached. Every name is looked up in an open directory
+//! and no symlink is followed, so we read nothing but the covered directory. We copy contents,
+//! owners and modes. The size of the tmpfs bounds the copy.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 /// Deeper trees are refused: each level is an open directory.
 const DEEPEST: u32 = 128;
 
-/// Copies what is in the directory `from` to the empty directory `to`.
+/// Copies the content of the directory `from` into the empty directory `to`.
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
     copy_level(
         &open_directory(from, c".")?,
@@ -39,7 +39,7 @@ fn copy_level(from: &OwnedFd, to: &OwnedFd, left: u32) -> std::io::Result<()> {
             }
             FileType::RegularFile => {
                 let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                // It may have become another file since; then it must not be waited for.
+                // It may have become another file since. Then we must not wait for it.
                 let source = flags | OFlags::RDONLY | OFlags::NONBLOCK;
                 let source = rustix::fs::openat(from, name, source, Mode::empty())?;
                 let target = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -62,7 +62,7 @@ fn open_directory(at: impl AsFd, name: &std::ffi::CStr) -> rustix::io::Result<Ow
     rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
-/// Owner and mode of the original, in this order: a change of the owner takes set-user-id away.
+/// Copies owner and mode, in this order: a change of the owner takes set-user-id away.
 fn give(to: &OwnedFd, name: &std::ffi::CStr, status: &Stat) -> rustix::io::Result<()> {
     let owner = (Uid::from_raw(status.st_uid), Gid::from_raw(status.st_gid));
     let (uid, gid) = (Some(owner.0), Some(owner.1));

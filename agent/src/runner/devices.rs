@@ -1,8 +1,8 @@
 //! The container's /dev: the devices that every container has, those of the spec, and the symlinks.
 //!
-//! Called by `mod` in the container's process after the mounts, unless /dev itself is a bind mount. Nodes
-//! are made in a directory that has been resolved inside the root; where a file system refuses nodes, the
-//! guest's own device is bind-mounted instead.
+//! Called by `init` in the container's process after the mounts, unless /dev itself is a bind
+//! mount. We make nodes in a directory that was resolved inside the root. Where a file system
+//! refuses nodes, we bind-mount the guest's own device instead.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -61,7 +61,7 @@ pub(super) fn apply(spec: &Spec, rootfs: &Rootfs) -> Result<()> {
     Ok(())
 }
 
-/// Who binds a whole /dev into the container brings the devices with it.
+/// Whoever binds a whole /dev into the container brings the devices with it.
 fn is_bind_mounted(spec: &Spec) -> bool {
     spec.mounts().iter().flatten().any(|mount| {
         let options = mount.options().as_deref().unwrap_or_default();
@@ -77,7 +77,7 @@ fn is_bind_mounted(spec: &Spec) -> bool {
     })
 }
 
-/// The usual devices, then the spec's; one of the same path takes the place of an earlier one.
+/// Lists the usual devices, then the spec's. One with the path of an earlier one replaces it.
 fn list(spec: &Spec) -> Result<Vec<Device<'_>>> {
     let mut devices: Vec<Device<'_>> = vec![
         Device::usual("/dev/null", 1, 3),
@@ -127,7 +127,7 @@ fn list(spec: &Spec) -> Result<Vec<Device<'_>>> {
             owner: (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
         });
     }
-    // These two are the container's own: a pseudo-terminal and the multiplexer of its devpts.
+    // These two are the container's own: a pseudo-terminal, and the multiplexer of its devpts.
     devices.retain(|device| {
         device.path != Path::new("/dev/ptmx") && device.path != Path::new("/dev/console")
     });
@@ -145,7 +145,7 @@ fn make(rootfs: &Rootfs, device: &Device<'_>) -> std::io::Result<()> {
         device.number,
     ) {
         Ok(()) => {}
-        // It may be the image's own or a mount: then it must be the same device.
+        // What is there may be the image's own or a mount. Then it must be the same device.
         Err(Errno::EXIST) => {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let found = rustix::fs::openat(&directory, name, flags, Mode::empty())?;
@@ -165,7 +165,7 @@ fn make(rootfs: &Rootfs, device: &Device<'_>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The guest's device of the same path, instead of a node.
+/// Bind-mounts the guest's device of the same path, instead of a node.
 fn bind(rootfs: &Rootfs, device: &Device<'_>) -> std::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = rustix::fs::openat(CWD, device.path, flags, Mode::empty())?;
@@ -188,7 +188,7 @@ fn link(rootfs: &Rootfs, path: &Path, target: &str) -> rustix::io::Result<()> {
     let (parent, name) = split(path).ok_or(Errno::NOENT)?;
     let directory = rootfs.ensure(parent, Target::Directory)?;
     if name == "ptmx" {
-        // An image's own node would be that of the guest's devpts.
+        // A node in the image would be that of the guest's devpts.
         match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error),

@@ -1,8 +1,8 @@
 //! A further process in a running container, in runc's order.
 //!
-//! Called by `mod`. The container is joined by its init's pidfd, so that no reused pid can be mistaken for
-//! it. What the process's own object says wins; where it is silent about capabilities and limits, those of
-//! the container's spec hold, and the seccomp filter is always that of the spec.
+//! Called by `mod`. The container is joined by its init's pidfd, so that no reused pid can be
+//! mistaken for it. The process's own object wins. Where it is silent about capabilities and
+//! limits, those of the container's spec hold. The seccomp filter is always that of the spec.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,7 +46,7 @@ pub(super) fn run(
     let plan = check(request)?;
 
     let cgroup = device_filter::open_cgroup(&request.cgroup)?;
-    // Only where it is needed does it matter that it was there.
+    // If it is missing, that matters only where it is needed.
     let leaf = device_filter::open_cgroup(&request.cgroup_of_init).ok();
     identity::set_oom_score(plan.oom_score)?;
     let cgroup_namespace = namespaces::cgroup_of(init.as_fd())?;

@@ -1,7 +1,8 @@
-//! Masked and read-only paths: each resolved once in the container's root, and covered by its descriptor.
+//! Masked and read-only paths: each is resolved once in the container's root, and covered by its
+//! descriptor.
 //!
-//! Called by `mod` in the container's process when all mounts and devices are there. A path that doesn't
-//! exist needs no cover. What masks a file is the container's /dev/null, which must be that device: an
+//! Called by `init` in the container's process, after the mounts and devices. A path that doesn't
+//! exist needs no cover. The container's /dev/null masks files. We check that it is that device: an
 //! image could have planted another file there.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +22,7 @@ use super::options::READ_ONLY;
 use super::rootfs::{Rootfs, attach, clone_mount};
 use super::syscall::{self, MountAttributes};
 
-/// Covers what the spec lists.
+/// Covers the paths that the spec lists.
 pub(super) fn apply(spec: &Spec, rootfs: &Rootfs) -> Result<()> {
     let Some(linux) = spec.linux() else {
         return Ok(());
@@ -81,7 +82,7 @@ fn empty_directory() -> rustix::io::Result<OwnedFd> {
     )
 }
 
-/// The container's /dev/null, if that is what it is.
+/// Opens the container's /dev/null, if it is that device.
 fn open_null(rootfs: &Rootfs) -> Result<OwnedFd> {
     let null = rootfs
         .resolve_nofollow(Path::new("/dev/null"))

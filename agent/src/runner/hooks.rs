@@ -1,9 +1,10 @@
-//! The hooks that run in the guest: `createContainer` when all is mounted, `startContainer` before the command.
+//! The hooks that run in the guest: `createContainer` when all is mounted, `startContainer` before
+//! the command.
 //!
-//! Called by `mod` in the container's process. No file of the host is in the guest, so the programs of both
-//! are found in the container's root. They are the image's, and get no more rights than it: those of
-//! `createContainer` the capabilities of the container, as root; those of `startContainer` its user's. They
-//! get the container's state on stdin (OCI runtime-spec, config.md, "POSIX-platform Hooks").
+//! Called by `init` in the container's process. The guest has no file of the host, so the programs
+//! come from the container's root. They are the image's, and get no more rights than it:
+//! `createContainer` runs as root with the container's capabilities, `startContainer` as its user.
+//! Both get the container's state on stdin (OCI runtime-spec, config.md, "POSIX-platform Hooks").
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -20,12 +21,12 @@ use super::error::Result;
 use super::identity::Identity;
 use super::syscall;
 
-/// For a hook without a timeout of its own.
+/// The timeout of a hook that has none of its own.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How much of what a hook has printed goes into an error.
+/// How much of the output of a hook goes into an error.
 const SHOWN: u64 = 512;
 
-/// Runs those of `createContainer`, once the container's root is the root.
+/// Runs the hooks `createContainer`, once the container's root is the root.
 pub(super) fn create_container(container: &str, spec: &Spec, identity: &Identity) -> Result<()> {
     let hooks = spec.hooks().as_ref();
     let hooks = hooks.and_then(|hooks| hooks.create_container().as_ref());
@@ -43,7 +44,7 @@ pub(super) fn create_container(container: &str, spec: &Spec, identity: &Identity
     result
 }
 
-/// Runs those of `startContainer` in their order; the first that fails ends it.
+/// Runs the hooks `startContainer` in their order, until one fails.
 pub(super) fn start_container(container: &str, spec: &Spec) -> Result<()> {
     let hooks = spec
         .hooks()
@@ -67,7 +68,7 @@ fn state(container: &str, spec: &Spec, status: &str) -> serde_json::Value {
     })
 }
 
-/// Runs one; with an identity, it has no other capabilities than that has.
+/// Runs one hook. `limit`: with that identity's capabilities only.
 fn run(
     hook: &Hook,
     state: &serde_json::Value,
@@ -82,7 +83,7 @@ fn run(
     }
     let timeout = timeout(hook, field)?;
     let step = || format!("{field}: run {}", hook.path().display());
-    // Files, not pipes: a hook that reads or prints otherwise than expected blocks nobody.
+    // Files, not pipes: a hook that reads or prints in an unexpected way blocks nobody.
     let mut input = memory("state").step(step)?;
     input.write_all(state.to_string().as_bytes()).step(step)?;
     input.rewind().step(step)?;
@@ -132,20 +133,20 @@ fn command(hook: &Hook, limit: Option<&Identity>) -> Command {
     );
     let limit = limit.cloned();
     {
-        // Even with nothing to limit: without this glibc's posix_spawn would be used, which leaves two
-        // signals of its own ignored in the hook.
+        // Set even with nothing to limit. Otherwise glibc's posix_spawn would be used, which leaves
+        // two signals of its own ignored in the hook.
         let limit = move || match &limit {
             Some(identity) => identity.limit_capabilities().map_err(std::io::Error::other),
             None => Ok(()),
         };
-        // SAFETY: this process has one thread, so that the child can hold no lock that another thread's copy
-        // has left behind: it may do what any process does.
+        // SAFETY: this process has one thread, so that the child can hold no lock that another
+        // thread's copy has left behind: it may do what any process does.
         unsafe { command.pre_exec(limit) };
     }
     command
 }
 
-/// How it has ended; `None`: it has not in time, and was killed.
+/// Waits for the end. `None`: the hook was late, and is killed.
 fn ended(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + timeout;
     loop {
@@ -168,7 +169,7 @@ fn how(status: ExitStatus) -> String {
     }
 }
 
-/// The beginning of what it has printed.
+/// The beginning of what the hook has printed.
 fn shown(mut output: File) -> String {
     let mut shown = String::new();
     let _ = output.seek(SeekFrom::Start(0));

@@ -1,7 +1,9 @@
-//! Who the container's process is: limits, user, groups, capabilities, and what it can never gain again.
+//! Who the container's process is: limits, user, groups, capabilities, and what it can never gain
+//! again.
 //!
-//! Called by `mod` in the container's process, in runc's order: what needs privileges comes before they go,
-//! and a filter that may be loaded without them is loaded last of all (`mod`).
+//! Called by `init`, `exec` and `placeholder` in the container's process, in runc's order. What
+//! needs privileges comes before they go. A filter that may be loaded without them is loaded last
+//! of all, by the caller.
 
 use std::ffi::CString;
 use std::io;
@@ -16,11 +18,12 @@ use super::error::Result;
 use super::seccomp::Filter;
 use super::syscall;
 
-/// The permissions "search" of a key for its owner and for others (linux/key.h: KEY_USR_SEARCH, KEY_OTH_SEARCH).
+/// The permission "search" of a key, for its owner and for others (linux/key.h: KEY_USR_SEARCH,
+/// KEY_OTH_SEARCH).
 const OWNER_SEARCHES: u32 = 0x8_0000;
 const OTHERS_SEARCH: u32 = 0x8;
 
-/// Numbers of users and groups go up to here: beyond it they would be negative somewhere.
+/// The highest number of a user or group. Beyond it they would be negative somewhere.
 const HIGHEST_ID: u32 = i32::MAX.cast_unsigned();
 
 /// A process's user and rights, checked.
@@ -40,8 +43,8 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// Checks the process's own fields; `field` is its path in the spec, `capabilities` and `limits` may be
-    /// those of the container where an exec has none.
+    /// Checks the process's own fields. `field` is its path in the spec. `capabilities` and
+    /// `limits` may be those of the container where an exec has none.
     pub(super) fn of(
         process: &Process,
         capabilities: Option<&LinuxCapabilities>,
@@ -135,16 +138,16 @@ impl Identity {
         self.set_capabilities()
     }
 
-    /// Keeps no capability that this identity has not; nothing else changes.
+    /// Drops the capabilities that this identity does not have. Nothing else changes.
     pub(super) fn limit_capabilities(&self) -> Result<()> {
         self.drop_bounding()?;
         self.set_capabilities()
     }
 
     fn drop_bounding(&self) -> Result<()> {
-        // All that the kernel has, not all that this program knows by name.
+        // All that the kernel has, not only those that this program knows by name.
         for number in 0..u64::BITS {
-            // The kernel knows how many there are; asking it needs no file of the container's.
+            // We ask the kernel how many there are: that needs no file of the container's.
             let Ok(1) = syscall::prctl(libc::PR_CAPBSET_READ, number.into()) else {
                 continue;
             };
@@ -186,7 +189,7 @@ impl Identity {
     }
 }
 
-/// The capabilities that the kernel has; those of the spec that it has not are no one's to give.
+/// The capabilities that the kernel has. Nobody can give others, even if the spec lists them.
 fn known_capabilities() -> CapabilitySet {
     (0..u64::BITS)
         .filter(|&number| syscall::prctl(libc::PR_CAPBSET_READ, number.into()).is_ok())
@@ -240,7 +243,8 @@ fn enter(cwd: &std::path::Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The user may open its streams anew by /dev/stdout, as it could a file of its own.
+/// Gives the streams to the user, who may then open them again by /dev/stdout, as a file of its
+/// own.
 fn own_streams(uid: u32) -> Result<()> {
     let streams = [
         rustix::stdio::stdin(),
@@ -255,7 +259,7 @@ fn own_streams(uid: u32) -> Result<()> {
             continue;
         }
         match rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None) {
-            // Some files have no owner to change; what can be done with them stays the same.
+            // Some files have no owner to change. What can be done with them stays the same.
             Ok(())
             | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) => {
             }
@@ -270,8 +274,8 @@ pub(super) fn is_null(status: &rustix::fs::Stat) -> bool {
     status.st_rdev == rustix::fs::makedev(1, 3)
 }
 
-/// A session keyring of the container's own, in place of the agent's, that execs may search for. With `users` of
-/// another namespace all but its owner may, as under runc.
+/// Makes a session keyring of the container's own, in place of the agent's, that execs may search
+/// for. With `users` of another namespace all but its owner may, as under runc.
 pub(super) fn make_keyring(container: &str, users: bool) -> Result<()> {
     let Some(key) = join_keyring(container)? else {
         return Ok(());
@@ -287,8 +291,8 @@ pub(super) fn make_keyring(container: &str, users: bool) -> Result<()> {
     syscall::set_key_permissions(key, permissions | searchable).step(step)
 }
 
-/// Joins the session keyring of the container by its name; it is made if it is not there. `None`: a kernel
-/// without keys has none to leak.
+/// Joins the session keyring of the container by its name, or makes it. `None`: the kernel has no
+/// keys, so there are none to leak.
 pub(super) fn join_keyring(container: &str) -> Result<Option<libc::c_long>> {
     let name = CString::new(format!("_ses.{container}"))
         .step(|| "name the container's session keyring")?;
@@ -300,8 +304,8 @@ pub(super) fn join_keyring(container: &str) -> Result<Option<libc::c_long>> {
     }
 }
 
-/// How the kernel ranks the process when memory runs out. Set before it is born: the agent's own rank,
-/// which it would inherit, keeps it from ever being chosen.
+/// Sets how the kernel ranks the process when memory runs out. This comes before the birth: the
+/// agent's own rank, which the process would inherit, keeps it from ever being chosen.
 pub(super) fn set_oom_score(score: i32) -> Result<()> {
     std::fs::write("/proc/self/oom_score_adj", score.to_string())
         .step(|| format!("set oom_score_adj to {score}"))

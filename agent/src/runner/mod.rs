@@ -1,14 +1,14 @@
-//! The OCI runner: applies a spec to a container's init, and to every further process alike.
+//! The OCI runner: applies a spec to a container's init, and to every further process.
 //!
-//! `container.rs` calls `create` and `exec`. Each starts the agent's own binary anew as a process with one
-//! thread, which `main` takes over: it prepares what can be prepared outside, makes the container's process
-//! in its namespaces and cgroup, and ends; that process does the rest to itself and becomes the command.
-//! The order is runc's, since whatever privileges a step needs must still be there, and images rely on it.
+//! `container/` calls `create` and `exec`. Each starts the agent's own binary again, as a process
+//! with one thread, which `main` takes over. That process, the runner, prepares what it can from
+//! outside, makes the container's process in its namespaces and cgroup, and ends. The new process
+//! does the rest to itself and becomes the command.
 //!
-//! What must hold: no step resolves a path of the container outside its root; nothing of the agent's, no
-//! file descriptor, keyring, signal mask or score, is left in the command; what the spec asks for and is not
-//! done is an error that names the field. Deliberately absent: the limits of the cgroup (`cgroup.rs`), and
-//! whoever waits for an exit (`reaper.rs`).
+//! What must hold: no step resolves a path of the container outside its root. The command keeps
+//! nothing of the agent's: no file descriptor, keyring, signal mask or score. A field of the spec
+//! that is not applied is an error that names it. Not here: the limits of the cgroup (`cgroup.rs`),
+//! and the wait for an exit (`reaper.rs`).
 
 mod birth;
 mod channel;
@@ -69,7 +69,7 @@ pub fn main() -> ! {
 }
 
 fn serve(channel: &Channel) -> Result<Infallible> {
-    // What this process is made of is not to be looked into from a container that it joins.
+    // A container that the runner joins must not look into the memory of this process.
     syscall::prctl(libc::PR_SET_DUMPABLE, 0).step(|| "make the runner undumpable")?;
     let (request, fds) = channel.receive_request()?;
     match request {
@@ -88,7 +88,7 @@ fn serve(channel: &Channel) -> Result<Infallible> {
     }
 }
 
-/// Our channel, out of the way of the standard streams.
+/// Moves our channel out of the way of the standard streams.
 fn take_channel() -> Result<Channel> {
     let step = || "take over the channel to the agent";
     let channel = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).step(step)?;
