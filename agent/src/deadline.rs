@@ -6,9 +6,9 @@ use std::time::Duration;
 use kata_like_failure::{Failure, Step};
 use tokio::time::timeout;
 
-/// How long a step may block. A file system of the host's can be slow or stand still, and many guests
-/// that start at once share the host's CPUs. The host waits longer than this for the whole call, but
-/// gives up earlier on a guest that makes no progress.
+/// How long a step may block. A file system of the host's can be slow or stand still, and many
+/// guests that start at once share the host's CPUs. The host waits longer than this for the whole
+/// call, but gives up earlier on a guest that makes no progress.
 pub const BLOCKING_DEADLINE: Duration = Duration::from_secs(240);
 
 /// Runs `work`, which may block, on a thread of its own. Past the deadline the thread goes on, and

@@ -29,9 +29,7 @@ pub enum Event {
         carried: [u64; 2],
     },
     /// The kernel killed processes of a container for lack of memory.
-    OutOfMemory {
-        container: String,
-    },
+    OutOfMemory { container: String },
     /// A process in the guest asks a name server that is the host's. It awaits the answer in a
     /// stream.
     NameQuestion {

@@ -1,7 +1,7 @@
 //! A container's states, with a placeholder: it has them all, and needs no process for it.
 //!
-//! They need root and a mounted cgroup v2: what the guest has at fixed places, a test has in a mount
-//! namespace of its own.
+//! They need root and a mounted cgroup v2: what the guest has at fixed places, a test has in a
+//! mount namespace of its own.
 
 use std::fs;
 use std::time::Duration;
@@ -19,8 +19,8 @@ use crate::storage::VOLUMES;
 /// Does `test` with the guest's places, on a runtime of its own.
 fn in_guest<T: Send, F: Future<Output = T>>(test: impl FnOnce() -> F + Send) -> T {
     let work = || {
-        // SAFETY: the caution is about CLONE_FILES, which this is not. The threads of the runtime are
-        // made by this one, and share what it has here.
+        // SAFETY: the caution is about CLONE_FILES, which this is not. The threads of the runtime
+        // are made by this one, and share what it has here.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).unwrap();

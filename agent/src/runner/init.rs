@@ -1,18 +1,19 @@
-//! A container's init, in four parts by where they run. The order is runc's: each step still has the
-//! privileges that it needs, and images rely on it.
+//! A container's init, in four parts by where they run. The order is runc's: each step still has
+//! the privileges that it needs, and images rely on it.
 //!
-//! | Part      | Process         | Steps, in this order                                                 |
-//! |-----------|-----------------|----------------------------------------------------------------------|
-//! | `check`   | the runner's    | refuse what is wrong with the spec; nothing is made yet              |
-//! | `outside` | the runner's    | device filter, OOM score, owner of the streams; the joined network   |
-//! |           |                 | and its sysctls; with users: cgroup, procfs and sysfs; clocks; other |
-//! |           |                 | joined namespaces; birth, then the mapping of ids                    |
-//! | `inside`  | the container's | the root file system's mount and the volumes; the root of its users; |
-//! |           |                 | session, cgroup, network, keyring; mounts, devices, working          |
-//! |           |                 | directory; streams or terminal; names and sysctls; read-only and     |
-//! |           |                 | hidden paths; pivot_root; hooks `createContainer`                    |
-//! | `last`    | the container's | signals and open files; scheduling; user, capabilities and filter;   |
-//! |           |                 | "ready", and the wait for the start; hooks `startContainer`; exec    |
+//! | Part      | Process         | Steps, in this order                                         |
+//! |-----------|-----------------|--------------------------------------------------------------|
+//! | `check`   | the runner's    | refuse what is wrong with the spec; nothing is made yet      |
+//! | `outside` | the runner's    | device filter, OOM score, owner of the streams; the joined   |
+//! |           |                 | network, its sysctls; for a user namespace: cgroup, procfs,  |
+//! |           |                 | rootfs, sysfs; clocks; the other joined namespaces; birth;   |
+//! |           |                 | mapping of ids                                               |
+//! | `inside`  | the container's | the root's own mount, volumes; root of the user namespace;   |
+//! |           |                 | session, cgroup, network, keyring; mounts, devices, working  |
+//! |           |                 | directory; streams or terminal; names, sysctls; read-only    |
+//! |           |                 | and hidden paths; pivot_root; hooks `createContainer`        |
+//! | `last`    | the container's | open files, signals; scheduling; user, capabilities, filter; |
+//! |           |                 | "ready", wait for the start; hooks `startContainer`; exec    |
 //!
 //! Called by `mod`.
 
@@ -221,7 +222,8 @@ fn furnish(request: &InitRequest, plan: &Plan, rootfs: &Rootfs) -> Result<()> {
         .step(|| format!("make the working directory {cwd:?}"))
 }
 
-/// Makes the root `/`, with all that is read-only or hidden in it, and runs the hooks that want it so.
+/// Makes the root `/`, with all that is read-only or hidden in it, and runs the hooks
+/// `createContainer`.
 fn close(request: &InitRequest, plan: &Plan, root: Option<(Rootfs, Pending)>) -> Result<()> {
     let InitRequest {
         container, spec, ..

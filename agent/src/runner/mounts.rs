@@ -1,9 +1,10 @@
-//! The mounts of the spec, in its order, each made detached and then put on a resolved target.
+//! The mounts of the spec, in its order: each is made detached and then put on a resolved target.
 //!
-//! Called by `mod` in the container's process. A file system is made with fsopen(2), a bind mount with
-//! open_tree(2); the mount gets its attributes before it can be seen, and is attached by move_mount(2) to
-//! a file descriptor that `rootfs` has resolved. A source is always a name in one of the two directories of
-//! the pod's volumes: the container's spec can name nothing else of the guest.
+//! Called by `init`, to check them in the runner and to make them in the container's process. A
+//! file system is made with fsopen(2), a bind mount with open_tree(2). The mount gets its
+//! attributes before anybody can see it. move_mount(2) attaches it to a file descriptor that
+//! `rootfs` has resolved. A source is always a name in one of the two directories of the pod's
+//! volumes: the container's spec can name nothing else of the guest.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +26,7 @@ use super::options::{Options, READ_ONLY};
 use super::rootfs::{Rootfs, Target, attach, clone_mount};
 use super::syscall::{self, MountAttributes};
 
-/// What a mount inside /proc may cover: files that programs such as lxcfs replace.
+/// The files in /proc that a mount may cover: programs such as lxcfs replace them.
 const REPLACEABLE_IN_PROC: [&str; 10] = [
     "cpuinfo",
     "diskstats",
@@ -44,7 +45,7 @@ const REPLACEABLE_IN_PROC: [&str; 10] = [
 pub(super) struct Pending(Vec<(PathBuf, OwnedFd)>);
 
 impl Pending {
-    /// After the devices are made and all is mounted.
+    /// Called after the devices are made and all is mounted.
     pub(super) fn make_read_only(self) -> Result<()> {
         let attributes = MountAttributes {
             set: READ_ONLY,
@@ -58,7 +59,7 @@ impl Pending {
     }
 }
 
-/// The sources of the bind mounts, by their place in the list: detached, and what each is.
+/// The sources of the bind mounts, by their place in the list: each detached, and what it is.
 pub(super) type Sources = BTreeMap<usize, (OwnedFd, Target)>;
 
 /// One entry of the spec's list, checked.
@@ -105,8 +106,8 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Takes a copy of each volume that is mounted, out of the two directories of the pod's volumes: the
-/// shared ones, and those in memory.
+/// Takes a copy of each volume that is mounted, out of the two directories of the pod's volumes:
+/// the shared ones, and those in memory.
 pub(super) fn open_sources(entries: &[Entry], volumes: [&Path; 2]) -> Result<Sources> {
     let mut sources = Sources::new();
     for (index, entry) in entries.iter().enumerate() {
@@ -161,7 +162,7 @@ fn volume<'a>(
         })
 }
 
-/// Makes the mounts. `sysfs` is one that was made outside, for a container that can't make its own.
+/// Makes the mounts. `sysfs` was made outside, for a container that can't make its own.
 pub(super) fn apply(
     entries: &[Entry],
     namespaces: &Namespaces,
@@ -216,15 +217,15 @@ impl Place<'_> {
         format!("mount {kind} on {}", self.destination().display())
     }
 
-    /// The file or directory to mount on, made if it isn't there.
+    /// Finds the file or directory to mount on, and makes it if it isn't there.
     fn target(&self, target: Target) -> Result<OwnedFd> {
         self.rootfs
             .ensure(self.destination(), target)
             .step(|| format!("{}: make the mount point", self.step()))
     }
 
-    /// Nothing may pass for procfs or a file of it, but for a few. (A tmpfs only hides what is there.) Its path is
-    /// what programs go by, whatever is mounted at it by now.
+    /// Refuses mounts over /proc, except over the files that lxcfs replaces. (A tmpfs only hides
+    /// what is there.) We judge by path, because programs look there whatever is mounted.
     fn check_procfs(&self, target: BorrowedFd<'_>) -> Result<()> {
         let path = self.rootfs.path_of(target)?;
         let inside = path.strip_prefix("/proc");
@@ -267,7 +268,7 @@ impl Place<'_> {
         }
         let mount = match made {
             Some(made) => made,
-            // As mount(2) has it: the file system itself as well, if it is the container's own.
+            // The file system itself as well, as mount(2) does it, if it is the container's own.
             None if own
                 && matches!(kind, "proc" | "sysfs")
                 && options.attributes.set & READ_ONLY != 0 =>
@@ -281,7 +282,7 @@ impl Place<'_> {
         self.finish(mount, target.as_fd(), options, pending)
     }
 
-    /// procfs and sysfs are found by their path by whoever looks for them: no symlink may lead away.
+    /// Programs find procfs and sysfs by their path, so no symlink may lead away from it.
     fn check_ordinary_directory(&self, kind: &str) -> Result<()> {
         match self.rootfs.resolve_nofollow(self.destination()) {
             Err(Errno::NOENT) => Ok(()),
@@ -309,7 +310,7 @@ impl Place<'_> {
     }
 
     fn tmpfs(&self, options: &Options, pending: &mut Pending) -> Result<()> {
-        // The mode of what it covers, unless the spec says another or nothing is there.
+        // The mode of the directory that it covers, unless the spec gives one or nothing is there.
         let covered = match self.rootfs.resolve(self.destination()) {
             Ok(found) if options.parameter("mode").is_none() => {
                 Some(rustix::fs::fstat(&found).step(|| self.step())?.st_mode & 0o7777)
@@ -352,7 +353,7 @@ impl Place<'_> {
         self.finish(mount, target.as_fd(), options, pending)
     }
 
-    /// A new file system, detached.
+    /// Makes a new file system, detached.
     fn make(&self, kind: &str, parameters: &[(String, Option<String>)]) -> Result<OwnedFd> {
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
             .step(|| format!("{}: fsopen", self.step()))?;
@@ -378,7 +379,8 @@ impl Place<'_> {
         result.step(|| format!("{}{}", self.step(), complaint(context.as_fd())))
     }
 
-    /// Attributes, the place, and propagation; read-only comes later where files are still to be made.
+    /// Sets the attributes, the place and the propagation. Read-only comes later where files are
+    /// still to be made.
     fn finish(
         &self,
         mount: OwnedFd,
@@ -438,10 +440,11 @@ impl Place<'_> {
     }
 }
 
-/// A volume, and what it is. Its name is one component and no symlink, so that it can't lead elsewhere.
+/// Opens a volume and finds what it is. Its name is one component and no symlink, so it can't lead
+/// elsewhere.
 fn open_volume(volumes: BorrowedFd<'_>, name: &str) -> std::io::Result<(OwnedFd, Target)> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // Asked for as a directory, so that a mount of the host's below the share becomes one in here.
+    // Opened as a directory, so that a mount of the host's below the share becomes a mount in here.
     match rustix::fs::openat(volumes, name, flags | OFlags::DIRECTORY, Mode::empty()) {
         Err(Errno::NOTDIR) => {}
         result => return Ok((result?, Target::Directory)),
@@ -454,7 +457,7 @@ fn open_volume(volumes: BorrowedFd<'_>, name: &str) -> std::io::Result<(OwnedFd,
     Ok((file, Target::File))
 }
 
-/// What the file system itself has to say about its parameters.
+/// What the file system itself says about its parameters.
 fn complaint(context: BorrowedFd<'_>) -> String {
     let mut text = [0u8; 512];
     match rustix::io::read(context, &mut text) {

@@ -1,10 +1,12 @@
-//! The namespaces of a container: which are new, which are another container's, and the birth in them.
+//! The namespaces of a container: which are new, which are another container's, and the birth in
+//! them.
 //!
-//! Called by `mod` in the runner's own process, before any other step. A new network namespace is the
-//! guest's own, which is the pod's, unless a new user namespace is to own it: only in one of that user
-//! namespace's have its capabilities a meaning. The cgroup namespace is made after the birth (`own_cgroup`):
-//! its root is the cgroup of whoever calls unshare. That of clocks is made before (`own_clocks`): its offsets
-//! can be set only while nobody is in it.
+//! Called by `init`, `exec` and `placeholder`. A container without a network of another one has the
+//! guest's own, which is the pod's, unless a new user namespace is to own its network: a user
+//! namespace's capabilities mean something only in a network that belongs to it. The cgroup
+//! namespace is made after the birth (`own_cgroup`): its root is the cgroup of the process that
+//! calls unshare. The time namespace is made before it (`own_clocks`): its offsets can be set only
+//! while nobody is in it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,10 +17,10 @@ use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 use super::error::{Result, unsupported};
 use super::syscall::{self, Cloned};
 
-/// Of linux/sched.h; not in the libc crate.
+/// From linux/sched.h; not in the libc crate.
 const CLONE_NEWTIME: libc::c_int = 0x80;
 
-/// What `Spec` asks for.
+/// What the spec asks for, as flags of clone(2).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Namespaces {
     new: libc::c_int,
@@ -27,7 +29,8 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Reads the spec's list: an entry without a path is a new one, each other one must be in `joined`.
+    /// Reads the spec's list. An entry without a path is a new one. Each other one must be in
+    /// `joined`.
     pub(super) fn of(spec: &Spec, joined: &[Kind]) -> Result<Self> {
         let listed = spec
             .linux()
@@ -87,28 +90,29 @@ impl Namespaces {
         Ok(ours)
     }
 
-    /// Has the container a new namespace of this kind?
+    /// Whether the container has a new namespace of this kind.
     pub(super) fn is_new(&self, kind: Kind) -> bool {
         self.new & flag(kind) != 0
     }
 
-    /// Does the container live in another one's namespace of this kind?
+    /// Whether the container lives in another one's namespace of this kind.
     pub(super) fn is_joined(&self, kind: Kind) -> bool {
         self.joined & flag(kind) != 0
     }
 
-    /// Has the spec an entry of this kind, new or not?
+    /// Whether the spec has an entry of this kind, new or not.
     pub(super) fn lists(&self, kind: Kind) -> bool {
         self.listed & flag(kind) != 0
     }
 
-    /// Makes the container's process: in its new namespaces and in its cgroup from birth.
+    /// Makes the container's process, in its new namespaces and in its cgroup from birth.
     pub(super) fn spawn(&self, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
         self.clone_without(0, cgroup)
             .step(|| "make the container's process in its namespaces and cgroup")
     }
 
-    /// Makes a process that opens a placeholder's namespaces: neither mounts nor pids are among them.
+    /// Makes a process that opens a placeholder's namespaces. Those of mounts and pids are not
+    /// among them.
     pub(super) fn spawn_holder(&self, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
         self.clone_without(libc::CLONE_NEWNS | libc::CLONE_NEWPID, cgroup)
             .step(|| "make the pod's namespaces")
@@ -122,8 +126,9 @@ impl Namespaces {
         syscall::clone3((self.new & !later) as u64, cgroup)
     }
 
-    /// In the container's process, as it becomes the root of a new user namespace: the queues of an IPC namespace
-    /// belong to whoever makes it (ipc/mqueue.c, `mqueue_get_inode`), under runc a root whose group is none yet.
+    /// In the container's process, as it becomes the root of a new user namespace. The queues of an
+    /// IPC namespace belong to the user that makes it (ipc/mqueue.c, `mqueue_get_inode`); under
+    /// runc that is a root whose group is not set yet.
     pub(super) fn own_ipc(&self) -> Result<()> {
         if !self.is_new(Kind::Ipc) || !self.is_new(Kind::User) {
             return Ok(());
@@ -131,7 +136,7 @@ impl Namespaces {
         syscall::unshare(libc::CLONE_NEWIPC).step(|| "make the container's IPC namespace")
     }
 
-    /// In the runner: whoever is born next has clocks of its own.
+    /// In the runner: the process that is born next has clocks of its own.
     pub(super) fn own_clocks(&self, spec: &Spec) -> Result<()> {
         if !self.is_new(Kind::Time) {
             return Ok(());
@@ -152,7 +157,8 @@ impl Namespaces {
         Ok(())
     }
 
-    /// In the container's process: a network of its own has its loopback interface up, as under runc.
+    /// In the container's process: brings the loopback interface of a network of its own up, as
+    /// runc does.
     pub(super) fn own_network(&self) -> Result<()> {
         if !self.is_new(Kind::Network) {
             return Ok(());
@@ -160,7 +166,8 @@ impl Namespaces {
         loopback_up().step(|| "bring the loopback interface of the container's network up")
     }
 
-    /// In the container's process: its cgroup becomes the root of what it can see, or another container's.
+    /// In the container's process: makes its cgroup the root of what it can see, or joins another
+    /// container's cgroup namespace.
     pub(super) fn own_cgroup(&self, joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
         join(joined, namespaces, |kind| kind == Kind::Cgroup)?;
         if self.new & libc::CLONE_NEWCGROUP == 0 {
@@ -170,15 +177,17 @@ impl Namespaces {
     }
 }
 
-/// In the runner, first of all: what is done to a network from outside is done to the joined one.
+/// In the runner, first of all: joins a network. What is done to a network from outside is then
+/// done to the joined one.
 pub(super) fn join_network(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
     join(joined, namespaces, |kind| kind == Kind::Network)
 }
 
-/// In the runner: enters the other namespaces of other containers; those of pids and clocks count for the
-/// process made next. From here on paths may be another container's. That of cgroups is left to `own_cgroup`.
+/// In the runner: enters the other namespaces of other containers. Those of pids and clocks count
+/// for the process that is made next. From here on paths may be another container's. `own_cgroup`
+/// joins that of cgroups.
 ///
-/// The user namespace comes last: whoever is in it has no right to enter what does not belong to it.
+/// The user namespace comes last: a process in it has no right to enter what does not belong to it.
 pub(super) fn join_others(joined: &[Kind], namespaces: &[OwnedFd]) -> Result<()> {
     let first = |kind| !matches!(kind, Kind::Network | Kind::User | Kind::Cgroup);
     join(joined, namespaces, first)?;
@@ -200,9 +209,9 @@ fn join(joined: &[Kind], namespaces: &[OwnedFd], wanted: fn(Kind) -> bool) -> Re
     Ok(())
 }
 
-/// In the runner, for an exec: enters what the container's init lives in, but for its cgroup namespace,
-/// which would hide the cgroup that the process is to be born in. The guest's own user namespace can't be
-/// entered again: `users` says whether the container has another.
+/// In the runner, for an exec: enters the namespaces of the container's init, except that of
+/// cgroups, which would hide the cgroup that the process is to be born in. The guest's own user
+/// namespace can't be entered again: `users` says whether the container has another.
 pub(super) fn enter(init: BorrowedFd<'_>, users: bool) -> Result<()> {
     let mut kinds = libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
@@ -216,7 +225,7 @@ pub(super) fn enter(init: BorrowedFd<'_>, users: bool) -> Result<()> {
     syscall::setns(init, kinds).step(|| "join the container's namespaces")
 }
 
-/// Whether a container of this spec has another user namespace than the guest.
+/// Whether a container of this spec has a user namespace that is not the guest's.
 pub fn has_users(spec: &Spec) -> bool {
     let linux = spec.linux().as_ref();
     let listed = linux.and_then(|linux| linux.namespaces().as_ref());
@@ -226,8 +235,9 @@ pub fn has_users(spec: &Spec) -> bool {
         .any(|it| it.typ() == Kind::User)
 }
 
-/// In the runner, before `enter`, which may take the right to ask for it: the container's cgroup namespace.
-/// `None`: it is the guest's own, which a user namespace's root could not enter again.
+/// In the runner, before `enter`, which may take the right to do so: opens the container's cgroup
+/// namespace. `None`: it is the guest's own, which the root of a user namespace could not enter
+/// again.
 pub(super) fn cgroup_of(init: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     let step = || "open the container's cgroup namespace";
     let theirs = syscall::cgroup_namespace(init).step(step)?;
@@ -242,10 +252,11 @@ pub(super) fn enter_cgroup(namespace: BorrowedFd<'_>) -> Result<()> {
         .step(|| "join the container's cgroup namespace")
 }
 
-/// Makes a sibling in the caller's own namespaces, for an exec.
+/// Makes a process in the caller's own namespaces, for an exec.
 ///
-/// Once the container has handed controllers down, as systemd does, its cgroup takes no process any more
-/// (cgroup-v2.rst, "No Internal Process Constraint"): then it is born beside the init, as under runc.
+/// Once the container has handed controllers down, as systemd does, its cgroup takes no process any
+/// more (cgroup-v2.rst, "No Internal Process Constraint"). Then the process is born beside the
+/// init, as under runc.
 pub(super) fn spawn_inside(cgroup: BorrowedFd<'_>, leaf: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     let cloned = match (syscall::clone3(0, cgroup), leaf) {
         (Err(error), Some(leaf)) if error.raw_os_error() == Some(libc::EBUSY) => {

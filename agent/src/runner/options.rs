@@ -1,14 +1,15 @@
-//! A mount's options, told apart: what the mount gets, what the file system gets, and how it propagates.
+//! A mount's options, sorted: what the mount gets, what the file system gets, and how it
+//! propagates.
 //!
-//! Called by `mounts`. The names are those of mount(8) that runc knows; whatever else stands in the list is
-//! the file system's own (`size=64k`), and for a bind mount without meaning, as it is for the kernel.
+//! Called by `mounts`. The names are those of mount(8) that runc knows. Anything else in the list
+//! belongs to the file system (`size=64k`). For a bind mount it has no meaning, as for the kernel.
 
 use kata_like_failure::Failure;
 
 use super::error::{Result, unsupported};
 use super::syscall::MountAttributes;
 
-// Of linux/mount.h.
+// From linux/mount.h.
 const RDONLY: u64 = 0x1;
 const NOSUID: u64 = 0x2;
 const NODEV: u64 = 0x4;
@@ -19,30 +20,30 @@ const STRICTATIME: u64 = 0x20;
 const NODIRATIME: u64 = 0x80;
 const NOSYMFOLLOW: u64 = 0x20_0000;
 
-/// A mount that nothing can be written through.
+/// The attribute of a mount that nothing can be written through.
 pub(super) const READ_ONLY: u64 = RDONLY;
 
 /// The options of one mount.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
-    /// It is a bind mount, whatever its type says.
+    /// The mount is a bind mount, whatever its type says.
     pub(super) bind: bool,
-    /// With the mounts below.
+    /// A bind mount takes the mounts below it along.
     pub(super) recursive: bool,
     /// What to set and clear on the mount itself.
     pub(super) attributes: MountAttributes,
-    /// What to set and clear on it and on all below.
+    /// What to set and clear on the mount and on all below.
     pub(super) below: MountAttributes,
-    /// Propagation, each as `MS_…`, and whether with the mounts below.
+    /// Propagation, each as `MS_…`, and whether it includes the mounts below.
     pub(super) propagation: Vec<(u64, bool)>,
     /// Flags and parameters of the file system.
     pub(super) parameters: Vec<(String, Option<String>)>,
-    /// Fill a tmpfs with what is below it.
+    /// A tmpfs begins with a copy of what it covers.
     pub(super) copy_up: bool,
 }
 
 impl Options {
-    /// `field` is the list's path in the spec.
+    /// Sorts the options. `field` is the list's path in the spec.
     pub(super) fn parse(listed: &[String], field: &str) -> Result<Self> {
         let mut options = Self::default();
         for option in listed {
@@ -86,7 +87,7 @@ impl Options {
         Ok(())
     }
 
-    /// The value of a parameter of the file system; the last one counts.
+    /// Finds the value of a parameter of the file system. The last one counts.
     pub(super) fn parameter(&self, key: &str) -> Option<&str> {
         self.parameters
             .iter()
@@ -97,7 +98,7 @@ impl Options {
     }
 }
 
-/// The bits of a mount's attribute, and whether the option clears them.
+/// Finds the bits of a mount's attribute, and whether the option clears them.
 fn attribute(option: &str) -> Option<(u64, bool)> {
     Some(match option {
         "ro" => (RDONLY, false),
@@ -120,7 +121,7 @@ fn attribute(option: &str) -> Option<(u64, bool)> {
 }
 
 fn change(attributes: &mut MountAttributes, bits: u64, clear: bool) {
-    // The three ways of access times are one value of several bits: to set one, all are cleared.
+    // The three ways of access times are one value of several bits. To set one, all are cleared.
     if bits & ATIME != 0 || bits == 0 {
         attributes.clear |= ATIME;
         attributes.set &= !ATIME;
@@ -149,7 +150,7 @@ fn propagation(option: &str) -> Option<(u64, bool)> {
     Some((flag, recursive))
 }
 
-/// The propagation that `linux.rootfsPropagation` names.
+/// Finds the propagation that `linux.rootfsPropagation` names.
 pub(super) fn root_propagation(name: &str) -> Result<Option<(u64, bool)>> {
     match name {
         "" => Ok(None),

@@ -1,10 +1,12 @@
 //! The namespaces of a pod's placeholder, and the first process of its PID namespace.
 //!
-//! The agent calls `hold` when it makes a placeholder, which costs no process: namespaces are open files. Only a
-//! user namespace can't be made by one thread of many: then a process makes them all, and ends (`client`,
-//! `hold_in_users`). The agent calls `first_process` (`client`) when another container joins the PID namespace,
-//! which ends with its first process. That one has the user and limits of the spec, no capability and an empty
-//! root; it reaps what loses its parent, and ends as the usual pause program does.
+//! The agent calls `hold` when it makes a placeholder. That costs no process: namespaces are open
+//! files. Only a user namespace can't be made by one thread of many. Then a process makes all
+//! namespaces and ends (`client`, `hold_in_users`).
+//!
+//! The agent calls `first_process` (`client`) when another container joins the PID namespace, which
+//! ends with its first process. That process has the user and the limits of the spec, no capability
+//! and an empty root. It reaps orphans, and ends as the usual pause program does.
 
 use std::convert::Infallible;
 use std::ffi::CStr;
@@ -33,15 +35,15 @@ use super::rootfs::attach;
 use super::users::{self, Gate, Users};
 use super::{device_filter, supported, syscall, sysctl};
 
-/// What the first process is called, in `ps` and by itself.
+/// The name of the first process, in `ps` and as its argument.
 pub const PAUSE: &str = "/pause";
 const PAUSE_ARGUMENT: &CStr = c"/pause";
 
-/// Any directory of the guest: what is mounted there is seen by the process alone, and for a moment.
+/// Any directory of the guest. Only the process sees what is mounted there, and for a moment.
 const SPOT: &str = "/run";
 
-/// Makes the namespaces that the spec asks for, with the names and sysctls that it sets in them. That of
-/// pids is among them only where it is not a new one.
+/// Makes the namespaces that the spec asks for, with the names and sysctls that it sets in them.
+/// The PID namespace is among them only if it is not a new one.
 pub fn hold(
     container: &str,
     spec: &Spec,
@@ -53,7 +55,7 @@ pub fn hold(
     let kinds: Vec<_> = joined.iter().map(|joined| joined.kind).collect();
     let namespaces = check(spec, &kinds)?;
     let make = || make(spec, &namespaces, joined);
-    // Namespaces are a thread's, and this one ends with the work.
+    // Namespaces belong to a thread, and this one ends with the work.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, make);
         let thread = thread.step(|| "start a thread for the pod's namespaces")?;
@@ -70,7 +72,8 @@ fn check(spec: &Spec, joined: &[Kind]) -> Result<Namespaces> {
             "a container that runs nothing sees no cgroups",
         ));
     }
-    // It would have to be there before the others, and only processes to be could be in it.
+    // It would have to be there before the others, and only processes that are still to come could
+    // be in it.
     if namespaces.is_new(Kind::Time) {
         return Err(unsupported(
             "linux.namespaces",
@@ -81,7 +84,7 @@ fn check(spec: &Spec, joined: &[Kind]) -> Result<Namespaces> {
     Ok(namespaces)
 }
 
-/// What is kept, and the name of each in /proc/PID/ns.
+/// Lists what is kept, and the name of each in /proc/PID/ns.
 pub(super) fn kept(spec: &Spec, namespaces: &Namespaces) -> Vec<(Kind, &'static str)> {
     let mut kept = vec![
         (Kind::Ipc, "ipc"),
@@ -129,8 +132,8 @@ fn open(kept: &[(Kind, &str)]) -> Result<Vec<(Kind, OwnedFd)>> {
     kept.iter().map(open).collect()
 }
 
-/// In a runner: makes the namespaces where a user namespace is to own them, and sends them in the order of
-/// `kept`.
+/// In a runner: makes the namespaces that a user namespace is to own, and sends them in the order
+/// of `kept`.
 pub(super) fn hold_in_users(
     channel: &Channel,
     request: &PlaceholderRequest,
@@ -165,7 +168,7 @@ pub(super) fn hold_in_users(
     std::process::exit(0)
 }
 
-/// In a runner: makes the first process; `joined` are the namespaces that `hold` has made.
+/// In a runner: makes the first process. `joined` are the namespaces that `hold` has made.
 pub(super) fn run(
     channel: &Channel,
     request: &PlaceholderRequest,
@@ -181,7 +184,7 @@ pub(super) fn run(
     let process = process.ok_or_else(|| Failure::bad("process", "is missing"))?;
     note(channel, supported::check_process("process", process)?)?;
     let limits = process.rlimits().as_deref().unwrap_or_default();
-    // It needs no capability, whatever the usual pause program would be given.
+    // It needs no capability, unlike what the usual pause program is given.
     let identity = Identity::of(process, None, limits, "process")?;
     let step = || "open the agent's own program";
     let program = rustix::fs::open("/proc/self/exe", OFlags::CLOEXEC, Mode::empty()).step(step)?;
@@ -209,15 +212,15 @@ pub(super) fn run(
     rustix::stdio::dup2_stdout(rustix::stdio::stdin()).step(|| "give it no stdout")?;
     rustix::stdio::dup2_stderr(rustix::stdio::stdin()).step(|| "give it no stderr")?;
     prepare_exec()?;
-    // What is sent from now on waits until somebody there waits for it.
+    // Signals from now on stay pending until `pause` waits for them.
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None).step(|| "block its signals")?;
     identity.assume(None, Path::new("/"))?;
     channel.send(&Message::Ready, &[])?;
     match nix::unistd::fexecve(program, &[PAUSE_ARGUMENT], &[] as &[&CStr]) {
-        // A build with a loader, which is not in there: it goes on as it is.
+        // A build with a loader, which is not in the empty root: the process goes on as it is.
         Err(nix::errno::Errno::ENOENT) => {
-            // SAFETY: the descriptor is open, and its owner does not use it again, for `pause` never
-            // returns. The runner that told of this process has a copy of its own.
+            // SAFETY: the descriptor is open, and its owner does not use it again, for `pause`
+            // never returns. The runner that told of this process has a copy of its own.
             unsafe { rustix::io::close(channel.as_raw_fd()) };
             pause()
         }
@@ -225,7 +228,7 @@ pub(super) fn run(
     }
 }
 
-/// Puts an empty file system that can't be written to in place of the guest's root.
+/// Replaces the guest's root by an empty file system that can't be written to.
 fn empty_root() -> rustix::io::Result<()> {
     mount_change(
         "/",
@@ -242,14 +245,14 @@ fn empty_root() -> rustix::io::Result<()> {
     let spot = rustix::fs::openat(CWD, SPOT, flags, Mode::empty())?;
     attach(root.as_fd(), spot.as_fd())?;
     rustix::process::fchdir(&root)?;
-    // The old root lands on the new one, and goes.
+    // The old root lands on the new one, and is unmounted.
     rustix::process::pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)
 }
 
 /// The first process itself: reaps, and ends by SIGINT and SIGTERM.
 pub fn pause() -> ! {
-    // What it is made of is nobody's business; if it can't be said, nobody is there to tell.
+    // Nobody may look into its memory. If this fails, there is nobody to tell.
     let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0);
     // Run by a descriptor, it has the name of the file.
     let _ = rustix::thread::set_name(c"pause");

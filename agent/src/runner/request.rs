@@ -1,8 +1,8 @@
-//! What the agent asks of the runner, and the words that the two exchange.
+//! What the agent asks of the runner, and the messages that they exchange.
 //!
-//! `container.rs` makes the requests; `client` sends them, `mod` obeys. The request travels as JSON in a
-//! memory file beside the file descriptors, since a spec may be longer than a message; what comes back
-//! are short messages, each one JSON document in one packet.
+//! `container/` makes the requests, `client` sends them, `mod` obeys. A request travels as JSON in
+//! a memory file beside the file descriptors, since a spec may be longer than a message. The
+//! answers are short messages, each one JSON document in one packet.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -15,9 +15,9 @@ use super::error::Told;
 /// Everything the runner needs for a container's init.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InitRequest {
-    /// The container's name.
+    /// As the host names the container.
     pub container: String,
-    /// The guest part of the OCI spec; `root.path` and `linux.cgroupsPath` are ignored.
+    /// The guest part of the OCI spec. `root.path` and `linux.cgroupsPath` are ignored.
     pub spec: Spec,
     /// The container's root directory, as the agent sees it.
     pub rootfs: PathBuf,
@@ -25,14 +25,14 @@ pub struct InitRequest {
     pub volumes: PathBuf,
     /// The directory that a mount's source `memory:NAME` is looked up in.
     pub memory: PathBuf,
-    /// The container's cgroup, made and limited already; the device filter is attached here.
+    /// The container's cgroup, made and limited already. The device filter is attached here.
     pub cgroup: PathBuf,
 }
 
 /// Everything the runner needs for a further process in a running container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// The container's name.
+    /// As the host names the container.
     pub container: String,
     /// The spec that the container was made of.
     pub spec: Spec,
@@ -40,16 +40,17 @@ pub struct ExecRequest {
     pub process: Process,
     /// The container's cgroup.
     pub cgroup: PathBuf,
-    /// That of its init, which differs where the container has made cgroups of its own.
+    /// The cgroup of its init, which differs where the container has made cgroups of its own.
     pub cgroup_of_init: PathBuf,
 }
 
-/// Everything the runner needs for a placeholder: for its namespaces, and for the first process of its PIDs.
+/// Everything the runner needs for a placeholder: for its namespaces, and for the first process of
+/// its PID namespace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PlaceholderRequest {
-    /// The container's name.
+    /// As the host names the container.
     pub container: String,
-    /// The spec that says who the process is; its command is ignored.
+    /// The spec that says who the process is. Its command is ignored.
     pub spec: Spec,
     /// The container's cgroup.
     pub cgroup: PathBuf,
@@ -67,7 +68,7 @@ pub enum Stdio {
         /// Standard error.
         stderr: OwnedFd,
     },
-    /// A new pseudo-terminal of the container's devpts; 0 by 0 means the size that the spec gives.
+    /// A new pseudo-terminal of the container's devpts. 0 by 0 means the size that the spec gives.
     Terminal {
         /// Columns.
         width: u16,
@@ -79,9 +80,9 @@ pub enum Stdio {
 /// A namespace that the container shares with another one.
 #[derive(Debug)]
 pub struct Joined {
-    /// Its kind; the spec has an entry of this kind.
+    /// The spec has an entry of this kind.
     pub kind: LinuxNamespaceType,
-    /// The namespace itself.
+    /// An open file of the namespace.
     pub namespace: OwnedFd,
 }
 
@@ -92,8 +93,9 @@ pub(super) struct Size {
     pub(super) height: u16,
 }
 
-/// The first and only message to a runner. Beside it come, in this order: the namespaces to join or the
-/// init's pidfd, and then the three standard streams where there is no terminal.
+/// The first and only message to a runner. File descriptors come with it, in this order: the
+/// namespaces to join or the init's pidfd, and then the three standard streams where there is no
+/// terminal.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     /// Make a container.
@@ -119,20 +121,20 @@ pub(super) enum Request {
     },
 }
 
-/// What the runner and the container's process say, until the process runs its command and the channel
-/// closes with that.
+/// What the runner and the container's process say, until the process runs its command and so
+/// closes the channel.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Message {
     /// From the runner: the process is born. Its pidfd comes along.
     Spawned { pid: u32 },
     /// From the process: something that was left out, for the log.
     Note { text: String },
-    /// From the process: all is done but the start. The terminal's master comes along, if there is one, or a
+    /// From the process: all is done but the start. The master of its terminal comes along, or a
     /// placeholder's namespaces.
     Ready,
     /// From either: it ends here.
     Failed { error: Told },
 }
 
-/// What the agent writes to let a created container run.
+/// The byte that lets a created container run.
 pub(super) const START: u8 = b's';

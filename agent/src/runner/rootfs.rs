@@ -1,8 +1,9 @@
-//! The container's root: a mount of its own, every path in it resolved inside it, made `/` at the end.
+//! The container's root: a mount of its own. Every path in it is resolved inside it, and it becomes
+//! `/` at the end.
 //!
-//! Called by `mod` in the container's process, whose mount namespace is its own. The image is hostile: a
-//! path may lead through any symlink it has planted. So a path is resolved once, with the root as its
-//! `/` and without magic links, and everything is then done to the file descriptor that came of it.
+//! Called by `init` in the container's process, whose mount namespace is its own. The image is
+//! hostile: a path may lead through any symlink that it has planted. So we resolve a path once,
+//! with the root as its `/` and without magic links, and then use only the file descriptor.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -23,7 +24,7 @@ use super::syscall::{self, MountAttributes};
 /// As many symlinks as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
 
-/// What is to be at a path before something is mounted there.
+/// What must be at a path before something is mounted there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     Directory,
@@ -41,7 +42,7 @@ impl Rootfs {
     /// Cuts the process's mounts off from the agent's, and makes `path` a mount of its own.
     pub(super) fn prepare(path: &Path) -> Result<Self> {
         let step = || format!("prepare the container's root {}", path.display());
-        // What the agent mounts later still arrives; what is mounted here stays here.
+        // What the agent mounts later still arrives here. What is mounted here stays here.
         rustix::mount::mount_change(
             "/",
             rustix::mount::MountPropagationFlags::DOWNSTREAM
@@ -70,7 +71,7 @@ impl Rootfs {
         })
     }
 
-    /// The existing file or directory at `path`, symlinks followed inside the root.
+    /// Finds the existing file or directory at `path`. Symlinks are followed inside the root.
     pub(super) fn resolve(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         self.root.resolve(path).map(OwnedFd::from).map_err(errno)
     }
@@ -83,7 +84,7 @@ impl Rootfs {
             .map_err(errno)
     }
 
-    /// What is at `path`, made with all its parents if it is not there.
+    /// Finds what is at `path`, and makes it with all its parents if it is not there.
     ///
     /// A dangling symlink is followed to where it points inside the root, as images have them for
     /// `/etc/resolv.conf`.
@@ -126,7 +127,7 @@ impl Rootfs {
         rustix::fs::openat(&directory, name, flags | OFlags::PATH, Mode::empty())
     }
 
-    /// Where in the container a file descriptor of it is.
+    /// Finds where in the container a file descriptor is.
     pub(super) fn path_of(&self, fd: BorrowedFd<'_>) -> Result<PathBuf> {
         let step = || "find out where in the container's root a file is";
         let path = real_path(fd).step(step)?;
@@ -149,7 +150,7 @@ impl Rootfs {
         )
         .step(step)?;
         rustix::process::fchdir(&self.mount).step(step)?;
-        // The old root ends up on top of the new one, and is taken off from there.
+        // The old root ends up on top of the new one, and is unmounted from there.
         rustix::process::pivot_root(".", ".").step(step)?;
         rustix::process::fchdir(&old).step(step)?;
         rustix::mount::mount_change(
@@ -162,7 +163,7 @@ impl Rootfs {
         rustix::process::chdir("/").step(step)
     }
 
-    /// After everything is mounted and done in it: what the spec says of the root itself.
+    /// Applies what the spec says of the root itself, after everything is mounted and done in it.
     pub(super) fn finish(self, spec: &Spec, propagation: Option<(u64, bool)>) -> Result<()> {
         if let Some(propagation) = propagation {
             self.propagate(propagation)?;
@@ -195,7 +196,7 @@ impl Rootfs {
     }
 }
 
-/// A detached copy of the mount at `fd`, seen from there.
+/// Makes a detached copy of the mount at `fd`, seen from there.
 pub(super) fn clone_mount(fd: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -212,14 +213,14 @@ pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::i
     move_mount(mount, "", target, "", flags)
 }
 
-/// The path of an open file as the agent's procfs has it.
+/// Finds the path of an open file in the agent's procfs.
 fn real_path(fd: BorrowedFd<'_>) -> rustix::io::Result<PathBuf> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let path = rustix::fs::readlinkat(CWD, link, Vec::new())?;
     Ok(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
-/// The parent and the last name; `None` where there is no name to make.
+/// The parent and the last name. `None`: there is no name to make.
 pub(super) fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     match path.components().next_back()? {
         Component::Normal(name) => Some((path.parent()?, name)),
@@ -227,7 +228,7 @@ pub(super) fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     }
 }
 
-/// The error number behind an error of pathrs, which keeps the kernel's in its kind.
+/// Finds the error number behind an error of pathrs, which keeps the kernel's in its kind.
 fn errno(error: pathrs::error::Error) -> Errno {
     match error.kind() {
         pathrs::error::ErrorKind::OsError(Some(number)) => Errno::from_raw_os_error(number),
@@ -236,7 +237,7 @@ fn errno(error: pathrs::error::Error) -> Errno {
     }
 }
 
-/// What `linux.rootfsPropagation` asks for.
+/// Reads `linux.rootfsPropagation`.
 pub(super) fn propagation(spec: &Spec) -> Result<Option<(u64, bool)>> {
     let linux = spec.linux().as_ref();
     let name = linux.and_then(|linux| linux.rootfs_propagation().as_deref());

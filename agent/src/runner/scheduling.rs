@@ -1,7 +1,7 @@
-//! How the kernel schedules a process and what it takes it for: scheduler, input and output, personality.
+//! How the kernel treats a process: scheduler, priority of input and output, personality.
 //!
-//! Called by `mod` and `exec` in the container's process, while it has its privileges. All three are kept by
-//! whatever it becomes and starts.
+//! Called by `init` and `exec` in the container's process, while it has its privileges. The command
+//! keeps all three, and so do its children.
 
 use std::ffi::{c_int, c_ulong};
 
@@ -21,7 +21,7 @@ const CLASS_SHIFT: c_int = 13;
 const LINUX: c_ulong = 0;
 const LINUX32: c_ulong = 8;
 
-/// What of it a process's own object and its container ask for.
+/// What the process's own object and the container ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Scheduling {
     scheduler: Option<SchedulerAttributes>,
@@ -30,7 +30,7 @@ pub(super) struct Scheduling {
 }
 
 impl Scheduling {
-    /// Checks it; `field` is the process's path in the spec.
+    /// Checks both. `field` is the process's path in the spec.
     pub(super) fn of(process: &Process, spec: &Spec, field: &str) -> Result<Self> {
         let linux = spec.linux().as_ref();
         let personality = linux.and_then(|linux| linux.personality().as_ref());
@@ -41,7 +41,7 @@ impl Scheduling {
         })
     }
 
-    /// Takes it on.
+    /// Sets all three on this process.
     pub(super) fn apply(&self) -> Result<()> {
         if let Some(attributes) = &self.scheduler {
             syscall::sched_setattr(attributes).step(|| "set the scheduler")?;

@@ -1,9 +1,9 @@
-//! The container's seccomp filter, compiled by libseccomp before anything else and loaded just before the
-//! command, or before the privileges go where loading needs them.
+//! The container's seccomp filter. libseccomp compiles it before anything else. It is loaded just
+//! before the command, or before the privileges go where loading needs them.
 //!
-//! Called by `mod`. As under runc, the rules are preceded by a stub that answers ENOSYS to system calls
-//! newer than any the profile names: a profile with EPERM as its default would otherwise break programs
-//! that try a new call first (clone3, faccessat2) and fall back on ENOSYS only.
+//! Called by `init` and `exec`. As under runc, a stub before the rules answers ENOSYS to system
+//! calls newer than any that the profile names. A profile with EPERM as its default would otherwise
+//! break programs that try a new call first (clone3, faccessat2) and fall back on ENOSYS only.
 
 use kata_like_failure::{Failure, Step};
 use libseccomp::{
@@ -17,9 +17,9 @@ use oci_spec::runtime::{
 use super::error::{Result, unsupported};
 use super::syscall;
 
-/// The system calls have this many arguments at most.
+/// System calls have this many arguments at most.
 const ARGUMENTS: usize = 6;
-/// From this many rules on libseccomp's binary tree is worth its making.
+/// From this many rules on, libseccomp's binary tree is worth its making.
 const TREE_FROM: usize = 32;
 
 /// A filter, ready to be loaded.
@@ -56,7 +56,7 @@ impl Filter {
             add_architecture(&mut context, *architecture)?;
         }
         if rules.iter().map(|rule| rule.names().len()).sum::<usize>() > TREE_FROM {
-            // Older versions of the library go without.
+            // Older versions of the library do without.
             let _ = context.set_ctl_optimize(2);
         }
         for (index, rule) in rules.iter().enumerate() {
@@ -78,7 +78,7 @@ impl Filter {
         })
     }
 
-    /// Puts the filter on this process.
+    /// Loads the filter for this process.
     pub(super) fn load(&self) -> Result<()> {
         syscall::seccomp_set_filter(&self.program, self.flags)
             .step(|| "load the container's seccomp filter")
@@ -157,13 +157,14 @@ fn add_rule(
             > 1
     });
     for name in rule.names() {
-        // What this machine has not is no danger to it.
+        // A call that this machine does not have is no danger to it.
         let Ok(call) = ScmpSyscall::from_name(name) else {
             continue;
         };
         let step = || format!("{field}: add a rule for {name}");
         if repeated {
-            // Conditions on one argument can't be joined in one rule: each becomes one, any matches.
+            // Several conditions on one argument can't be in one rule. Each becomes a rule, and any
+            // of them matches.
             for condition in &conditions {
                 context
                     .add_rule_conditional(action, call, &[*condition])
@@ -234,7 +235,7 @@ fn op(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 
-/// ENOSYS for what is newer than the newest call in the profile, for each architecture in it.
+/// Answers ENOSYS to calls newer than the newest one in the profile, for each architecture in it.
 fn unknown_calls(profile: &LinuxSeccomp) -> Vec<libc::sock_filter> {
     let listed = profile.architectures().as_deref().unwrap_or_default();
     let newest = |wanted: &[Arch], architecture: ScmpArch| {
@@ -250,7 +251,7 @@ fn unknown_calls(profile: &LinuxSeccomp) -> Vec<libc::sock_filter> {
 
     let mut sections = Vec::new();
     if wide.is_some() || x32.is_some() {
-        // Without rules of its own a mode is left to the filter: no number is greater than this.
+        // A mode without rules of its own is left to the filter: no number is greater than this.
         let (wide, x32) = (wide.unwrap_or(u32::MAX), x32.unwrap_or(u32::MAX));
         sections.push((
             Arch::ScmpArchX86_64,
@@ -274,7 +275,7 @@ fn unknown_calls(profile: &LinuxSeccomp) -> Vec<libc::sock_filter> {
         ));
     }
     let mut program = Vec::new();
-    // From the last section to the first: each ends by a jump over those that follow.
+    // From the last section to the first: each ends with a jump over those that follow.
     for (architecture, mut section) in sections.into_iter().rev() {
         section.push(op(JUMP, program.len() as u32, 0, 0));
         let over = section.len() as u8; // seven at most
@@ -283,7 +284,7 @@ fn unknown_calls(profile: &LinuxSeccomp) -> Vec<libc::sock_filter> {
         program = section;
     }
     if !program.is_empty() {
-        // A foreign architecture goes past all sections, the accumulator holding `arch` at offset 4.
+        // A foreign architecture goes past all sections. The accumulator holds `arch` at offset 4.
         program.insert(0, op(LOAD, 4, 0, 0));
     }
     program
@@ -296,7 +297,7 @@ fn newest(profile: &LinuxSeccomp, architecture: ScmpArch) -> Option<u32> {
         .flatten()
         .flat_map(LinuxSyscall::names)
         .filter_map(|name| ScmpSyscall::from_name_by_arch(name, architecture).ok())
-        // Negative: a call that the architecture has not as such.
+        // Negative: the architecture has no such call.
         .filter_map(|call| u32::try_from(call.as_raw_syscall()).ok())
         .max()
 }

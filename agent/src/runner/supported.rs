@@ -1,9 +1,10 @@
-//! What of the OCI spec the runner applies; anything else is refused by the field's name, before any step.
+//! What the runner applies of the OCI spec. Anything else is refused by the field's name, before
+//! any step.
 //!
-//! Called by `mod` first of all. The limits in `linux.resources` are the agent's (`cgroup.rs`), which
-//! refuses its own. The labels of AppArmor and SELinux are accepted although the guest's kernel has
-//! neither: containerd sends them by default on hosts that have one, and runc refuses none of its own
-//! accord; that nothing enforces them is said in the log.
+//! Called by `init`, `exec` and `placeholder` first of all. The limits in `linux.resources` belong
+//! to `cgroup.rs`, which refuses its own. The labels of AppArmor and SELinux are accepted although
+//! the guest's kernel has neither: containerd sends them by default on hosts that have one. A note
+//! in the log says that nothing enforces them.
 
 use kata_like_failure::Failure;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
@@ -11,7 +12,7 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use super::error::{Result, unsupported};
 use super::namespaces;
 
-/// Refuses what of a container is not supported; returns what is left out, for the log.
+/// Refuses what is not supported of a container. Returns what has no effect, for the log.
 pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
     for (field, present) in [
         ("windows", spec.windows().is_some()),
@@ -47,7 +48,7 @@ pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-/// Refuses what of a process is not supported.
+/// The same for a process.
 pub(super) fn check_process(field: &str, process: &Process) -> Result<Vec<String>> {
     for (name, present) in [
         ("execCPUAffinity", process.exec_cpu_affinity().is_some()),

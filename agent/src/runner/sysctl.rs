@@ -1,7 +1,7 @@
 //! The spec's sysctls, and the names of the container's host and domain.
 //!
-//! Called by `mod` in the container's process. They are written through a procfs of our own that is mounted
-//! nowhere: the container's may be covered by something that its image or volumes bring.
+//! Called by `init` and `placeholder`. We write them through a procfs of our own that is mounted
+//! nowhere: something from the image or its volumes may cover the container's.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -60,7 +60,8 @@ pub(super) fn check(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     Ok(())
 }
 
-/// In the runner: writes those of a network that is not the container's own, whoever its root is.
+/// In the runner: writes the sysctls of a network that is not the container's own, whatever user
+/// namespace it has.
 pub(super) fn apply_to_network(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     if namespaces.is_new(Kind::Network) {
         return Ok(());
@@ -73,7 +74,8 @@ pub(super) fn apply(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     apply_through(spec, namespaces, procfs)
 }
 
-/// The same through another procfs: a new one can be mounted only by those that the PID namespace belongs to.
+/// The same through another procfs: only those that the PID namespace belongs to can mount a new
+/// one.
 pub(super) fn apply_through(
     spec: &Spec,
     namespaces: &Namespaces,
@@ -102,7 +104,7 @@ fn write_those(
     Ok(())
 }
 
-/// Names the host and the domain.
+/// Sets the names of the host and the domain.
 pub(super) fn set_names(spec: &Spec) -> Result<()> {
     if let Some(name) = spec.hostname().as_deref().filter(|name| !name.is_empty()) {
         rustix::system::sethostname(name.as_bytes()).step(|| format!("set hostname {name:?}"))?;
@@ -125,8 +127,8 @@ fn listed(spec: &Spec) -> impl Iterator<Item = (&str, &str)> {
         .map(|(key, value)| (key.as_str(), value.as_str()))
 }
 
-/// The path below /proc/sys: whichever of `.` and `/` comes first separates, the other one is part of a
-/// name (`net/ipv4/conf/eth0.1/forwarding`), as sysctl(8) has it.
+/// Finds the path below /proc/sys. The first of `.` and `/` in the key separates; the other one is
+/// part of a name (`net/ipv4/conf/eth0.1/forwarding`), as in sysctl(8).
 fn path(key: &str) -> String {
     match key.find(['.', '/']).map(|at| key.as_bytes().get(at)) {
         Some(Some(b'.')) => key

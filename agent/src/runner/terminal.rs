@@ -1,9 +1,9 @@
-//! A process's standard streams: three open files, or a terminal of the container's own devpts, so that
-//! it exists in there.
+//! A process's standard streams: three open files, or a terminal of the container's own devpts, so
+//! that it exists in there.
 //!
 //! Called by `init` and `exec` in the container's process. The master goes to the agent over the
-//! channel. By the time of an exec the container may have put anything at /dev/pts/ptmx, so what is
-//! opened there must be the multiplexer of a devpts before it is used.
+//! channel. By the time of an exec the container may have put anything at /dev/pts/ptmx, so we
+//! check that what we open there is the multiplexer of a devpts.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -18,18 +18,19 @@ use super::error::Result;
 use super::request::Size;
 use super::rootfs::{Rootfs, attach, clone_mount, split};
 
-/// Type of a devpts (linux/magic.h).
+/// The type of a devpts (linux/magic.h).
 const DEVPTS_MAGIC: rustix::fs::FsWord = 0x1cd1;
 
 /// Both ends of a terminal.
 struct Terminal {
-    /// The agent's.
+    /// The agent's end.
     master: OwnedFd,
     slave: OwnedFd,
 }
 
-/// Gives the process its standard streams: the three `streams`, or a terminal of the size `terminal`,
-/// whose master it returns. Without a `rootfs` the terminal is of the root that the process has joined.
+/// Gives the process its standard streams: the three `streams`, or a terminal of the size
+/// `terminal`, whose master it returns. Without a `rootfs` the terminal is of the root that the
+/// process has joined.
 pub(super) fn give(
     process: &Process,
     streams: Vec<OwnedFd>,
@@ -63,7 +64,7 @@ fn take_streams(streams: Vec<OwnedFd>) -> Result<()> {
 }
 
 impl Terminal {
-    /// Opens one of the devpts in `rootfs`.
+    /// Opens a terminal of the devpts in `rootfs`.
     fn of_rootfs(rootfs: &Rootfs) -> Result<Self> {
         let multiplexer = rootfs
             .resolve_nofollow(Path::new("/dev/pts/ptmx"))
@@ -71,7 +72,7 @@ impl Terminal {
         Self::open(multiplexer)
     }
 
-    /// Opens one of the devpts of the root that the process has joined.
+    /// Opens a terminal of the devpts in the root that the process has joined.
     fn of_root() -> Result<Self> {
         let multiplexer = rustix::fs::openat2(
             rustix::fs::CWD,
@@ -97,7 +98,7 @@ impl Terminal {
                 "/dev/pts/ptmx is not that of a devpts",
             ));
         }
-        // Through a procfs that is the library's own, whatever the container has made of its one.
+        // Through a procfs of the library's own, whatever the container has made of its one.
         let flags = pathrs::flags::OpenFlags::O_RDWR
             | pathrs::flags::OpenFlags::O_NOCTTY
             | pathrs::flags::OpenFlags::O_CLOEXEC;
@@ -113,7 +114,7 @@ impl Terminal {
         })
     }
 
-    /// Shows it as the container's /dev/console.
+    /// Binds the terminal onto the container's /dev/console.
     fn bind_console(&self, rootfs: &Rootfs) -> Result<()> {
         let step = || "mount the terminal on /dev/console";
         let path = Path::new("/dev/console");
@@ -135,7 +136,7 @@ impl Terminal {
         attach(mount.as_fd(), target.as_fd()).step(step)
     }
 
-    /// Sets the size, and makes it the process's controlling terminal and its three streams.
+    /// Sets the size, and makes the terminal the process's controlling one and its three streams.
     fn take(&self, process: &Process, asked: Size) -> Result<()> {
         if let Some(size) = first_size(process, asked) {
             rustix::termios::tcsetwinsize(&self.slave, size)
@@ -149,7 +150,7 @@ impl Terminal {
     }
 }
 
-/// The size asked for, else the spec's, if it fits a terminal.
+/// The size that is asked for, or else the spec's, if it fits a terminal.
 fn first_size(process: &Process, asked: Size) -> Option<Winsize> {
     let (width, height) = match (asked.width, asked.height) {
         (0, 0) => {

@@ -1,8 +1,10 @@
-//! Whole containers, made and looked at from inside. They need root and a cgroup v2; without they say so.
+//! Whole containers, made and looked at from inside. They need root and a cgroup v2; without them
+//! they say so.
 //!
-//! A runner is the running binary started anew, which here is the test harness with its threads: so each
-//! case is a process of its own, taken over before the harness begins, as is each runner. A container's
-//! root is empty but for links into the machine's /usr, which it gets as a volume.
+//! A runner is the running binary started again, which here is the test harness with its threads.
+//! So each case is a process of its own, taken over before the harness begins, and so is each
+//! runner. A container's root is empty except for links into the machine's /usr, which it gets as a
+//! volume.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,11 +1,12 @@
 //! A user namespace: its mappings, and what only the guest's own root can do for it.
 //!
-//! Called by `mod`. The container's process is born in its namespaces, all of which belong to the new one;
-//! the runner, which is outside, then writes the mappings and lets it go on. One that is another container's
-//! has its mappings already. The files keep the numbers that they have: mounts with mapped ids are not made.
+//! Called by `init`, `exec` and `placeholder`. The container's process is born in its namespaces,
+//! all of which belong to the new one. The runner, which is outside, then writes the mappings and
+//! lets it go on. Another container's user namespace has its mappings already. Files keep their
+//! numbers: we make no id-mapped mounts.
 //!
-//! Where the network is the guest's, two things that belong to it can't be done from within: sysfs is made
-//! outside and handed in, and sysctls of the network are set outside (`sysctl`).
+//! Where the network is the guest's, two things that belong to it can't be done from within. sysfs
+//! is made outside and handed in, and sysctls of the network are set outside (`sysctl`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -23,10 +24,10 @@ use super::error::Result;
 use super::identity::is_null;
 use super::namespaces::{Namespaces, has_users};
 
-/// Lines that the kernel takes (user_namespaces(7)).
+/// How many lines the kernel takes (user_namespaces(7)).
 const MOST_MAPPINGS: usize = 340;
 
-/// The files of a cgroup that go to whoever it is delegated to, as the kernel lists them.
+/// The kernel lists there the files of a cgroup that are given away with it.
 const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
 
 /// A user namespace to be made or joined.
@@ -43,7 +44,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// What the spec asks for; `None` without a user namespace.
+    /// Reads what the spec asks for. `None`: no user namespace.
     pub(super) fn of(spec: &Spec, namespaces: &Namespaces) -> Result<Option<Self>> {
         let linux = spec.linux().as_ref();
         let uids = linux.and_then(|linux| linux.uid_mappings().as_deref());
@@ -66,7 +67,8 @@ impl Users {
         }))
     }
 
-    /// In the runner, before the birth: gives the cgroup away if the container is to write to it.
+    /// In the runner, before the birth: gives the cgroup to the container's root, if the container
+    /// is to write to it.
     pub(super) fn delegate(&self, cgroup: BorrowedFd<'_>) -> Result<()> {
         if !self.delegates {
             return Ok(());
@@ -77,7 +79,7 @@ impl Users {
         for file in std::iter::once(".").chain(files.lines()) {
             let given = rustix::fs::chownat(cgroup, file, Some(uid), Some(gid), AtFlags::empty());
             match given {
-                // Of a controller that is not there.
+                // The file of a controller that is not there.
                 Ok(()) | Err(rustix::io::Errno::NOENT) => {}
                 Err(error) => return Err(error).step(|| format!("{}: {file}", step())),
             }
@@ -102,8 +104,8 @@ impl Users {
     }
 }
 
-/// In the runner: the streams are given to the container's root, who may then give them to another user
-/// (`identity`). Whoever calls runc makes them so.
+/// In the runner: gives the streams to the container's root, who may then give them to another user
+/// (`identity`). Callers of runc make them so.
 pub(super) fn own_streams(spec: &Spec, streams: &[OwnedFd]) -> Result<()> {
     if !has_users(spec) {
         return Ok(());
@@ -123,18 +125,18 @@ pub(super) fn own_streams(spec: &Spec, streams: &[OwnedFd]) -> Result<()> {
     Ok(())
 }
 
-/// In the runner, before it joins other mounts: the guest's own procfs, for `map`.
+/// In the runner, before it joins other mounts: opens the guest's own procfs, for `map`.
 pub(super) fn procfs() -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open("/proc", flags, Mode::empty())
 }
 
-/// In the container's process, once its ids are mapped: the root of its namespace.
+/// In the container's process, once its ids are mapped: becomes the root of its namespace.
 pub(super) fn become_root() -> Result<()> {
     become_root_around(|| Ok(()))
 }
 
-/// The same with something to be done by the user alone, whose group is not the root's yet.
+/// The same, with something to do in between, as the new user but with the old groups.
 pub(super) fn become_root_around(between: impl FnOnce() -> Result<()>) -> Result<()> {
     let step = || "become the root of the user namespace";
     rustix::thread::set_thread_uid(Uid::ROOT).step(step)?;
@@ -143,7 +145,7 @@ pub(super) fn become_root_around(between: impl FnOnce() -> Result<()>) -> Result
     rustix::thread::set_thread_gid(Gid::ROOT).step(step)
 }
 
-/// In the runner: a sysfs, which can be made only by those that the network belongs to.
+/// In the runner: makes a sysfs, which only those can make that the network belongs to.
 pub(super) fn sysfs() -> Result<OwnedFd> {
     let make = || {
         let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -155,8 +157,8 @@ pub(super) fn sysfs() -> Result<OwnedFd> {
     make().step(|| "make a sysfs for the container")
 }
 
-/// In the runner: has the kernel mount what the share holds at `path`, which it does when somebody looks into
-/// it, while that somebody may do so.
+/// In the runner: looks into `path`, so that the kernel mounts what the share holds there, while we
+/// still may.
 pub(super) fn look_into(path: &Path) -> Result<()> {
     std::fs::read_dir(path)
         .map(drop)
@@ -183,7 +185,7 @@ impl Gate {
             .step(|| "let the container's process go on")
     }
 
-    /// In the container's process; an error if the runner has ended instead.
+    /// In the container's process. Fails if the runner has ended instead.
     pub(super) fn pass(self) -> Result<()> {
         let step = || "wait for the mapping of ids";
         drop(self.opens);
@@ -195,7 +197,7 @@ impl Gate {
     }
 }
 
-/// Checks a list, and finds what the container's root is.
+/// Checks a list, and finds the id of the container's root.
 fn check(list: &[LinuxIdMapping], field: &str) -> Result<u32> {
     if list.is_empty() || list.len() > MOST_MAPPINGS {
         let reason = format!("must have 1 to {MOST_MAPPINGS} entries with a user namespace");
@@ -214,7 +216,7 @@ fn check(list: &[LinuxIdMapping], field: &str) -> Result<u32> {
         .ok_or_else(|| Failure::bad(field, "maps no root of the container"))
 }
 
-/// What the kernel wants to read.
+/// Formats a list as the kernel reads it.
 fn lines(list: &[LinuxIdMapping]) -> String {
     list.iter()
         .map(|it| format!("{} {} {}\n", it.container_id(), it.host_id(), it.size()))

@@ -199,7 +199,8 @@ pub(super) fn a_tmpfs_begins_with_what_it_covers(case: &mut Case) {
     assert!(printed.ends_with("refused\n"), "{printed}");
 }
 
-/// The oracle has only relative links: where an absolute one leads to on the host, runc 1.1 makes the links of /dev.
+/// The oracle has only relative links: where an absolute one leads to on the host, runc 1.1 makes
+/// the links of /dev.
 pub(super) fn a_dev_that_is_a_link_is_made_inside(case: &mut Case) {
     let dev = case.rootfs().join("dev");
     std::fs::remove_dir(&dev).unwrap();
