@@ -156,16 +156,17 @@ impl Machine {
         self.vcpus.stop(STOP_DEADLINE);
         // The log's file may be full or gone: the end is still the end.
         let _ = self.log.write_new();
+        let log_tail = self.log.tail();
         let (reason, detail) = match (end, self.log.panic()) {
             ((EndReason::Reset | EndReason::TripleFault, _), Some(line)) => {
-                (EndReason::Panic, line)
+                (panic_reason(&line, &log_tail), line)
             }
             (end, _) => end,
         };
         End {
             reason,
             detail,
-            log_tail: self.log.tail(),
+            log_tail,
         }
     }
 
@@ -289,6 +290,20 @@ impl Machine {
     }
 }
 
+/// How many of the log's last lines may say what a panic comes from.
+const LAST_WORDS: usize = 3;
+
+/// What the guest's kernel says of its panic, in the panic's own line or in its last ones: the words are those of
+/// mm/oom_kill.c (`out_of_memory`).
+fn panic_reason(line: &str, log_tail: &[String]) -> EndReason {
+    let last = log_tail.iter().rev().take(LAST_WORDS);
+    let mut lines = last.map(String::as_str).chain([line]);
+    match lines.any(|line| line.to_ascii_lowercase().contains("out of memory")) {
+        true => EndReason::GuestOutOfMemory,
+        false => EndReason::Panic,
+    }
+}
+
 fn vcpu_ended(end: VcpuEnd) -> (EndReason, String) {
     match end {
         VcpuEnd::Reset => (EndReason::Reset, "the guest asked for a reset".to_owned()),
@@ -297,6 +312,7 @@ fn vcpu_ended(end: VcpuEnd) -> (EndReason, String) {
             "the guest triple-faulted".to_owned(),
         ),
         VcpuEnd::Failed(why) => (EndReason::Failed, why),
+        VcpuEnd::OutOfMemory(why) => (EndReason::HostOutOfMemory, why),
         VcpuEnd::Stopped => (EndReason::Stopped, "a vCPU was stopped".to_owned()),
     }
 }

@@ -37,6 +37,8 @@ pub enum VcpuEnd {
     TripleFault,
     /// KVM or a device failed; one line says how.
     Failed(String),
+    /// The host has no memory for the guest; one line says so.
+    OutOfMemory(String),
     /// We told it to stop.
     Stopped,
 }
@@ -240,7 +242,7 @@ impl Shared {
                 Err(error) => match error.errno() {
                     libc::EINTR | libc::EAGAIN => {}
                     libc::EFAULT => {
-                        return VcpuEnd::Failed(format!(
+                        return VcpuEnd::OutOfMemory(format!(
                             "run vCPU {id}: the host can't give guest memory that it promised \
                             (out of memory, or a limit of huge pages)"
                         ));

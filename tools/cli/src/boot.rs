@@ -387,7 +387,7 @@ impl Drop for Vmm {
 fn ended(end: End) -> BootError {
     // After a panic the reason is a line of the log itself, though not the last one.
     let last_line = match end.reason {
-        EndReason::Panic => LastLine(None),
+        EndReason::Panic | EndReason::GuestOutOfMemory => LastLine(None),
         _ => LastLine(end.log_tail.last().cloned()),
     };
     BootError::Ended {

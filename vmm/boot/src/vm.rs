@@ -220,6 +220,10 @@ pub enum EndReason {
     Reset,
     /// The guest's kernel panicked and reset the machine.
     Panic,
+    /// The guest's kernel panicked because it had no memory left.
+    GuestOutOfMemory,
+    /// The host could not give memory that it had promised.
+    HostOutOfMemory,
     /// The guest triple-faulted.
     TripleFault,
     /// The VM could not be made, or the host's KVM or the fs server failed.
@@ -232,10 +236,15 @@ impl EndReason {
         match self {
             Self::Stopped => 0,
             Self::Reset => 10,
-            Self::Panic => 11,
+            Self::Panic | Self::GuestOutOfMemory => 11,
             Self::TripleFault => 12,
-            Self::Failed => 1,
+            Self::Failed | Self::HostOutOfMemory => 1,
         }
+    }
+
+    /// Whether more memory might have prevented it.
+    pub fn is_for_memory(self) -> bool {
+        matches!(self, Self::GuestOutOfMemory | Self::HostOutOfMemory)
     }
 }
 
