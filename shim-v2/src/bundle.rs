@@ -1,5 +1,5 @@
-//! What the front of the shim reads of a bundle's `config.json`, and the files `address` and `oom` that it leaves
-//! there.
+//! What the front of the shim reads of a bundle's `config.json`, and the files `address` and `oom`
+//! that it leaves there.
 //!
 //! Called by `bootstrap` (which pod a container belongs to) and `pod` (whether it is a CRI pod's
 //! sandbox). Everything else of the spec is read by `spec`, which also caps the file's length.
@@ -14,7 +14,8 @@ use crate::spec;
 
 /// The annotation that puts containers into one shim, by any name.
 const GROUP: &str = "io.containerd.runc.v2.group";
-/// The name of the pod that a container belongs to, the id of its sandbox container: containerd's and CRI-O's.
+/// The name of the pod that a container belongs to, the id of its sandbox container: containerd's
+/// and CRI-O's.
 const SANDBOX_ID: [&str; 2] = [
     "io.kubernetes.cri.sandbox-id",
     "io.kubernetes.cri-o.SandboxID",
@@ -163,8 +164,8 @@ pub fn write_address(bundle: &Path, address: &str) -> Result<(), BundleError> {
     })
 }
 
-/// Leaves the file by which CRI-O learns that processes of the container were killed for its memory limit: it looks for
-/// it when the container has ended with another status than 0.
+/// Leaves the file by which CRI-O learns that processes of the container were killed for its memory
+/// limit: it looks for it when the container has ended with another status than 0.
 pub fn note_out_of_memory(bundle: &Path) -> io::Result<()> {
     std::fs::File::create(bundle.join("oom")).map(drop)
 }

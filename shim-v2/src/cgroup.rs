@@ -1,6 +1,6 @@
 //! The pod's cgroups on the host: where `cgroupsPath` puts them, who made them, who removes them.
 //!
-//! Called by `bootstrap` (the daemon is born in the leaf), `sandbox` (a cgroup for each container,
+//! Called by `bootstrap` (the daemon is born in the leaf), `pod` (a cgroup for each container,
 //! its stand-in is born in it) and `cleanup`. cgroup v2 only. Below a container's cgroup the
 //! sandbox has one leaf for the shim, the VMM and the fs server; no controller is enabled here, so
 //! a cgroup may hold a stand-in beside that leaf (cgroup-v2.rst, "No Internal Process Constraint").

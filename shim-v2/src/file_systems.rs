@@ -1,11 +1,13 @@
 //! Which of the host's file systems a guest can't have through virtio-fs, and what becomes of each.
 //!
-//! Called by `spec` for the source of a bind mount and by `share` for what it mounts and for what is mounted below.
-//! A file system of this table is no place for files: it is an interface to the host's kernel. Each file of it acts on
-//! the host, in the name of whoever opens it. That is the file server, which would open its own `/proc/self/mem`. So
-//! none of them is carried. All that is not in the table is carried. `docs/file-systems.md` tells users the same.
+//! Called by `spec` for the source of a bind mount and by `share` for what it mounts and for what
+//! is mounted below. A file system of this table is no place for files: it is an interface to the
+//! host's kernel. Each file of it acts on the host, in the name of whoever opens it. That is the
+//! file server, which would open its own `/proc/self/mem`. So none of them is carried. All that is
+//! not in the table is carried. `docs/file-systems.md` tells users the same.
 //!
-//! The magic numbers are those of linux/magic.h; where it lacks one, the entry names the file of the kernel's.
+//! The magic numbers are those of linux/magic.h; where it lacks one, the entry names the file of
+//! the kernel's.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -32,7 +34,8 @@ pub struct KernelSystem {
     why: &'static str,
     /// What helps whoever needs it.
     helps: &'static str,
-    /// The type of mount that shows the guest's own one, where a bind mount of the whole can only mean that.
+    /// The type of mount that shows the guest's own one, where a bind mount of the whole can only
+    /// mean that.
     own: Option<&'static str>,
 }
 
@@ -147,8 +150,9 @@ pub fn named(name: &str) -> Option<&'static KernelSystem> {
     TABLE.iter().find(|system| system.name == name)
 }
 
-/// What the path's file or directory lies on, if that is not carried. Mounts what is to be mounted automatically
-/// there, as mount(8) does. Devices, sockets and pipes lie on nothing: `share` looks at what they are.
+/// What the path's file or directory lies on, if that is not carried. Mounts what is to be mounted
+/// automatically there, as mount(8) does. Devices, sockets and pipes lie on nothing: `share` looks
+/// at what they are.
 pub fn of_path(source: &Path) -> io::Result<Option<Found>> {
     let opened = open_tree(CWD, source, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     of(opened.as_fd())

@@ -1,13 +1,15 @@
 //! The hooks of a container that run on the host.
 //!
-//! Called by `sandbox` at the steps of a container's life, and by `cleanup` for a container whose shim
-//! is gone. A hook is a program of the administrator's, named in the spec by who may start
-//! containers; it runs as runc would run it: in containerd's mount namespace and the host's network,
-//! with the container's state as JSON on its standard input, in the container's own cgroup.
+//! Called by `pod` at the steps of a container's life, and by `cleanup` for a container whose
+//! shim is gone. A hook is a program of the administrator's, named in the spec by who may start
+//! containers; it runs as runc would run it: in containerd's mount namespace and the host's
+//! network, with the container's state as JSON on its standard input, in the container's own
+//! cgroup.
 //!
 //! What must hold: each hook has a deadline, the spec's or [`DEADLINE`]; a hook that exceeds it is
-//! killed; the first one that fails ends its list. What it writes is kept up to a bound, for the error.
-//! poststop hooks run once: by the shim, or by `delete` after its death. A file in the bundle says which.
+//! killed; the first one that fails ends its list. What it writes is kept up to a bound, for the
+//! error. poststop hooks run once: by the shim, or by `delete` after its death. A file in the
+//! bundle says which.
 
 use std::collections::HashMap;
 use std::io;
@@ -57,7 +59,8 @@ fn is_zero(pid: &u32) -> bool {
     *pid == 0
 }
 
-/// The file in a bundle that says: hooks have run for this container, and its poststop hooks have not.
+/// The file in a bundle that says: hooks have run for this container, and its poststop hooks have
+/// not.
 const DUE: &str = "poststop-due";
 
 /// Notes that a container's poststop hooks are to run, whatever becomes of the shim.

@@ -1,10 +1,10 @@
 //! A logging program that takes a process's output: `binary://PATH?key=value`.
 //!
 //! Called by `stdio`. The program runs with `key value …` as its arguments and nothing in its
-//! environment but `CONTAINER_ID` and `CONTAINER_NAMESPACE`. Descriptor 3 is the read end of standard
-//! output, 4 that of standard error, and 5 a pipe that it closes, or writes a byte to, when it is
-//! ready. When the output has ended it has a second to end by itself, and then twelve from a SIGTERM.
-//! (Facts: containerd, `cmd/containerd-shim-runc-v2/process/io.go`.)
+//! environment but `CONTAINER_ID` and `CONTAINER_NAMESPACE`. Descriptor 3 is the read end of
+//! standard output, 4 that of standard error, and 5 a pipe that it closes, or writes a byte to,
+//! when it is ready. When the output has ended it has a second to end by itself, and then twelve
+//! from a SIGTERM. (Facts: containerd, `cmd/containerd-shim-runc-v2/process/io.go`.)
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -118,8 +118,8 @@ impl Logger {
         }
     }
 
-    /// The output has ended, and its pipes are closed. Most programs end with them; others are told,
-    /// and killed if need be.
+    /// The output has ended, and its pipes are closed. Most programs end with them; others are
+    /// told, and killed if need be.
     pub fn end(mut self) {
         tokio::spawn(async move {
             if tokio::time::timeout(EOF_DEADLINE, self.child.wait())

@@ -1,9 +1,9 @@
 //! containerd's shim for kata-like: the host side of one pod.
 //!
-//! Started by containerd as `start`, `delete` or `-info`, each of which answers and ends; by `start`,
-//! without an action, as the process that serves the pod; and by that process as a task's stand-in.
-//! What a person or containerd reads of a failure is one line on stderr, without a newline, for
-//! containerd puts it into a sentence of its own.
+//! Started by containerd as `start`, `delete` or `-info`, each of which answers and ends; by
+//! `start`, without an action, as the process that serves the pod; and by that process as a task's
+//! stand-in. What a person or containerd reads of a failure is one line on stderr, without a
+//! newline, for containerd puts it into a sentence of its own.
 
 mod bundle;
 mod cgroup;
@@ -20,6 +20,7 @@ mod spawn;
 mod spec;
 mod stand_in;
 mod stdio;
+mod steps;
 mod uri;
 mod vm;
 

@@ -2,6 +2,9 @@
 
 pub mod claim;
 pub mod forward;
+mod names;
+pub mod namespace;
+pub mod pod_network;
 pub mod read;
 pub mod resolver;
 mod tap;

@@ -1,8 +1,12 @@
 //! One pod: its sandbox, its containers and their execs, and who waits for whom.
 //!
-//! Called by `service`, one method for each of containerd's, and by `serve`, which asks whether
-//! anything is left to do. `pod/create`, `pod/start`, `pod/delete` change the pod and `pod/exits` follows what
-//! happens in it; this file holds the state and answers questions about it.
+//! Called by `containerd::service`, one method for each of containerd's, and by `serve`, which asks
+//! whether anything is left to do. `pod/create`, `pod/start`, `pod/delete` change the pod and
+//! `pod/exits` follows what happens in it; this file holds the state and answers questions about
+//! it.
+//!
+//! Words for ends: a process has **exited**, and its exit is **told** once its output was read; a
+//! container is **deleted**; a VM has **ended**; a pod whose VM ended under it is **lost**.
 //!
 //! What must hold:
 //! - No lock is held over a wait. What is known is read and changed under it; the guest is asked
@@ -15,30 +19,38 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kata_like_config::state::NetworkLock;
 use tokio::sync::watch;
 
-use crate::bundle::Role;
-use crate::containerd::publish::{Publisher, TaskEvent};
-use crate::pod::process::{Exit, Life, Status};
-use crate::stdio::{Stdio, StdioPaths};
-use crate::vm::{RootfsMount, Sandbox, Stats};
+use crate::stdio::StdioPaths;
+use crate::vm::agent::Stats;
 use kata_like_failure::{Failure, Kind};
 
-use freeze::Freeze;
-
-mod create;
+mod bring_up;
+pub mod cleanup;
+mod container;
+pub mod create;
 mod delete;
+pub mod events;
 mod exits;
 mod freeze;
+mod hooks;
+mod host_side;
+mod limits;
+mod mounts;
 pub mod process;
+mod sandbox;
 mod start;
+mod update;
 
-pub use create::CreateRequest;
+use container::{Container, Process, lock};
+use events::{Events, TaskEvent};
+use process::{Exit, Life, Status};
+use sandbox::Sandbox;
 
 /// How long a call may wait for the guest where it must answer within a second.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -84,85 +96,6 @@ pub struct TaskProcess {
     pub exec: String,
 }
 
-/// An init or an exec.
-#[derive(Debug)]
-struct Process {
-    container: String,
-    /// Empty: the container's init.
-    exec: String,
-    paths: StdioPaths,
-    /// The OCI `process` object of an exec.
-    spec: Vec<u8>,
-    life: Mutex<Life>,
-    exit: watch::Sender<Option<Exit>>,
-    stdio: OnceLock<Stdio>,
-    /// The terminal's size, if it was set before the start.
-    size: Mutex<(u32, u32)>,
-    /// `CloseIO` came before the streams were there.
-    stdin_closed: AtomicBool,
-}
-
-impl Process {
-    fn new(container: &str, exec: &str, paths: StdioPaths, spec: Vec<u8>, life: Life) -> Self {
-        Self {
-            container: container.to_owned(),
-            exec: exec.to_owned(),
-            paths,
-            spec,
-            life: Mutex::new(life),
-            exit: watch::Sender::new(None),
-            stdio: OnceLock::new(),
-            size: Mutex::new((0, 0)),
-            stdin_closed: AtomicBool::new(false),
-        }
-    }
-
-    fn life(&self) -> MutexGuard<'_, Life> {
-        lock(&self.life)
-    }
-
-    fn is_init(&self) -> bool {
-        self.exec.is_empty()
-    }
-}
-
-/// One container and its execs.
-#[derive(Debug)]
-struct Container {
-    id: String,
-    bundle: PathBuf,
-    rootfs: Vec<RootfsMount>,
-    role: Role,
-    sandbox: OnceLock<Arc<Sandbox>>,
-    init: Arc<Process>,
-    execs: Mutex<HashMap<String, Arc<Process>>>,
-    freeze: Mutex<Freeze>,
-    /// Told when a deletion has ended, one that failed too.
-    deleted: watch::Sender<()>,
-}
-
-impl Container {
-    fn sandbox(&self) -> Result<&Arc<Sandbox>, Failure> {
-        self.sandbox.get().ok_or_else(|| {
-            Failure::new(
-                Kind::WrongState,
-                format!("container {:?} has no sandbox", self.id),
-            )
-        })
-    }
-
-    fn execs(&self) -> Vec<Arc<Process>> {
-        lock(&self.execs).values().cloned().collect()
-    }
-
-    fn process(&self, exec: &str) -> Option<Arc<Process>> {
-        if exec.is_empty() {
-            return Some(Arc::clone(&self.init));
-        }
-        lock(&self.execs).get(exec).cloned()
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Making,
@@ -202,7 +135,7 @@ struct State {
 pub struct Pod {
     namespace: String,
     id: String,
-    publisher: Publisher,
+    events: Events,
     /// The mount namespace of containerd, where hooks run.
     host_mounts: Option<Arc<OwnedFd>>,
     /// The pod's network namespace, if it was known before there is a sandbox, until there is one.
@@ -215,18 +148,19 @@ pub struct Pod {
 
 impl Pod {
     /// A pod without a sandbox, which comes with its first container. Hooks run in the mount
-    /// namespace `host_mounts`; none: the shim's own. `network` is its network namespace, if that is known.
+    /// namespace `host_mounts`; none: the shim's own. `network` is its network namespace, if that
+    /// is known.
     pub fn new(
         namespace: &str,
         id: &str,
-        publisher: Publisher,
+        events: Events,
         host_mounts: Option<OwnedFd>,
         network: Option<NetworkLock>,
     ) -> Arc<Self> {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
-            publisher,
+            events,
             host_mounts: host_mounts.map(Arc::new),
             network: Mutex::new(network),
             state: Mutex::default(),
@@ -245,11 +179,6 @@ impl Pod {
     pub async fn done(&self) {
         // The sender lives in `self`: the wait can't fail.
         let _ = self.done.subscribe().wait_for(|done| *done).await;
-    }
-
-    /// containerd's queue of events.
-    pub fn publisher(&self) -> &Publisher {
-        &self.publisher
     }
 
     /// A process's state.
@@ -302,17 +231,17 @@ impl Pod {
         Ok(std::iter::once(init).chain(execs).collect())
     }
 
-    /// A container's figures, until it is deleted.
+    /// A container's stats, until it is deleted.
     pub async fn stats(&self, id: &str) -> Result<Stats, Failure> {
         let (container, _) = self.find(id, "")?;
-        container.sandbox()?.stats(id).await
+        container.sandbox()?.guest.agent.stats(id).await
     }
 
     /// Makes an exec known; it has no process before its start.
     pub fn register_exec(&self, exec: ExecRegistration) -> Result<(), Failure> {
         let (container, init) = self.find(&exec.container, "")?;
         check_name("exec", &exec.exec)?;
-        if init.life().is_gone() {
+        if init.life().has_exited() {
             return Err(Failure::new(
                 Kind::Failed,
                 "cannot exec in a stopped state".to_owned(),
@@ -344,7 +273,7 @@ impl Pod {
             }
             execs.insert(exec.exec.clone(), Arc::new(process));
         }
-        self.publisher.publish(TaskEvent::ExecAdded {
+        self.events.publish(TaskEvent::ExecAdded {
             container: exec.container,
             exec: exec.exec,
         });
@@ -364,7 +293,7 @@ impl Pod {
         let all = all && exec.is_empty();
         {
             let life = process.life();
-            if life.is_gone() {
+            if life.has_exited() {
                 return if all { Ok(()) } else { Err(finished()) };
             }
             if !exec.is_empty() && life.status() == Status::Created && !life.is_under_way() {
@@ -377,7 +306,7 @@ impl Pod {
         let sandbox = Arc::clone(container.sandbox()?);
         let pod = Arc::clone(&self);
         let killed = at_once(async move {
-            let killed = sandbox.signal(&id, &exec, signal, all).await;
+            let killed = sandbox.guest.agent.signal(&id, &exec, signal, all).await;
             if killed.is_ok() && signal == KILL && exec.is_empty() {
                 pod.expect_exit(&sandbox, process);
             }
@@ -386,7 +315,7 @@ impl Pod {
                 && signal == KILL
             {
                 // A guest that can't even be told to kill holds nothing worth keeping.
-                pod.lose(
+                pod.give_up(
                     &sandbox,
                     &format!("SIGKILL went unanswered: {}", error.one_line()),
                 )
@@ -422,7 +351,7 @@ impl Pod {
         }
         {
             let life = process.life();
-            if life.is_gone() {
+            if life.has_exited() {
                 return Err(Failure::new(
                     Kind::Failed,
                     "cannot resize a stopped container".to_owned(),
@@ -433,8 +362,8 @@ impl Pod {
                 return Ok(());
             }
         }
-        let sandbox = container.sandbox()?;
-        sandbox.resize(&id, &exec, width, height).await
+        let agent = &container.sandbox()?.guest.agent;
+        agent.resize(&id, &exec, width, height).await
     }
 
     /// Closes our own end of a process's stdin: it ends when the client's end closes too.
@@ -498,10 +427,6 @@ async fn at_once<T: Send + 'static>(work: impl Future<Output = T> + Send + 'stat
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(_)) | Err(_) => None,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The SELinux label that the pod's VMM and fs server run under.
 //!
-//! containerd's CRI plugin gives a pod a label of its own where the host has SELinux and the plugin uses it
-//! (`enable_selinux`); to a runtime of virtual machines it gives the one for those (`kvm_process` of the policy's
-//! `lxc_contexts`), with the categories of the pod's files. The guest has no SELinux: the label confines what of the pod
-//! runs on the host. Called by `sandbox`; `spawn` sets the label, so that the programs begin under it.
+//! containerd's CRI plugin gives a pod a label of its own where the host has SELinux and the plugin
+//! uses it (`enable_selinux`); to a runtime of virtual machines it gives the one for those
+//! (`kvm_process` of the policy's `lxc_contexts`), with the categories of the pod's files. The
+//! guest has no SELinux: the label confines what of the pod runs on the host. Called by `pod`;
+//! `spawn` sets the label, so that the programs begin under it.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -12,7 +13,8 @@ use rustix::io::Errno;
 
 use kata_like_failure::Failure;
 
-/// There where the kernel has SELinux and somebody has mounted its files, as who loads a policy does.
+/// There where the kernel has SELinux and somebody has mounted its files, as who loads a policy
+/// does.
 const ENFORCE: &str = "/sys/fs/selinux/enforce";
 
 /// The extended attribute that is a file's label.
@@ -40,8 +42,8 @@ impl Labels {
         }
     }
 
-    /// Gives a file that was made for VMM or fs server the label of the pod's files. Where that can't be, the policy may
-    /// still let them use it: only a line in the log.
+    /// Gives a file that was made for VMM or fs server the label of the pod's files. Where that
+    /// can't be, the policy may still let them use it: only a line in the log.
     pub fn mark(&self, what: &str, file: impl AsFd) {
         let (Some(_), Some(label)) = (&self.process, &self.file) else {
             return;
@@ -54,7 +56,8 @@ impl Labels {
         }
     }
 
-    /// An error of the start of what runs under the label, which the policy may be the cause of: names label and cure.
+    /// An error of the start of what runs under the label, which the policy may be the cause of:
+    /// names label and cure.
     pub fn blame(&self, error: Failure) -> Failure {
         match &self.process {
             None => error,
@@ -65,7 +68,8 @@ impl Labels {
         }
     }
 
-    /// The same for what the guest was refused: it reaches only such files of the host's as the label may use.
+    /// The same for what the guest was refused: it reaches only such files of the host's as the
+    /// label may use.
     pub fn blame_files(&self, error: Failure) -> Failure {
         let refused = Errno::ACCESS.to_string();
         match &self.process {

@@ -1,6 +1,6 @@
 //! The pod's share: all of the host's files that the fs server can see.
 //!
-//! Called by `sandbox`. The state folder's `share` directory is bound onto itself as a shared,
+//! Called by `pod`. The state folder's `share` directory is bound onto itself as a shared,
 //! read-only mount with two directories, `rootfs` and `volumes`; each container's root file system
 //! and each volume is a mount below. The fs server holds a slave of it, so what is mounted or
 //! unmounted here follows there. All of it lives in the shim's own mount namespace, a slave of the
@@ -28,12 +28,13 @@ use rustix::mount::{
 use crate::file_systems;
 use crate::selinux::Labels;
 use crate::spec::Volume;
-use crate::vm::request::RootfsMount;
 use kata_like_failure::{Failure, Kind};
 
 mod filesystem;
 mod staging;
 pub mod volumes;
+
+pub use filesystem::RootfsMount;
 
 pub use volumes::SharedVolume;
 
@@ -74,7 +75,8 @@ fn set_attributes(mount: BorrowedFd, set: u64, recursive: bool) -> io::Result<()
     set_mount(mount, &attributes, recursive)
 }
 
-/// Whether a tree gets what is mounted below its source later on; what is mounted in the tree never gets out.
+/// Whether a tree gets what is mounted below its source later on; what is mounted in the tree never
+/// gets out.
 fn set_following(tree: BorrowedFd, follows: bool) -> io::Result<()> {
     let attributes = MountAttributes {
         propagation: match follows {
@@ -259,8 +261,8 @@ impl Share {
         Ok(made)
     }
 
-    /// Binds a file or directory of the host into the share, unless another container has it there already.
-    /// Blocks.
+    /// Binds a file or directory of the host into the share, unless another container has it there
+    /// already. Blocks.
     pub fn add_volume(&self, volume: &Volume) -> Result<SharedVolume, Failure> {
         SharedVolume::hold(&self.shared, &volume.name, || self.bind_volume(volume))
     }
@@ -301,7 +303,8 @@ impl Share {
         self.attach(Part::Volumes, &volume.name, &volume.field, &tree)
     }
 
-    /// Puts a detached tree, from which nothing propagates, into the share: without what is of the host's kernel.
+    /// Puts a detached tree, from which nothing propagates, into the share: without what is of the
+    /// host's kernel.
     fn attach(
         &self,
         part: Part,

@@ -1,6 +1,6 @@
 //! A container's `config.json`: read, checked, and split into the host's part and the guest's.
 //!
-//! Called by `sandbox`. What is the host's to do (cgroup, network namespace, sources of bind
+//! Called by `pod`. What is the host's to do (cgroup, network namespace, sources of bind
 //! mounts, the VM's size) is taken out into [`HostPart`]; the guest's part is the same spec with
 //! names in place of host paths, as `agent.proto` describes. What can be done on neither side is
 //! refused by the name of its field. No path of the host reaches the guest.

@@ -4,8 +4,8 @@
 //! each task has one: in the pod's network namespace, in the container's own cgroup, with a pid of
 //! its own. It does nothing and holds nothing: its root is an empty directory, it has no capability
 //! and one descriptor, a pipe whose other end the shim holds. It ends when that pipe closes, which
-//! the kernel does when the shim is gone. Called by `sandbox`; [`main`] by `main` before any runtime
-//! starts.
+//! the kernel does when the shim is gone. Called by `pod`; [`main`] by `main` before any
+//! runtime starts.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -303,8 +303,8 @@ impl Stdio {
         self.ended_within(LOST_DEADLINE).await;
     }
 
-    /// Waits for the streams' ends as long as their reader takes something, `patience` at a time, then
-    /// closes what is still open: the reader sees end-of-file.
+    /// Waits for the streams' ends as long as their reader takes something, `patience` at a time,
+    /// then closes what is still open: the reader sees end-of-file.
     pub async fn close(&self, patience: Duration) {
         tokio::join!(
             settled(self.stdout.subscribe(), patience),

@@ -1,11 +1,12 @@
 //! The URIs that say where a process's output goes: `SCHEME:///PATH?key=value`, percent-encoded.
 //!
-//! Called by `stdio` and `logger`. Read as containerd's own shim reads them, with Go's `net/url`: what follows a
-//! `?` is no part of the path, and what is wrongly encoded is no URI.
+//! Called by `stdio` and `logger`. Read as containerd's own shim reads them, with Go's `net/url`:
+//! what follows a `?` is no part of the path, and what is wrongly encoded is no URI.
 
 use std::path::PathBuf;
 
-/// The path and the query's keys and values in a row; none if it has not this scheme or no absolute path.
+/// The path and the query's keys and values in a row; none if it has not this scheme or no absolute
+/// path.
 pub fn parse(uri: &str, scheme: &str) -> Option<(PathBuf, Vec<String>)> {
     let rest = uri.strip_prefix(scheme)?.strip_prefix("://")?;
     let (rest, _) = rest.split_once('#').unwrap_or((rest, ""));

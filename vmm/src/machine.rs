@@ -293,8 +293,8 @@ impl Machine {
 /// How many of the log's last lines may say what a panic comes from.
 const LAST_WORDS: usize = 3;
 
-/// What the guest's kernel says of its panic, in the panic's own line or in its last ones: the words are those of
-/// mm/oom_kill.c (`out_of_memory`).
+/// What the guest's kernel says of its panic, in the panic's own line or in its last ones: the
+/// words are those of mm/oom_kill.c (`out_of_memory`).
 fn panic_reason(line: &str, log_tail: &[String]) -> EndReason {
     let last = log_tail.iter().rev().take(LAST_WORDS);
     let mut lines = last.map(String::as_str).chain([line]);

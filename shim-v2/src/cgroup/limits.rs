@@ -1,15 +1,16 @@
 //! The host's limits of a pod: what shim, VMM, fs server and stand-ins may use together.
 //!
-//! Called by `sandbox` before the VMM is born. The limit is set on the cgroup of the sandbox's own
-//! container, which holds all of them: their leaf can have none of its own, for the stand-in beside it
-//! rules controllers out there (cgroup-v2.rst, "No Internal Process Constraint"). A container's limits
-//! are the guest's to apply, never the host's: the VM as a whole is what the host sees.
+//! Called by `pod` before the VMM is born. The limit is set on the cgroup of the sandbox's own
+//! container, which holds all of them: their leaf can have none of its own, for the stand-in beside
+//! it rules controllers out there (cgroup-v2.rst, "No Internal Process Constraint"). A container's
+//! limits are the guest's to apply, never the host's: the VM as a whole is what the host sees.
 //!
 //! The memory limit is the guest's memory and [`overhead`]. All of the first may be used, and the
-//! second has room for the rest, so that in ordinary use nothing of the pod is killed. What exceeds it
-//! takes the whole pod at once and not some part of it: a runaway helper, or files on a tmpfs of the
-//! host, which count as memory of the pod that writes them, under every runtime. So a pod without a
-//! limit of its own gets none here either, and one that has such a volume to write to loses it.
+//! second has room for the rest, so that in ordinary use nothing of the pod is killed. What exceeds
+//! it takes the whole pod at once and not some part of it: a runaway helper, or files on a tmpfs of
+//! the host, which count as memory of the pod that writes them, under every runtime. So a pod
+//! without a limit of its own gets none here either, and one that has such a volume to write to
+//! loses it.
 
 use std::path::Path;
 
@@ -19,12 +20,13 @@ use super::{Cgroup, CgroupError, ROOT, io_error, is_marked};
 
 const MIB: u64 = 1 << 20;
 
-/// Shim, VMM, fs server and stand-ins of a pod, and what a logging program or a hook needs beside them, in
-/// bytes. Measured: a guest of 258 MiB that had dirtied all of it, with one container, took 6 MiB more
-/// than that at its peak (memory.peak), anonymous memory 3, kernel 1.6; the rest is room.
+/// Shim, VMM, fs server and stand-ins of a pod, and what a logging program or a hook needs beside
+/// them, in bytes. Measured: a guest of 258 MiB that had dirtied all of it, with one container,
+/// took 6 MiB more than that at its peak (memory.peak), anonymous memory 3, kernel 1.6; the rest is
+/// room.
 const PROCESSES: u64 = 96 * MIB;
-/// A part of the guest's memory for page tables: 8 bytes for each 4 KiB page in each of three tables
-/// (the VMM's, the fs server's, the nested ones of KVM) are a 170th.
+/// A part of the guest's memory for page tables: 8 bytes for each 4 KiB page in each of three
+/// tables (the VMM's, the fs server's, the nested ones of KVM) are a 170th.
 const TABLES: u64 = 128;
 /// Processes and threads of a pod on the host. A running exec costs one: its stand-in.
 const MAX_PROCESSES: u64 = 8192;
@@ -69,8 +71,8 @@ fn enable(path: &Path) {
     }
 }
 
-/// Takes the memory limit away again: the pod may write to a tmpfs of the host, whose files count as
-/// its memory and have their own size as a limit.
+/// Takes the memory limit away again: the pod may write to a tmpfs of the host, whose files count
+/// as its memory and have their own size as a limit.
 pub fn lift(cgroup: &Path) {
     // Without the file there is no limit.
     if cgroup.join("memory.max").exists()
@@ -80,8 +82,8 @@ pub fn lift(cgroup: &Path) {
     }
 }
 
-/// Whether the pod whose sandbox container has this cgroup was killed for a limit on the host: a line that
-/// says which.
+/// Whether the pod whose sandbox container has this cgroup was killed for a limit on the host: a
+/// line that says which.
 pub fn killed(cgroup: &Path) -> Option<String> {
     let events = std::fs::read_to_string(cgroup.join("memory.events")).ok()?;
     let kills = events

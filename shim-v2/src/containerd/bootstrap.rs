@@ -211,8 +211,8 @@ fn join(flags: &Flags, member: &Membership, path: &Path) -> Result<bool, StartEr
     Ok(false)
 }
 
-/// Makes the pod's socket and cgroup, and the process that serves there, which gets the pod's network namespace if
-/// that is known already.
+/// Makes the pod's socket and cgroup, and the process that serves there, which gets the pod's
+/// network namespace if that is known already.
 fn serve_new(
     flags: &Flags,
     bundle: &Path,
@@ -291,7 +291,8 @@ fn give_birth(
     Ok(())
 }
 
-/// This program. The link works even where the file has been replaced, but gives a process the name `exe`.
+/// This program. The link works even where the file has been replaced, but gives a process the name
+/// `exe`.
 fn own_program() -> PathBuf {
     std::env::current_exe()
         .ok()
@@ -299,7 +300,8 @@ fn own_program() -> PathBuf {
         .unwrap_or_else(|| "/proc/self/exe".into())
 }
 
-/// The FIFO that containerd copies to its own log. Never waited for: without a reader there is no log.
+/// The FIFO that containerd copies to its own log. Never waited for: without a reader there is no
+/// log.
 fn open_log(bundle: &Path) -> Option<OwnedFd> {
     std::fs::OpenOptions::new()
         .write(true)

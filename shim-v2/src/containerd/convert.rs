@@ -1,4 +1,5 @@
-//! containerd's messages, of task v2 and v3 alike, to the shim's own types and back; errors to codes.
+//! containerd's messages, of task v2 and v3 alike, to the shim's own types and back; errors to
+//! codes.
 //!
 //! Called by `service`, and by `events` and `info` for the small types. Nothing below imports a
 //! message of containerd's.
@@ -13,10 +14,11 @@ use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{CodedInputStream, EnumOrUnknown, Message, MessageField};
 
+use crate::pod::create::CreateRequest;
 use crate::pod::process::{Exit, Status};
-use crate::pod::{CreateRequest, ExecRegistration, TaskProcess};
+use crate::pod::{ExecRegistration, TaskProcess};
+use crate::share::RootfsMount;
 use crate::stdio::StdioPaths;
-use crate::vm::request::RootfsMount;
 use kata_like_failure::{Failure, Kind};
 
 /// CRI's and ctr's options for runtimes other than runc.

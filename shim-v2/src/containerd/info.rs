@@ -1,8 +1,8 @@
 //! Answers `delete` and `-info`: protobuf on stdout, nothing else.
 //!
 //! Called by `main`. `delete` runs after every ordinary deletion too, while the pod's shim may
-//! serve others: what it may touch is `cleanup`'s to know. `-info` needs no KVM, no configuration, and changes
-//! nothing; what it claims is what the agent applies.
+//! serve others: what it may touch is `cleanup`'s to know. `-info` needs no KVM, no configuration,
+//! and changes nothing; what it claims is what the agent applies.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::bundle;
 use crate::containerd::convert;
 use crate::containerd::flags::Flags;
 use crate::containerd::socket;
-use crate::vm::cleanup;
+use crate::pod::cleanup;
 use kata_like_failure::Failure;
 
 /// The runtime's name in containerd's configuration.

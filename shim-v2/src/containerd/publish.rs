@@ -1,13 +1,13 @@
-//! containerd's events: one queue, one sender, in order.
+//! Tells containerd what happened, in order.
 //!
-//! Called by `pod`, which says what happened in its own words ([`TaskEvent`]). An event is queued
-//! at once and sent by a task of its own, over ttrpc to containerd's `TTRPC_ADDRESS`; each try has 5
-//! seconds. While containerd is away the first event waits, and those behind it with it, so none
-//! overtakes another; one that could not be sent within its time is dropped, for containerd then
-//! asks for the state itself. Without an address nothing is published, and nothing fails.
+//! Started by `serve` with the queue that `pod` fills ([`Events`](crate::pod::events::Events)). One
+//! task takes an event after the other and sends it over ttrpc to containerd's `TTRPC_ADDRESS`;
+//! each try has 5 seconds. While containerd is away the first event waits, and those behind it with
+//! it, so none overtakes another. One that could not be sent within its time is dropped: containerd
+//! then asks for the state itself. Without an address nothing is published, and nothing fails.
 //! (Facts: containerd, `pkg/shim/publisher.go` and `core/runtime/events.go`.)
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::events::task as proto;
@@ -21,13 +21,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use ttrpc::asynchronous::transport::Socket;
 
-use crate::containerd::convert;
+use super::convert;
+use crate::pod::events::{Happened, TaskEvent};
 use crate::pod::process::Exit;
+use crate::share::RootfsMount;
 use crate::stdio::StdioPaths;
-use crate::vm::request::RootfsMount;
 
-/// How many events may wait.
-const QUEUE: usize = 2048;
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(5);
 /// How long an event is tried, from when it was queued.
@@ -35,194 +34,109 @@ const LIFETIME: Duration = Duration::from_secs(30);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Something that happened to a task.
-#[derive(Clone, Debug)]
-pub enum TaskEvent {
-    /// A container has been made.
-    Created {
-        /// Its id.
-        container: String,
-        /// Its bundle.
-        bundle: String,
-        /// Its root file system's mounts.
-        rootfs: Vec<RootfsMount>,
-        /// Its streams.
-        stdio: StdioPaths,
-        /// Its init's host pid.
-        pid: u32,
-    },
-    /// A container's init runs.
-    Started {
-        /// Its id.
-        container: String,
-        /// Its init's host pid.
-        pid: u32,
-    },
-    /// An exec is known.
-    ExecAdded {
-        /// Its container.
-        container: String,
-        /// Its id.
-        exec: String,
-    },
-    /// An exec runs.
-    ExecStarted {
-        /// Its container.
-        container: String,
-        /// Its id.
-        exec: String,
-        /// Its host pid.
-        pid: u32,
-    },
-    /// A process has exited.
-    Exited {
-        /// Its container.
-        container: String,
-        /// The exec; empty: the container's init.
-        exec: String,
-        /// Its host pid.
-        pid: u32,
-        /// How and when.
-        exit: Exit,
-    },
-    /// A container is gone.
-    Deleted {
-        /// Its id.
-        container: String,
-        /// Its init's host pid.
-        pid: u32,
-        /// How and when its init exited.
-        exit: Exit,
-    },
-    /// A container's processes stand still.
-    Paused {
-        /// Its id.
-        container: String,
-    },
-    /// A container's processes go on.
-    Resumed {
-        /// Its id.
-        container: String,
-    },
-    /// Processes of a container were killed for its memory limit.
-    OutOfMemory {
-        /// Its id.
-        container: String,
-    },
+/// containerd's topic of an event, and its message.
+fn encode(event: TaskEvent) -> (&'static str, Result<Any, protobuf::Error>) {
+    match event {
+        TaskEvent::Created {
+            container,
+            bundle,
+            rootfs,
+            stdio,
+            pid,
+        } => (
+            "/tasks/create",
+            pack(&created(container, bundle, rootfs, stdio, pid)),
+        ),
+        TaskEvent::Started { container, pid } => ("/tasks/start", {
+            let mut message = proto::TaskStart::new();
+            (message.container_id, message.pid) = (container, pid);
+            pack(&message)
+        }),
+        TaskEvent::ExecAdded { container, exec } => ("/tasks/exec-added", {
+            let mut message = proto::TaskExecAdded::new();
+            (message.container_id, message.exec_id) = (container, exec);
+            pack(&message)
+        }),
+        TaskEvent::ExecStarted {
+            container,
+            exec,
+            pid,
+        } => ("/tasks/exec-started", {
+            let mut message = proto::TaskExecStarted::new();
+            (message.container_id, message.exec_id) = (container, exec);
+            message.pid = pid;
+            pack(&message)
+        }),
+        TaskEvent::Exited {
+            container,
+            exec,
+            pid,
+            exit,
+        } => ("/tasks/exit", pack(&exited(container, exec, pid, exit))),
+        TaskEvent::Deleted {
+            container,
+            pid,
+            exit,
+        } => ("/tasks/delete", {
+            let mut message = proto::TaskDelete::new();
+            (message.container_id, message.pid) = (container, pid);
+            message.exit_status = exit.status;
+            message.exited_at = convert::timestamp(exit.at);
+            pack(&message)
+        }),
+        TaskEvent::Paused { container } => ("/tasks/paused", {
+            let mut message = proto::TaskPaused::new();
+            message.container_id = container;
+            pack(&message)
+        }),
+        TaskEvent::Resumed { container } => ("/tasks/resumed", {
+            let mut message = proto::TaskResumed::new();
+            message.container_id = container;
+            pack(&message)
+        }),
+        TaskEvent::OutOfMemory { container } => ("/tasks/oom", {
+            let mut message = proto::TaskOOM::new();
+            message.container_id = container;
+            pack(&message)
+        }),
+    }
 }
 
-impl TaskEvent {
-    /// containerd's topic, and its message.
-    fn encode(self) -> (&'static str, Result<Any, protobuf::Error>) {
-        match self {
-            Self::Created {
-                container,
-                bundle,
-                rootfs,
-                stdio,
-                pid,
-            } => (
-                "/tasks/create",
-                pack(&proto::TaskCreate {
-                    container_id: container,
-                    bundle,
-                    rootfs: rootfs.into_iter().map(convert::event_mount).collect(),
-                    io: MessageField::some(proto::TaskIO {
-                        stdin: stdio.stdin,
-                        stdout: stdio.stdout,
-                        stderr: stdio.stderr,
-                        terminal: stdio.terminal,
-                        ..Default::default()
-                    }),
-                    pid,
-                    ..Default::default()
-                }),
-            ),
-            Self::Started { container, pid } => (
-                "/tasks/start",
-                pack(&proto::TaskStart {
-                    container_id: container,
-                    pid,
-                    ..Default::default()
-                }),
-            ),
-            Self::ExecAdded { container, exec } => (
-                "/tasks/exec-added",
-                pack(&proto::TaskExecAdded {
-                    container_id: container,
-                    exec_id: exec,
-                    ..Default::default()
-                }),
-            ),
-            Self::ExecStarted {
-                container,
-                exec,
-                pid,
-            } => (
-                "/tasks/exec-started",
-                pack(&proto::TaskExecStarted {
-                    container_id: container,
-                    exec_id: exec,
-                    pid,
-                    ..Default::default()
-                }),
-            ),
-            Self::Exited {
-                container,
-                exec,
-                pid,
-                exit,
-            } => (
-                "/tasks/exit",
-                pack(&proto::TaskExit {
-                    id: if exec.is_empty() {
-                        container.clone()
-                    } else {
-                        exec
-                    },
-                    container_id: container,
-                    pid,
-                    exit_status: exit.status,
-                    exited_at: convert::timestamp(exit.at),
-                    ..Default::default()
-                }),
-            ),
-            Self::Deleted {
-                container,
-                pid,
-                exit,
-            } => (
-                "/tasks/delete",
-                pack(&proto::TaskDelete {
-                    container_id: container,
-                    pid,
-                    exit_status: exit.status,
-                    exited_at: convert::timestamp(exit.at),
-                    ..Default::default()
-                }),
-            ),
-            Self::Paused { container } => (
-                "/tasks/paused",
-                pack(&proto::TaskPaused {
-                    container_id: container,
-                    ..Default::default()
-                }),
-            ),
-            Self::Resumed { container } => (
-                "/tasks/resumed",
-                pack(&proto::TaskResumed {
-                    container_id: container,
-                    ..Default::default()
-                }),
-            ),
-            Self::OutOfMemory { container } => (
-                "/tasks/oom",
-                pack(&proto::TaskOOM {
-                    container_id: container,
-                    ..Default::default()
-                }),
-            ),
-        }
+fn created(
+    container: String,
+    bundle: String,
+    rootfs: Vec<RootfsMount>,
+    stdio: StdioPaths,
+    pid: u32,
+) -> proto::TaskCreate {
+    proto::TaskCreate {
+        container_id: container,
+        bundle,
+        rootfs: rootfs.into_iter().map(convert::event_mount).collect(),
+        io: MessageField::some(proto::TaskIO {
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+            terminal: stdio.terminal,
+            ..Default::default()
+        }),
+        pid,
+        ..Default::default()
+    }
+}
+
+fn exited(container: String, exec: String, pid: u32, exit: Exit) -> proto::TaskExit {
+    proto::TaskExit {
+        id: if exec.is_empty() {
+            container.clone()
+        } else {
+            exec
+        },
+        container_id: container,
+        pid,
+        exit_status: exit.status,
+        exited_at: convert::timestamp(exit.at),
+        ..Default::default()
     }
 }
 
@@ -235,68 +149,37 @@ fn pack<M: MessageFull>(message: &M) -> Result<Any, protobuf::Error> {
     })
 }
 
-enum Order {
-    Send(Box<Envelope>, Instant),
-    Flush(oneshot::Sender<()>),
-}
-
-/// The queue of events.
+/// The one who tells containerd.
 #[derive(Debug)]
 pub struct Publisher {
-    namespace: String,
-    queue: Option<mpsc::Sender<Order>>,
+    flush: Option<mpsc::Sender<oneshot::Sender<()>>>,
 }
 
 impl Publisher {
-    /// A queue that is sent to `address`, containerd's ttrpc socket; none or empty: nowhere.
-    pub fn start(address: Option<String>, namespace: &str) -> Self {
-        let queue = address
-            .filter(|address| !address.is_empty())
-            .map(|address| {
-                let (queue, orders) = mpsc::channel(QUEUE);
-                tokio::spawn(send_all(address, orders));
-                queue
-            });
-        Self {
-            namespace: namespace.to_owned(),
-            queue,
-        }
-    }
-
-    /// Queues an event; never waits.
-    pub fn publish(&self, event: TaskEvent) {
-        let Some(queue) = &self.queue else {
-            return;
-        };
-        let (topic, event) = event.encode();
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                tracing::error!(%error, topic, "encode an event");
-                return;
-            }
-        };
-        let envelope = Envelope {
-            timestamp: convert::timestamp(SystemTime::now()),
-            namespace: self.namespace.clone(),
-            topic: topic.to_owned(),
-            event: MessageField::some(event),
-            ..Envelope::default()
-        };
-        let order = Order::Send(Box::new(envelope), Instant::now() + LIFETIME);
-        if queue.try_send(order).is_err() {
-            tracing::error!(topic, "drop an event: {QUEUE} are waiting for containerd");
-        }
+    /// Sends what comes from `happened` to `address`, containerd's ttrpc socket; none or empty:
+    /// nowhere.
+    pub fn start(
+        address: Option<String>,
+        namespace: &str,
+        happened: mpsc::Receiver<Happened>,
+    ) -> Self {
+        let address = address.filter(|address| !address.is_empty());
+        let flush = address.map(|address| {
+            let (flush, flushes) = mpsc::channel(1);
+            tokio::spawn(send_all(address, namespace.to_owned(), happened, flushes));
+            flush
+        });
+        Self { flush }
     }
 
     /// Waits until what is queued has been sent or dropped, at most so long.
     pub async fn flush(&self, patience: Duration) {
-        let Some(queue) = &self.queue else {
+        let Some(queue) = &self.flush else {
             return;
         };
         let (done, flushed) = oneshot::channel();
         let flush = async {
-            if queue.send(Order::Flush(done)).await.is_ok() {
+            if queue.send(done).await.is_ok() {
                 let _ = flushed.await;
             }
         };
@@ -306,18 +189,50 @@ impl Publisher {
     }
 }
 
-async fn send_all(address: String, mut orders: mpsc::Receiver<Order>) {
+async fn send_all(
+    address: String,
+    namespace: String,
+    mut happened: mpsc::Receiver<Happened>,
+    mut flushes: mpsc::Receiver<oneshot::Sender<()>>,
+) {
     let mut client = None;
-    while let Some(order) = orders.recv().await {
-        match order {
-            Order::Send(envelope, until) => {
-                send(&address, &mut client, *envelope, until).await;
-            }
-            Order::Flush(done) => {
+    loop {
+        // A flush has its turn when no event waits.
+        tokio::select! {
+            biased;
+            event = happened.recv() => match event {
+                Some(event) => publish(&address, &namespace, &mut client, event).await,
+                None => return,
+            },
+            Some(done) = flushes.recv() => {
                 let _ = done.send(());
             }
         }
     }
+}
+
+async fn publish(
+    address: &str,
+    namespace: &str,
+    client: &mut Option<EventsClient>,
+    happened: Happened,
+) {
+    let (topic, event) = encode(happened.event);
+    let event = match event {
+        Ok(event) => event,
+        Err(error) => {
+            tracing::error!(%error, topic, "encode an event");
+            return;
+        }
+    };
+    let envelope = Envelope {
+        timestamp: convert::timestamp(happened.at),
+        namespace: namespace.to_owned(),
+        topic: topic.to_owned(),
+        event: MessageField::some(event),
+        ..Envelope::default()
+    };
+    send(address, client, envelope, happened.since + LIFETIME).await;
 }
 
 /// Sends one event; gives up when its time is over.

@@ -1,9 +1,10 @@
 //! The serving process: one pod's shim, from its birth to its end.
 //!
-//! Called by `main`; born by `bootstrap`, with the listening socket as descriptor 3, the lock of the pod's network
-//! namespace, if it has one by then, as descriptor 4, and containerd's log FIFO, or nothing, as descriptor 2. It ends by
-//! itself: on containerd's `Shutdown`, on SIGTERM or SIGINT, and when it has had neither a container nor a client for a
-//! while, which also covers a containerd that died before its first call. At its end socket and sandbox are gone.
+//! Called by `main`; born by `bootstrap`, with the listening socket as descriptor 3, the lock of
+//! the pod's network namespace, if it has one by then, as descriptor 4, and containerd's log FIFO,
+//! or nothing, as descriptor 2. It ends by itself: on containerd's `Shutdown`, on SIGTERM or
+//! SIGINT, and when it has had neither a container nor a client for a while, which also covers a
+//! containerd that died before its first call. At its end socket and sandbox are gone.
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -31,6 +32,7 @@ use crate::containerd::flags::Flags;
 use crate::containerd::publish::Publisher;
 use crate::containerd::service;
 use crate::pod::Pod;
+use crate::pod::events::Events;
 use crate::share;
 
 /// The listening socket's number.
@@ -114,8 +116,8 @@ fn take_network() -> Option<NetworkLock> {
     // SAFETY: borrowed for one question, which fails with EBADF where nothing is open.
     let inherited = unsafe { BorrowedFd::borrow_raw(NETWORK) };
     rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC).ok()?;
-    // SAFETY: it is open and nobody else's: `start`, which has put the listening socket before it, has opened it
-    // for this process, on /dev/null if there is no lock.
+    // SAFETY: it is open and nobody else's: `start`, which has put the listening socket before it,
+    // has opened it for this process, on /dev/null if there is no lock.
     NetworkLock::inherited(unsafe { OwnedFd::from_raw_fd(NETWORK) })
 }
 
@@ -134,11 +136,13 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("watch for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("watch for SIGINT"))?;
 
-    let publisher = Publisher::start(std::env::var("TTRPC_ADDRESS").ok(), &flags.namespace);
+    let (events, happened) = Events::queue();
+    let address = std::env::var("TTRPC_ADDRESS").ok();
+    let publisher = Publisher::start(address, &flags.namespace, happened);
     let pod = Pod::new(
         &flags.namespace,
         &flags.id,
-        publisher,
+        events,
         Some(host_mounts),
         network,
     );
@@ -156,18 +160,23 @@ async fn serve(
         () = idle(&pod, &clients) => "no container and no client",
     };
     tracing::debug!(sandbox = flags.id, why, "ending");
-    end(&pod, path, &clients).await;
+    end(&pod, &publisher, path, &clients).await;
     Ok(())
 }
 
 /// Takes everything down; each part has its deadline.
-async fn end(pod: &Arc<Pod>, socket: Option<PathBuf>, clients: &watch::Sender<usize>) {
+async fn end(
+    pod: &Arc<Pod>,
+    publisher: &Publisher,
+    socket: Option<PathBuf>,
+    clients: &watch::Sender<usize>,
+) {
     // First, so that nobody new finds the way here.
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }
     pod.stop().await;
-    pod.publisher().flush(FLUSH).await;
+    publisher.flush(FLUSH).await;
     let mut clients = clients.subscribe();
     let _ = timeout(GOODBYE, clients.wait_for(|clients| *clients == 0)).await;
 }

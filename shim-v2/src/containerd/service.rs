@@ -1,8 +1,9 @@
 //! containerd's task service, version 2 and 3 alike: translate, delegate, translate back.
 //!
 //! Registered by `serve`, called by containerd. A handler is dropped when its client leaves or its
-//! time is over; so what changes the pod runs in a task of its own, and the handler only waits for it.
-//! Every method is here: one left at its default would answer NOT_FOUND, which means "deleted" to containerd.
+//! time is over; so what changes the pod runs in a task of its own, and the handler only waits for
+//! it. Every method is here: one left at its default would answer NOT_FOUND, which means "deleted"
+//! to containerd.
 
 use kata_like_failure::Failure;
 use std::collections::HashMap;

@@ -1,9 +1,10 @@
-//! The socket that a pod's shim serves on: its place, its making, and whether somebody serves there.
+//! The socket that a pod's shim serves on: its place, its making, and whether somebody serves
+//! there.
 //!
-//! Called by `bootstrap`. The place follows from containerd's address, the namespace and the pod's name, so
-//! every container of a pod finds the same one. It is made 0600 in a 0700 directory by a process
-//! without threads, listens before anybody is told of it, and is handed to the serving process open.
-//! (Facts: containerd, `pkg/shim/util_unix.go`.)
+//! Called by `bootstrap`. The place follows from containerd's address, the namespace and the pod's
+//! name, so every container of a pod finds the same one. It is made 0600 in a 0700 directory by a
+//! process without threads, listens before anybody is told of it, and is handed to the serving
+//! process open. (Facts: containerd, `pkg/shim/util_unix.go`.)
 
 use std::fs::DirBuilder;
 use std::io;
@@ -78,8 +79,8 @@ pub fn address(path: &Path) -> String {
     format!("unix://{}", path.display())
 }
 
-/// Makes the socket and listens, unless a living shim serves there. Call it before any thread runs: it sets the
-/// process's umask for a moment.
+/// Makes the socket and listens, unless a living shim serves there. Call it before any thread runs:
+/// it sets the process's umask for a moment.
 pub fn bind(path: &Path) -> Result<Bound, SocketError> {
     let failed = |step, source| SocketError::Make {
         step,

@@ -1,4 +1,4 @@
-//! A container's figures as containerd's message for a cgroup v2.
+//! A container's stats as containerd's message for a cgroup v2.
 //!
 //! Called by `service` by way of `convert`. Every field that the guest's cgroup has a figure for is
 //! filled; those left at nought are of what the guest can't have (rdma) or is not told (pressure,
@@ -10,9 +10,9 @@ use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 
 use super::convert;
-use crate::vm::request::Stats;
+use crate::vm::agent::Stats;
 
-/// A container's figures, as those of a cgroup v2.
+/// A container's stats, as those of a cgroup v2.
 pub fn any(stats: &Stats) -> Result<Any, Failure> {
     let io = stats.io.iter().map(|device| cgroups::IOEntry {
         major: device.major,

@@ -1,7 +1,8 @@
-//! The mounts that this thread's namespace has, from `/proc/thread-self/mountinfo` (proc_pid_mountinfo(5)).
+//! The mounts that this thread's namespace has, from `/proc/thread-self/mountinfo`
+//! (proc_pid_mountinfo(5)).
 //!
-//! Called by `file_systems` and by `share`. Paths in it are where a mount was when the file was read. Whoever acts on
-//! one opens it and compares the mount's number.
+//! Called by `file_systems` and by `share`. Paths in it are where a mount was when the file was
+//! read. Whoever acts on one opens it and compares the mount's number.
 
 use std::ffi::OsString;
 use std::io;
@@ -39,7 +40,8 @@ pub fn read() -> io::Result<Vec<Mount>> {
         .collect()
 }
 
-/// Whether this is the device of a devtmpfs. Its magic number is that of tmpfs, but all its mounts are of one device.
+/// Whether this is the device of a devtmpfs. Its magic number is that of tmpfs, but all its mounts
+/// are of one device.
 pub fn is_devtmpfs(device: u64) -> io::Result<bool> {
     let device = (rustix::fs::major(device), rustix::fs::minor(device));
     let mut all = read()?.into_iter();

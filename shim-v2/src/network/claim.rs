@@ -1,9 +1,9 @@
-//! Where a container goes that is given a network namespace: `--net container:X` of Docker and nerdctl, or a
-//! namespace with a name that several are given.
+//! Decides which pod a container joins when its spec names an existing network namespace (`--net
+//! container:X`, or a named one that several containers share).
 //!
-//! Called by `bootstrap`, for a container that belongs to no pod by its annotations, and by `sandbox`. Two virtual
-//! machines can't share a network, so whoever comes second becomes one of the first one's pod; who comes first is
-//! decided by one file's lock (`NetworkLock`), also where both start at once. A pod that is leaving is waited for.
+//! Called by `bootstrap`, for a container whose annotations name no pod, and by `namespace`. Two
+//! VMs can't share a network, so the second container joins the first one's pod. A file lock
+//! (`NetworkLock`) settles races. If the owning pod is stopping, we wait for it.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -14,7 +14,8 @@ use kata_like_config::state::{NetworkId, NetworkLock, Occupied, Record, StateErr
 use super::read;
 use kata_like_failure::Failure;
 
-/// How long it may take until it is known whose a namespace is: a pod that leaves is taken down within it.
+/// How long it may take until it is known whose a namespace is: a pod that leaves is taken down
+/// within it.
 const CHANGING: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -29,8 +30,8 @@ pub enum Place {
     Unknown,
 }
 
-/// Finds the place of the container `id`, given the namespace at `path`. `serving` answers the socket of a
-/// sandbox of the same containerd's namespace, if somebody serves there.
+/// Finds the place of the container `id`, given the namespace at `path`. `serving` answers the
+/// socket of a sandbox of the same containerd's namespace, if somebody serves there.
 pub fn find(
     namespace: &str,
     id: &str,
@@ -72,7 +73,8 @@ fn find_by(
     }
 }
 
-/// Takes a namespace for a pod; once it is another's for good, the answer is whose. Blocks.
+/// Claims a namespace for `sandbox`. Answers the owner if another pod keeps it. Blocks while that
+/// pod stops.
 pub fn take(network: NetworkId, namespace: &str, sandbox: &str) -> Result<Occupied, StateError> {
     let end = Instant::now() + CHANGING;
     loop {
@@ -88,8 +90,8 @@ pub fn take(network: NetworkId, namespace: &str, sandbox: &str) -> Result<Occupi
     }
 }
 
-/// Does what a dead pod would have done as it left the namespace: who cleans up after it later leaves the next one's
-/// alone. What fails is in the way of nobody.
+/// Removes what a crashed pod left in the namespace, so that its own late clean-up cannot touch the
+/// new owner's redirections. Failures are ignored: leftovers block nobody.
 fn undo_dead(lock: &NetworkLock) {
     let Some((namespace, sandbox)) = lock.dead() else {
         return;

@@ -1,12 +1,15 @@
-//! Port-forward: what connects to the loopback of the pod's network namespace on the host reaches the guest's.
+//! Port-forward: what connects to the loopback of the pod's network namespace on the host reaches
+//! the guest's.
 //!
-//! Called by `sandbox`. containerd's PortForward (CRI) enters that namespace and dials localhost, where no process
-//! of the guest listens. So one socket listens there for every port (`steer`), and each connection is joined to
-//! one that the agent makes in the guest. The kernel has accepted a connection before the guest has been asked:
-//! one that the guest refuses is reset at once.
+//! Called by `pod_network`. containerd's PortForward (CRI) enters that namespace and dials
+//! localhost, where no process of the guest listens. So one socket listens there for every port
+//! (`steer`), and each connection is joined to one that the agent makes in the guest. The kernel
+//! has accepted a connection before the guest has been asked: one that the guest refuses is reset
+//! at once.
 //!
-//! What must hold: no more connections than [`MOST`], or the limit of open files lets through; further ones are
-//! reset. Nobody waits for anything here. All of it ends when [`Forward`] is dropped, or with the shim.
+//! What must hold: no more connections than [`MOST`], or the limit of open files lets through;
+//! further ones are reset. Nobody waits for anything here. All of it ends when [`Forward`] is
+//! dropped, or with the shim.
 
 use std::future::Future;
 use std::io;
@@ -60,8 +63,8 @@ impl Drop for Forward {
     }
 }
 
-/// Listens in a namespace; nothing is accepted yet. Where the namespace is the pod's `own`, its loopback interface is
-/// brought up first. Blocks.
+/// Listens in a namespace; nothing is accepted yet. Where the namespace is the pod's `own`, its
+/// loopback interface is brought up first. Blocks.
 pub fn listen_in(namespace: BorrowedFd, own: bool) -> Result<Listener, Failure> {
     let failed = |step: &'static str| move |cause: io::Error| Failure::failed(step, cause);
     inside(namespace, || {
@@ -79,8 +82,8 @@ pub fn listen_in(namespace: BorrowedFd, own: bool) -> Result<Listener, Failure> 
     })
 }
 
-/// On loopback, so that nobody else reaches it: on IPv4's, for a socket of IPv6 that is bound to `::1` takes no IPv4
-/// (net/ipv6/af_inet6.c, `__inet6_bind`). Free: the interface may be down.
+/// On loopback, so that nobody else reaches it: on IPv4's, for a socket of IPv6 that is bound to
+/// `::1` takes no IPv4 (net/ipv6/af_inet6.c, `__inet6_bind`). Free: the interface may be down.
 fn listening(family: AddressFamily) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
@@ -98,7 +101,8 @@ fn listening(family: AddressFamily) -> Result<OwnedFd, Errno> {
 }
 
 impl Listener {
-    /// Accepts from now on. `connect` connects to a port of the guest's loopback. Needs a runtime of tokio.
+    /// Accepts from now on. `connect` connects to a port of the guest's loopback. Needs a runtime
+    /// of tokio.
     pub fn serve<F>(
         self,
         connect: impl Fn(u16) -> F + Send + Sync + 'static,

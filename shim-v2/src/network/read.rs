@@ -1,13 +1,14 @@
 //! The pod's network namespace on the host: what it holds, and the taps that join it to the VM.
 //!
-//! Called by `sandbox`. Whoever has filled the namespace (a CNI plugin, a hook, Docker) finds it as it was: an
-//! interface keeps its name, its addresses and its counters, and is joined to a tap by `tc`, every frame both
-//! ways. What the guest must know of it is read here and made again there.
+//! Called by `pod_network`. Who has filled the namespace (a CNI plugin, a hook, Docker) finds it as
+//! it was: an interface keeps its name, its addresses and its counters, and is joined to a tap by
+//! `tc`, every frame both ways. What the guest must know of it is read here and made again there.
 //!
-//! An interface is judged by what it is at layer 2, not by its kind: Ethernet is joined, anything else that is
-//! in use is refused by its name. One that is down and has no address is nobody's: kernel modules put such
-//! into each namespace (`tunl0`, `sit0`, `gretap0`). The ports of a bridge are the bridge's business, and what a
-//! VLAN lies upon is the VLAN's: frames taken there would never get to the interface that has the addresses.
+//! An interface is judged by what it is at layer 2, not by its kind: Ethernet is joined, anything
+//! else that is in use is refused by its name. One that is down and has no address is nobody's:
+//! kernel modules put such into each namespace (`tunl0`, `sit0`, `gretap0`). The ports of a bridge
+//! are the bridge's business, and what a VLAN lies upon is the VLAN's: frames taken there would
+//! never get to the interface that has the addresses.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -17,6 +18,7 @@ use std::path::Path;
 
 use kata_like_netlink::{Address, Link, Named, Neighbour, Route, Socket};
 
+use crate::vm::agent::Interface;
 use kata_like_failure::{Failure, Kind};
 
 use super::tap::{self, TAP_PREFIX};
@@ -46,26 +48,8 @@ pub struct Network {
     pub neighbours: Vec<Named<Neighbour>>,
 }
 
-/// An interface.
-#[derive(Clone, Debug)]
-pub struct Interface {
-    /// The number of it in its namespace.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// Its address at layer 2.
-    pub mac: [u8; 6],
-    /// Its MTU in bytes.
-    pub mtu: u16,
-    /// Whether it is up.
-    pub up: bool,
-    /// Whether addresses at layer 2 are asked for on it.
-    pub arp: bool,
-    /// Its addresses.
-    pub addresses: Vec<Address>,
-}
-
-/// A namespace that is joined to the VM. Dropped, it is as it was before; the taps go with their descriptors.
+/// A namespace that is joined to the VM. Dropped, it is as it was before; the taps go with their
+/// descriptors.
 #[derive(Debug)]
 pub struct Joined {
     socket: Socket,
@@ -141,8 +125,9 @@ pub fn join(namespace: BorrowedFd) -> Result<(Network, Vec<OwnedFd>, Joined), Fa
     })
 }
 
-/// Takes from a namespace what a killed shim has left there: the redirections, and the queueing disciplines of
-/// the interfaces with these numbers. The VM has ended. A namespace that is gone is no error.
+/// Takes from a namespace what a killed shim has left there: the redirections, and the queueing
+/// disciplines of the interfaces with these numbers. The VM has ended. A namespace that is gone is
+/// no error.
 pub fn undo(path: &Path, qdiscs: &[u32]) -> Result<(), Failure> {
     let Ok(namespace) = File::open(path) else {
         return Ok(());
@@ -223,8 +208,8 @@ impl Network {
         self.interfaces.is_empty() && self.routes.is_empty() && self.neighbours.is_empty()
     }
 
-    /// Adds the routes over its interfaces, and the neighbours on its interfaces. `refused` is asked what to do about
-    /// a route that the guest can't have.
+    /// Adds the routes over its interfaces, and the neighbours on its interfaces. `refused` is
+    /// asked what to do about a route that the guest can't have.
     fn add_ways(
         &mut self,
         socket: &mut Socket,
@@ -258,14 +243,15 @@ impl Network {
     }
 }
 
-/// Whether it is only there for another interface of the namespace: a bridge that it is a port of, or a VLAN.
+/// Whether it is only there for another interface of the namespace: a bridge that it is a port of,
+/// or a VLAN.
 fn carries_others_only(link: &Link, links: &[Link], own: &[Address]) -> bool {
     let mut upper = links.iter().filter(|other| is_upon(other, link));
     link.master.is_some() || upper.next().is_some() && !own.iter().any(is_global)
 }
 
-/// The interface of the same namespace that `link` lies upon, if it has addresses of its own: then all of its
-/// frames go to the VM.
+/// The interface of the same namespace that `link` lies upon, if it has addresses of its own: then
+/// all of its frames go to the VM.
 fn lies_upon<'a>(link: &Link, links: &'a [Link], addresses: &[Address]) -> Option<&'a Link> {
     let lower = links.iter().find(|lower| is_upon(link, lower))?;
     let mut own = addresses.iter().filter(|it| it.link == lower.index);
@@ -339,7 +325,8 @@ fn interface(
     }))
 }
 
-/// A route that the guest must be given: not those that the kernel has for itself, or that a router tells.
+/// A route that the guest must be given: not those that the kernel has for itself, or that a router
+/// tells.
 fn named_route(route: Route, links: &[Link]) -> Result<Option<Named<Route>>, Failure> {
     const RTM_F_CLONED: u32 = 0x200;
     const RTPROT_RA: u8 = 9;

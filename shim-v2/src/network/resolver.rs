@@ -1,10 +1,10 @@
-//! Name servers on the loopback of the pod's network namespace, such as Docker's and compose's at 127.0.0.11: who
-//! they are, and how one is asked.
+//! Name servers on the loopback of the pod's network namespace, such as Docker's and compose's at
+//! 127.0.0.11: who they are, and how one is asked.
 //!
-//! The guest has a loopback of its own, on which they are not. Whatever a container's resolv.conf names there
-//! is served by the agent if somebody in the namespace listens at that address; if nobody does, it is left to
-//! the containers, one of which may be a name server itself. Docker's listens at ports that its rules for the
-//! namespace lead port 53 to.
+//! The guest has a loopback of its own, on which they are not. Whatever a container's resolv.conf
+//! names there is served by the agent if somebody in the namespace listens at that address; if
+//! nobody does, it is left to the containers, one of which may be a name server itself. Docker's
+//! listens at ports that its rules for the namespace lead port 53 to.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -40,7 +40,8 @@ pub struct ResolvConf {
 }
 
 impl ResolvConf {
-    /// The name servers in it that are loopback addresses. A file that is not there names none. Blocks.
+    /// The name servers in it that are loopback addresses. A file that is not there names none.
+    /// Blocks.
     pub fn on_loopback(&self) -> io::Result<Vec<IpAddr>> {
         match self.read() {
             Ok(text) => Ok(on_loopback(&text)),
@@ -82,8 +83,8 @@ fn on_loopback(text: &str) -> Vec<IpAddr> {
     found
 }
 
-/// Whether somebody in the namespace takes datagrams at this address: at any port of the address itself, for
-/// rules can lead there, or at port 53 of all addresses. Blocks.
+/// Whether somebody in the namespace takes datagrams at this address: at any port of the address
+/// itself, for rules can lead there, or at port 53 of all addresses. Blocks.
 pub fn is_served(namespace: BorrowedFd, address: IpAddr) -> Result<bool, Failure> {
     inside(namespace, || {
         for table in ["udp", "udp6"] {
@@ -122,8 +123,8 @@ fn local(line: &str) -> Option<SocketAddr> {
     ))
 }
 
-/// Puts a question to the name server at this address of the namespace, and takes its answer: by UDP, and with `tcp`
-/// by TCP where that leads there. It has no deadline: the caller has.
+/// Puts a question to the name server at this address of the namespace, and takes its answer: by
+/// UDP, and with `tcp` by TCP where that leads there. It has no deadline: the caller has.
 pub async fn ask(
     namespace: OwnedFd,
     address: IpAddr,
@@ -131,7 +132,8 @@ pub async fn ask(
     question: Vec<u8>,
 ) -> Result<Vec<u8>, Failure> {
     let server = SocketAddr::new(address, PORT);
-    // Else it would be port-forward that accepts (`forward::steer`), and the guest be asked by itself.
+    // Else it would be port-forward that accepts (`forward::steer`), and the guest be asked by
+    // itself.
     let answer = match tcp && address == DOCKER_S {
         true => {
             let stream = open(namespace, move || connected(server)).await?;

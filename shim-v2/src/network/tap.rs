@@ -9,8 +9,8 @@ use kata_like_netlink::{Change, Socket};
 /// What the names of our taps begin with; the kernel counts them.
 pub const TAP_PREFIX: &str = "kltap";
 
-/// Makes a tap in the calling thread's network namespace, up, with this MTU and without an address of its own.
-/// Answers the descriptor, with which it goes, and its number.
+/// Makes a tap in the calling thread's network namespace, up, with this MTU and without an address
+/// of its own. Answers the descriptor, with which it goes, and its number.
 pub fn make(socket: &mut Socket, mtu: u32) -> io::Result<(OwnedFd, u32)> {
     let device = File::options().read(true).write(true).open("/dev/net/tun");
     let device =
@@ -23,8 +23,8 @@ pub fn make(socket: &mut Socket, mtu: u32) -> io::Result<(OwnedFd, u32)> {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags as libc::c_short; // all of them are in 16 bits
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it gets; the
-    // template ends with a NUL, for the name is longer.
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose live and exclusive address it
+    // gets; the template ends with a NUL, for the name is longer.
     if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,8 +1,8 @@
-//! Frames from one interface to another and back, by traffic control: whatever comes in at one goes out at the
-//! other, before the host's own stack sees it.
+//! Frames from one interface to another and back, by traffic control: whatever comes in at one goes
+//! out at the other, before the host's own stack sees it.
 //!
-//! As `tc qdisc add dev FROM clsact; tc filter add dev FROM ingress pref P u32 match u32 0 0 action mirred
-//! egress redirect dev TO`, both ways. What is on a tap goes with it.
+//! As `tc qdisc add dev FROM clsact; tc filter add dev FROM ingress pref P u32 match u32 0 0 action
+//! mirred egress redirect dev TO`, both ways. What is on a tap goes with it.
 
 use std::io;
 
@@ -11,8 +11,8 @@ use kata_like_netlink::{Message, Socket};
 /// The place of our filters, which nobody else takes by chance.
 const PRIORITY: u32 = 0x4b4c;
 
-/// Parents and handle (include/uapi/linux/pkt_sched.h): TC_H_CLSACT, its handle, and its ingress side, which
-/// is that of a plain ingress qdisc, too.
+/// Parents and handle (include/uapi/linux/pkt_sched.h): TC_H_CLSACT, its handle, and its ingress
+/// side, which is that of a plain ingress qdisc, too.
 const CLSACT: u32 = 0xffff_fff1;
 const HANDLE: u32 = 0xffff_0000;
 const INGRESS: u32 = 0xffff_fff2;
@@ -23,8 +23,8 @@ const TCA_U32_ACT: u16 = 7;
 const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_MIRRED_PARMS: u16 = 2;
-/// struct tc_u32_sel that ends the search (TC_U32_TERMINAL), with one key whose mask is 0: it matches whatever
-/// there is.
+/// struct tc_u32_sel that ends the search (TC_U32_TERMINAL), with one key whose mask is 0: it
+/// matches whatever there is.
 const ANYTHING: [u8; 32] = {
     let mut selector = [0; 32];
     selector[0] = 1; // flags
@@ -79,8 +79,8 @@ pub fn redirect(socket: &mut Socket, link: u32, tap: u32) -> io::Result<Redirect
     Ok(redirect)
 }
 
-/// Takes from an interface what a shim that was killed has left there, if it has: the filter, and with
-/// `own_qdisc` what it is in.
+/// Takes from an interface what a shim that was killed has left there, if it has: the filter, and
+/// with `own_qdisc` what it is in.
 pub fn undo_stale(socket: &mut Socket, link: u32, own_qdisc: bool) -> io::Result<()> {
     match socket.change(filter(libc::RTM_DELTFILTER, 0, link)) {
         Ok(()) if own_qdisc => absent_is_done(socket.change(qdisc(libc::RTM_DELQDISC, 0, link))),

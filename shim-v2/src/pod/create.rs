@@ -2,22 +2,27 @@
 //!
 //! A creation that fails, or that nobody wants any more when it is done, leaves nothing.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
-
-use super::{Container, Entry, Phase, Pod, Process, Slot, check_name, lock};
+use super::bring_up::{self, First};
+use super::container::{Container, Process, lock};
+use super::events::TaskEvent;
+use super::host_side;
+use super::process::Life;
+use super::sandbox::Sandbox;
+use super::{Entry, Phase, Pod, Slot, check_name};
 use crate::bundle::{Membership, Role};
-use crate::containerd::publish::TaskEvent;
-use crate::pod::process::Life;
+use crate::share::RootfsMount;
 use crate::stdio::{Stdio, StdioPaths};
-use crate::vm::request::new_token;
-use crate::vm::{ContainerRequest, RootfsMount, Sandbox, SandboxRequest, StreamTokens};
+use crate::vm::agent::{StreamTokens, new_token};
+use crate::vm::guest::Guest;
 use kata_like_failure::{Failure, Kind, one_line};
 
-/// How long a container that joins waits for the one that the shim was started for, where both start at once.
+/// How long a container that joins waits for the one that the shim was started for, where both
+/// start at once.
 const OWN_CONTAINER: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -63,8 +68,8 @@ impl Pod {
             ));
         }
         let held = container.init.life().created(pid);
-        if let Some(gone) = held {
-            self.finish_later(&container, &container.init, gone);
+        if let Some(news) = held {
+            self.tell_later(&container, &container.init, news);
         }
         tracing::info!(container = request.id, pid, "container created");
         Ok(pid)
@@ -72,23 +77,10 @@ impl Pod {
 
     /// Takes the name.
     fn reserve(&self, request: &CreateRequest, role: Role) -> Result<Arc<Container>, Failure> {
-        let container = Arc::new(Container {
-            id: request.id.clone(),
-            bundle: request.bundle.clone(),
-            rootfs: request.rootfs.clone(),
-            role,
-            sandbox: OnceLock::new(),
-            init: Arc::new(Process::new(
-                &request.id,
-                "",
-                request.stdio.clone(),
-                Vec::new(),
-                Life::creating(),
-            )),
-            execs: Mutex::default(),
-            freeze: Mutex::default(),
-            deleted: watch::Sender::new(()),
-        });
+        let (id, paths) = (&request.id, request.stdio.clone());
+        let init = Process::new(id, "", paths, Vec::new(), Life::creating());
+        let (bundle, rootfs) = (request.bundle.clone(), request.rootfs.clone());
+        let container = Arc::new(Container::new(id, bundle, rootfs, role, init));
         let mut state = self.state();
         if state.containers.contains_key(&request.id) {
             return Err(Failure::new(
@@ -106,35 +98,50 @@ impl Pod {
 
     async fn make(
         self: &Arc<Self>,
-        container: &Container,
+        container: &Arc<Container>,
         request: &CreateRequest,
     ) -> Result<u32, Failure> {
         let process = &container.init;
         let stdio = Stdio::open(&request.stdio, &self.namespace, &request.id).await?;
         let streams = tokens(&stdio, process)?;
         let _ = process.stdio.set(stdio);
-        let sandbox = self.sandbox_for(container, request).await?;
+        let (sandbox, first) = self.sandbox_for(container, request).await?;
         let _ = container.sandbox.set(Arc::clone(&sandbox));
-        let created = sandbox
-            .create_container(ContainerRequest {
-                id: request.id.clone(),
-                bundle: request.bundle.clone(),
-                rootfs: request.rootfs.clone(),
-                placeholder: container.role == Role::CriSandbox,
-                streams: streams.clone(),
-            })
-            .await?;
-        attach(&sandbox, process, streams).await?;
-        Ok(created.pid)
+        let made_from = host_side::Request {
+            id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            placeholder: container.role == Role::CriSandbox,
+            streams: streams.clone(),
+        };
+        let tasks = self.tasks_by_pid();
+        let task_of = |pid: u32| tasks.get(&pid).cloned();
+        let host_side = &container.host_side;
+        let pid = host_side::make(host_side, &sandbox, made_from, first, &task_of).await?;
+        let stand_in = host_side.place()?.stand_in.clone();
+        self.watch_stand_in(container, process, stand_in);
+        attach(&sandbox.guest, process, streams).await?;
+        Ok(pid)
     }
 
-    /// The pod's sandbox, made if this is its first container. One that is being made is waited for, and
-    /// the end of one that has left.
+    /// The containers by the pids of their stand-ins, which is how a spec names them.
+    fn tasks_by_pid(&self) -> HashMap<u32, String> {
+        let state = self.state();
+        let containers = state.containers.values().map(|entry| &entry.container);
+        let placed = containers.filter_map(|container| {
+            let place = container.host_side.place().ok()?;
+            Some((place.stand_in.pid, container.id.clone()))
+        });
+        placed.collect()
+    }
+
+    /// The pod's sandbox, made if this is its first container, which then gets what it was made
+    /// with. One that is being made is waited for, and the end of one that is taken down.
     async fn sandbox_for(
         self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
-    ) -> Result<Arc<Sandbox>, Failure> {
+    ) -> Result<(Arc<Sandbox>, Option<First>), Failure> {
         let begin = Instant::now();
         loop {
             let settled = {
@@ -149,9 +156,10 @@ impl Pod {
                     ));
                 }
                 match &state.sandbox {
-                    Slot::Up(sandbox) => return Ok(Arc::clone(sandbox)),
+                    Slot::Up(sandbox) => return Ok((Arc::clone(sandbox), None)),
                     Slot::Changing => Some(self.settled.subscribe()),
-                    // The VM, the cgroup and the stand-in are made by what its own container asks for.
+                    // The VM, the cgroup and the stand-in are made by what its own container asks
+                    // for.
                     Slot::Empty
                         if request.id != self.id
                             && lock(&self.network).is_some()
@@ -175,32 +183,40 @@ impl Pod {
                 }
             };
             match settled {
-                // The sender lives in `self`: the wait can't fail. It ends with a sandbox's making or taking down, whose
-                // steps have deadlines and which go on if who has asked for them does not wait any more.
+                // The sender lives in `self`: the wait can't fail. It ends when the boot or
+                // tear-down in progress ends; both run detached, and each of their steps has a
+                // deadline.
                 Some(mut settled) => drop(settled.changed().await),
                 None => tokio::time::sleep(POLL).await,
             }
         }
+        self.bring_up(request).await
+    }
+
+    /// Makes the sandbox for its first container. The slot is `Changing` before and settled after.
+    async fn bring_up(
+        self: &Arc<Self>,
+        request: &CreateRequest,
+    ) -> Result<(Arc<Sandbox>, Option<First>), Failure> {
         let network = lock(&self.network).take();
-        let (events, happened) = mpsc::unbounded_channel();
-        let started = Sandbox::start(SandboxRequest {
+        let started = bring_up::start(bring_up::Request {
             namespace: self.namespace.clone(),
             id: self.id.clone(),
+            first: request.id.clone(),
             bundle: request.bundle.clone(),
             config_path: request.config_path.clone(),
             host_mounts: self.host_mounts.clone(),
             network,
-            events,
         })
         .await;
         let mut state = self.state();
         self.settled.send_replace(());
         match started {
-            Ok(sandbox) => {
+            Ok((sandbox, happened, first)) => {
                 state.sandbox = Slot::Up(Arc::clone(&sandbox));
                 drop(state);
                 tokio::spawn(Arc::clone(self).follow(Arc::downgrade(&sandbox), happened));
-                Ok(sandbox)
+                Ok((sandbox, Some(first)))
             }
             Err(error) => {
                 state.sandbox = Slot::Empty;
@@ -216,8 +232,8 @@ impl Pod {
             Some(entry) if entry.phase == Phase::Making => entry.phase = Phase::Made,
             _ => return false,
         }
-        // Under the lock: whoever finds the container comes after its event.
-        self.publisher.publish(TaskEvent::Created {
+        // Under the lock: a caller that finds the container comes after its event.
+        self.events.publish(TaskEvent::Created {
             container: container.id.clone(),
             bundle: container.bundle.display().to_string(),
             rootfs: container.rootfs.clone(),
@@ -240,15 +256,7 @@ impl Pod {
                 None
             }
         };
-        if let Some(sandbox) = container.sandbox.get()
-            && let Err(error) = sandbox.delete_container(&container.id).await
-        {
-            tracing::warn!(
-                container = container.id,
-                error = error.one_line(),
-                "undo a creation"
-            );
-        }
+        container.end_host_side().await;
         if let Some(sandbox) = last {
             self.take_down(&sandbox).await;
         }
@@ -278,12 +286,12 @@ pub(super) fn tokens(stdio: &Stdio, process: &Process) -> Result<StreamTokens, F
 
 /// Joins the guest's streams to containerd's.
 pub(super) async fn attach(
-    sandbox: &Sandbox,
+    guest: &Guest,
     process: &Process,
     streams: StreamTokens,
 ) -> Result<(), Failure> {
     let open = async |token: Option<[u8; 16]>| match token {
-        Some(token) => sandbox.open_stream(token).await.map(Some),
+        Some(token) => guest.open_stream(token).await.map(Some),
         None => Ok(None),
     };
     let (stdin, stdout, stderr) = tokio::try_join!(

@@ -1,7 +1,8 @@
 //! Takes containers and execs away, and with the last container the sandbox.
 //!
 //! A CRI pod's sandbox container takes the sandbox with it whatever else is left: CNI tears the
-//! network down as soon as its deletion has been answered. Other pods end with their last container.
+//! network down as soon as its deletion has been answered. Other pods end with their last
+//! container.
 
 use kata_like_failure::{Failure, Kind};
 use std::sync::Arc;
@@ -9,18 +10,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::{Container, KILL, KILLED, Phase, Pod, Slot, State, at_once, lock, not_found};
+use super::container::{Container, lock};
+use super::events::TaskEvent;
+use super::process::{Exit, Exited, Status};
+use super::sandbox::Sandbox;
+use super::{KILL, KILLED, Phase, Pod, Slot, State, at_once, not_found};
 use crate::bundle::Role;
-use crate::containerd::publish::TaskEvent;
-use crate::pod::process::{Exit, Gone, Status};
-use crate::vm::Sandbox;
 
 /// How long a deletion waits for output that is under way.
 const STREAMS_PATIENCE: Duration = Duration::from_millis(400);
 /// How long the shim stays for containerd's own `Shutdown` after the last container.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
-/// How long taking everything down may last when the shim is told to end: less than systemd waits for a process that
-/// it has told so (DefaultTimeoutStopSec).
+/// How long taking everything down may last when the shim is told to end: less than systemd waits
+/// for a process that it has told so (DefaultTimeoutStopSec).
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a deletion tells.
@@ -64,9 +66,7 @@ impl Pod {
         if let Some(stdio) = process.stdio.get() {
             stdio.close(STREAMS_PATIENCE).await;
         }
-        if let Ok(sandbox) = container.sandbox() {
-            sandbox.forget_exec(id, exec).await;
-        }
+        container.end_stand_in(&process).await;
         match lock(&container.execs).remove(exec) {
             Some(_) => Ok(deleted),
             None => Err(not_found(id, exec)),
@@ -77,7 +77,8 @@ impl Pod {
         let container = loop {
             match self.begin_delete(id)? {
                 Deletion::Ours(container) => break container,
-                // A caller that lost its patience asks again. The answer is that it is gone, once it is.
+                // A caller that lost its patience asks again. The answer is that it is deleted,
+                // once it is.
                 Deletion::UnderWay(mut ended) => {
                     let _ = ended.changed().await;
                 }
@@ -95,19 +96,12 @@ impl Pod {
         futures::future::join_all(closes).await;
 
         if let Some((sandbox, others)) = self.ends_with(&container) {
-            // The guest is told first, so that it writes back what it holds of the root file system.
+            // The guest is told first, so that it writes back what it holds of the root file
+            // system.
             self.take_down(&sandbox).await;
-            self.end_tasks(&others);
+            self.lose_tasks(&others);
         }
-        if let Ok(sandbox) = container.sandbox()
-            && let Err(error) = sandbox.delete_container(id).await
-        {
-            if let Some(entry) = self.state().containers.get_mut(id) {
-                entry.phase = Phase::Made;
-            }
-            container.deleted.send_replace(());
-            return Err(error);
-        }
+        container.end_host_side().await;
         let (pid, exit) = {
             let life = container.init.life();
             (life.pid(), life.exit())
@@ -116,7 +110,7 @@ impl Pod {
             status: KILLED,
             at: SystemTime::now(),
         });
-        self.publisher.publish(TaskEvent::Deleted {
+        self.events.publish(TaskEvent::Deleted {
             container: id.to_owned(),
             pid,
             exit,
@@ -147,7 +141,7 @@ impl Pod {
             let life = container.init.life();
             if life.status() != Status::Stopped && life.is_under_way() {
                 return Err(running(
-                    container.freeze().word().filter(|_| !life.is_gone()),
+                    container.freeze().word().filter(|_| !life.has_exited()),
                 ));
             }
         }
@@ -160,11 +154,11 @@ impl Pod {
         if let Ok(sandbox) = container.sandbox() {
             let (sandbox, id) = (Arc::clone(sandbox), container.id.clone());
             at_once(async move {
-                let _ = sandbox.signal(&id, "", KILL, true).await;
+                let _ = sandbox.guest.agent.signal(&id, "", KILL, true).await;
             })
             .await;
         }
-        let gone = Gone {
+        let news = Exited {
             exit: Exit {
                 status: KILLED,
                 at: SystemTime::now(),
@@ -173,9 +167,9 @@ impl Pod {
             stderr_bytes: 0,
             lost: true,
         };
-        let now = container.init.life().gone(gone);
-        if let Some(gone) = now {
-            self.finish(container, &container.init, gone).await;
+        let now = container.init.life().exited(news);
+        if let Some(news) = now {
+            self.tell(container, &container.init, news).await;
         } else {
             // The guest's own news came first, and is being told.
             let mut exit = container.init.exit.subscribe();
@@ -199,7 +193,7 @@ impl Pod {
         Some((self.take_sandbox(&mut state)?, others))
     }
 
-    /// The sandbox leaves the pod: whoever takes it takes it down.
+    /// The sandbox leaves the pod. The caller takes it down.
     pub(super) fn take_sandbox(&self, state: &mut State) -> Option<Arc<Sandbox>> {
         match std::mem::replace(&mut state.sandbox, Slot::Changing) {
             Slot::Up(sandbox) => {
@@ -214,10 +208,29 @@ impl Pod {
     }
 
     /// Takes down a sandbox that has left the pod. The next container gets a new one.
-    pub(super) async fn take_down(&self, sandbox: &Sandbox) {
-        sandbox.stop().await;
+    pub(super) async fn take_down(&self, sandbox: &Arc<Sandbox>) {
+        self.stop_sandbox(sandbox).await;
         self.state().sandbox = Slot::Empty;
         self.settled.send_replace(());
+    }
+
+    /// Ends a sandbox: its guest, then what its containers have on the host, then what is its own.
+    /// Can be called again.
+    pub(super) async fn stop_sandbox(&self, sandbox: &Arc<Sandbox>) {
+        let _one = sandbox.stopping.lock().await;
+        sandbox.end_guest().await;
+        let containers: Vec<_> = {
+            let state = self.state();
+            let entries = state.containers.values();
+            entries.map(|entry| Arc::clone(&entry.container)).collect()
+        };
+        for container in containers {
+            let own = container.sandbox.get();
+            if own.is_some_and(|own| Arc::ptr_eq(own, sandbox)) {
+                container.end_host_side().await;
+            }
+        }
+        sandbox.remove().await;
     }
 
     /// The container's name is free. After the last one a remembered end comes true.
@@ -263,20 +276,14 @@ impl Pod {
                 .collect();
             (self.take_sandbox(&mut state), containers)
         };
-        self.end_tasks(&containers);
+        self.lose_tasks(&containers);
         let Some(sandbox) = sandbox else {
             return;
         };
         let down = async {
             self.take_down(&sandbox).await;
             for container in &containers {
-                if let Err(error) = sandbox.delete_container(&container.id).await {
-                    tracing::warn!(
-                        container = container.id,
-                        error = error.one_line(),
-                        "take a container down"
-                    );
-                }
+                container.end_host_side().await;
             }
         };
         if tokio::time::timeout(STOP_DEADLINE, down).await.is_err() {

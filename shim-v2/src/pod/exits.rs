@@ -11,13 +11,17 @@ use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Container, KILL, KILLED, Pod, Process, Slot};
+use super::container::{Container, Process};
+use super::events::TaskEvent;
+use super::limits;
+use super::process::{Exit, Exited};
+use super::sandbox::Sandbox;
+use super::{KILL, KILLED, Pod, Slot};
 use crate::bundle;
-use crate::containerd::publish::TaskEvent;
-use crate::pod::process::{Exit, Gone};
-use crate::vm::{Sandbox, SandboxEvent};
+use crate::vm::agent::Event;
+use crate::vm::ending;
 
-/// How long the execs of an init that is gone may take until their exits are told.
+/// How long the execs of an init that has exited may take until their exits are told.
 const EXECS_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Pod {
@@ -25,11 +29,11 @@ impl Pod {
     pub(super) async fn follow(
         self: Arc<Self>,
         sandbox: Weak<Sandbox>,
-        mut happened: mpsc::UnboundedReceiver<SandboxEvent>,
+        mut happened: mpsc::Receiver<Event>,
     ) {
         while let Some(event) = happened.recv().await {
             match event {
-                SandboxEvent::Exited {
+                Event::Exited {
                     container,
                     exec,
                     status,
@@ -37,82 +41,76 @@ impl Pod {
                     stdout_bytes,
                     stderr_bytes,
                 } => {
-                    let gone = Gone {
+                    let news = Exited {
                         exit: Exit { status, at },
                         stdout_bytes,
                         stderr_bytes,
                         lost: false,
                     };
-                    self.gone(&container, &exec, gone);
+                    self.exited(&container, &exec, news);
                 }
-                // At once: CRI needs it before or near the exit.
-                SandboxEvent::OutOfMemory { container } => {
-                    self.note_out_of_memory(&container);
-                    self.publisher.publish(TaskEvent::OutOfMemory { container });
+                Event::OutOfMemory { container } => self.ran_out_of_memory(container),
+                Event::NameQuestion(question) => {
+                    if let Some(sandbox) = sandbox.upgrade() {
+                        sandbox.network.answer(&sandbox.guest, question);
+                    }
                 }
-                SandboxEvent::StandInDied { container, exec } => {
-                    tracing::warn!(
-                        container,
-                        exec,
-                        "a task's stand-in was killed: its task is too"
-                    );
-                    let Some(sandbox) = sandbox.upgrade() else {
-                        return;
-                    };
-                    tokio::spawn(async move {
-                        let all = exec.is_empty();
-                        if let Err(error) = sandbox.signal(&container, &exec, KILL, all).await {
-                            tracing::warn!(
-                                container,
-                                exec,
-                                error = error.one_line(),
-                                "kill a task whose stand-in is gone"
-                            );
-                        }
-                    });
-                }
-                SandboxEvent::Ended { reason } => {
-                    self.all_gone(&sandbox, &reason);
+                Event::Ended { reason } => {
+                    self.lose_all(&sandbox, &reason);
                     return;
                 }
             }
         }
     }
 
-    /// For callers that get no events.
-    fn note_out_of_memory(&self, container: &str) {
-        let bundle = {
+    /// Told at once: CRI needs it before or near the exit. Noted in the bundle for callers that get
+    /// no events.
+    fn ran_out_of_memory(&self, id: String) {
+        let container = {
             let state = self.state();
-            let entry = state.containers.get(container);
-            entry.map(|entry| entry.container.bundle.clone())
+            let entry = state.containers.get(&id);
+            entry.map(|entry| Arc::clone(&entry.container))
         };
-        let Some(Err(error)) = bundle.map(|bundle| bundle::note_out_of_memory(&bundle)) else {
+        let Some(container) = container else {
+            tracing::warn!("the guest sent an event of an unknown process");
             return;
         };
-        tracing::warn!(container, %error, "note in the bundle that memory ran out");
+        if !container.tells_out_of_memory() {
+            return;
+        }
+        if let Ok(sandbox) = container.sandbox() {
+            let limit = container.host_side.limits().memory;
+            let limit = limits::out_of_memory(limit, &sandbox.memory);
+            tracing::warn!(container = id, "out of memory: {limit}");
+        }
+        if let Err(error) = bundle::note_out_of_memory(&container.bundle) {
+            tracing::warn!(container = id, %error, "note in the bundle that memory ran out");
+        }
+        self.events
+            .publish(TaskEvent::OutOfMemory { container: id });
     }
 
     /// Gives a sandbox up, and every task in it.
-    pub(super) async fn lose(self: &Arc<Self>, sandbox: &Arc<Sandbox>, reason: &str) {
-        self.all_gone(&Arc::downgrade(sandbox), reason);
-        sandbox.stop().await;
+    pub(super) async fn give_up(self: &Arc<Self>, sandbox: &Arc<Sandbox>, reason: &str) {
+        self.lose_all(&Arc::downgrade(sandbox), reason);
+        self.stop_sandbox(sandbox).await;
     }
 
-    /// An init that was killed goes: it may have much to write back, and is waited for as long as that becomes less. One
-    /// that does not go takes the pod with it.
+    /// An init that was killed goes: it may have much to write back, and is waited for as long as
+    /// that becomes less. One that does not go takes the pod with it.
     pub(super) fn expect_exit(self: &Arc<Self>, sandbox: &Arc<Sandbox>, init: Arc<Process>) {
         let (pod, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         tokio::spawn(async move {
-            let is_gone = || init.life().is_gone();
-            if let Err(why) = sandbox.killed(is_gone).await {
+            let is_gone = || init.life().has_exited();
+            if let Err(why) = ending::killed(&sandbox.guest, is_gone).await {
                 let reason = format!("SIGKILL had no effect: {why}");
-                pod.lose(&sandbox, &reason).await;
+                pod.give_up(&sandbox, &reason).await;
             }
         });
     }
 
-    /// Tells every exit of a sandbox that is gone.
-    fn all_gone(self: &Arc<Self>, sandbox: &Weak<Sandbox>, reason: &str) {
+    /// Tells every exit of a sandbox whose VM has ended.
+    fn lose_all(self: &Arc<Self>, sandbox: &Weak<Sandbox>, reason: &str) {
         let containers: Vec<_> = {
             let mut state = self.state();
             // The pod may have been stopped, and made anew, meanwhile.
@@ -125,12 +123,12 @@ impl Pod {
             entries.map(|entry| Arc::clone(&entry.container)).collect()
         };
         tracing::error!(sandbox = self.id, reason, "the sandbox has ended");
-        self.end_tasks(&containers);
+        self.lose_tasks(&containers);
     }
 
-    /// Every process of these containers is gone with the guest.
-    pub(super) fn end_tasks(self: &Arc<Self>, containers: &[Arc<Container>]) {
-        let gone = Gone {
+    /// Every process of these containers is lost with its VM.
+    pub(super) fn lose_tasks(self: &Arc<Self>, containers: &[Arc<Container>]) {
+        let news = Exited {
             exit: Exit {
                 status: KILLED,
                 at: SystemTime::now(),
@@ -143,14 +141,14 @@ impl Pod {
             // An exec that was never started has no exit.
             for exec in container.execs() {
                 if exec.life().is_under_way() {
-                    self.process_gone(container, &exec, gone);
+                    self.process_exited(container, &exec, news);
                 }
             }
-            self.process_gone(container, &container.init, gone);
+            self.process_exited(container, &container.init, news);
         }
     }
 
-    pub(super) fn gone(self: &Arc<Self>, id: &str, exec: &str, gone: Gone) {
+    pub(super) fn exited(self: &Arc<Self>, id: &str, exec: &str, news: Exited) {
         let container = {
             let state = self.state();
             state
@@ -163,42 +161,42 @@ impl Pod {
             Some((container, process))
         });
         match found {
-            Some((container, process)) => self.process_gone(&container, &process, gone),
+            Some((container, process)) => self.process_exited(&container, &process, news),
             None => tracing::debug!(container = id, exec, "an exit of nobody we know"),
         }
     }
 
-    fn process_gone(
+    fn process_exited(
         self: &Arc<Self>,
         container: &Arc<Container>,
         process: &Arc<Process>,
-        gone: Gone,
+        news: Exited,
     ) {
-        let now = process.life().gone(gone);
-        if let Some(gone) = now {
-            self.finish_later(container, process, gone);
+        let now = process.life().exited(news);
+        if let Some(news) = now {
+            self.tell_later(container, process, news);
         }
     }
 
     /// Tells an exit when its time has come.
-    pub(super) fn finish_later(
+    pub(super) fn tell_later(
         self: &Arc<Self>,
         container: &Arc<Container>,
         process: &Arc<Process>,
-        gone: Gone,
+        news: Exited,
     ) {
         let (pod, container, process) =
             (Arc::clone(self), Arc::clone(container), Arc::clone(process));
-        tokio::spawn(async move { pod.finish(&container, &process, gone).await });
+        tokio::spawn(async move { pod.tell(&container, &process, news).await });
     }
 
     /// Waits for what belongs before an exit, then tells it.
-    pub(super) async fn finish(&self, container: &Container, process: &Process, gone: Gone) {
+    pub(super) async fn tell(&self, container: &Container, process: &Process, news: Exited) {
         if let Some(stdio) = process.stdio.get() {
             stdio.end_input();
-            if gone.lost {
+            if news.lost {
                 stdio.lost().await;
-            } else if !stdio.drained(gone.stdout_bytes, gone.stderr_bytes).await {
+            } else if !stdio.drained(news.stdout_bytes, news.stderr_bytes).await {
                 tracing::debug!(
                     container = process.container,
                     exec = process.exec,
@@ -207,20 +205,21 @@ impl Pod {
             }
         }
         if process.is_init() {
-            self.end_execs(container, gone.lost).await;
+            self.end_execs(container, news.lost).await;
         }
-        self.tell_exit(process, gone.exit);
+        self.publish_exit(process, news.exit);
     }
 
-    fn tell_exit(&self, process: &Process, exit: Exit) {
+    fn publish_exit(&self, process: &Process, exit: Exit) {
         {
             let mut life = process.life();
             if life.exit().is_some() {
                 return;
             }
-            life.exited(exit);
-            // Under the lock: whoever sees the exit comes after its event, an init's exit too.
-            self.publisher.publish(TaskEvent::Exited {
+            life.told(exit);
+            // Under the lock: a caller that sees the exit comes after its event, an init's exit
+            // too.
+            self.events.publish(TaskEvent::Exited {
                 container: process.container.clone(),
                 exec: process.exec.clone(),
                 pid: life.pid(),
@@ -236,7 +235,7 @@ impl Pod {
         );
     }
 
-    /// The init is gone: its execs end too, and are told first.
+    /// The init has exited: its execs end too, and are told first.
     async fn end_execs(&self, container: &Container, lost: bool) {
         let left: Vec<_> = container
             .execs()
@@ -250,7 +249,7 @@ impl Pod {
             let (sandbox, id) = (Arc::clone(sandbox), container.id.clone());
             // Where init had no PID namespace of its own, the kernel has not killed them.
             tokio::spawn(async move {
-                let _ = sandbox.signal(&id, "", KILL, true).await;
+                let _ = sandbox.guest.agent.signal(&id, "", KILL, true).await;
             });
         }
         let told = left.iter().map(|exec| async {
@@ -271,7 +270,7 @@ impl Pod {
                     exec = exec.exec,
                     "an exec's exit never came: told as killed"
                 );
-                self.tell_exit(&exec, exit);
+                self.publish_exit(&exec, exit);
             }
         }
     }

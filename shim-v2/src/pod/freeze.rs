@@ -1,57 +1,17 @@
-//! Freezes containers, thaws them, and changes their limits.
+//! Freezes containers and thaws them.
 //!
-//! A refusal is in the words of runc's shim, which clients know. While the guest freezes, the state is
-//! "pausing": whoever asks then is answered at once.
+//! A refusal is in the words of runc's shim, which clients know. While the guest freezes, the state
+//! is "pausing", and a question is answered at once.
 
 use kata_like_failure::{Failure, Kind};
 use std::sync::Arc;
 
-use super::{Container, Pod, Process, lock};
-use crate::containerd::publish::TaskEvent;
-use crate::pod::process::Status;
-
-/// Whether a container's processes may run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Freeze {
-    #[default]
-    Thawed,
-    /// The guest has been asked to freeze them.
-    Pausing,
-    Paused,
-    /// The guest has been asked to let them go on.
-    Resuming,
-}
-
-impl Freeze {
-    /// The word for it in a refusal; none where nothing is to be refused.
-    pub(super) fn word(self) -> Option<&'static str> {
-        match self {
-            Self::Thawed => None,
-            Self::Pausing => Some("pausing"),
-            Self::Paused | Self::Resuming => Some("paused"),
-        }
-    }
-}
+use super::Pod;
+use super::container::{Container, Process, lock};
+use super::events::TaskEvent;
+use super::process::{Freeze, Status};
 
 impl Container {
-    /// Whether its processes may run.
-    pub(super) fn freeze(&self) -> Freeze {
-        *lock(&self.freeze)
-    }
-
-    /// A process's state as clients see it: while a container is frozen, all that live in it are.
-    pub(super) fn status_of(&self, process: &Process) -> Status {
-        let own = process.life().status();
-        if own == Status::Stopped || self.init.life().is_gone() {
-            return own;
-        }
-        match self.freeze() {
-            Freeze::Thawed => own,
-            Freeze::Pausing => Status::Pausing,
-            Freeze::Paused | Freeze::Resuming => Status::Paused,
-        }
-    }
-
     /// Goes from one state to the next, or tells the one that stands in the way.
     fn turn(&self, from: Freeze, to: Freeze) -> Result<(), Freeze> {
         let mut freeze = lock(&self.freeze);
@@ -82,7 +42,7 @@ impl Pod {
                 Failure::new(Kind::Failed, format!("cannot pause a {word} container"))
             })?;
         let paused = match container.sandbox() {
-            Ok(sandbox) => sandbox.pause(&id).await,
+            Ok(sandbox) => sandbox.guest.agent.pause(&id).await,
             Err(error) => Err(error),
         };
         if let Err(error) = paused {
@@ -93,7 +53,7 @@ impl Pod {
         let life = init.life();
         container.set_freeze(Freeze::Paused);
         if life.exit().is_none() {
-            self.publisher.publish(TaskEvent::Paused { container: id });
+            self.events.publish(TaskEvent::Paused { container: id });
         }
         Ok(())
     }
@@ -120,7 +80,7 @@ impl Pod {
                 )
             })?;
         let resumed = match container.sandbox() {
-            Ok(sandbox) => sandbox.resume(&id).await,
+            Ok(sandbox) => sandbox.guest.agent.resume(&id).await,
             Err(error) => Err(error),
         };
         if let Err(error) = resumed {
@@ -130,21 +90,9 @@ impl Pod {
         let life = init.life();
         container.set_freeze(Freeze::Thawed);
         if life.exit().is_none() {
-            self.publisher.publish(TaskEvent::Resumed { container: id });
+            self.events.publish(TaskEvent::Resumed { container: id });
         }
         Ok(())
-    }
-
-    /// Changes a container's limits: an OCI `linux.resources` object as JSON.
-    pub async fn update(self: Arc<Self>, id: String, resources: Vec<u8>) -> Result<(), Failure> {
-        let (container, init) = self.find(&id, "")?;
-        if init.life().is_gone() {
-            return Err(Failure::new(
-                Kind::Failed,
-                "cannot update a stopped container".to_owned(),
-            ));
-        }
-        container.sandbox()?.update(&id, &resources).await
     }
 }
 
@@ -156,7 +104,7 @@ enum NotRunning {
 
 fn running(init: &Process, words: impl Fn(NotRunning) -> &'static str) -> Result<(), Failure> {
     let life = init.life();
-    let state = if life.is_gone() {
+    let state = if life.has_exited() {
         NotRunning::Stopped
     } else if life.status() == Status::Running {
         return Ok(());

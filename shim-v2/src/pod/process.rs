@@ -30,16 +30,16 @@ impl Exit {
     }
 }
 
-/// The guest's news that a process is gone; its output may still be under way.
+/// The guest's news that a process has exited; its output may still be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone {
+pub struct Exited {
     /// What is to be told.
     pub exit: Exit,
     /// How much standard output belongs before the exit.
     pub stdout_bytes: u64,
     /// How much standard error belongs before the exit.
     pub stderr_bytes: u64,
-    /// The guest itself is gone: nobody knows how much output there was.
+    /// The VM ended under it: nobody knows how much output there was.
     pub lost: bool,
 }
 
@@ -58,6 +58,29 @@ pub enum Status {
     Stopped,
 }
 
+/// Whether a container's processes may run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Freeze {
+    #[default]
+    Thawed,
+    /// The guest has been asked to freeze them.
+    Pausing,
+    Paused,
+    /// The guest has been asked to let them go on.
+    Resuming,
+}
+
+impl Freeze {
+    /// The word for it in a refusal; none where nothing is to be refused.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Thawed => None,
+            Self::Pausing => Some("pausing"),
+            Self::Paused | Self::Resuming => Some("paused"),
+        }
+    }
+}
+
 /// Why a process can't do what is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -73,14 +96,16 @@ pub enum Refusal {
 enum Stage {
     /// An init whose creation is under way.
     Creating,
-    /// An init that waits for its start, or an exec that is only registered.
+    /// An exec that containerd knows and the guest does not.
+    Registered,
+    /// An init that waits for its start.
     Created,
     /// The start is under way.
     Starting,
     Running,
-    /// Gone, but what it wrote is still on its way to the reader.
+    /// It has exited, but what it wrote is still on its way to the reader.
     Draining,
-    Exited(Exit),
+    Told(Exit),
     /// An exec whose start has failed: it never was a process.
     NeverRan,
 }
@@ -90,7 +115,7 @@ enum Stage {
 pub struct Life {
     stage: Stage,
     pid: u32,
-    held: Option<Gone>,
+    held: Option<Exited>,
 }
 
 impl Life {
@@ -106,7 +131,7 @@ impl Life {
     /// An exec that is known, and no process yet.
     pub fn registered() -> Self {
         Self {
-            stage: Stage::Created,
+            stage: Stage::Registered,
             pid: 0,
             held: None,
         }
@@ -120,24 +145,28 @@ impl Life {
     /// As `State` tells it.
     pub fn status(&self) -> Status {
         match self.stage {
-            Stage::Creating | Stage::Created | Stage::Starting | Stage::NeverRan => Status::Created,
+            Stage::Creating
+            | Stage::Registered
+            | Stage::Created
+            | Stage::Starting
+            | Stage::NeverRan => Status::Created,
             Stage::Running | Stage::Draining => Status::Running,
-            Stage::Exited(_) => Status::Stopped,
+            Stage::Told(_) => Status::Stopped,
         }
     }
 
     /// How it ended, once it may be told.
     pub fn exit(&self) -> Option<Exit> {
         match self.stage {
-            Stage::Exited(exit) => Some(exit),
+            Stage::Told(exit) => Some(exit),
             Stage::NeverRan => Some(Exit::of_nothing()),
             _ => None,
         }
     }
 
-    /// Whether it is gone, told or not.
-    pub fn is_gone(&self) -> bool {
-        self.held.is_some() || matches!(self.stage, Stage::Draining | Stage::Exited(_))
+    /// Whether it has exited, told or not.
+    pub fn has_exited(&self) -> bool {
+        self.held.is_some() || matches!(self.stage, Stage::Draining | Stage::Told(_))
     }
 
     /// Whether it has a start behind it, or under way, and no told exit: its end is to be awaited.
@@ -149,7 +178,7 @@ impl Life {
     }
 
     /// The creation has succeeded and been told. An exit held back is handed out: it is to be told.
-    pub fn created(&mut self, pid: u32) -> Option<Gone> {
+    pub fn created(&mut self, pid: u32) -> Option<Exited> {
         self.pid = pid;
         self.stage = Stage::Created;
         self.release()
@@ -158,25 +187,25 @@ impl Life {
     /// A start begins.
     pub fn begin_start(&mut self) -> Result<(), Refusal> {
         match self.stage {
-            Stage::Created => {
+            Stage::Registered | Stage::Created => {
                 self.stage = Stage::Starting;
                 Ok(())
             }
             Stage::Creating | Stage::Starting | Stage::Running => Err(Refusal::Started),
-            Stage::Draining | Stage::Exited(_) => Err(Refusal::Stopped),
+            Stage::Draining | Stage::Told(_) => Err(Refusal::Stopped),
             Stage::NeverRan => Err(Refusal::Failed),
         }
     }
 
     /// The start has succeeded and been told. An exit held back is handed out: it is to be told.
-    pub fn started(&mut self, pid: u32) -> Option<Gone> {
+    pub fn started(&mut self, pid: u32) -> Option<Exited> {
         self.pid = pid;
         self.stage = Stage::Running;
         self.release()
     }
 
     /// An init's start has failed: it is created, as before. An exit held back is handed out.
-    pub fn start_failed(&mut self) -> Option<Gone> {
+    pub fn start_failed(&mut self) -> Option<Exited> {
         self.stage = Stage::Created;
         self.release()
     }
@@ -188,31 +217,32 @@ impl Life {
         self.stage = Stage::NeverRan;
     }
 
-    /// The process is gone. Handed back if its exit is to be told now; not if it is held back, or
-    /// known already.
-    pub fn gone(&mut self, gone: Gone) -> Option<Gone> {
+    /// The process has exited. Handed back if its exit is to be told now; not if it is held back,
+    /// or known already.
+    pub fn exited(&mut self, news: Exited) -> Option<Exited> {
         match self.stage {
             Stage::Creating | Stage::Starting => {
-                self.held.get_or_insert(gone);
+                self.held.get_or_insert(news);
                 None
             }
             Stage::Created | Stage::Running => {
                 self.stage = Stage::Draining;
-                Some(gone)
+                Some(news)
             }
-            Stage::Draining | Stage::Exited(_) | Stage::NeverRan => None,
+            // The guest can't know of an exec that was not started.
+            Stage::Registered | Stage::Draining | Stage::Told(_) | Stage::NeverRan => None,
         }
     }
 
     /// The exit is told from now on.
-    pub fn exited(&mut self, exit: Exit) {
-        self.stage = Stage::Exited(exit);
+    pub fn told(&mut self, exit: Exit) {
+        self.stage = Stage::Told(exit);
     }
 
-    fn release(&mut self) -> Option<Gone> {
-        let gone = self.held.take()?;
+    fn release(&mut self) -> Option<Exited> {
+        let news = self.held.take()?;
         self.stage = Stage::Draining;
-        Some(gone)
+        Some(news)
     }
 }
 
@@ -220,8 +250,8 @@ impl Life {
 mod tests {
     use super::*;
 
-    fn gone(status: u32) -> Gone {
-        Gone {
+    fn gone(status: u32) -> Exited {
+        Exited {
             exit: Exit {
                 status,
                 at: SystemTime::UNIX_EPOCH,
@@ -241,9 +271,9 @@ mod tests {
         assert_eq!(life.status(), Status::Created);
         assert_eq!(life.started(7), None);
         assert_eq!(life.status(), Status::Running);
-        assert_eq!(life.gone(gone(3)), Some(gone(3)));
+        assert_eq!(life.exited(gone(3)), Some(gone(3)));
         assert_eq!((life.status(), life.exit()), (Status::Running, None));
-        life.exited(gone(3).exit);
+        life.told(gone(3).exit);
         assert_eq!(life.status(), Status::Stopped);
         assert_eq!(life.exit(), Some(gone(3).exit));
     }
@@ -252,16 +282,16 @@ mod tests {
     fn an_exit_during_the_start_is_told_after_it() {
         let mut life = Life::registered();
         life.begin_start().expect("a registered exec starts");
-        assert_eq!(life.gone(gone(0)), None);
-        assert!(life.is_gone());
+        assert_eq!(life.exited(gone(0)), None);
+        assert!(life.has_exited());
         assert_eq!(life.started(9), Some(gone(0)));
-        assert_eq!(life.gone(gone(0)), None, "an exit is told once");
+        assert_eq!(life.exited(gone(0)), None, "an exit is told once");
     }
 
     #[test]
     fn an_exit_during_the_creation_is_told_after_it() {
         let mut life = Life::creating();
-        assert_eq!(life.gone(gone(137)), None);
+        assert_eq!(life.exited(gone(137)), None);
         assert_eq!(life.created(5), Some(gone(137)));
     }
 
@@ -269,7 +299,7 @@ mod tests {
     fn a_created_process_may_exit_without_a_start() {
         let mut life = Life::creating();
         life.created(5);
-        assert_eq!(life.gone(gone(137)), Some(gone(137)));
+        assert_eq!(life.exited(gone(137)), Some(gone(137)));
         assert_eq!(life.begin_start(), Err(Refusal::Stopped));
     }
 
@@ -289,8 +319,8 @@ mod tests {
         life.never_ran();
         assert_eq!((life.status(), life.pid()), (Status::Created, 0));
         assert_eq!(life.exit().map(|exit| exit.status), Some(0));
-        assert!(!life.is_gone() && !life.is_under_way());
-        assert_eq!(life.gone(gone(0)), None);
+        assert!(!life.has_exited() && !life.is_under_way());
+        assert_eq!(life.exited(gone(0)), None);
         assert_eq!(life.begin_start(), Err(Refusal::Failed));
     }
 
@@ -302,7 +332,7 @@ mod tests {
         assert_eq!(life.start_failed(), None);
         assert_eq!((life.status(), life.pid()), (Status::Created, 5));
         life.begin_start().expect("again");
-        assert_eq!(life.gone(gone(137)), None);
+        assert_eq!(life.exited(gone(137)), None);
         assert_eq!(life.start_failed(), Some(gone(137)));
     }
 }

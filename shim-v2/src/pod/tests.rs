@@ -1,15 +1,18 @@
 //! The order of what is told, against a real ttrpc server in containerd's place. No guest is
 //! needed for it: containers are entered as a creation would, and news comes as from a sandbox.
 
-use kata_like_failure::{Failure, Kind};
 use std::time::{Instant, SystemTime};
 
+use kata_like_failure::{Failure, Kind};
+
+use super::process::{Exited, Freeze};
 use super::*;
-use crate::containerd::publish;
-use crate::pod::process::Gone;
+use crate::bundle::Role;
+use crate::containerd::publish::{self, Publisher};
 
 struct Fixture {
     pod: Arc<Pod>,
+    publisher: Publisher,
     arrived: publish::tests::Arrived,
     _server: containerd_shim_protos::ttrpc::asynchronous::Server,
     directory: tempfile::TempDir,
@@ -20,9 +23,11 @@ impl Fixture {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("ttrpc");
         let (server, arrived) = publish::tests::containerd(&socket).await;
-        let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
+        let (events, happened) = Events::queue();
+        let publisher = Publisher::start(Some(socket.display().to_string()), "ns", happened);
         Self {
-            pod: Pod::new("ns", "pod", publisher, None, None),
+            pod: Pod::new("ns", "pod", events, None, None),
+            publisher,
             arrived,
             _server: server,
             directory,
@@ -39,23 +44,9 @@ impl Fixture {
     }
 
     fn container(&self, id: &str, life: Life, phase: Phase) -> Arc<Container> {
-        let container = Arc::new(Container {
-            id: id.to_owned(),
-            bundle: self.directory.path().to_owned(),
-            rootfs: Vec::new(),
-            role: Role::Alone,
-            sandbox: OnceLock::new(),
-            init: Arc::new(Process::new(
-                id,
-                "",
-                StdioPaths::default(),
-                Vec::new(),
-                life,
-            )),
-            execs: Mutex::default(),
-            freeze: Mutex::default(),
-            deleted: watch::Sender::new(()),
-        });
+        let init = Process::new(id, "", StdioPaths::default(), Vec::new(), life);
+        let bundle = self.directory.path().to_owned();
+        let container = Arc::new(Container::new(id, bundle, Vec::new(), Role::Alone, init));
         let entry = Entry {
             container: Arc::clone(&container),
             phase,
@@ -82,12 +73,12 @@ impl Fixture {
     }
 
     async fn flushed(&self) {
-        self.pod.publisher.flush(Duration::from_secs(5)).await;
+        self.publisher.flush(Duration::from_secs(5)).await;
     }
 }
 
-fn gone(status: u32) -> Gone {
-    Gone {
+fn gone(status: u32) -> Exited {
+    Exited {
         exit: Exit {
             status,
             at: SystemTime::now(),
@@ -104,11 +95,11 @@ async fn an_init_s_exit_is_told_after_those_of_its_execs() {
     fixture.running("c");
     fixture.running_exec("c", "e1", 101);
     fixture.running_exec("c", "e2", 102);
-    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.exited("c", "", gone(0));
     tokio::time::sleep(Duration::from_millis(50)).await;
-    fixture.pod.gone("c", "e2", gone(137));
+    fixture.pod.exited("c", "e2", gone(137));
     tokio::time::sleep(Duration::from_millis(50)).await;
-    fixture.pod.gone("c", "e1", gone(137));
+    fixture.pod.exited("c", "e1", gone(137));
     let exit = fixture.pod.wait("c", "").await.expect("an exit");
     assert_eq!(exit.status, 0);
     fixture.flushed().await;
@@ -125,8 +116,8 @@ async fn an_init_s_exit_overtakes_no_exec_s() {
         let id = format!("c{round}");
         fixture.running(&id);
         fixture.running_exec(&id, "e", 101);
-        fixture.pod.gone(&id, "e", gone(1));
-        fixture.pod.gone(&id, "", gone(2));
+        fixture.pod.exited(&id, "e", gone(1));
+        fixture.pod.exited(&id, "", gone(2));
         fixture.pod.wait(&id, "").await.expect("an exit");
     }
     fixture.flushed().await;
@@ -144,7 +135,7 @@ async fn a_lost_guest_ends_every_task_within_a_second() {
     fixture.running_exec("a", "e", 103);
     fixture.register("a", "never-started").expect("a new exec");
     let begin = Instant::now();
-    fixture.pod.end_tasks(&containers);
+    fixture.pod.lose_tasks(&containers);
     for (id, exec) in [("a", ""), ("a", "e"), ("b", "")] {
         let exit = fixture.pod.wait(id, exec).await.expect("an exit");
         assert_eq!(exit.status, 137, "{id} {exec}");
@@ -158,9 +149,9 @@ async fn a_lost_guest_ends_every_task_within_a_second() {
 async fn an_exit_is_told_once() {
     let fixture = Fixture::new().await;
     let container = fixture.running("c");
-    fixture.pod.gone("c", "", gone(3));
-    fixture.pod.gone("c", "", gone(4));
-    fixture.pod.end_tasks(&[container]);
+    fixture.pod.exited("c", "", gone(3));
+    fixture.pod.exited("c", "", gone(4));
+    fixture.pod.lose_tasks(&[container]);
     assert_eq!(fixture.pod.wait("c", "").await.expect("an exit").status, 3);
     fixture.flushed().await;
     assert_eq!(fixture.arrived.exits(), [("c".to_owned(), 3)]);
@@ -170,7 +161,7 @@ async fn an_exit_is_told_once() {
 async fn a_finished_process_can_t_be_killed_but_all_is_fine() {
     let fixture = Fixture::new().await;
     fixture.running("c");
-    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.exited("c", "", gone(0));
     fixture.pod.wait("c", "").await.expect("an exit");
     let kill = |all| Arc::clone(&fixture.pod).kill("c".into(), String::new(), 15, all);
     match kill(false).await {
@@ -239,13 +230,13 @@ async fn a_container_in_the_making_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_shutdown_is_remembered_until_the_last_container_is_gone() {
+async fn a_shutdown_is_remembered_until_the_last_container_has_exited() {
     let fixture = Fixture::new().await;
     fixture.running("c");
     fixture.pod.shutdown();
     let done = tokio::time::timeout(Duration::from_millis(100), fixture.pod.done());
     assert!(done.await.is_err());
-    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.exited("c", "", gone(0));
     fixture.pod.wait("c", "").await.expect("an exit");
     Arc::clone(&fixture.pod)
         .delete("c".into(), String::new())
@@ -258,12 +249,13 @@ async fn a_shutdown_is_remembered_until_the_last_container_is_gone() {
     assert_eq!(fixture.arrived.topics(), ["/tasks/exit", "/tasks/delete"]);
 }
 
-/// A caller of containerd's that has given up asks again; "not found" would make it take the rest away.
+/// A caller of containerd's that has given up asks again; "not found" would make it take the rest
+/// away.
 #[tokio::test]
 async fn a_second_deletion_waits_for_the_first() {
     let fixture = Fixture::new().await;
     let container = fixture.running("c");
-    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.exited("c", "", gone(0));
     fixture.pod.wait("c", "").await.expect("an exit");
     if let Some(entry) = fixture.pod.state().containers.get_mut("c") {
         entry.phase = Phase::Deleting;
@@ -277,7 +269,7 @@ async fn a_second_deletion_waits_for_the_first() {
 
     // Where the first has failed, the second is one by itself.
     fixture.running("d");
-    fixture.pod.gone("d", "", gone(0));
+    fixture.pod.exited("d", "", gone(0));
     fixture.pod.wait("d", "").await.expect("an exit");
     let entry = |phase| {
         if let Some(entry) = fixture.pod.state().containers.get_mut("d") {
@@ -303,8 +295,8 @@ async fn an_exited_init_keeps_its_pid_until_it_is_deleted() {
         processes.into_iter().map(|process| process.pid).collect()
     };
     assert_eq!(pids(&fixture.pod), [100, 104]);
-    fixture.pod.gone("c", "e", gone(0));
-    fixture.pod.gone("c", "", gone(0));
+    fixture.pod.exited("c", "e", gone(0));
+    fixture.pod.exited("c", "", gone(0));
     fixture.pod.wait("c", "").await.expect("an exit");
     assert_eq!(pids(&fixture.pod), [100]);
 }
@@ -354,8 +346,8 @@ async fn a_frozen_container_refuses_as_runc_does_and_still_dies() {
     let state = fixture.pod.process_state("c", "e").expect("an exec");
     assert_eq!(state.status, Status::Created);
     *lock(&container.freeze) = Freeze::Paused;
-    fixture.pod.gone("c", "f", gone(137));
-    fixture.pod.gone("c", "", gone(137));
+    fixture.pod.exited("c", "f", gone(137));
+    fixture.pod.exited("c", "", gone(137));
     fixture.pod.wait("c", "").await.expect("an exit");
     let state = fixture.pod.process_state("c", "").expect("a container");
     assert_eq!(state.status, Status::Stopped);
@@ -385,7 +377,7 @@ async fn what_does_not_run_is_neither_paused_nor_resumed() {
     }
     let running = "cannot resume a running process";
     assert_eq!(refusal(pod().resume("running".into()).await), running);
-    fixture.pod.gone("running", "", gone(0));
+    fixture.pod.exited("running", "", gone(0));
     let stopped = "cannot pause a stopped container";
     assert_eq!(refusal(pod().pause("running".into()).await), stopped);
     let stopped = "cannot update a stopped container";

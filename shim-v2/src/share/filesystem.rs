@@ -10,12 +10,24 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use super::{NODEV, NOSUID, RDONLY, clone_tree, set_attributes};
-use crate::vm::request::RootfsMount;
 use kata_like_failure::Failure;
 use std::os::fd::AsFd;
 
 /// mount(2) copies one page of options, its end included.
 const PAGE: usize = 4096;
+
+/// One mount of the root file system that containerd asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RootfsMount {
+    /// The file system's type, or `bind`.
+    pub kind: String,
+    /// What is mounted.
+    pub source: String,
+    /// Where below the bundle's `rootfs`; empty: on it.
+    pub target: String,
+    /// Options as in fstab(5).
+    pub options: Vec<String>,
+}
 
 /// Flags of mount(2), what is left for the file system, and whether a bind takes submounts along.
 #[derive(Debug)]

@@ -1,12 +1,13 @@
 //! Where a tree of mounts is looked through before it comes into the share.
 //!
-//! Called by `share`. A tree that was cloned with what is mounted below (`rbind`) may hold file systems of the host's
-//! kernel: with the host's `/` come its `/proc` and `/sys`. The file server must not see one (`file_systems`). Only a
-//! mounted tree can be looked through. So it is mounted in the state folder first, where the file server sees nothing,
-//! and moved from there.
+//! Called by `share`. A tree that was cloned with what is mounted below (`rbind`) may hold file
+//! systems of the host's kernel: with the host's `/` come its `/proc` and `/sys`. The file server
+//! must not see one (`file_systems`). Only a mounted tree can be looked through. So it is mounted
+//! in the state folder first, where the file server sees nothing, and moved from there.
 //!
-//! No path decides what is unmounted: the host may rename directories meanwhile. A path from the table of mounts leads
-//! to a candidate, the candidate's number says whether it is the one, and its descriptor is what is unmounted.
+//! No path decides what is unmounted: the host may rename directories meanwhile. A path from the
+//! table of mounts leads to a candidate, the candidate's number says whether it is the one, and its
+//! descriptor is what is unmounted.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -45,8 +46,8 @@ impl Staging {
         Ok(Self(Mutex::new(state.path().join(name::STAGING))))
     }
 
-    /// Mounts a detached tree, out of which nothing propagates, and takes out what is of the host's kernel, with all
-    /// that is mounted below such. The log says what that was.
+    /// Mounts a detached tree, out of which nothing propagates, and takes out what is of the host's
+    /// kernel, with all that is mounted below such. The log says what that was.
     pub(super) fn strip(&self, tree: &OwnedFd, field: &str) -> Result<Staged<'_>, Failure> {
         // What panics leaves the path whole.
         let place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,8 +73,8 @@ impl Staging {
             let below = tree_of(&all, number_of(tree).map_err(failed)?);
             let found = find(&below);
             let unfit = below.iter().any(|mount| named(&mount.kind).is_some());
-            // Hidden ones stay, and nobody gets there. That is believed when it was so twice: directories that are
-            // renamed between two lines of the table can make it look so.
+            // Hidden ones stay, and nobody gets there. That is believed when it was so twice:
+            // directories that are renamed between two lines of the table can make it look so.
             let same = hidden.as_deref().is_some_and(|last: &[Mount]| {
                 last.len() == below.len() && last.iter().zip(&below).all(|(a, b)| a == *b)
             });
@@ -117,8 +118,9 @@ fn tree_of(all: &[Mount], top: u64) -> Vec<&Mount> {
     tree
 }
 
-/// The mounts of a tree that are to be taken out, and the way to each from the top. None of those that are below
-/// another one of them, which go with it, and none of those that another mount hides.
+/// The mounts of a tree that are to be taken out, and the way to each from the top. None of those
+/// that are below another one of them, which go with it, and none of those that another mount
+/// hides.
 fn find<'a>(tree: &[&'a Mount]) -> Vec<(&'a Mount, &'a Path)> {
     let Some(top) = tree.first() else {
         return Vec::new();
@@ -155,7 +157,8 @@ fn take_out(tree: &OwnedFd, mount: &Mount, way: &Path) -> io::Result<bool> {
     if number_of(&opened)? != mount.id {
         return Ok(false);
     }
-    // Lazily: what is below goes with it. The link leads to the descriptor's own mount, whatever its path is now.
+    // Lazily: what is below goes with it. The link leads to the descriptor's own mount, whatever
+    // its path is now.
     let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
     unmount(link, UnmountFlags::DETACH)?;
     Ok(true)

@@ -1,8 +1,10 @@
-//! What containers of a pod share on the host they share in the guest: a volume is in the share once.
+//! What containers of a pod share on the host they share in the guest: a volume is in the share
+//! once.
 //!
-//! Called by `share`, and by `sandbox` for the names. A file server's mount that each container had for itself would be
-//! a file system for itself in the guest: with a cache of its own, and with sockets and pipes that lead nowhere.
-//! So a volume's name tells what it shows and how, and who asks for a name that is there gets what is there.
+//! Called by `share`, and by `pod` for the names. A file server's mount that each container had
+//! for itself would be a file system for itself in the guest: with a cache of its own, and with
+//! sockets and pipes that lead nowhere. So a volume's name tells what it shows and how, and who
+//! asks for a name that is there gets what is there.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,7 +16,8 @@ use super::Mounted;
 use crate::spec::Volume;
 use kata_like_failure::{Failure, Kind};
 
-/// The name of a volume: that of the file or directory that its source leads to now, and of how it is shown.
+/// The name of a volume: that of the file or directory that its source leads to now, and of how it
+/// is shown.
 pub fn name(volume: &Volume) -> Result<String, Failure> {
     let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
     let found = rustix::fs::statx(CWD, &volume.source, AtFlags::empty(), wanted);
@@ -36,8 +39,8 @@ pub fn name(volume: &Volume) -> Result<String, Failure> {
     ))
 }
 
-/// A root file system that containerd names no mounts for is the caller's: Docker changes the files in it, too
-/// (`docker cp`). So it is a volume.
+/// A root file system that containerd names no mounts for is the caller's: Docker changes the files
+/// in it, too (`docker cp`). So it is a volume.
 pub fn of_root(root: Option<PathBuf>) -> Result<Volume, Failure> {
     let bad = |text: &str| Failure::new(Kind::BadRequest, text);
     let source =

@@ -1,8 +1,8 @@
 //! The shim's side of the agent's one connection: calls with deadlines, events checked.
 //!
-//! Called by `sandbox` with the end of the socket that the VMM joins to the agent's dial. The agent's
-//! messages stop here. Whatever comes from the guest is hostile: a text is cleaned and cut, a
-//! number checked against its range, a name must be one that the shim gave.
+//! Called by `machine` with the end of the socket that the VMM joins to the agent's dial. The
+//! agent's messages stop here. Whatever comes from the guest is hostile: a text is cleaned and cut,
+//! a number checked against its range, a name must be one that the shim gave.
 //!
 //! A call goes on when its caller leaves. It is given up when the VM ends, when the guest shows no
 //! progress for [`PATIENCE`], or at its own limit.
@@ -22,19 +22,23 @@ use tokio::sync::{mpsc, oneshot};
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::with_duration;
 
+use super::launch::Vmm;
 use crate::spec::MemoryVolume;
-use crate::vm::launch::Vmm;
-use crate::vm::request::{SandboxEvent, StreamTokens};
 use kata_like_failure::{Failure, Kind};
 
 mod control;
 mod event;
 mod figures;
 mod network;
+mod streams;
 
-use event::Checked;
-pub use event::{GuestEvent, NameQuestion};
-pub use network::GuestInterface;
+pub use event::{Event, NameQuestion};
+pub use figures::Stats;
+#[cfg(test)]
+pub use figures::{DeviceIo, HugePages};
+pub use network::{GuestInterface, Interface};
+use streams::streams_of;
+pub use streams::{StreamTokens, new_token};
 
 /// How long a guest may show no progress while it owes an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -96,7 +100,7 @@ impl Agent {
                     Ok(Err(error)) => Err(self.refused(what, error).await),
                     Err(panic) => Err(Failure::failed(what, panic)),
                 },
-                why = self.vmm.over() => return Err(gone(what, &why)),
+                why = self.vmm.ended() => return Err(gone(what, &why)),
                 () = tokio::time::sleep(LOOK.min(limit)) => {}
             }
             if begin.elapsed() >= limit {
@@ -119,7 +123,8 @@ impl Agent {
             ttrpc::Error::RpcStatus(status) => status,
             other => {
                 // A connection that breaks is the VM's end most often, which says more.
-                if let Ok(why) = tokio::time::timeout(Duration::from_secs(1), self.vmm.over()).await
+                if let Ok(why) =
+                    tokio::time::timeout(Duration::from_secs(1), self.vmm.ended()).await
                 {
                     return gone(what, &why);
                 }
@@ -147,14 +152,11 @@ impl Agent {
         })
     }
 
-    /// Follows the agent's events in a task of its own. `known` says whether a process is one that
-    /// the shim has asked for and whose exit was not told yet; `asked` gets the questions for names. The
-    /// answer is why the events have ended, when they have.
+    /// Follows the agent's events in a task of its own. The answer is why the events have ended,
+    /// when they have.
     pub async fn follow_events(
         &self,
-        known: impl Fn(&GuestEvent) -> bool + Send + 'static,
-        events: mpsc::UnboundedSender<SandboxEvent>,
-        asked: impl Fn(NameQuestion) + Send + 'static,
+        events: mpsc::Sender<Event>,
     ) -> Result<oneshot::Receiver<String>, Failure> {
         let what = "follow the guest's events";
         let request = agent::EventsRequest::new();
@@ -170,24 +172,15 @@ impl Agent {
         tokio::spawn(async move {
             let why = loop {
                 match stream.recv().await {
-                    Ok(Some(event)) => {
-                        let (event, told) = match event::checked(event) {
-                            Some(Checked::Process(event, told)) => (event, told),
-                            Some(Checked::Question(question)) => {
-                                asked(question);
-                                continue;
+                    Ok(Some(event)) => match event::checked(event) {
+                        // Where many wait, the guest waits too.
+                        Some(event) => {
+                            if events.send(event).await.is_err() {
+                                break "nobody listens to the pod's events".to_owned();
                             }
-                            None => {
-                                tracing::warn!("the guest sent an event that is not one");
-                                continue;
-                            }
-                        };
-                        if !known(&event) {
-                            tracing::warn!("the guest sent an event of an unknown process");
-                        } else if events.send(told).is_err() {
-                            break "nobody listens to the pod's events".to_owned();
                         }
-                    }
+                        None => tracing::warn!("the guest sent an event that is not one"),
+                    },
                     Ok(None) => break "the agent has ended its events".to_owned(),
                     Err(error) => {
                         break format!("the agent is gone: {}", clean(&error.to_string()));
@@ -318,8 +311,8 @@ impl Agent {
         self.call(&what, limit, work).await.map(drop)
     }
 
-    /// Has the guest end, and answers what the host does not have yet of what its containers have written. Nothing: it
-    /// resets.
+    /// Has the guest end, and answers what the host does not have yet of what its containers have
+    /// written. Nothing: it resets.
     pub async fn shutdown(&self) -> Result<Option<Unwritten>, Failure> {
         let client = self.client.clone();
         let work = async move {
@@ -410,19 +403,6 @@ fn host_time_ns() -> i64 {
 fn request_for(container: &str) -> agent::ContainerRequest {
     agent::ContainerRequest {
         container: container.to_owned(),
-        ..Default::default()
-    }
-}
-
-fn streams_of(tokens: &StreamTokens) -> agent::Streams {
-    let bytes = |token: Option<[u8; 16]>| token.map(Vec::from).unwrap_or_default();
-    agent::Streams {
-        stdin: bytes(tokens.stdin),
-        stdout: bytes(tokens.stdout),
-        stderr: bytes(tokens.stderr),
-        terminal: tokens.terminal,
-        width: tokens.width,
-        height: tokens.height,
         ..Default::default()
     }
 }

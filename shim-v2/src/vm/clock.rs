@@ -1,16 +1,15 @@
 //! Tells the guest the host's time: once more when it is up, and when the host's clock was stepped.
 //!
-//! Files have the host's time, and one that is in a guest's future is taken for an error by programs such as make. The
-//! first call has the time, too, but travels while the guest is busy with its start.
+//! Files have the host's time, and one that is in a guest's future is taken for an error by
+//! programs such as make. The first call has the time, too, but travels while the guest is busy
+//! with its start.
 //!
-//! A guest keeps its own time from the moment it was told; a step of the host's clock, by a person, by
-//! NTP or by a suspended host that wakes up, is news to it. The kernel tells of a step by cancelling a
-//! timer (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET); nothing is polled.
+//! A guest keeps its own time from the moment it was told; a step of the host's clock, by a person,
+//! by NTP or by a suspended host that wakes up, is news to it. The kernel tells of a step by
+//! cancelling a timer (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET); nothing is polled.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -20,7 +19,7 @@ use rustix::time::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::Sandbox;
+use super::guest::Guest;
 
 /// How often the guest is told of one step, should it not take it.
 const TRIES: u32 = 3;
@@ -31,11 +30,11 @@ const NEVER: i64 = 1 << 40;
 
 /// A watch on the host's clock.
 #[derive(Debug)]
-pub(super) struct Clock(OwnedFd);
+pub struct Clock(OwnedFd);
 
 impl Clock {
     /// From here on no step is missed.
-    pub(super) fn watch() -> io::Result<Self> {
+    pub fn watch() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let clock = Self(timerfd_create(TimerfdClockId::Realtime, flags)?);
         clock.arm()?;
@@ -62,23 +61,21 @@ impl Clock {
         }
     }
 
-    /// Tells the sandbox's guest of every step, as long as there is a sandbox.
-    pub(super) fn follow(self, sandbox: Weak<Sandbox>) -> io::Result<()> {
-        // SAFETY: `Clock` owns the descriptor and neither closes nor changes it while it lives, and the
-        // AsyncFd owns the `Clock`.
+    /// Tells the guest of every step, as long as its VM runs.
+    pub fn follow(self, guest: Guest) -> io::Result<()> {
+        // SAFETY: `Clock` owns the descriptor and neither closes nor changes it while it lives, and
+        // the AsyncFd owns the `Clock`.
         let watched = unsafe { AsyncFd::register(self) }.map_err(io::Error::from)?;
         tokio::spawn(async move {
             let mut was_stepped = false;
             loop {
-                match sandbox.upgrade() {
-                    Some(sandbox) if tell(&sandbox).await && was_stepped => tracing::info!(
-                        sandbox = sandbox.id,
+                if tell(&guest).await && was_stepped {
+                    tracing::info!(
+                        sandbox = %guest.sandbox,
                         "the host's clock was stepped: the guest has its time"
-                    ),
-                    Some(_) => {}
-                    None => return,
+                    );
                 }
-                if !stepped(&watched, &sandbox).await {
+                if !stepped(&watched, &guest).await {
                     return;
                 }
                 was_stepped = true;
@@ -95,20 +92,14 @@ impl std::os::fd::AsRawFd for Clock {
 }
 
 /// Waits for the next step; `false` when there is nothing to wait for any more.
-async fn stepped(watched: &AsyncFd<Clock>, sandbox: &Weak<Sandbox>) -> bool {
+async fn stepped(watched: &AsyncFd<Clock>, guest: &Guest) -> bool {
     loop {
-        let over = {
-            let Some(sandbox) = sandbox.upgrade() else {
-                return false;
-            };
-            sandbox.vmm.over()
-        };
         let mut ready = tokio::select! {
             ready = watched.readable() => match ready {
                 Ok(ready) => ready,
                 Err(_) => return false,
             },
-            _ = over => return false,
+            _ = guest.vmm.ended() => return false,
         };
         match rustix::io::read(&watched.get_ref().0, &mut [0; 8]) {
             Err(Errno::CANCELED) => return watched.get_ref().arm().is_ok(),
@@ -120,18 +111,16 @@ async fn stepped(watched: &AsyncFd<Clock>, sandbox: &Weak<Sandbox>) -> bool {
 }
 
 /// Whether the guest has taken the time.
-async fn tell(sandbox: &Sandbox) -> bool {
+async fn tell(guest: &Guest) -> bool {
     for _ in 0..TRIES {
-        if sandbox.stopping.load(Ordering::SeqCst) || sandbox.vmm.is_over() {
+        if guest.is_ending() {
             return false;
         }
-        match sandbox.agent.set_time().await {
+        match guest.agent.set_time().await {
             Ok(()) => return true,
             // A pod that ends meanwhile is none to be told.
-            Err(_) if sandbox.stopping.load(Ordering::SeqCst) || sandbox.vmm.is_over() => {
-                return false;
-            }
-            Err(error) => tracing::warn!(sandbox = sandbox.id, "{}", error.one_line()),
+            Err(_) if guest.is_ending() => return false,
+            Err(error) => tracing::warn!(sandbox = %guest.sandbox, "{}", error.one_line()),
         }
         tokio::time::sleep(PAUSE).await;
     }

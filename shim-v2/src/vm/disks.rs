@@ -1,6 +1,6 @@
 //! The guest's disks: block devices of the host in the VM's slots.
 //!
-//! Called by `container` when one is made, and by `sandbox` when it is taken away. A device is in one
+//! Called by `pod` when a container is made, and when it is deleted. A device is in one
 //! slot for the whole pod, however many containers name it; the slot is free again when the last of
 //! them is gone. The order of a way in is: the VMM fills a slot, the guest binds it; the way out is
 //! the reverse, after the guest has let go of the container.
@@ -9,31 +9,32 @@
 //! is opened exclusively (open(2), O_EXCL on a block device), which also keeps others off while the
 //! VM has it.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Sandbox;
-use super::bring_up::blocking;
+use super::agent::GuestDisk;
+use super::guest::Guest;
 use crate::spec::DiskPart;
-use crate::vm::agent::GuestDisk;
+use crate::steps::blocking;
 use kata_like_failure::{Failure, Kind};
 
 /// How long a guest may take to let go of a device.
 const UNBIND: Duration = Duration::from_secs(5);
 
 /// Major and minor number on the host.
-pub(super) type Number = (u32, u32);
+pub type Number = (u32, u32);
 
 /// A disk of the pod.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Disk {
+struct Disk {
     /// N of `virtio-mmio.N`; none while it is on its way in or out.
     slot: Option<u32>,
     read_only: bool,
@@ -41,97 +42,119 @@ pub(super) struct Disk {
     users: usize,
 }
 
-/// Gives the guest a disk, if it has it not yet. Each success is to be undone by [`release`].
-pub(super) async fn acquire(sandbox: &Sandbox, part: &DiskPart) -> Result<GuestDisk, Failure> {
-    let number = (part.major, part.minor);
-    let guest_disk = |slot| GuestDisk {
-        slot,
-        major: part.major,
-        minor: part.minor,
-    };
-    {
-        let mut inner = sandbox.inner();
-        match inner.disks.entry(number) {
-            Entry::Vacant(entry) => {
-                entry.insert(Disk {
-                    slot: None,
-                    read_only: part.read_only,
-                    users: 1,
-                });
-            }
-            Entry::Occupied(mut entry) => {
-                let disk = entry.get_mut();
-                let slot = disk.slot.ok_or_else(|| {
-                    Failure::new(
-                        Kind::WrongState,
-                        format!("{}: it is on its way into or out of the pod", part.field),
-                    )
-                })?;
-                if disk.read_only && !part.read_only {
-                    return Err(Failure::unsupported(
-                        format_args!("{} for writing", part.field),
-                        "another container of the pod has it read-only",
-                    ));
+/// The pod's disks.
+#[derive(Debug)]
+pub struct Disks {
+    guest: Guest,
+    disks: Mutex<HashMap<Number, Disk>>,
+}
+
+impl Disks {
+    /// No disks, yet.
+    pub fn new(guest: Guest) -> Self {
+        Self {
+            guest,
+            disks: Mutex::default(),
+        }
+    }
+
+    /// Gives the guest a disk, if it has it not yet. Each success is to be undone by
+    /// [`release`](Self::release).
+    pub async fn acquire(&self, part: &DiskPart) -> Result<GuestDisk, Failure> {
+        let number = (part.major, part.minor);
+        let guest_disk = |slot| GuestDisk {
+            slot,
+            major: part.major,
+            minor: part.minor,
+        };
+        {
+            let mut disks = self.disks();
+            match disks.entry(number) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Disk {
+                        slot: None,
+                        read_only: part.read_only,
+                        users: 1,
+                    });
                 }
-                disk.users += 1;
-                return Ok(guest_disk(slot));
+                Entry::Occupied(mut entry) => {
+                    let disk = entry.get_mut();
+                    let slot = disk.slot.ok_or_else(|| {
+                        Failure::new(
+                            Kind::WrongState,
+                            format!("{}: it is on its way into or out of the pod", part.field),
+                        )
+                    })?;
+                    if disk.read_only && !part.read_only {
+                        return Err(Failure::unsupported(
+                            format_args!("{} for writing", part.field),
+                            "another container of the pod has it read-only",
+                        ));
+                    }
+                    disk.users += 1;
+                    return Ok(guest_disk(slot));
+                }
+            }
+        }
+        match self.add(part).await {
+            Ok(slot) => {
+                if let Some(disk) = self.disks().get_mut(&number) {
+                    disk.slot = Some(slot);
+                }
+                Ok(guest_disk(slot))
+            }
+            Err(error) => {
+                self.disks().remove(&number);
+                Err(error.during(format!("give {} to the guest", part.field)))
             }
         }
     }
-    match add(sandbox, part).await {
-        Ok(slot) => {
-            if let Some(disk) = sandbox.inner().disks.get_mut(&number) {
-                disk.slot = Some(slot);
+
+    async fn add(&self, part: &DiskPart) -> Result<u32, Failure> {
+        let wanted = part.clone();
+        let device = blocking(move || open(&wanted)).await?;
+        let slot = self.guest.vmm.add_disk(&device, part.read_only).await?;
+        if let Err(error) = self.guest.agent.bind_device(slot).await {
+            if let Err(error) = self.guest.vmm.remove_disk(slot).await {
+                tracing::warn!("{}", error.one_line());
             }
-            Ok(guest_disk(slot))
+            return Err(error);
         }
-        Err(error) => {
-            sandbox.inner().disks.remove(&number);
-            Err(error.during(format!("give {} to the guest", part.field)))
-        }
+        Ok(slot)
     }
-}
 
-async fn add(sandbox: &Sandbox, part: &DiskPart) -> Result<u32, Failure> {
-    let wanted = part.clone();
-    let device = blocking(move || open(&wanted)).await?;
-    let slot = sandbox.vmm.add_disk(&device, part.read_only).await?;
-    if let Err(error) = sandbox.agent.bind_device(slot).await {
-        if let Err(error) = sandbox.vmm.remove_disk(slot).await {
-            tracing::warn!("{}", error.one_line());
+    /// Undoes one [`acquire`](Self::acquire). What fails is told in the log: the slot then stays
+    /// filled.
+    pub async fn release(&self, number: Number) {
+        let slot = {
+            let mut disks = self.disks();
+            let Some(disk) = disks.get_mut(&number) else {
+                return;
+            };
+            disk.users = disk.users.saturating_sub(1);
+            if disk.users > 0 {
+                return;
+            }
+            disk.slot.take()
+        };
+        if let Some(slot) = slot
+            && self.guest.answers()
+        {
+            let removed = match self.guest.agent.unbind_device(slot, UNBIND).await {
+                Ok(()) => self.guest.vmm.remove_disk(slot).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                tracing::warn!("{}; slot {slot} stays filled", error.one_line());
+            }
         }
-        return Err(error);
+        self.disks().remove(&number);
     }
-    Ok(slot)
-}
 
-/// Undoes one [`acquire`]. What fails is told in the log: the slot then stays filled.
-pub(super) async fn release(sandbox: &Sandbox, number: Number) {
-    let slot = {
-        let mut inner = sandbox.inner();
-        let Some(disk) = inner.disks.get_mut(&number) else {
-            return;
-        };
-        disk.users = disk.users.saturating_sub(1);
-        if disk.users > 0 {
-            return;
-        }
-        disk.slot.take()
-    };
-    let asked = !sandbox.stopping.load(Ordering::SeqCst) && !sandbox.agent.is_stuck();
-    if let Some(slot) = slot
-        && asked
-        && !sandbox.vmm.is_over()
-    {
-        let removed = match sandbox.agent.unbind_device(slot, UNBIND).await {
-            Ok(()) => sandbox.vmm.remove_disk(slot).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = removed {
-            tracing::warn!("{}; slot {slot} stays filled", error.one_line());
-        }
+    fn disks(&self) -> MutexGuard<'_, HashMap<Number, Disk>> {
+        // Held for single operations only.
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    sandbox.inner().disks.remove(&number);
 }
 
 /// Opens a block device by its number, exclusively. Its path says where it may be found, no more.

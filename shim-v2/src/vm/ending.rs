@@ -1,14 +1,13 @@
 //! How long an end may take: as long as what containers have written becomes less in the guest.
 //!
-//! Called by `sandbox` before VMM and fs server are stopped, and where a process was killed. The agent is asked again and
-//! again how much is left, which it answers within a second. Nothing is cut off as long as that goes down; a guest in
-//! which it does not has lost what is left, and the log says how much.
+//! Called by `pod` before VMM and fs server are stopped, and after a process was killed. We ask the
+//! agent again and again how much is left; it answers within a second. Nothing is cut off as long
+//! as that becomes less. Where it does not, what is left is lost, and the log says how much.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Sandbox;
-use crate::vm::agent::Unwritten;
+use super::agent::Unwritten;
+use super::guest::Guest;
 
 /// For how long what is left may not become less at the end of a pod.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,43 +19,42 @@ const LOOK: Duration = Duration::from_secs(2);
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// Has the guest end its containers and write back what they have written.
-pub(super) async fn write_back(sandbox: &Sandbox) {
+pub async fn write_back(guest: &Guest) {
     let mut watch = Watch::new(PATIENCE);
     let why = loop {
-        if sandbox.vmm.is_over() {
+        if guest.vmm.has_ended() {
             return; // why it has ended was told
         }
-        match sandbox.agent.shutdown().await {
+        match guest.agent.shutdown().await {
             Ok(None) => return,
             Ok(Some(left)) => {
                 if let Err(why) = watch.goes_on(left) {
                     break why;
                 }
             }
-            Err(_) if sandbox.vmm.is_over() => return,
+            Err(_) if guest.vmm.has_ended() => return,
             Err(error) => break error.one_line(),
         }
     };
     tracing::error!(
-        sandbox = sandbox.id,
-        namespace = sandbox.namespace,
+        sandbox = %guest.sandbox,
         "the guest is stopped before it has written everything back: {why}; {}",
         watch.lost()
     );
 }
 
-/// Waits until a process that was killed is gone, or the VM is. The error is why there is nothing to wait for.
-pub(super) async fn gone(sandbox: &Sandbox, is_gone: impl Fn() -> bool) -> Result<(), String> {
+/// Waits until a process that was killed is gone, or the VM is. The error is why there is nothing
+/// to wait for.
+pub async fn killed(guest: &Guest, is_gone: impl Fn() -> bool) -> Result<(), String> {
     let mut watch = Watch::new(KILL_PATIENCE);
     loop {
         tokio::time::sleep(LOOK).await;
-        let over = || sandbox.vmm.is_over() || sandbox.stopping.load(Ordering::SeqCst);
-        if is_gone() || over() {
+        if is_gone() || guest.is_ending() {
             return Ok(());
         }
-        match sandbox.agent.unwritten().await {
+        match guest.agent.unwritten().await {
             Ok(left) => watch.goes_on(left)?,
-            Err(_) if over() => return Ok(()),
+            Err(_) if guest.is_ending() => return Ok(()),
             Err(error) => return Err(error.one_line()),
         }
     }

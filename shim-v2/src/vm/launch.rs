@@ -1,10 +1,10 @@
 //! The VMM and the fs server: started with open descriptors, and watched.
 //!
-//! Called by `sandbox`. Each child is born in the pod's cgroup with one socket, descriptor 3; all it
-//! is to use comes over that socket (`kata_like_boot`), opened here, so a missing file or a lack of
-//! permission is found and told before anything runs. A child that ends closes its socket and makes
-//! its pidfd readable; what it said last, or how it ended, is the reason that [`Vmm::over`] and
-//! [`Fsd::over`] give. Dropped, a child is killed.
+//! Called by `machine`. Each child is born in the pod's cgroup with one socket, descriptor 3; all
+//! it is to use comes over that socket (`kata_like_boot`), opened here, so a missing file or a lack
+//! of permission is found and told before anything runs. A child that ends closes its socket and
+//! makes its pidfd readable; what it said last, or how it ended, is the reason that [`Vmm::ended`]
+//! and [`Fsd::ended`] give. Dropped, a child is killed.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,6 @@ use kata_like_boot::{Channel, ChannelError, KVM, PrintkLayout, open_kvm};
 use kata_like_config::Config;
 use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
 
 use crate::spawn::{Birth, Child, Exit, Network, birth};
 use kata_like_failure::{Failure, Kind};
@@ -49,7 +48,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Opens all of it, or tells what is missing. VMM and fs server are to run under the SELinux label `label`.
+    /// Opens all of it, or tells what is missing. VMM and fs server are to run under the SELinux
+    /// label `label`.
     pub fn open(config: &Config, label: Option<String>) -> Result<Self, Failure> {
         for (what, path) in [("VMM", &config.vmm), ("fs server", &config.fsd)] {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(|errno| {
@@ -189,9 +189,9 @@ async fn last_act(child: &Child) -> Exit {
 /// How long one child's end may take to follow the other's that caused it.
 const CONSEQUENCE: Duration = Duration::from_millis(500);
 
-/// Waits until the VMM or the fs server is over, and tells what came first: each ends when the other
-/// does, and what is only the consequence is no reason.
-pub async fn either_over(
+/// Waits until the VMM or the fs server has ended. Each ends when the other does: the answer is the
+/// cause, not the consequence.
+pub async fn either_ended(
     vmm: impl Future<Output = String>,
     fsd: impl Future<Output = FsdEnd>,
 ) -> String {
@@ -213,8 +213,8 @@ fn clean(line: &str) -> String {
     kata_like_failure::clean(line, MAX_LINE)
 }
 
-/// Waits for what a child does by itself, for as long as it gets on: `patience` is how long it may use no CPU time, which
-/// many that start at once share; ten times that is the end in any case.
+/// Waits for `work` while the child makes progress. Gives up after `patience` without CPU time
+/// used, or after ten times `patience` in total.
 async fn getting_on<T>(
     what: &str,
     wanted: &str,
@@ -246,19 +246,13 @@ async fn getting_on<T>(
     }
 }
 
-/// The CPU time that a process has used, in ticks: for its programs, for the kernel (proc_pid_stat(5)).
+/// The CPU time that a process has used, in ticks: for its programs, for the kernel
+/// (proc_pid_stat(5)).
 fn cpu_time(pid: u32) -> Option<[u64; 2]> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(") ")?;
     let mut times = after_name.split(' ').skip(11).map(str::parse);
     Some([times.next()?.ok()?, times.next()?.ok()?])
-}
-
-async fn wait_for(mut over: watch::Receiver<Option<String>>) -> String {
-    match over.wait_for(Option::is_some).await {
-        Ok(why) => why.clone().unwrap_or_default(),
-        Err(_) => "its watcher is gone".to_owned(),
-    }
 }
 
 #[cfg(test)]

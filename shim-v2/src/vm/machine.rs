@@ -1,120 +1,238 @@
-//! All that a sandbox is made of on the host, and its way down.
+//! A VM's processes: VMM and fs server, started side by side and stopped together.
 //!
-//! Filled step by step by `bring_up`, kept by `sandbox`. Dropped, it kills its processes; the rest
-//! needs a wait and is [`Machine::take_down`]'s.
+//! Called by `pod` as it brings a pod up: [`Vm::start`], [`Vm::booted`], [`Vm::guest`],
+//! [`Vm::follow`].
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use kata_like_config::state::{NetworkLock, StateFolder};
+use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
+use kata_like_boot::{CachePolicy, FsdBoot, FsdFds, FsdShare, VERSION, VmBoot, VmShare};
+use kata_like_config::Config;
+use kata_like_config::state::{StateError, StateFolder, name};
+use rustix::fs::OFlags;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
-use crate::cgroup;
-use crate::share::Share;
-use crate::stand_in::StandIn;
-use crate::vm::launch::{Fsd, Vmm};
+use super::agent::{Agent, Event};
+use super::guest::Guest;
+use super::launch::{Fsd, Parts, Resources, Vmm, either_ended, log_figures};
+use crate::selinux::Labels;
+use crate::share::PARTS;
+use crate::spec::MemorySize;
+use kata_like_failure::{Failure, Kind};
 
 /// How long each process may take to be gone once it is told to.
 const STOP: Duration = Duration::from_secs(1);
+/// How many events may wait. The guest waits with more.
+const EVENTS: usize = 256;
+/// How long the VM's own end may come after that of the agent's events.
+const OWN_END: Duration = Duration::from_millis(700);
 
-/// What the steps have made, in their order.
-#[derive(Debug, Default)]
-pub(super) struct Machine {
-    pub(super) state: Option<Arc<StateFolder>>,
-    pub(super) cgroups: Vec<PathBuf>,
-    pub(super) lock: Option<std::fs::File>,
-    pub(super) network: Option<NetworkLock>,
-    pub(super) stand_in: Option<StandIn>,
-    pub(super) share: Option<Arc<Share>>,
-    pub(super) fsd: Option<Fsd>,
-    pub(super) vmm: Option<Vmm>,
-}
-
-impl Machine {
-    /// Ends the VM and the file server.
-    pub(super) async fn stop_processes(&mut self) {
-        if let Some(vmm) = self.vmm.take() {
-            vmm.stop(STOP).await;
-        }
-        if let Some(fsd) = self.fsd.take() {
-            fsd.child().end(STOP).await;
-        }
-    }
-
-    /// Takes down what is there, the last thing first.
-    pub(super) async fn take_down(&mut self) {
-        self.stop_processes().await;
-        if let Some(share) = self.share.take() {
-            share.unmount();
-        }
-        // Before what keeps the namespace ends: the next one may have its number.
-        self.network = None;
-        if let Some(stand_in) = self.stand_in.take() {
-            stand_in.end().await;
-        }
-        let (state, cgroups) = (self.state.take(), std::mem::take(&mut self.cgroups));
-        let lock = self.lock.take();
-        let _ = tokio::task::spawn_blocking(move || {
-            if let Some(state) = state {
-                remove_state(&state);
-            }
-            drop(lock);
-            // The leaf holds this process: it stays, and its parents, until the process ends.
-            cgroup::remove(&cgroups, Duration::ZERO);
-        })
-        .await;
-    }
-}
-
-/// The folder may be shared with a call that is under way: it is opened anew to be removed.
-fn remove_state(folder: &StateFolder) {
-    let Some(name) = folder.path().file_name().and_then(|name| name.to_str()) else {
-        return;
-    };
-    let Some((namespace, id)) = name.split_once(':') else {
-        return;
-    };
-    let removed = match StateFolder::open(namespace, id) {
-        Ok(Some(folder)) => folder.remove(),
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = removed {
-        tracing::warn!("{}", kata_like_failure::one_line(&error));
-    }
-}
-
-/// The steps that were done, and how long each took.
+/// A VM's processes. Dropped, they are killed.
 #[derive(Debug)]
-pub(super) struct Steps {
-    pub(super) begin: Instant,
-    pub(super) last: Instant,
-    pub(super) done: Vec<(&'static str, Duration)>,
+pub struct Vm {
+    vmm: Vmm,
+    fsd: Fsd,
+    /// Our end of the agent's connection, until there is a guest.
+    agent: Mutex<Option<StdUnixStream>>,
 }
 
-impl Steps {
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            begin: now,
-            last: now,
-            done: Vec::new(),
-        }
+impl Vm {
+    /// Starts VMM and fs server in the cgroup `leaf`. `tree` is the pod's share. The VMM waits on
+    /// its end of their sockets until the server is there.
+    pub async fn start(
+        parts: &Parts,
+        boot: &VmBoot,
+        state: &StateFolder,
+        tree: OwnedFd,
+        leaf: BorrowedFd<'_>,
+        labels: &Labels,
+    ) -> Result<Self, Failure> {
+        let (sockets, shares) = vhost_user_sockets(state)?;
+        let (ours, theirs) = StdUnixStream::pair()
+            .map_err(|cause| Failure::failed("make the agent's socket", cause))?;
+        let streams = state.listen(name::STREAMS);
+        let streams =
+            streams.map_err(|cause| Failure::failed("make the socket for streams", cause))?;
+        let resources = Resources {
+            log: make_log(state, labels)?,
+            agent: theirs.into(),
+            streams: streams.into(),
+            shares,
+        };
+        let serve = fsd_boot();
+        let (fsd, vmm) = tokio::join!(
+            Fsd::start(parts, leaf, &serve, FsdFds { tree, sockets }),
+            Vmm::start(parts, leaf, boot, resources),
+        );
+        // The server's failure first: the VMM's is its consequence.
+        let started = fsd.and_then(|fsd| Ok((fsd, vmm?)));
+        let (fsd, vmm) = started.map_err(|error| labels.blame(error))?;
+        Ok(Self {
+            vmm,
+            fsd,
+            agent: Mutex::new(Some(ours)),
+        })
     }
 
-    pub(super) fn done(&mut self, step: &'static str) {
-        let now = Instant::now();
-        self.done.push((step, now - self.last));
-        self.last = now;
+    /// The pids of VMM and fs server.
+    pub fn pids(&self) -> (u32, u32) {
+        (self.vmm.child().pid, self.fsd.child().pid)
     }
-}
 
-impl std::fmt::Display for Steps {
-    fn fmt(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
-        for (index, (step, took)) in self.done.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(to, "{comma}{step} {} ms", took.as_millis())?;
-        }
+    /// Waits until the agent has dialled, as long as the guest gets on with its boot.
+    pub async fn booted(&self, patience: Duration) -> Result<(), Failure> {
+        let over = either_ended(self.vmm.ended(), self.fsd.ended());
+        tokio::pin!(over);
+        let failed = |why| Err(Failure::new(Kind::Failed, why));
+        let figures = tokio::select! {
+            dialled = self.vmm.agent_dialled(patience) => match dialled {
+                // Of two that end together the cause is told.
+                Err(_) if self.vmm.has_ended() => return failed(over.await),
+                dialled => dialled?,
+            },
+            why = &mut over => return failed(why),
+        };
+        log_figures("the agent's dial", &figures);
         Ok(())
+    }
+
+    /// The guest of a VM that has booted: takes the agent's connection and makes the first call.
+    pub async fn guest(&self, state: Arc<StateFolder>, sandbox: &str) -> Result<Guest, Failure> {
+        let failed = |cause| Failure::failed("take the agent's connection", cause);
+        let ours = self
+            .agent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let ours = ours.ok_or_else(|| failed(std::io::ErrorKind::NotConnected.into()))?;
+        ours.set_nonblocking(true).map_err(failed)?;
+        let connection = UnixStream::from_std(ours).map_err(failed)?;
+        let agent = Agent::new(connection, self.vmm.clone());
+        let started = agent.start_pod().await?;
+        tracing::debug!(
+            kernel = started.kernel_release,
+            agent = started.agent_version,
+            "pod started"
+        );
+        Ok(Guest::new(agent, self.vmm.clone(), state, sandbox))
+    }
+
+    /// Follows the guest's events. From now on the end of any part ends the VM, which is the last
+    /// event. Where the VM lacked memory, its reason has `memory`.
+    pub async fn follow(
+        &self,
+        guest: &Guest,
+        memory: MemorySize,
+    ) -> Result<mpsc::Receiver<Event>, Failure> {
+        let (events, happened) = mpsc::channel(EVENTS);
+        let events_over = guest.agent.follow_events(events.clone()).await?;
+        // Children only: this task must not keep the VM alive.
+        let (vmm, fsd) = (self.vmm.child().clone(), self.fsd.child().clone());
+        let over = either_ended(self.vmm.ended(), self.fsd.ended());
+        let lacked_memory = self.vmm.lacked_memory();
+        let (ending, sandbox) = (guest.ending(), Arc::clone(&guest.sandbox));
+        tokio::spawn(async move {
+            tokio::pin!(over);
+            let reason = tokio::select! {
+                why = &mut over => why,
+                why = events_over => {
+                    // The VM's end takes the agent along, and knows more of why.
+                    let own = tokio::time::timeout(OWN_END, &mut over).await;
+                    own.unwrap_or_else(|_| why.unwrap_or_default())
+                }
+            };
+            vmm.kill();
+            fsd.kill();
+            if !ending.is_wanted() {
+                let reason = match lacked_memory() {
+                    true => format!("{reason}; {memory}"),
+                    false => reason,
+                };
+                tracing::error!(sandbox = %sandbox, "the sandbox has ended: {reason}");
+                let _ = events.send(Event::Ended { reason }).await;
+            }
+        });
+        Ok(happened)
+    }
+
+    /// Ends VMM and fs server.
+    pub async fn stop(&self) {
+        self.vmm.stop(STOP).await;
+        self.fsd.child().end(STOP).await;
+    }
+}
+
+/// A vhost-user socket for each share: the file server listens, the VMM is connected. Nothing of
+/// them stays in the folder.
+fn vhost_user_sockets(state: &StateFolder) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>), Failure> {
+    const NAME: &str = "share.sock";
+    let failed =
+        |cause: StateError| Failure::failed("make a socket between VMM and fs server", cause);
+    let (mut listening, mut connected) = (Vec::new(), Vec::new());
+    for _ in PARTS {
+        listening.push(state.listen(NAME).map_err(failed)?.into());
+        connected.push(state.connect(NAME).map_err(failed)?.into());
+        let removed = rustix::fs::unlinkat(state, NAME, rustix::fs::AtFlags::empty());
+        removed.map_err(|errno| {
+            Failure::failed("remove a socket's name", std::io::Error::from(errno))
+        })?;
+    }
+    Ok((listening, connected))
+}
+
+fn fsd_boot() -> FsdBoot {
+    let [rootfs, volumes] = PARTS;
+    let share = |directory: &str, cache| FsdShare {
+        directory: directory.to_owned(),
+        cache,
+    };
+    FsdBoot {
+        version: VERSION,
+        shares: vec![
+            share(rootfs, CachePolicy::Private),
+            share(volumes, CachePolicy::Shared),
+        ],
+    }
+}
+
+/// The VMM appends to the log. Its descriptor can do nothing else to what is there.
+fn make_log(state: &StateFolder, labels: &Labels) -> Result<File, Failure> {
+    let log = state
+        .create_file(name::GUEST_LOG)
+        .map_err(|cause| Failure::failed("make the file of the guest's log", cause))?;
+    labels.mark("guest's log", &log);
+    match rustix::fs::fcntl_setfl(&log, OFlags::APPEND) {
+        Ok(()) => Ok(log),
+        Err(errno) => {
+            let cause = std::io::Error::from(errno);
+            Err(Failure::failed("prepare the guest's log", cause))
+        }
+    }
+}
+
+/// What a VM is booted with.
+pub fn boot(config: &Config, memory_bytes: u64, vcpus: u8, parts: &Parts) -> VmBoot {
+    VmBoot {
+        version: VERSION,
+        uid: VmBoot::own_uid(),
+        memory_bytes,
+        vcpus,
+        huge_pages: match config.hugepages {
+            kata_like_config::HugePages::Transparent => kata_like_boot::HugePages::Transparent,
+            kata_like_config::HugePages::Hugetlb => kata_like_boot::HugePages::Hugetlb,
+        },
+        agent_port: AGENT_PORT,
+        stream_port: STREAM_PORT,
+        shares: PARTS
+            .map(|tag| VmShare {
+                tag: tag.to_owned(),
+            })
+            .into(),
+        printk: parts.printk(),
     }
 }

@@ -1,7 +1,7 @@
 //! The pod's memory volumes: which tmpfs of the host each stands for.
 //!
-//! Called by `bring_up` and `container` while a spec is split. What containers share on the host, they
-//! share in the guest: a tmpfs of the host has one name for the whole pod, whoever mounts it.
+//! Called by `bring_up` and `container` while a spec is split. What containers share on the host,
+//! they share in the guest: a tmpfs of the host has one name for the whole pod, whoever mounts it.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,14 +18,14 @@ const MODE: u32 = 0o1777;
 
 /// A directory on a tmpfs of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HostMemory {
+pub struct HostMemory {
     directory: (u64, u64),
     size_bytes: u64,
 }
 
 /// What `source` leads to, if that is a directory on a tmpfs. Its size is that of the host's, which
 /// is how kubelet and containerd tell it.
-pub(super) fn look(source: &Path) -> Result<Option<HostMemory>, Failure> {
+pub fn look(source: &Path) -> Result<Option<HostMemory>, Failure> {
     let look = || {
         let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
         let fd = rustix::fs::openat(CWD, source, flags, Mode::empty())?;
@@ -51,11 +51,11 @@ pub(super) fn look(source: &Path) -> Result<Option<HostMemory>, Failure> {
 
 /// The names that were given.
 #[derive(Debug, Default)]
-pub(super) struct MemoryNames(HashMap<(u64, u64), String>);
+pub struct MemoryNames(HashMap<(u64, u64), String>);
 
 impl MemoryNames {
     /// The volume that stands for a tmpfs of the host.
-    pub(super) fn volume(&mut self, memory: HostMemory) -> MemoryVolume {
+    pub fn volume(&mut self, memory: HostMemory) -> MemoryVolume {
         let next = self.0.len() + 1;
         let name = self
             .0

@@ -6,7 +6,7 @@ use kata_like_failure::Failure;
 use ttrpc::Code;
 
 use super::*;
-use crate::vm::request::{DeviceIo, HugePages, Stats};
+use crate::vm::agent::{DeviceIo, HugePages, Stats};
 
 fn any_of(type_url: &str, value: &[u8]) -> Any {
     Any {

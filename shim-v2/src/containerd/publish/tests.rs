@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::Empty;
@@ -12,6 +13,7 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use super::*;
+use crate::pod::events::Events as Queue;
 
 /// What has arrived, in order.
 #[derive(Clone, Default)]
@@ -76,12 +78,13 @@ async fn events_arrive_in_order_with_topic_and_type() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("ttrpc");
     let (_server, arrived) = containerd(&socket).await;
-    let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
-    publisher.publish(TaskEvent::ExecAdded {
+    let (queue, happened) = Queue::queue();
+    let publisher = Publisher::start(Some(socket.display().to_string()), "ns", happened);
+    queue.publish(TaskEvent::ExecAdded {
         container: "c".into(),
         exec: "e".into(),
     });
-    publisher.publish(TaskEvent::Exited {
+    queue.publish(TaskEvent::Exited {
         container: "c".into(),
         exec: "e".into(),
         pid: 4,
@@ -90,7 +93,7 @@ async fn events_arrive_in_order_with_topic_and_type() {
             at: SystemTime::now(),
         },
     });
-    publisher.publish(TaskEvent::OutOfMemory {
+    queue.publish(TaskEvent::OutOfMemory {
         container: "c".into(),
     });
     publisher.flush(Duration::from_secs(5)).await;
@@ -123,9 +126,10 @@ async fn events_arrive_in_order_with_topic_and_type() {
 async fn events_wait_in_order_for_a_containerd_that_comes_back() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("ttrpc");
-    let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
+    let (queue, happened) = Queue::queue();
+    let publisher = Publisher::start(Some(socket.display().to_string()), "ns", happened);
     for number in 0..20 {
-        publisher.publish(started(number));
+        queue.publish(started(number));
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     let (_server, arrived) = containerd(&socket).await;
@@ -146,14 +150,15 @@ async fn a_restarted_containerd_gets_the_next_event() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("ttrpc");
     let (mut server, first) = containerd(&socket).await;
-    let publisher = Publisher::start(Some(socket.display().to_string()), "ns");
-    publisher.publish(started(1));
+    let (queue, happened) = Queue::queue();
+    let publisher = Publisher::start(Some(socket.display().to_string()), "ns", happened);
+    queue.publish(started(1));
     publisher.flush(Duration::from_secs(5)).await;
     assert_eq!(first.topics().len(), 1);
     server.shutdown().await.expect("shut down");
     std::fs::remove_file(&socket).expect("the socket's file");
     let (_server, second) = containerd(&socket).await;
-    publisher.publish(started(2));
+    queue.publish(started(2));
     publisher.flush(Duration::from_secs(5)).await;
     assert_eq!(second.topics().len(), 1);
 }
@@ -161,8 +166,9 @@ async fn a_restarted_containerd_gets_the_next_event() {
 #[tokio::test]
 async fn without_an_address_nothing_waits() {
     for address in [None, Some(String::new())] {
-        let publisher = Publisher::start(address, "ns");
-        publisher.publish(started(1));
+        let (queue, happened) = Queue::queue();
+        let publisher = Publisher::start(address, "ns", happened);
+        queue.publish(started(1));
         let begin = Instant::now();
         publisher.flush(Duration::from_secs(5)).await;
         assert!(begin.elapsed() < Duration::from_secs(1));

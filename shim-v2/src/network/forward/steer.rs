@@ -1,8 +1,8 @@
-//! Steers a namespace's loopback to one socket: a BPF program of type sk_lookup, which the kernel asks which socket
-//! takes a new connection (Documentation/bpf/prog_sk_lookup.rst).
+//! Steers a namespace's loopback to one socket: a BPF program of type sk_lookup, which the kernel
+//! asks which socket takes a new connection (Documentation/bpf/prog_sk_lookup.rst).
 //!
-//! Called by `super`. The program hangs on the namespace by a link that lives as long as its descriptor, so nothing
-//! of it outlives the shim. Since Linux 5.9.
+//! Called by `super`. The program hangs on the namespace by a link that lives as long as its
+//! descriptor, so nothing of it outlives the shim. Since Linux 5.9.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -17,7 +17,8 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Steers to `listener` each TCP connection to 127.0.0.0/8 and ::1 in `namespace`, but for Docker's resolver.
+    /// Steers to `listener` each TCP connection to 127.0.0.0/8 and ::1 in `namespace`, but for
+    /// Docker's resolver.
     pub fn new(namespace: BorrowedFd, listener: BorrowedFd) -> Result<Self, Failure> {
         let failed = |step: &'static str| move |cause: io::Error| Failure::failed(step, cause);
         let map = make_map(listener).map_err(failed("make a BPF map of the listening socket"))?;
@@ -187,7 +188,8 @@ fn make_map(listener: BorrowedFd) -> io::Result<OwnedFd> {
         entries: 1,
         flags: 0,
     };
-    // SAFETY: BPF_MAP_CREATE (0) takes no address. What it returns is a new descriptor that nobody else owns.
+    // SAFETY: BPF_MAP_CREATE (0) takes no address. What it returns is a new descriptor that nobody
+    // else owns.
     let map = unsafe { OwnedFd::from_raw_fd(bpf(0, &create)?) };
     let (key, value) = (0u32, listener.as_raw_fd() as u64); // open, and so not negative
     let update = Update {
@@ -196,7 +198,8 @@ fn make_map(listener: BorrowedFd) -> io::Result<OwnedFd> {
         value: std::ptr::from_ref(&value) as u64,
         flags: 0,
     };
-    // SAFETY: BPF_MAP_UPDATE_ELEM (2) reads a key of 4 and a value of 8 bytes, as the map was made; both live.
+    // SAFETY: BPF_MAP_UPDATE_ELEM (2) reads a key of 4 and a value of 8 bytes, as the map was made;
+    // both live.
     unsafe { bpf(2, &update)? };
     Ok(map)
 }
@@ -228,8 +231,8 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
         expected_attach_type: SK_LOOKUP,
         ..Load::default()
     };
-    // SAFETY: BPF_PROG_LOAD (5) reads `length` instructions from a live slice of that many, and a C string; there is
-    // no log buffer. What it returns is a new descriptor that nobody else owns.
+    // SAFETY: BPF_PROG_LOAD (5) reads `length` instructions from a live slice of that many, and a C
+    // string; there is no log buffer. What it returns is a new descriptor that nobody else owns.
     unsafe { Ok(OwnedFd::from_raw_fd(bpf(5, &load)?)) }
 }
 
@@ -251,8 +254,8 @@ fn attach(program: &OwnedFd, namespace: BorrowedFd) -> io::Result<OwnedFd> {
         kind: SK_LOOKUP,
         flags: 0,
     };
-    // SAFETY: BPF_LINK_CREATE (28) takes no address; both descriptors are open. What it returns is a new descriptor
-    // that nobody else owns.
+    // SAFETY: BPF_LINK_CREATE (28) takes no address; both descriptors are open. What it returns is
+    // a new descriptor that nobody else owns.
     unsafe { Ok(OwnedFd::from_raw_fd(bpf(28, &link)?)) }
 }
 
@@ -262,7 +265,8 @@ fn attach(program: &OwnedFd, namespace: BorrowedFd) -> io::Result<OwnedFd> {
 ///
 /// `attributes` must be what `command` takes, with addresses of what lives.
 unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads `attributes`, and no more than the given size. What it means is the caller's duty.
+    // SAFETY: the kernel reads `attributes`, and no more than the given size. What it means is the
+    // caller's duty.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

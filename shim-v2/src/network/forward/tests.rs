@@ -1,5 +1,5 @@
-//! In network namespaces that end with their threads, with a server of the test's in the place of the guest. Needs
-//! root.
+//! In network namespaces that end with their threads, with a server of the test's in the place of
+//! the guest. Needs root.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -20,8 +20,8 @@ fn ip(arguments: &str) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// The kernel makes the route to an address of IPv6 after it has answered, in a work queue (net/ipv6/addrconf.c,
-/// `addrconf_dad_work`).
+/// The kernel makes the route to an address of IPv6 after it has answered, in a work queue
+/// (net/ipv6/addrconf.c, `addrconf_dad_work`).
 fn until_local(address: &str) {
     let end = std::time::Instant::now() + PATIENCE;
     while !ip("-6 route show table local").contains(&format!("local {address} ")) {
@@ -162,7 +162,8 @@ fn a_second_namespace_has_its_own() {
         let listener = listen_in(namespace.as_fd(), true).unwrap();
         let _forward = listener.serve(guest).unwrap();
         let refused = std::thread::spawn(|| {
-            // SAFETY: the flag concerns the calling thread alone, and what it opens or starts later.
+            // SAFETY: the flag concerns the calling thread alone, and what it opens or starts
+            // later.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
                 .unwrap();
             ip("link set lo up");

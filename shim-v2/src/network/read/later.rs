@@ -1,8 +1,9 @@
-//! What becomes of a namespace after it was joined: interfaces that come, change and go, and the ways over them.
+//! What becomes of a namespace after it was joined: interfaces that come, change and go, and the
+//! ways over them.
 //!
-//! The guest is told of the difference only, and so keeps what its containers have changed themselves.
-//! A plugin makes an interface in many steps. So whoever watches is told of a change only when nothing has
-//! changed any more for a while, and an interface counts as soon as it is up.
+//! The guest is told of the difference only, and so keeps what its containers have changed
+//! themselves. A plugin makes an interface in many steps. So whoever watches is told of a change
+//! only when nothing has changed any more for a while, and an interface counts as soon as it is up.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -34,8 +35,8 @@ pub struct Watch(AsyncFd<Changes>);
 impl Watch {
     /// Waits for these.
     pub fn new(changes: Changes) -> io::Result<Self> {
-        // SAFETY: the descriptor must be open, and stay the same file until the `AsyncFd` is dropped. `Changes`
-        // owns it and never exchanges it, and the `AsyncFd` owns `Changes`.
+        // SAFETY: the descriptor must be open, and stay the same file until the `AsyncFd` is
+        // dropped. `Changes` owns it and never exchanges it, and the `AsyncFd` owns `Changes`.
         let watched = unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) };
         Ok(Self(watched?))
     }
@@ -108,7 +109,8 @@ impl Joined {
             let mut now = Network::default();
             for told in &self.told.interfaces {
                 let link = links.iter().find(|link| link.index == told.index);
-                // One that can't be judged any more, as it is down without an address, stays as it was.
+                // One that can't be judged any more, as it is down without an address, stays as it
+                // was.
                 let found = link.map(|link| interface(link, &links, &addresses));
                 let stays = link.is_some().then(|| told.clone());
                 let found = found.and_then(|it| it.ok().flatten()).or(stays);

@@ -1,5 +1,5 @@
-//! In network namespaces that end with their threads; `ip` makes what a plugin would, and `tc` what is not ours.
-//! Needs root.
+//! In network namespaces that end with their threads; `ip` makes what a plugin would, and `tc` what
+//! is not ours. Needs root.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, UdpSocket};

@@ -58,8 +58,8 @@ impl Agent {
             .map(drop)
     }
 
-    /// Connects to a port of the guest's loopback, and joins the connection to the stream that is dialled with this
-    /// token afterwards.
+    /// Connects to a port of the guest's loopback, and joins the connection to the stream that is
+    /// dialled with this token afterwards.
     pub async fn connect(&self, port: u16, token: [u8; 16]) -> Result<(), Failure> {
         let request = agent::ConnectRequest {
             port: port.into(),

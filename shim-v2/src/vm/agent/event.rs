@@ -5,20 +5,39 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::{TOKEN_LENGTH, agent, is_name};
 
-use crate::vm::request::SandboxEvent;
-
 /// The latest time that is taken for one: 2^62 ns, in the year 2116.
 const MAX_TIME: i64 = 1 << 62;
 
-/// What an event is about.
+/// What the guest says by itself, or happens to it, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestEvent {
-    /// The container.
-    pub container: String,
-    /// The exec; empty: the container's init.
-    pub exec: String,
-    /// Whether it is an exit, which is told once.
-    pub exit: bool,
+pub enum Event {
+    /// A process has exited. The guest may say so of any process, and more than once.
+    Exited {
+        /// The container.
+        container: String,
+        /// The exec; empty: the container's init.
+        exec: String,
+        /// 0 to 255, or 128 + signal.
+        status: u32,
+        /// When, by the guest's clock.
+        at: SystemTime,
+        /// How much standard output must have been read before the exit is told.
+        stdout_bytes: u64,
+        /// How much standard error must have been read before the exit is told.
+        stderr_bytes: u64,
+    },
+    /// The OOM killer has killed processes of a container.
+    OutOfMemory {
+        /// The container.
+        container: String,
+    },
+    /// A container asks a name server on the pod's loopback.
+    NameQuestion(NameQuestion),
+    /// The VM, its file server or its agent has ended, and every process with it. The last event.
+    Ended {
+        /// One line: what ended, and why.
+        reason: String,
+    },
 }
 
 /// A question of the guest's for a name.
@@ -33,46 +52,27 @@ pub struct NameQuestion {
 }
 
 /// An event that can be.
-#[derive(Debug)]
-pub(super) enum Checked {
-    Process(GuestEvent, SandboxEvent),
-    Question(NameQuestion),
-}
-
-pub(super) fn checked(event: agent::Event) -> Option<Checked> {
+pub(super) fn checked(event: agent::Event) -> Option<Event> {
     match event.event? {
         agent::event::Event::ProcessExited(exit) => {
             let named = is_name(&exit.container) && (exit.exec.is_empty() || is_name(&exit.exec));
             if !named || exit.status > 255 {
                 return None;
             }
-            let about = GuestEvent {
-                container: exit.container.clone(),
-                exec: exit.exec.clone(),
-                exit: true,
-            };
-            let told = SandboxEvent::Exited {
+            Some(Event::Exited {
                 container: exit.container,
                 exec: exit.exec,
                 status: exit.status,
                 at: time_of(exit.exited_at_ns),
                 stdout_bytes: exit.stdout_bytes,
                 stderr_bytes: exit.stderr_bytes,
-            };
-            Some(Checked::Process(about, told))
+            })
         }
         agent::event::Event::OutOfMemory(oom) => {
-            let about = GuestEvent {
-                container: oom.container.clone(),
-                exec: String::new(),
-                exit: false,
-            };
-            let told = SandboxEvent::OutOfMemory {
-                container: oom.container,
-            };
-            is_name(&about.container).then_some(Checked::Process(about, told))
+            let container = oom.container;
+            is_name(&container).then_some(Event::OutOfMemory { container })
         }
-        agent::event::Event::NameQuestion(question) => Some(Checked::Question(NameQuestion {
+        agent::event::Event::NameQuestion(question) => Some(Event::NameQuestion(NameQuestion {
             token: question.token.as_slice().try_into().ok()?,
             address: address(&question.address)?,
             tcp: question.tcp,
@@ -138,7 +138,7 @@ mod tests {
             });
             checked(event)
         };
-        let Some(Checked::Question(good)) = question(TOKEN_LENGTH, &[127, 0, 0, 11]) else {
+        let Some(Event::NameQuestion(good)) = question(TOKEN_LENGTH, &[127, 0, 0, 11]) else {
             panic!("refused");
         };
         assert_eq!(good.address, IpAddr::from([127, 0, 0, 11]));

@@ -1,13 +1,14 @@
-//! A container's figures, as the guest tells them.
+//! A container's stats, as the guest tells them.
 //!
-//! Numbers are taken as they are: they are the guest's own, and harm nobody. How many there are, and
-//! each text, has a bound.
+//! Numbers are taken as they are: they are the guest's own, and harm nobody. How many there are,
+//! and each text, has a bound.
+
+use std::collections::HashMap;
 
 use kata_like_agent_protocol::agent;
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, request_for};
-use crate::vm::request::{DeviceIo, HugePages, Stats};
 use kata_like_failure::Failure;
 
 /// The most devices that are told of.
@@ -17,8 +18,68 @@ const MOST_SIZES: usize = 16;
 /// The longest name of a size, in characters.
 const MAX_SIZE_NAME: usize = 16;
 
+/// A container's stats, from its cgroup in the guest. Times are in microseconds, memory in bytes,
+/// and a limit of `u64::MAX` means none.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub cpu_usage_us: u64,
+    pub cpu_user_us: u64,
+    pub cpu_system_us: u64,
+    pub cpu_periods: u64,
+    pub cpu_throttled_periods: u64,
+    pub cpu_throttled_us: u64,
+    pub memory_usage: u64,
+    pub memory_limit: u64,
+    pub memory_peak: u64,
+    pub memory_anon: u64,
+    pub memory_file: u64,
+    pub memory_inactive_file: u64,
+    pub memory_active_file: u64,
+    pub memory_kernel_stack: u64,
+    pub memory_slab: u64,
+    pub page_faults: u64,
+    pub page_major_faults: u64,
+    pub oom_kills: u64,
+    pub swap_usage: u64,
+    pub swap_limit: u64,
+    pub pids_current: u64,
+    /// 0: no limit.
+    pub pids_limit: u64,
+    pub swap_peak: u64,
+    /// The file `memory.stat`.
+    pub memory_stat: HashMap<String, u64>,
+    /// The file `memory.events`.
+    pub memory_events: HashMap<String, u64>,
+    pub io: Vec<DeviceIo>,
+    pub huge_pages: Vec<HugePages>,
+}
+
+/// What a container has read from a device and written to it, in bytes and in operations.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIo {
+    pub major: u64,
+    pub minor: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
+}
+
+/// A container's huge pages of one size, in bytes.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HugePages {
+    /// As in the names of the cgroup's files: "2MB".
+    pub size: String,
+    pub current: u64,
+    pub max: u64,
+    pub failures: u64,
+}
+
 impl Agent {
-    /// A container's figures.
+    /// A container's stats.
     pub async fn stats(&self, container: &str) -> Result<Stats, Failure> {
         let request = request_for(container);
         let client = self.client.clone();

@@ -7,8 +7,26 @@ use kata_like_netlink::{Address, Hop, Named, Neighbour, Route, address_bytes};
 use ttrpc::context::with_duration;
 
 use super::{ASK, Agent, MAKE};
-use crate::network::read::Interface;
 use kata_like_failure::Failure;
+
+/// An interface of the pod, as the host has it and the guest is to have it.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// Its number in the namespace on the host.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its address at layer 2.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u16,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether addresses at layer 2 are asked for on it.
+    pub arp: bool,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+}
 
 /// An interface, and where the VM has it.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! The fs server's process: its start, and what it says when it ends.
 //!
-//! Called by `sandbox`. The server is ready when it says that it serves; before that its only
+//! Called by `machine`. The server is ready when it says that it serves; before that its only
 //! message is why it will not.
 
 use std::os::fd::BorrowedFd;
@@ -85,7 +85,7 @@ impl Fsd {
     }
 
     /// Waits for its end, and tells why it came.
-    pub fn over(&self) -> impl Future<Output = FsdEnd> + Send + 'static + use<> {
+    pub fn ended(&self) -> impl Future<Output = FsdEnd> + Send + 'static + use<> {
         let mut over = self.over.clone();
         async move {
             let end = over.wait_for(Option::is_some).await;

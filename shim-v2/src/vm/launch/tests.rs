@@ -1,4 +1,5 @@
-//! Children that are small programs of the test, saying on the control socket what a VMM or an fs server might.
+//! Children that are small programs of the test, saying on the control socket what a VMM or an fs
+//! server might.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
@@ -90,9 +91,9 @@ async fn a_killed_vmm_is_told_within_a_second() {
     let vmm = start_vmm(r#"send($s, '"running"', 0); sleep 60;"#)
         .await
         .unwrap();
-    assert!(!vmm.is_over());
+    assert!(!vmm.has_ended());
     vmm.child().kill();
-    let why = tokio::time::timeout(Duration::from_secs(1), vmm.over())
+    let why = tokio::time::timeout(Duration::from_secs(1), vmm.ended())
         .await
         .unwrap();
     assert_eq!(why, "the VMM was killed by signal 9, without a reason");
@@ -103,7 +104,7 @@ async fn a_vmm_that_talks_nonsense_is_ended() {
     let vmm = start_vmm(r#"send($s, '"running"', 0); send($s, '{', 0); sleep 60;"#)
         .await
         .unwrap();
-    let why = tokio::time::timeout(Duration::from_secs(3), vmm.over())
+    let why = tokio::time::timeout(Duration::from_secs(3), vmm.ended())
         .await
         .unwrap();
     assert!(why.starts_with("the VMM sent what can't be read"), "{why}");
@@ -170,20 +171,20 @@ async fn the_cause_is_told_and_not_its_consequence() {
         "VMM".to_owned()
     };
     // The VM is gone, and the server has closed as it should; whoever is seen first.
-    assert_eq!(either_over(vmm(50), async { fsd(true) }).await, "VMM");
-    assert_eq!(either_over(vmm(0), std::future::pending()).await, "VMM");
+    assert_eq!(either_ended(vmm(50), async { fsd(true) }).await, "VMM");
+    assert_eq!(either_ended(vmm(0), std::future::pending()).await, "VMM");
     // The server was killed, and the VM could not live without it.
     assert_eq!(
-        either_over(vmm(50), async { fsd(false) }).await,
+        either_ended(vmm(50), async { fsd(false) }).await,
         "fs server"
     );
     let later = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         fsd(false)
     };
-    assert_eq!(either_over(vmm(0), later).await, "fs server");
+    assert_eq!(either_ended(vmm(0), later).await, "fs server");
     assert_eq!(
-        either_over(std::future::pending(), async { fsd(true) }).await,
+        either_ended(std::future::pending(), async { fsd(true) }).await,
         "fs server"
     );
 }

@@ -1,7 +1,8 @@
 //! The VMM's process and its VM: how far it has come, what it answers, why it ended.
 //!
-//! Called by `sandbox` and `agent`. One task follows the VMM's reports to their end; an answer goes
-//! to whoever asked first. What a VMM says may be the guest's word by now: lines are cleaned and cut.
+//! Called by `machine` and `agent`. One task follows the VMM's reports to their end; an answer goes
+//! to the one who asked first. What a VMM says may be the guest's word by now: lines are cleaned
+//! and cut.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,7 +15,7 @@ use kata_like_boot::{ChannelError, End, EndReason, Figures, VmBoot, VmCommand, V
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-use super::{Control, OWN_START, Parts, clean, getting_on, last_act, next, start, wait_for};
+use super::{Control, OWN_START, Parts, clean, getting_on, last_act, next, start};
 use crate::spawn::Child;
 use kata_like_failure::{Failure, Kind, one_line};
 
@@ -48,7 +49,7 @@ struct Running {
     control: Arc<AsyncFd<Control>>,
     pending: Arc<Pending>,
     phase: watch::Receiver<Phase>,
-    over: watch::Receiver<Option<String>>,
+    over: watch::Receiver<Option<VmmEnd>>,
     log: File,
 }
 
@@ -105,13 +106,14 @@ impl Vmm {
         let pending = Arc::clone(&vmm.0.pending);
         let log = vmm.0.log.try_clone();
         tokio::spawn(async move {
-            let mut why = follow(&control, &pending, &tell_phase, &child).await;
+            let mut over = follow(&control, &pending, &tell_phase, &child).await;
             // A VMM that could not say it itself has left what it had written.
-            if let (Ok(log), false) = (log, why.contains(LOG_ENDS)) {
-                why.push_str(&in_error(&tail_of(&log).unwrap_or_default()));
+            if let (Ok(log), false) = (log, over.has_log) {
+                over.why
+                    .push_str(&in_error(&tail_of(&log).unwrap_or_default()));
             }
             lock(&pending).clear();
-            tell_over.send_replace(Some(why));
+            tell_over.send_replace(Some(over));
         });
         let made = vmm.reached(|phase| *phase != Phase::Starting);
         getting_on("VMM", "the VM is made", vmm.child(), OWN_START, made).await??;
@@ -124,12 +126,24 @@ impl Vmm {
     }
 
     /// Waits for the VM's end, and tells why it came.
-    pub fn over(&self) -> impl Future<Output = String> + Send + 'static + use<> {
-        wait_for(self.0.over.clone())
+    pub fn ended(&self) -> impl Future<Output = String> + Send + 'static + use<> {
+        let mut over = self.0.over.clone();
+        async move {
+            match over.wait_for(Option::is_some).await {
+                Ok(over) => over.as_ref().map_or_else(String::new, |it| it.why.clone()),
+                Err(_) => "its watcher is gone".to_owned(),
+            }
+        }
+    }
+
+    /// Whether the VM has ended because it, or the host, had no memory left.
+    pub fn lacked_memory(&self) -> impl Fn() -> bool + Send + 'static + use<> {
+        let over = self.0.over.clone();
+        move || over.borrow().as_ref().is_some_and(|it| it.for_memory)
     }
 
     /// Whether the VM has ended.
-    pub fn is_over(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         self.0.over.borrow().is_some() || self.0.child.exit().is_some()
     }
 
@@ -140,9 +154,9 @@ impl Vmm {
             reached = wait_for_phase(&mut phase, is_it) => match reached {
                 Some(phase) => Ok(phase),
                 // The following task has ended, and says why right away.
-                None => Err(ended(&self.over().await)),
+                None => Err(ended(&self.ended().await)),
             },
-            why = self.over() => Err(ended(&why)),
+            why = self.ended() => Err(ended(&why)),
         }
     }
 
@@ -204,8 +218,8 @@ impl Vmm {
         }
     }
 
-    /// An error's text, which ends with what the vCPUs do of a VM whose guest gets no further. The log has how
-    /// far its queues have come as well.
+    /// An error's text, which ends with what the vCPUs do of a VM whose guest gets no further. The
+    /// log has how far its queues have come as well.
     pub async fn with_state(&self, error: &str) -> String {
         match self.command(VmCommand::State).await {
             Ok(VmReport::State(state)) => {
@@ -260,7 +274,8 @@ impl Vmm {
         }
     }
 
-    /// Empties an interface's slot, which the guest's driver has let go; the VM's end of the tap is closed.
+    /// Empties an interface's slot, which the guest's driver has let go; the VM's end of the tap is
+    /// closed.
     pub async fn remove_interface(&self, slot: u32) -> Result<(), Failure> {
         match self.command(VmCommand::RemoveInterface { slot }).await? {
             VmReport::SlotEmptied => Ok(()),
@@ -302,7 +317,7 @@ impl Vmm {
     /// Ends the VM: by command, then by force. Returns when the process is gone, or after `limit`
     /// twice.
     pub async fn stop(&self, limit: Duration) {
-        if !self.is_over() {
+        if !self.has_ended() {
             let _ = self.0.control.get_ref().0.send(&VmCommand::Stop, &[]);
             let _ = tokio::time::timeout(limit, self.0.child.exited()).await;
         }
@@ -385,13 +400,24 @@ fn ended(why: &str) -> Failure {
     Failure::new(Kind::Failed, format!("run the VM: {why}"))
 }
 
+/// Why a VMM ended.
+#[derive(Debug)]
+struct VmmEnd {
+    /// One line.
+    why: String,
+    /// Whether more memory might have prevented it.
+    for_memory: bool,
+    /// Whether the line has the guest log's last lines.
+    has_log: bool,
+}
+
 /// Follows a VMM's reports to its end, and tells why it ended.
 async fn follow(
     control: &AsyncFd<Control>,
     pending: &Pending,
     phase: &watch::Sender<Phase>,
     child: &Child,
-) -> String {
+) -> VmmEnd {
     let mut last = None;
     let broken = loop {
         match next::<VmReport>(control).await {
@@ -417,25 +443,37 @@ async fn follow(
         }
     };
     let exit = last_act(child).await;
-    match (last, broken) {
-        (Some(end), _) => reason(&end),
+    let why = match (last, broken) {
+        (Some(end), _) => return reason(&end),
         (None, Some(broken)) => format!("the VMM sent what can't be read: {}", clean(&broken)),
         (None, None) => format!("the VMM {exit}, without a reason"),
+    };
+    VmmEnd {
+        why,
+        for_memory: false,
+        has_log: false,
     }
 }
 
 /// The reason of an end, with the last lines of the guest's log; all of them go to the shim's log.
-fn reason(end: &End) -> String {
+fn reason(end: &End) -> VmmEnd {
     if end.reason == EndReason::Stopped {
-        return clean(&end.detail);
+        return VmmEnd {
+            why: clean(&end.detail),
+            for_memory: false,
+            has_log: false,
+        };
     }
     for line in end.log_tail.iter().take(200) {
         tracing::warn!("guest: {}", clean(line));
     }
-    format!("{}{}", clean(&end.detail), in_error(&end.log_tail))
+    let log = in_error(&end.log_tail);
+    VmmEnd {
+        why: format!("{}{log}", clean(&end.detail)),
+        for_memory: end.reason.is_for_memory(),
+        has_log: !log.is_empty(),
+    }
 }
-
-const LOG_ENDS: &str = "; the guest's log ends with: ";
 
 fn in_error(tail: &[String]) -> String {
     let from = tail.len().saturating_sub(TAIL_IN_ERROR);
@@ -443,7 +481,7 @@ fn in_error(tail: &[String]) -> String {
         None | Some([]) => String::new(),
         Some(lines) => {
             let lines: Vec<String> = lines.iter().map(|line| clean(line)).collect();
-            format!("{LOG_ENDS}{}", lines.join(" | "))
+            format!("; the guest's log ends with: {}", lines.join(" | "))
         }
     }
 }

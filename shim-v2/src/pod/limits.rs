@@ -1,40 +1,14 @@
 //! A container's limits against those of its VM, which is as large as it was made.
 //!
-//! Called by `sandbox`. A running VM does not grow: a limit that only a larger one could give is
+//! A running VM does not grow: a limit that only a larger one could give is
 //! refused, rather than accepted and never had.
 
 use oci_spec::runtime::LinuxResources;
 
-use super::Sandbox;
 use crate::spec::MemorySize;
 use kata_like_failure::{Failure, Kind};
 
 const MIB: u64 = 1 << 20;
-
-impl Sandbox {
-    /// Freezes a container; answers when all its processes stand still.
-    pub async fn pause(&self, id: &str) -> Result<(), Failure> {
-        self.agent.pause(id).await
-    }
-
-    /// Lets a paused container go on.
-    pub async fn resume(&self, id: &str) -> Result<(), Failure> {
-        self.agent.resume(id).await
-    }
-
-    /// Changes a container's limits: an OCI `linux.resources` object as JSON.
-    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), Failure> {
-        let wanted = parse(resources)?;
-        let limits = self.inner().containers.get(id).map(|it| it.limits);
-        let limits = limits.unwrap_or_default();
-        fits(&wanted, limits, &self.memory, self.vcpus)?;
-        self.agent.update(id, resources).await?;
-        if let Some(container) = self.inner().containers.get_mut(id) {
-            container.limits = limits.changed_by(&wanted);
-        }
-        Ok(())
-    }
-}
 
 /// Those of a container's limits that its VM bounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +20,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    fn changed_by(self, wanted: &LinuxResources) -> Self {
+    /// The limits after a change.
+    pub(super) fn changed_by(self, wanted: &LinuxResources) -> Self {
         let memory = wanted.memory().as_ref().and_then(|memory| memory.limit());
         let quota = wanted.cpu().as_ref().and_then(|cpu| cpu.quota());
         Self {
@@ -59,7 +34,8 @@ impl Limits {
     }
 }
 
-fn parse(resources: &[u8]) -> Result<LinuxResources, Failure> {
+/// An OCI `linux.resources` object from its JSON.
+pub(super) fn parse(resources: &[u8]) -> Result<LinuxResources, Failure> {
     let bad = |why: String| {
         Failure::new(
             Kind::BadRequest,
@@ -74,7 +50,7 @@ fn parse(resources: &[u8]) -> Result<LinuxResources, Failure> {
 }
 
 /// What stays as it is was accepted before, however large: CRI sends all limits with each change.
-fn fits(
+pub(super) fn fits(
     wanted: &LinuxResources,
     limits: Limits,
     memory: &MemorySize,
@@ -116,15 +92,6 @@ pub(super) fn out_of_memory(limit: Option<u64>, memory: &MemorySize) -> String {
             limit / MIB
         ),
         None => format!("it has no limit of its own; {memory}"),
-    }
-}
-
-/// The reason of a guest's end, and, where that was a lack of memory, the key that sizes the VM.
-pub(super) fn explained(reason: String, memory: &MemorySize) -> String {
-    const WORDS: [&str; 2] = ["Out of memory", "out of memory"];
-    match WORDS.iter().any(|word| reason.contains(word)) {
-        true => format!("{reason}; {memory}"),
-        false => reason,
     }
 }
 
@@ -188,10 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lack_of_memory_names_the_key() {
-        let panic = "the guest panicked: Out of memory and no killable processes";
-        assert!(explained(panic.into(), &MEMORY).ends_with("configuration"));
-        assert_eq!(explained("another end".into(), &MEMORY), "another end");
+    fn what_ran_out_of_memory_names_the_limit_and_the_key() {
         assert!(out_of_memory(Some(64 * MIB), &MEMORY).contains("is 64 MiB; the pod's"));
     }
 }

@@ -184,7 +184,8 @@ fn the_hooks_that_undo_run_once_the_rest_is_gone() {
     assert!(!done.exists());
 }
 
-/// A container that lives in a pod has no state folder: its hooks are run if its pod's shim is gone.
+/// A container that lives in a pod has no state folder: its hooks are run if its pod's shim is
+/// gone.
 #[test]
 fn poststop_hooks_of_a_pods_container_run_once_its_shim_is_gone() {
     let mut planted = plant();

@@ -1,11 +1,12 @@
-//! Takes down what is left of a pod whose shim is gone, from its state folder alone.
+//! Removes what is left of a pod whose shim is gone, from its state folder alone.
 //!
-//! Called by `sandbox` before a pod of the same name starts, and by `info` for `delete`, which containerd runs after every ordinary deletion too, and for
-//! each container of a pod while the pod's shim serves the others. So: a container that is not the
-//! sandbox has no state folder, and nothing of the pod is touched for it; a pod whose shim lives and
-//! has tasks is left alone; a shim that is on its way out is waited for. Every process is named by
-//! pid and start time and signalled through a pidfd, so nobody else is hit. Whatever is gone already
-//! is no error: it can be run again and again.
+//! Called by `bring_up` before a pod of the same name starts, and by `info` for `delete`.
+//! containerd runs `delete` after every ordinary deletion too, and for each container of a pod
+//! whose shim serves the others. So a container that is not the sandbox has no state folder, and
+//! nothing of the pod is touched for it. A pod whose shim lives and has tasks is left alone. A shim
+//! that is ending is waited for. Every process is named by pid and start time and signalled through
+//! a pidfd, so nobody else is hit. What is gone already is no error, so this can run again and
+//! again.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -240,8 +241,8 @@ fn kill_all(record: &Record) {
     }
 }
 
-/// Leaves the network namespace that the pod had as it was before, and to others. Whoever is there already has seen
-/// to it (`shared_network`).
+/// Leaves the network namespace that the pod had as it was before, and to others. Whoever is there
+/// already has seen to it (`claim`).
 fn leave_network(root: &Path, record: &Record) {
     let (namespace, sandbox) = (&record.namespace, &record.sandbox);
     let taken = match record.network_id {
