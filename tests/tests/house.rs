@@ -11,9 +11,10 @@ use kata_like_tests::{TestResult, failure};
 const MOST_LINES: usize = 500;
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-const CRATES: [(&str, &[&str]); 19] = [
+const CRATES: [(&str, &[&str]); 20] = [
     ("failure", &[]),
     ("linux", &[]),
+    ("spec", &["kata-like-failure"]),
     (
         "shim-v2",
         &[
@@ -24,6 +25,7 @@ const CRATES: [(&str, &[&str]); 19] = [
             "kata-like-linux",
             "kata-like-netlink",
             "kata-like-relay",
+            "kata-like-spec",
         ],
     ),
     ("shim-v2/config", &[]),
@@ -55,6 +57,7 @@ const CRATES: [(&str, &[&str]); 19] = [
             "kata-like-linux",
             "kata-like-netlink",
             "kata-like-relay",
+            "kata-like-spec",
         ],
     ),
     ("agent/netlink", &["kata-like-linux"]),
