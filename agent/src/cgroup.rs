@@ -19,13 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::{Failure, Step};
 use rustix::io::pread;
 use tokio::io::Interest;
 
 pub use limits::Limits;
 pub use resources::Change;
-pub use stats::{DeviceIo, HugePages, Stats};
 
 use crate::readiness::watch;
 use file::write;
@@ -141,9 +141,9 @@ impl Cgroup {
             .unwrap_or_else(|| self.directory.clone())
     }
 
-    /// Its figures.
-    pub fn stats(&self) -> Stats {
-        Stats::read(&self.directory)
+    /// Its stats.
+    pub fn stats(&self) -> StatsResponse {
+        stats::read(&self.directory)
     }
 
     /// Whether the kernel has killed processes for lack of memory since the last call.

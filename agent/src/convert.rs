@@ -6,15 +6,13 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::agent::{
-    ConnectRequest, CreateContainerRequest, DeviceIo as DeviceIoMessage, Event as EventMessage,
-    HugePages as HugePagesMessage, NameQuestion, OutOfMemory, ProcessExited, StatsResponse,
-    Streams as StreamsMessage, Unwritten as UnwrittenMessage,
+    ConnectRequest, CreateContainerRequest, Event as EventMessage, NameQuestion, OutOfMemory,
+    ProcessExited, Streams as StreamsMessage, Unwritten as UnwrittenMessage,
 };
 use kata_like_agent_protocol::{is_name, status};
 use kata_like_failure::Failure;
 use kata_like_netlink::address_bytes;
 
-use crate::cgroup::{DeviceIo, HugePages, Stats};
 use crate::device;
 use crate::disks::Disk;
 use crate::events::Event;
@@ -210,68 +208,6 @@ pub fn unwritten_message(left: &Unwritten) -> UnwrittenMessage {
     }
 }
 
-/// A container's figures.
-pub fn stats_message(stats: Stats) -> StatsResponse {
-    let [cpu_usage_us, cpu_user_us, cpu_system_us] = stats.cpu;
-    let [cpu_periods, cpu_throttled_periods, cpu_throttled_us] = stats.throttling;
-    StatsResponse {
-        cpu_usage_us,
-        cpu_user_us,
-        cpu_system_us,
-        cpu_periods,
-        cpu_throttled_periods,
-        cpu_throttled_us,
-        memory_usage: stats.memory_usage,
-        memory_limit: stats.memory_limit.unwrap_or(u64::MAX),
-        memory_peak: stats.memory_peak,
-        memory_anon: stats.memory("anon"),
-        memory_file: stats.memory("file"),
-        memory_inactive_file: stats.memory("inactive_file"),
-        memory_active_file: stats.memory("active_file"),
-        memory_kernel_stack: stats.memory("kernel_stack"),
-        memory_slab: stats.memory("slab"),
-        page_faults: stats.memory("pgfault"),
-        page_major_faults: stats.memory("pgmajfault"),
-        oom_kills: stats.oom_kills(),
-        swap_usage: stats.swap_usage,
-        swap_limit: stats.swap_limit.unwrap_or(u64::MAX),
-        pids_current: stats.pids,
-        swap_peak: stats.swap_peak,
-        pids_limit: stats.pids_limit.unwrap_or(0),
-        memory_stat: stats.memory_stat.into_iter().collect(),
-        memory_events: stats.memory_events.into_iter().collect(),
-        io: stats.io.into_iter().map(device_io_message).collect(),
-        huge_pages: stats
-            .huge_pages
-            .into_iter()
-            .map(huge_pages_message)
-            .collect(),
-        ..Default::default()
-    }
-}
-
-fn device_io_message(io: DeviceIo) -> DeviceIoMessage {
-    DeviceIoMessage {
-        major: io.major,
-        minor: io.minor,
-        read_bytes: io.read_bytes,
-        written_bytes: io.written_bytes,
-        reads: io.reads,
-        writes: io.writes,
-        ..Default::default()
-    }
-}
-
-fn huge_pages_message(pages: HugePages) -> HugePagesMessage {
-    HugePagesMessage {
-        size: pages.size,
-        current: pages.current,
-        max: pages.limit.unwrap_or(u64::MAX),
-        failures: pages.failures,
-        ..Default::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,12 +256,6 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_told_as_the_protocol_says() {
-        let message = stats_message(Stats::default());
-        assert_eq!((message.memory_limit, message.pids_limit), (u64::MAX, 0));
-    }
-
-    #[test]
     fn what_a_container_needs_is_checked_by_name() {
         use kata_like_agent_protocol::agent::{Disk as DiskMessage, MemoryVolume as VolumeMessage};
 
@@ -365,22 +295,5 @@ mod tests {
             assert!(signal(bad).is_err(), "{bad}");
         }
         assert_eq!(signal(MAX_SIGNAL).unwrap(), MAX_SIGNAL);
-    }
-
-    #[test]
-    fn the_largest_answer_of_figures_is_small() {
-        use ttrpc::proto::Codec;
-
-        let keys = || (0..256).map(|n| (format!("a_key_of_the_kernel_{n}"), u64::MAX));
-        let stats = Stats {
-            memory_stat: keys().collect(),
-            memory_events: keys().collect(),
-            io: vec![DeviceIo::default(); 64],
-            huge_pages: vec![HugePages::default(); 16],
-            ..Stats::default()
-        };
-        let message = stats_message(stats);
-        assert_eq!(message.memory_stat.len(), 256);
-        assert!(message.encode().unwrap().len() < 64 << 10);
     }
 }

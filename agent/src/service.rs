@@ -217,11 +217,7 @@ impl Agent for Service {
         request: ContainerRequest,
     ) -> ttrpc::Result<StatsResponse> {
         let container = self.container(request.container)?;
-        let stats = container
-            .stats()
-            .await
-            .map_err(|error| status::of(&error))?;
-        Ok(convert::stats_message(stats))
+        container.stats().await.map_err(|error| status::of(&error))
     }
 
     async fn delete_container(

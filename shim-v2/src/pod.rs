@@ -27,7 +27,7 @@ use kata_like_config::state::NetworkLock;
 use tokio::sync::watch;
 
 use crate::stdio::StdioPaths;
-use crate::vm::agent::Stats;
+use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::{Failure, Kind};
 
 mod bring_up;
@@ -232,7 +232,7 @@ impl Pod {
     }
 
     /// A container's stats, until it is deleted.
-    pub async fn stats(&self, id: &str) -> Result<Stats, Failure> {
+    pub async fn stats(&self, id: &str) -> Result<StatsResponse, Failure> {
         let (container, _) = self.find(id, "")?;
         container.sandbox()?.guest.agent.stats(id).await
     }

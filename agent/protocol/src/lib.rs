@@ -18,7 +18,7 @@ pub mod agent_ttrpc {
 pub mod status;
 
 /// Version of `agent.proto` and of what is said about it there.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The host's vsock port that the agent dials, once, to be called on that connection.
 pub const AGENT_PORT: u32 = 1024;

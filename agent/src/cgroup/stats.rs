@@ -1,116 +1,61 @@
-//! A container's figures, read from its cgroup.
+//! A container's stats, read from its cgroup into the message that the host gets.
 //!
 //! Called by `container.rs`. Each file is read whole and at once; a file or a key that this kernel
 //! does not have counts as zero, a limit of "max" as none. What has a line for each of something is
 //! cut off at a number of lines that no kernel reaches by itself.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+
+use kata_like_agent_protocol::agent::{DeviceIo, HugePages, StatsResponse};
 
 /// The most lines of a file of keys, the most devices, and the most page sizes that are told of.
 const MOST_KEYS: usize = 256;
 const MOST_DEVICES: usize = 64;
 const MOST_SIZES: usize = 16;
 
-/// A container's figures: memory in bytes, times in microseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// `usage_usec`, `user_usec`, `system_usec`.
-    pub cpu: [u64; 3],
-    /// `nr_periods`, `nr_throttled`, `throttled_usec`.
-    pub throttling: [u64; 3],
-    pub memory_usage: u64,
-    pub memory_limit: Option<u64>,
-    pub memory_peak: u64,
-    /// The whole of `memory.stat` and `memory.events`.
-    pub memory_stat: BTreeMap<String, u64>,
-    pub memory_events: BTreeMap<String, u64>,
-    pub swap_usage: u64,
-    pub swap_limit: Option<u64>,
-    pub swap_peak: u64,
-    pub pids: u64,
-    pub pids_limit: Option<u64>,
-    pub io: Vec<DeviceIo>,
-    pub huge_pages: Vec<HugePages>,
-}
-
-/// What was read from and written to one block device, in bytes and in operations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceIo {
-    pub major: u64,
-    pub minor: u64,
-    pub read_bytes: u64,
-    pub written_bytes: u64,
-    pub reads: u64,
-    pub writes: u64,
-}
-
-/// Pages of one size, in bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HugePages {
-    /// As in the files' names: "2MB".
-    pub size: String,
-    pub current: u64,
-    pub limit: Option<u64>,
-    /// How often the limit was met.
-    pub failures: u64,
-}
-
-impl Stats {
-    /// Reads the figures of the cgroup in `directory`.
-    pub fn read(directory: &Path) -> Self {
-        let text = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
-        let number = |file: &str| limit(&text(file)).unwrap_or(0);
-        let cpu = text("cpu.stat");
-        Self {
-            cpu: ["usage_usec", "user_usec", "system_usec"].map(|key| value(&cpu, key)),
-            throttling: ["nr_periods", "nr_throttled", "throttled_usec"]
-                .map(|key| value(&cpu, key)),
-            memory_usage: number("memory.current"),
-            memory_limit: limit(&text("memory.max")),
-            memory_peak: number("memory.peak"),
-            memory_stat: keys(&text("memory.stat")),
-            memory_events: keys(&text("memory.events")),
-            swap_usage: number("memory.swap.current"),
-            swap_limit: limit(&text("memory.swap.max")),
-            swap_peak: number("memory.swap.peak"),
-            pids: number("pids.current"),
-            pids_limit: limit(&text("pids.max")),
-            io: devices(&text("io.stat")),
-            huge_pages: sizes(directory)
-                .into_iter()
-                .map(|size| HugePages {
-                    current: number(&format!("hugetlb.{size}.current")),
-                    limit: limit(&text(&format!("hugetlb.{size}.max"))),
-                    failures: value(&text(&format!("hugetlb.{size}.events")), "max"),
-                    size,
-                })
-                .collect(),
-        }
-    }
-
-    /// A figure of `memory.stat`.
-    pub fn memory(&self, key: &str) -> u64 {
-        self.memory_stat.get(key).copied().unwrap_or(0)
-    }
-
-    /// How many processes were killed for want of memory.
-    pub fn oom_kills(&self) -> u64 {
-        self.memory_events.get(OOM_KILLS).copied().unwrap_or(0)
+/// Reads the stats of the cgroup in `directory`. `agent.proto` says what each is.
+pub fn read(directory: &Path) -> StatsResponse {
+    let text = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let number = |file: &str| limit(&text(file)).unwrap_or(0);
+    let limit_of = |file: &str| limit(&text(file)).unwrap_or(u64::MAX);
+    let pages = |size: String| HugePages {
+        current: number(&format!("hugetlb.{size}.current")),
+        max: limit_of(&format!("hugetlb.{size}.max")),
+        failures: value(&text(&format!("hugetlb.{size}.events")), "max"),
+        size,
+        ..Default::default()
+    };
+    StatsResponse {
+        cpu_stat: keys(&text("cpu.stat")),
+        memory_stat: keys(&text("memory.stat")),
+        memory_events: keys(&text("memory.events")),
+        memory_usage: number("memory.current"),
+        memory_limit: limit_of("memory.max"),
+        memory_peak: number("memory.peak"),
+        swap_usage: number("memory.swap.current"),
+        swap_limit: limit_of("memory.swap.max"),
+        swap_peak: number("memory.swap.peak"),
+        pids_current: number("pids.current"),
+        // 0 says "no limit" here.
+        pids_limit: number("pids.max"),
+        io: devices(&text("io.stat")),
+        huge_pages: sizes(directory).into_iter().map(pages).collect(),
+        ..Default::default()
     }
 }
 
 /// The key of `memory.events` that counts the killed, in this cgroup and below.
 const OOM_KILLS: &str = "oom_kill";
 
-/// How many processes were killed for want of memory, from the text of `memory.events`.
+/// How many processes were killed for OOM, from the text of `memory.events`.
 pub fn oom_kills(events: &str) -> u64 {
     value(events, OOM_KILLS)
 }
 
 /// The lines `key number` of a file.
-fn keys(text: &str) -> BTreeMap<String, u64> {
+fn keys(text: &str) -> HashMap<String, u64> {
     let lines = text.lines().filter_map(|line| line.split_once(' '));
     lines
         .filter_map(|(key, number)| Some((key.to_owned(), number.trim().parse().ok()?)))
@@ -139,6 +84,7 @@ fn devices(text: &str) -> Vec<DeviceIo> {
             written_bytes: figure("wbytes"),
             reads: figure("rios"),
             writes: figure("wios"),
+            ..Default::default()
         })
     };
     text.lines().filter_map(device).take(MOST_DEVICES).collect()
@@ -177,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_taken_from_the_files_of_a_cgroup() {
+    fn stats_are_taken_from_the_files_of_a_cgroup() {
         let directory = tempfile::tempdir().unwrap();
         let put = |file: &str, text: &str| fs::write(directory.path().join(file), text).unwrap();
         put(
@@ -206,48 +152,52 @@ mod tests {
             let entries = entries
                 .iter()
                 .map(|(key, value)| ((*key).to_owned(), *value));
-            entries.collect::<BTreeMap<_, _>>()
+            entries.collect::<HashMap<_, _>>()
         };
-        let stats = Stats::read(directory.path());
+        let device = |major, minor, numbers: [u64; 4]| DeviceIo {
+            major,
+            minor,
+            read_bytes: numbers[0],
+            written_bytes: numbers[1],
+            reads: numbers[2],
+            writes: numbers[3],
+            ..Default::default()
+        };
+        let stats = read(directory.path());
         assert_eq!(
             stats,
-            Stats {
-                cpu: [30, 20, 10],
-                throttling: [3, 2, 1],
+            StatsResponse {
+                cpu_stat: map(&[
+                    ("usage_usec", 30),
+                    ("user_usec", 20),
+                    ("system_usec", 10),
+                    ("nr_periods", 3),
+                    ("nr_throttled", 2),
+                    ("throttled_usec", 1),
+                ]),
                 memory_usage: 4096,
+                memory_limit: u64::MAX,
                 memory_stat: map(&[("anon", 5), ("file", 6), ("slab_reclaimable", 1)]),
                 memory_events: map(&[("oom", 3), ("oom_kill", 2), ("oom_group_kill", 0)]),
+                swap_limit: u64::MAX,
                 swap_peak: 11,
-                pids: 4,
-                pids_limit: Some(100),
-                io: vec![
-                    DeviceIo {
-                        major: 254,
-                        minor: 16,
-                        read_bytes: 1,
-                        written_bytes: 2,
-                        reads: 3,
-                        writes: 4
-                    },
-                    DeviceIo {
-                        major: 7,
-                        ..DeviceIo::default()
-                    }
-                ],
+                pids_current: 4,
+                pids_limit: 100,
+                io: vec![device(254, 16, [1, 2, 3, 4]), device(7, 0, [0; 4])],
                 huge_pages: vec![HugePages {
                     size: "2MB".into(),
                     current: 2_097_152,
-                    limit: None,
-                    failures: 3
+                    max: u64::MAX,
+                    failures: 3,
+                    ..Default::default()
                 }],
-                ..Stats::default()
+                ..Default::default()
             }
         );
-        assert_eq!((stats.memory("anon"), stats.oom_kills()), (5, 2));
     }
 
     #[test]
-    fn figures_are_bounded_whatever_the_files_hold() {
+    fn stats_are_bounded_whatever_the_files_hold() {
         let lines = |line: fn(usize) -> String| (0..5000).map(line).collect::<String>();
         assert_eq!(keys(&lines(|n| format!("key{n} 1\n"))).len(), MOST_KEYS);
         assert_eq!(
@@ -257,7 +207,25 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_without_these_files_has_figures_of_zero() {
-        assert_eq!(Stats::read(Path::new("/nonexistent")), Stats::default());
+    fn a_cgroup_without_these_files_has_nothing_and_no_limit() {
+        let stats = read(Path::new("/nonexistent"));
+        assert_eq!((stats.memory_usage, stats.pids_current), (0, 0));
+        assert_eq!((stats.memory_limit, stats.pids_limit), (u64::MAX, 0));
+    }
+
+    #[test]
+    fn the_largest_answer_is_small() {
+        use ttrpc::proto::Codec;
+
+        let keys = || (0..MOST_KEYS).map(|n| (format!("a_key_of_the_kernel_{n}"), u64::MAX));
+        let stats = StatsResponse {
+            cpu_stat: keys().collect(),
+            memory_stat: keys().collect(),
+            memory_events: keys().collect(),
+            io: vec![DeviceIo::default(); MOST_DEVICES],
+            huge_pages: vec![HugePages::default(); MOST_SIZES],
+            ..Default::default()
+        };
+        assert!(stats.encode().unwrap().len() < 64 << 10);
     }
 }

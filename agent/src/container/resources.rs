@@ -4,17 +4,18 @@
 
 use std::convert::Infallible;
 
+use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::Failure;
 
-use crate::cgroup::{Change, Stats};
+use crate::cgroup::Change;
 use crate::container::Container;
 use crate::deadline::blocking;
 
 impl Container {
     /// Reads the container's stats.
-    pub async fn stats(&self) -> Result<Stats, Failure> {
+    pub async fn stats(&self) -> Result<StatsResponse, Failure> {
         let cgroup = self.cgroup()?;
-        blocking("read the figures", move || {
+        blocking("read the stats", move || {
             Ok::<_, Infallible>(cgroup.stats())
         })
         .await

@@ -1,19 +1,19 @@
 //! A container's stats as containerd's message for a cgroup v2.
 //!
-//! Called by `service` by way of `convert`. Every field that the guest's cgroup has a figure for is
+//! Called by `service` by way of `convert`. Every field that the guest's cgroup has a number for is
 //! filled; those left at nought are of what the guest can't have (rdma) or is not told (pressure,
 //! bursts, interfaces, which are the pod's).
 
 use containerd_shim_protos::cgroups_v2::metrics as cgroups;
+use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::Failure;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 
 use super::convert;
-use crate::vm::agent::Stats;
 
 /// A container's stats, as those of a cgroup v2.
-pub fn any(stats: &Stats) -> Result<Any, Failure> {
+pub fn any(stats: &StatsResponse) -> Result<Any, Failure> {
     let io = stats.io.iter().map(|device| cgroups::IOEntry {
         major: device.major,
         minor: device.minor,
@@ -36,15 +36,7 @@ pub fn any(stats: &Stats) -> Result<Any, Failure> {
             limit: stats.pids_limit,
             ..Default::default()
         }),
-        cpu: MessageField::some(cgroups::CPUStat {
-            usage_usec: stats.cpu_usage_us,
-            user_usec: stats.cpu_user_us,
-            system_usec: stats.cpu_system_us,
-            nr_periods: stats.cpu_periods,
-            nr_throttled: stats.cpu_throttled_periods,
-            throttled_usec: stats.cpu_throttled_us,
-            ..Default::default()
-        }),
+        cpu: MessageField::some(cpu(stats)),
         memory: MessageField::some(memory(stats)),
         io: MessageField::some(cgroups::IOStat {
             usage: io.collect(),
@@ -57,13 +49,26 @@ pub fn any(stats: &Stats) -> Result<Any, Failure> {
     convert::any("io.containerd.cgroups.v2.Metrics", &metrics)
 }
 
-fn memory(stats: &Stats) -> cgroups::MemoryStat {
+fn cpu(stats: &StatsResponse) -> cgroups::CPUStat {
+    let of = |key: &str| stats.cpu_stat.get(key).copied().unwrap_or_default();
+    cgroups::CPUStat {
+        usage_usec: of("usage_usec"),
+        user_usec: of("user_usec"),
+        system_usec: of("system_usec"),
+        nr_periods: of("nr_periods"),
+        nr_throttled: of("nr_throttled"),
+        throttled_usec: of("throttled_usec"),
+        ..Default::default()
+    }
+}
+
+fn memory(stats: &StatsResponse) -> cgroups::MemoryStat {
     let of = |key: &str| stats.memory_stat.get(key).copied().unwrap_or_default();
     cgroups::MemoryStat {
-        anon: stats.memory_anon,
-        file: stats.memory_file,
-        kernel_stack: stats.memory_kernel_stack,
-        slab: stats.memory_slab,
+        anon: of("anon"),
+        file: of("file"),
+        kernel_stack: of("kernel_stack"),
+        slab: of("slab"),
         sock: of("sock"),
         shmem: of("shmem"),
         file_mapped: of("file_mapped"),
@@ -72,13 +77,13 @@ fn memory(stats: &Stats) -> cgroups::MemoryStat {
         anon_thp: of("anon_thp"),
         inactive_anon: of("inactive_anon"),
         active_anon: of("active_anon"),
-        inactive_file: stats.memory_inactive_file,
-        active_file: stats.memory_active_file,
+        inactive_file: of("inactive_file"),
+        active_file: of("active_file"),
         unevictable: of("unevictable"),
         slab_reclaimable: of("slab_reclaimable"),
         slab_unreclaimable: of("slab_unreclaimable"),
-        pgfault: stats.page_faults,
-        pgmajfault: stats.page_major_faults,
+        pgfault: of("pgfault"),
+        pgmajfault: of("pgmajfault"),
         // One figure up to Linux 5.8, two since.
         workingset_refault: of("workingset_refault_anon")
             .saturating_add(of("workingset_refault_file")),
@@ -104,14 +109,14 @@ fn memory(stats: &Stats) -> cgroups::MemoryStat {
     }
 }
 
-fn events(stats: &Stats) -> cgroups::MemoryEvents {
+fn events(stats: &StatsResponse) -> cgroups::MemoryEvents {
     let of = |key: &str| stats.memory_events.get(key).copied().unwrap_or_default();
     cgroups::MemoryEvents {
         low: of("low"),
         high: of("high"),
         max: of("max"),
         oom: of("oom"),
-        oom_kill: stats.oom_kills,
+        oom_kill: of("oom_kill"),
         oom_group_kill: of("oom_group_kill"),
         ..Default::default()
     }

@@ -33,9 +33,6 @@ mod network;
 mod streams;
 
 pub use event::{Event, NameQuestion};
-pub use figures::Stats;
-#[cfg(test)]
-pub use figures::{DeviceIo, HugePages};
 pub use network::{GuestInterface, Interface};
 use streams::streams_of;
 pub use streams::{StreamTokens, new_token};

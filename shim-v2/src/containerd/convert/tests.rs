@@ -2,11 +2,11 @@
 
 use containerd_shim_protos::cgroups_v2::metrics as cgroups;
 
+use kata_like_agent_protocol::agent::{DeviceIo, HugePages, StatsResponse};
 use kata_like_failure::Failure;
 use ttrpc::Code;
 
 use super::*;
-use crate::vm::agent::{DeviceIo, HugePages, Stats};
 
 fn any_of(type_url: &str, value: &[u8]) -> Any {
     Any {
@@ -164,32 +164,36 @@ fn an_exec_is_named_beside_its_pid() {
 }
 
 #[test]
-fn figures_are_those_of_a_cgroup_v2() {
-    let any = super::super::stats::any(&Stats {
-        cpu_usage_us: 3,
+fn stats_are_those_of_a_cgroup_v2() {
+    let file = |entries: &[(&str, u64)]| {
+        let entries = entries.iter();
+        entries
+            .map(|(key, value)| ((*key).into(), *value))
+            .collect()
+    };
+    let any = super::super::stats::any(&StatsResponse {
+        cpu_stat: file(&[("usage_usec", 3)]),
         memory_usage: 4,
         pids_current: 5,
         swap_peak: 6,
-        memory_stat: [
+        memory_stat: file(&[
             ("shmem", 7),
             ("workingset_refault_anon", 8),
             ("workingset_refault_file", u64::MAX),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into(),
-        memory_events: [("max".to_owned(), 9)].into(),
+        ]),
+        memory_events: file(&[("max", 9)]),
         io: vec![DeviceIo {
             major: 254,
             minor: 16,
             written_bytes: 10,
-            ..DeviceIo::default()
+            ..Default::default()
         }],
         huge_pages: vec![HugePages {
             size: "2MB".into(),
             current: 11,
-            ..HugePages::default()
+            ..Default::default()
         }],
-        ..Stats::default()
+        ..Default::default()
     })
     .expect("a small message");
     assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
