@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kata_like_failure::{Failure, Kind, Step, one_line};
+use kata_like_spec::JOINED_NAMESPACE;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 use tokio::sync::{Notify, OnceCell};
@@ -33,9 +34,10 @@ use crate::events::{Event, Events};
 use crate::process::{self, Process};
 use crate::reaper::{self, Exit};
 use crate::runner::{self, InitRequest, Joined, Start};
-use crate::spec::GuestSpec;
+use crate::spec::Creation;
+use crate::stdio;
+use crate::stdio::Streams;
 use crate::stdio::port::Tokens;
-use crate::stdio::{self, Streams, Wanted};
 use crate::storage::{self, MEMORY, ROOTFS, VOLUMES, VolumeHolders};
 
 const SIGKILL: u32 = 9;
@@ -53,7 +55,7 @@ pub struct Surroundings {
 /// One container, from its create to its delete.
 pub struct Container {
     name: String,
-    spec: GuestSpec,
+    made_of: Creation,
     /// The container holds namespaces and runs nothing.
     placeholder: Option<Placeholder>,
     around: Arc<Surroundings>,
@@ -127,13 +129,8 @@ impl Phase {
 }
 
 impl Container {
-    /// A container that is a name and a spec so far.
-    pub fn new(
-        name: String,
-        spec: GuestSpec,
-        placeholder: bool,
-        around: Arc<Surroundings>,
-    ) -> Self {
+    /// A container that is a name so far, and what it is to be made of.
+    pub fn new(name: String, made_of: Creation, around: Arc<Surroundings>) -> Self {
         let state = State {
             phase: Phase::Creating,
             cgroup: None,
@@ -143,36 +140,32 @@ impl Container {
             namespaces: Vec::new(),
             memory_watch: None,
             volumes: Vec::new(),
-            resources: Some(spec.resources.clone()),
+            resources: Some(made_of.resources.clone()),
         };
         Self {
             name,
-            spec,
-            placeholder: placeholder.then(Placeholder::default),
+            placeholder: made_of.placeholder.then(Placeholder::default),
+            made_of,
             around,
             state: Mutex::new(state),
             created: Notify::new(),
         }
     }
 
-    /// The spec that the container was made of.
-    pub fn spec(&self) -> &GuestSpec {
-        &self.spec
+    /// What the container was made of.
+    pub fn made_of(&self) -> &Creation {
+        &self.made_of
     }
 
     /// The containers whose namespaces this one wants, by kind.
     pub fn joins(&self) -> &[(LinuxNamespaceType, String)] {
-        &self.spec.joins
+        &self.made_of.joins
     }
 
     /// Makes the container up to its first instruction. Returns its init's pid, 0 for a
     /// placeholder. A failure leaves nothing behind.
-    pub async fn create(
-        self: &Arc<Self>,
-        joined: Vec<Joined>,
-        wanted: Wanted,
-    ) -> Result<u32, Failure> {
-        let result = self.set_up(joined, wanted).await;
+    pub async fn create(self: &Arc<Self>, joined: Vec<Joined>) -> Result<u32, Failure> {
+        let result = self.set_up(joined).await;
         if result.is_err() {
             if let Err(error) = self.take_down().await {
                 log::error!(
@@ -187,9 +180,9 @@ impl Container {
         result
     }
 
-    async fn set_up(self: &Arc<Self>, joined: Vec<Joined>, wanted: Wanted) -> Result<u32, Failure> {
-        let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
-        let (name, limits) = (self.name.clone(), self.spec.limits.clone());
+    async fn set_up(self: &Arc<Self>, joined: Vec<Joined>) -> Result<u32, Failure> {
+        let (stdio, plan) = stdio::prepare(&self.around.tokens, &self.made_of.wanted)?;
+        let (name, limits) = (self.name.clone(), self.made_of.limits.clone());
         let cgroup = blocking("make the container's cgroup", move || {
             Ok::<_, Infallible>(Cgroup::create(&name, &limits))
         });
@@ -209,7 +202,9 @@ impl Container {
         .await?;
         let request = InitRequest {
             container: self.name.clone(),
-            spec: self.spec.spec.clone(),
+            spec: self.made_of.spec.clone(),
+            binds: self.made_of.binds.clone(),
+            guest_namespaces: self.made_of.guest_namespaces.clone(),
             rootfs: root,
             volumes: PathBuf::from(VOLUMES.target),
             memory: PathBuf::from(MEMORY),
@@ -222,7 +217,7 @@ impl Container {
             .connect(created.terminal)
             .step(|| "watch its streams")?;
         let init = Arc::new(Process::new(created.pid, created.pidfd, streams));
-        let namespaces = shareable_namespaces(&init, &self.spec.spec);
+        let namespaces = shareable_namespaces(&init, &self.made_of.spec);
 
         let mut state = self.state();
         state.init = Some(init.clone());
@@ -237,8 +232,8 @@ impl Container {
     /// The path of the rootfs, and the volumes that the container holds. A rootfs can be one of
     /// them.
     fn root_and_volumes(&self) -> (PathBuf, Vec<String>) {
-        let mut volumes = self.spec.volumes.clone();
-        let Some(root) = &self.spec.root_volume else {
+        let mut volumes = self.made_of.volumes();
+        let Some(root) = &self.made_of.root_volume else {
             return (Path::new(ROOTFS.target).join(&self.name), volumes);
         };
         if !volumes.contains(root) {
@@ -357,9 +352,9 @@ impl Container {
                 let opened = open_namespace(init, "mnt");
                 opened.ok_or_else(|| self.wrong_state(&Phase::Stopped, "running"))
             }
-            _ => Err(Failure::unsupported(
-                format!("linux.namespaces[{kind}].path"),
-                format!("container {} has no namespace of this kind", self.name),
+            _ => Err(JOINED_NAMESPACE.because(
+                format_args!("linux.namespaces[{kind}].path"),
+                format_args!("container {} has no namespace of this kind", self.name),
             )),
         }
     }

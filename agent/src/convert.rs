@@ -16,18 +16,15 @@ use kata_like_netlink::address_bytes;
 use crate::device;
 use crate::disks::Disk;
 use crate::events::Event;
-use crate::pod::{Creation, Unwritten};
+use crate::pod::Unwritten;
 use crate::process::MAX_SIGNAL;
+use crate::spec::Creation;
 use crate::stdio::Wanted;
 use crate::stdio::port::Token;
-use crate::storage::MemoryVolume;
 
 mod network;
 
 pub use network::{network, server};
-
-/// The mode bits of a directory.
-const MODE_BITS: u32 = 0o7777;
 
 /// A name of a container, an exec or a volume.
 pub fn name(field: &str, name: String) -> ttrpc::Result<String> {
@@ -42,38 +39,23 @@ pub fn name(field: &str, name: String) -> ttrpc::Result<String> {
 
 /// A container that the host asks for.
 pub fn creation(request: CreateContainerRequest) -> ttrpc::Result<Creation> {
-    let mut memory_volumes = Vec::new();
-    for volume in request.memory_volumes {
-        if volume.mode & !MODE_BITS != 0 {
-            let why = format!("{:o} is no mode of a directory", volume.mode);
-            return Err(status::of(&Failure::bad("memory_volumes.mode", why)));
-        }
-        memory_volumes.push(MemoryVolume {
-            name: name("memory_volumes.name", volume.name)?,
-            size: volume.size_bytes,
-            mode: volume.mode,
-        });
-    }
-    let mut disks = Vec::new();
+    let of = |failure: Failure| status::of(&failure);
+    let mut creation = Creation::parse(&request.spec).map_err(of)?;
+    creation.join(request.joins).map_err(of)?;
+    creation.bind(request.binds).map_err(of)?;
     for disk in request.disks {
-        disks.push(Disk {
+        creation.disks.push(Disk {
             slot: slot(disk.slot)?,
             major: disk.major,
             minor: disk.minor,
         });
     }
-    let root_volume = match request.root_volume.is_empty() {
-        true => None,
-        false => Some(name("root_volume", request.root_volume)?),
-    };
-    Ok(Creation {
-        spec: request.spec,
-        root_volume,
-        wanted: wanted(request.streams.into_option())?,
-        placeholder: request.placeholder,
-        memory_volumes,
-        disks,
-    })
+    if !request.root_volume.is_empty() {
+        creation.root_volume = Some(name("root_volume", request.root_volume)?);
+    }
+    creation.wanted = wanted(request.streams.into_option())?;
+    creation.placeholder = request.placeholder;
+    Ok(creation)
 }
 
 /// N of `virtio-mmio.N`.
@@ -257,32 +239,30 @@ mod tests {
 
     #[test]
     fn what_a_container_needs_is_checked_by_name() {
-        use kata_like_agent_protocol::agent::{Disk as DiskMessage, MemoryVolume as VolumeMessage};
+        use kata_like_agent_protocol::agent::Disk as DiskMessage;
 
-        let ask = |change: fn(&mut VolumeMessage, &mut DiskMessage)| {
-            let (mut volume, mut disk) = (VolumeMessage::new(), DiskMessage::new());
-            (volume.name, volume.mode) = ("shm".into(), 0o1777);
-            (disk.slot, disk.major) = (12, 8);
-            change(&mut volume, &mut disk);
+        let spec =
+            br#"{"ociVersion": "1.2.0", "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}}}"#;
+        let with_slot = |slot| {
+            let disk = DiskMessage {
+                slot,
+                major: 8,
+                ..Default::default()
+            };
             creation(CreateContainerRequest {
-                memory_volumes: vec![volume],
+                spec: spec.to_vec(),
                 disks: vec![disk],
                 ..Default::default()
             })
         };
-        let good = ask(|_, _| ()).unwrap();
+        let good = with_slot(12).unwrap();
         assert_eq!((good.disks[0].slot, good.disks[0].major), (12, 8));
-        assert_eq!(good.memory_volumes[0].mode, 0o1777);
-        for bad in [
-            ask(|volume, _| volume.name = "../x".into()),
-            ask(|volume, _| volume.mode = 0o10_000),
-            ask(|_, disk| disk.slot = 64),
-        ] {
-            assert_eq!(code(bad.err().unwrap()), Code::INVALID_ARGUMENT);
-        }
+        let bad = with_slot(64).err().unwrap();
+        assert_eq!(code(bad), Code::INVALID_ARGUMENT);
         let with_root = |name: &str| {
             let root_volume = name.to_owned();
             let request = CreateContainerRequest {
+                spec: spec.to_vec(),
                 root_volume,
                 ..Default::default()
             };

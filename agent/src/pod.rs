@@ -19,15 +19,14 @@ use tokio::time::timeout;
 use crate::container::{Container, Surroundings};
 use crate::deadline::blocking;
 use crate::device;
-use crate::disks::{self, Disk};
+use crate::disks;
 use crate::events::{Event, Events};
 use crate::forward;
 use crate::resolver;
 use crate::runner::Joined;
-use crate::spec::GuestSpec;
-use crate::stdio::Wanted;
+use crate::spec::Creation;
 use crate::stdio::port::{StreamPort, Token};
-use crate::storage::{self, MemoryVolume, VolumeHolders};
+use crate::storage::{self, VolumeHolders};
 use crate::write_back;
 
 /// The largest lead of the guest's clock that we accept, in nanoseconds. At boot the request may be
@@ -55,22 +54,6 @@ pub struct Unwritten {
     pub dirty_bytes: u64,
     /// How many containers still have processes.
     pub containers: usize,
-}
-
-/// A container as the host asks for it.
-pub struct Creation {
-    /// The OCI runtime spec, as JSON.
-    pub spec: Vec<u8>,
-    /// The volume that is the rootfs. `None`: its own directory in the share of roots.
-    pub root_volume: Option<String>,
-    /// The init's streams.
-    pub wanted: Wanted,
-    /// The container holds the pod's namespaces and runs nothing.
-    pub placeholder: bool,
-    /// The volumes in memory that the spec names.
-    pub memory_volumes: Vec<MemoryVolume>,
-    /// The host's disks that the spec names.
-    pub disks: Vec<Disk>,
 }
 
 /// What a pod's start gives.
@@ -149,31 +132,19 @@ impl Pod {
     }
 
     /// Makes a container up to its first instruction. Returns its init's pid.
-    pub async fn create(&self, name: &str, creation: Creation) -> Result<u32, Failure> {
+    pub async fn create(&self, name: &str, mut creation: Creation) -> Result<u32, Failure> {
         if !self.started.load(Ordering::Relaxed) {
             return Err(Failure::wrong_state("the pod", "new", "started"));
         }
-        let Creation {
-            spec,
-            root_volume,
-            wanted,
-            placeholder,
-            memory_volumes,
-            disks,
-        } = creation;
-        let mut spec = GuestSpec::parse(&spec)?;
-        spec.root_volume = root_volume;
-        check_memory_volumes(&spec, &memory_volumes)?;
-        disks::renumber(&mut spec.spec, &disks, device::disk)?;
-        let users = spec
-            .joins
-            .iter()
-            .find(|(kind, _)| *kind == LinuxNamespaceType::User);
+        disks::renumber(&mut creation.spec, &creation.disks, device::disk)?;
+        let mut joins = creation.joins.iter();
+        let users = joins.find(|(kind, _)| *kind == LinuxNamespaceType::User);
         if let Some((_, owner)) = users.cloned() {
-            spec.take_users(&owner, self.container(&owner)?.spec())?;
+            creation.take_users(&owner, self.container(&owner)?.made_of())?;
         }
+        let memory_volumes = creation.memory_volumes.clone();
         let around = self.around.clone();
-        let container = Arc::new(Container::new(name.into(), spec, placeholder, around));
+        let container = Arc::new(Container::new(name.into(), creation, around));
         let joined = self.join(&container).await?;
         {
             let mut containers = self.containers();
@@ -188,7 +159,7 @@ impl Pod {
                 let make = move || storage::make_memory_volumes(&memory_volumes);
                 blocking("make the pod's volumes in memory", make).await?;
             }
-            container.create(joined, wanted).await
+            container.create(joined).await
         };
         let result = result.await;
         if result.is_err() {
@@ -279,16 +250,6 @@ impl Pod {
     }
 }
 
-fn check_memory_volumes(spec: &GuestSpec, given: &[MemoryVolume]) -> Result<(), Failure> {
-    for name in &spec.memory_volumes {
-        if !given.iter().any(|volume| volume.name == *name) {
-            let why = format!("memory:{name} is not among memory_volumes");
-            return Err(Failure::bad("mounts[].source", why));
-        }
-    }
-    Ok(())
-}
-
 /// Sets CLOCK_REALTIME to the host's time, unless it is right.
 fn set_clock(host_time_ns: i64, ahead: i128) -> Result<(), Failure> {
     let now = clock_gettime(ClockId::Realtime);
@@ -331,23 +292,5 @@ mod tests {
         assert!(is_right(now + 900_000_000, host, AHEAD_AT_START));
         assert!(!is_right(now, i64::MAX, AHEAD));
         assert!(!is_right(now, i64::MIN, AHEAD));
-    }
-
-    #[test]
-    fn a_volume_in_memory_must_be_described() {
-        let json = r#"{"ociVersion": "1.2.0", "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}},
-            "mounts": [{"destination": "/dev/shm", "type": "bind", "source": "memory:shm"}]}"#;
-        let spec = GuestSpec::parse(json.as_bytes()).unwrap();
-        let volume = |name: &str| MemoryVolume {
-            name: name.into(),
-            size: 0,
-            mode: 0o1777,
-        };
-        assert!(check_memory_volumes(&spec, &[volume("shm")]).is_ok());
-        let error = check_memory_volumes(&spec, &[volume("other")]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "mounts[].source: memory:shm is not among memory_volumes"
-        );
     }
 }

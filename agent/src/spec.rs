@@ -1,31 +1,36 @@
-//! The guest part of an OCI spec: parsed, checked as far as the agent itself uses it.
+//! What a container is made of: the guest's part of an OCI spec, and what the host says beside it,
+//! checked.
 //!
-//! Called by `pod.rs`, before anything of a container exists. The rest of the spec is the
-//! runner's, which refuses in its turn what it can't apply. Facts: `agent.proto`, OCI runtime spec.
+//! `convert.rs` makes a [`Creation`] of the host's request before anything of a container exists;
+//! `pod.rs` completes it. The shim has refused what no container gets; the runner checks what it
+//! applies. Facts: `agent.proto`, OCI runtime spec.
 
+use std::collections::BTreeMap;
+
+use kata_like_agent_protocol::agent::{self, bind::Source, join::Whose};
 use kata_like_agent_protocol::is_name;
 use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{
-    LinuxNamespace, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+    LinuxNamespaceType, Mount, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 use serde_json::{Map, Value};
 
 use crate::cgroup::Limits;
-use crate::runner;
+use crate::disks::Disk;
+use crate::runner::{self, Bind};
+use crate::stdio::Wanted;
+use crate::storage::MemoryVolume;
 
 /// The limit of open files where a spec names none: that of services under systemd. What a process
 /// would inherit otherwise is the agent's own, which is large.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
-/// How a mount names a volume, and a namespace another container or the guest itself.
-const VOLUME: &str = "volume:";
-const MEMORY: &str = "memory:";
-const CONTAINER: &str = "container:";
-const POD: &str = "pod";
+/// The mode bits of a directory.
+const MODE_BITS: u32 = 0o7777;
 
-/// A container's spec, and what the agent needs to know of it.
+/// What a container is made of.
 #[derive(Clone, Debug)]
-pub struct GuestSpec {
+pub struct Creation {
     /// For the runner.
     pub spec: Spec,
     /// For its cgroup.
@@ -34,15 +39,24 @@ pub struct GuestSpec {
     pub resources: Value,
     /// The namespaces that are another container's.
     pub joins: Vec<(LinuxNamespaceType, String)>,
-    /// The volume that is its rootfs, if it is one.
+    /// The namespaces that are the guest's own.
+    pub guest_namespaces: Vec<LinuxNamespaceType>,
+    /// Where its bind mounts are from, by their index in the spec.
+    pub binds: BTreeMap<usize, Bind>,
+    /// The volumes in memory among these.
+    pub memory_volumes: Vec<MemoryVolume>,
+    /// The volume that is its rootfs; none: the directory that the share of roots has for it.
     pub root_volume: Option<String>,
-    /// The volumes it mounts, and those of them that are in memory.
-    pub volumes: Vec<String>,
-    pub memory_volumes: Vec<String>,
+    /// The streams of its init.
+    pub wanted: Wanted,
+    /// It holds the pod's namespaces, and runs nothing.
+    pub placeholder: bool,
+    /// The host's disks that the spec names.
+    pub disks: Vec<Disk>,
 }
 
-impl GuestSpec {
-    /// Parses the JSON of a `CreateContainerRequest`.
+impl Creation {
+    /// Parses the JSON of a spec. All that is said beside it is still to come.
     pub fn parse(json: &[u8]) -> Result<Self, Failure> {
         let mut spec: Spec = serde_json::from_slice(json)
             .map_err(|error| Failure::bad("spec", format!("not an OCI spec: {error}")))?;
@@ -50,29 +64,126 @@ impl GuestSpec {
             Some(process) => limit_open_files(process)?,
             None => return Err(Failure::bad("process", "missing")),
         }
-        let mut joins = Vec::new();
         let mut limits = Limits::default();
         let mut kept = Value::Object(Map::new());
-        if let Some(linux) = spec.linux_mut() {
-            if let Some(resources) = linux.resources() {
-                limits = Limits::of(resources)?;
-                kept = serde_json::to_value(resources).step(|| "keep the resources of the spec")?;
+        let linux = spec.linux().as_ref();
+        if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
+            limits = Limits::of(resources)?;
+            kept = serde_json::to_value(resources).step(|| "keep the resources of the spec")?;
+        }
+        let listed = kinds(&spec);
+        for (index, kind) in listed.iter().enumerate() {
+            if listed.iter().take(index).any(|earlier| earlier == kind) {
+                let field = format!("linux.namespaces[{kind}]");
+                return Err(Failure::bad(field, "given twice"));
             }
-            joins = joined(linux.namespaces().as_deref().unwrap_or_default())?;
         }
         Ok(Self {
             limits,
             resources: kept,
-            joins,
+            joins: Vec::new(),
+            guest_namespaces: Vec::new(),
+            binds: BTreeMap::new(),
+            memory_volumes: Vec::new(),
             root_volume: None,
-            volumes: volumes(&spec, VOLUME)?,
-            memory_volumes: volumes(&spec, MEMORY)?,
+            wanted: Wanted::default(),
+            placeholder: false,
+            disks: Vec::new(),
             spec,
         })
     }
 
-    /// Takes the mappings of the user namespace of `container`, which is joined. Those that this spec has must
-    /// be the same.
+    /// Takes what the host says of namespaces.
+    pub fn join(&mut self, joins: Vec<agent::Join>) -> Result<(), Failure> {
+        use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
+
+        let listed = kinds(&self.spec);
+        for join in joins {
+            let index = join.namespace;
+            let bad = |why: &str| {
+                let field = format!("joins of linux.namespaces[{index}]");
+                Err(Failure::bad(field, why))
+            };
+            let Some(&kind) = listed.get(index as usize) else {
+                return bad("the spec has no such entry");
+            };
+            let joined = self.joins.iter().any(|(earlier, _)| *earlier == kind);
+            if joined || self.guest_namespaces.contains(&kind) {
+                return bad("given twice");
+            }
+            match join.whose {
+                Some(Whose::Guest(_)) if matches!(kind, Ipc | Network | Pid | Uts) => {
+                    self.guest_namespaces.push(kind);
+                }
+                Some(Whose::Guest(_)) => return bad("of this type it is never the guest's own"),
+                Some(Whose::Container(name)) if is_name(&name) => self.joins.push((kind, name)),
+                Some(Whose::Container(name)) => return bad(&format!("not a name: {name:?}")),
+                _ => return bad("whose it is is missing"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the host says of bind mounts, which must be all of them.
+    pub fn bind(&mut self, binds: Vec<agent::Bind>) -> Result<(), Failure> {
+        let mounts: Vec<&Mount> = self.spec.mounts().iter().flatten().collect();
+        for bind in binds {
+            let field = format!("binds of mounts[{}]", bind.mount);
+            let index = bind.mount as usize;
+            if !mounts
+                .get(index)
+                .is_some_and(|mount| kata_like_spec::is_bind(mount))
+            {
+                return Err(Failure::bad(field, "the spec has no such bind mount"));
+            }
+            let named = |name: String| match is_name(&name) {
+                true => Ok(name),
+                false => Err(Failure::bad(&field, format!("not a name: {name:?}"))),
+            };
+            let source = match bind.source {
+                Some(Source::Volume(name)) => Bind::Volume(named(name)?),
+                Some(Source::Memory(volume)) => {
+                    let (size, mode) = (volume.size_bytes, volume.mode);
+                    if mode & !MODE_BITS != 0 {
+                        let why = format!("{mode:o} is no mode of a directory");
+                        return Err(Failure::bad(field, why));
+                    }
+                    let name = named(volume.name)?;
+                    let volume = MemoryVolume {
+                        name: name.clone(),
+                        size,
+                        mode,
+                    };
+                    self.memory_volumes.push(volume);
+                    Bind::Memory(name)
+                }
+                _ => return Err(Failure::bad(field, "its source is missing")),
+            };
+            if self.binds.insert(index, source).is_some() {
+                return Err(Failure::bad(field, "given twice"));
+            }
+        }
+        for (index, mount) in mounts.into_iter().enumerate() {
+            if kata_like_spec::is_bind(mount) && !self.binds.contains_key(&index) {
+                let field = format!("binds of mounts[{index}]");
+                return Err(Failure::bad(field, "missing"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The volumes of the host that it mounts.
+    pub fn volumes(&self) -> Vec<String> {
+        let binds = self.binds.values();
+        let names = binds.filter_map(|bind| match bind {
+            Bind::Volume(name) => Some(name.clone()),
+            Bind::Memory(_) => None,
+        });
+        names.collect()
+    }
+
+    /// Takes the mappings of the user namespace of `container`, which is joined. Those that this
+    /// spec has must be the same.
     pub fn take_users(&mut self, container: &str, of: &Self) -> Result<(), Failure> {
         if !runner::has_users(&of.spec) {
             let why = format!("container {container} has no user namespace of its own");
@@ -125,49 +236,14 @@ fn limit_open_files(process: &mut Process) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Which namespaces are other containers'.
-fn joined(namespaces: &[LinuxNamespace]) -> Result<Vec<(LinuxNamespaceType, String)>, Failure> {
-    use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
-
-    let mut seen = Vec::new();
-    let mut joins = Vec::new();
-    for namespace in namespaces {
-        let kind = namespace.typ();
-        let field = format!("linux.namespaces[{kind}]");
-        if seen.contains(&kind) {
-            return Err(Failure::bad(field, "given twice"));
-        }
-        seen.push(kind);
-        let Some(path) = namespace.path() else {
-            continue;
-        };
-        let path = path.to_str().unwrap_or_default();
-        let field = format!("{field}.path");
-        match path.strip_prefix(CONTAINER) {
-            Some(name) if is_name(name) => joins.push((kind, name.into())),
-            None if path == POD && matches!(kind, Ipc | Network | Pid | Uts) => {}
-            _ => {
-                let why = format!("{path:?} is neither {POD:?} nor \"{CONTAINER}NAME\"");
-                return Err(Failure::bad(field, why));
-            }
-        }
-    }
-    Ok(joins)
-}
-
-/// The names behind `prefix` among the sources of mounts.
-fn volumes(spec: &Spec, prefix: &str) -> Result<Vec<String>, Failure> {
-    let mounts = spec.mounts().iter().flatten();
-    let sources = mounts.filter_map(|mount| mount.source().as_deref()?.to_str());
-    sources
-        .filter_map(|source| source.strip_prefix(prefix))
-        .map(|name| match is_name(name) {
-            true => Ok(name.to_owned()),
-            false => Err(Failure::bad(
-                "mounts[].source",
-                format!("no volume's name: {name:?}"),
-            )),
-        })
+/// The types of the namespaces that the spec lists.
+fn kinds(spec: &Spec) -> Vec<LinuxNamespaceType> {
+    let listed = spec.linux().as_ref();
+    let listed = listed.and_then(|linux| linux.namespaces().as_deref());
+    listed
+        .unwrap_or_default()
+        .iter()
+        .map(|it| it.typ())
         .collect()
 }
 
@@ -176,7 +252,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn parse(mut change: impl FnMut(&mut Value)) -> Result<GuestSpec, Failure> {
+    fn parse(mut change: impl FnMut(&mut Value)) -> Result<Creation, Failure> {
         let mut spec = json!({
             "ociVersion": "1.2.0",
             "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
@@ -184,33 +260,47 @@ mod tests {
             "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
         });
         change(&mut spec);
-        GuestSpec::parse(spec.to_string().as_bytes())
+        Creation::parse(spec.to_string().as_bytes())
     }
 
-    fn namespaces(value: Value) -> Result<GuestSpec, Failure> {
-        parse(|spec| spec["linux"]["namespaces"] = value.clone())
+    fn join(namespace: u32, whose: Whose) -> agent::Join {
+        agent::Join {
+            namespace,
+            whose: Some(whose),
+            ..Default::default()
+        }
+    }
+
+    fn of(container: &str) -> Whose {
+        Whose::Container(container.into())
+    }
+
+    fn guest() -> Whose {
+        Whose::Guest(agent::Empty::new())
+    }
+
+    fn joined(kinds: &[&str], joins: Vec<agent::Join>) -> Result<Creation, Failure> {
+        let list = kinds.iter().map(|kind| json!({"type": kind}));
+        let list: Value = list.collect();
+        let mut creation = parse(|spec| spec["linux"]["namespaces"] = list.clone())?;
+        creation.join(joins).map(|()| creation)
     }
 
     #[test]
-    fn namespaces_are_new_the_pods_or_another_containers() {
-        let spec = namespaces(json!([
-            {"type": "mount"},
-            {"type": "uts", "path": "pod"},
-            {"type": "ipc", "path": "container:pause"},
-            {"type": "network", "path": "container:pause"},
-        ]))
-        .unwrap();
+    fn namespaces_are_new_the_guests_or_another_containers() {
+        let joins = vec![join(3, of("pause")), join(1, guest()), join(2, of("pause"))];
+        let creation = joined(&["mount", "uts", "ipc", "network"], joins).unwrap();
         let pause = |kind| (kind, "pause".to_owned());
-        let joins = [LinuxNamespaceType::Ipc, LinuxNamespaceType::Network].map(pause);
-        assert_eq!(spec.joins, joins);
+        let joins = [LinuxNamespaceType::Network, LinuxNamespaceType::Ipc].map(pause);
+        assert_eq!(creation.joins, joins);
+        assert_eq!(creation.guest_namespaces, [LinuxNamespaceType::Uts]);
     }
 
     #[test]
     fn whoever_joins_users_has_their_mappings() {
-        let users = |path: Value, from: u32| {
+        let users = |from: u32| {
             parse(|spec| {
-                spec["linux"]["namespaces"] =
-                    json!([{"type": "mount"}, {"type": "user", "path": path}]);
+                spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}]);
                 if from > 0 {
                     let mapping = json!([{"containerID": 0, "hostID": from, "size": 10}]);
                     spec["linux"]["uidMappings"] = mapping.clone();
@@ -219,15 +309,15 @@ mod tests {
             })
             .unwrap()
         };
-        let owner = users(Value::Null, 1000);
+        let owner = users(1000);
         for from in [0, 1000] {
-            let mut joining = users(json!("container:a"), from);
+            let mut joining = users(from);
             joining.take_users("a", &owner).unwrap();
             let linux = joining.spec.linux().as_ref().unwrap();
             let mappings = linux.uid_mappings().as_deref().unwrap();
             assert_eq!(mappings[0].host_id(), 1000);
         }
-        let mut other = users(json!("container:a"), 2000);
+        let mut other = users(2000);
         let error = other.take_users("a", &owner).unwrap_err().to_string();
         assert!(error.starts_with("linux.uidMappings: "), "{error}");
         let none = parse(|_| {}).unwrap();
@@ -239,56 +329,104 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_is_none_of_these_is_refused_by_name() {
-        for (namespace, text) in [
-            (
-                json!([{"type": "ipc", "path": "/proc/1/ns/ipc"}]),
-                "linux.namespaces[ipc].path: ",
-            ),
-            (
-                json!([{"type": "ipc", "path": "container:../x"}]),
-                "linux.namespaces[ipc].path: ",
-            ),
-            (
-                json!([{"type": "uts"}, {"type": "uts"}]),
-                "linux.namespaces[uts]: given twice",
-            ),
-            (
-                json!([{"type": "user", "path": "pod"}]),
-                "linux.namespaces[user].path: \"pod\"",
-            ),
-            (
-                json!([{"type": "cgroup", "path": "pod"}]),
-                "linux.namespaces[cgroup].path: \"pod\"",
-            ),
+    fn a_join_that_is_none_is_refused_by_its_entry() {
+        let kinds = ["mount", "ipc", "user", "cgroup"];
+        let missing = agent::Join {
+            namespace: 1,
+            ..Default::default()
+        };
+        for (joins, text) in [
+            (vec![join(1, of("../x"))], "[1]: not a name: \"../x\""),
+            (vec![join(1, of("a")), join(1, guest())], "[1]: given twice"),
+            (vec![join(2, guest())], "[2]: of this type it is never"),
+            (vec![join(3, guest())], "[3]: of this type it is never"),
+            (vec![join(4, of("a"))], "[4]: the spec has no such entry"),
+            (vec![missing], "[1]: whose it is is missing"),
         ] {
-            let error = namespaces(namespace).unwrap_err().to_string();
-            assert!(error.starts_with(text), "{error}");
+            let error = joined(&kinds, joins).unwrap_err().to_string();
+            let text = format!("joins of linux.namespaces{text}");
+            assert!(error.starts_with(&text), "{error}");
+        }
+        let error = joined(&["uts", "uts"], Vec::new()).unwrap_err().to_string();
+        assert_eq!(error, "linux.namespaces[uts]: given twice");
+    }
+
+    fn bind(mount: u32, source: Source) -> agent::Bind {
+        agent::Bind {
+            mount,
+            source: Some(source),
+            ..Default::default()
         }
     }
 
-    #[test]
-    fn volumes_are_names_never_paths() {
-        let mounts = |source: &str| {
-            let mounts = json!([
+    fn volume(name: &str) -> Source {
+        Source::Volume(name.into())
+    }
+
+    fn memory(name: &str, mode: u32) -> Source {
+        Source::Memory(agent::MemoryVolume {
+            name: name.into(),
+            mode,
+            ..Default::default()
+        })
+    }
+
+    fn bound(binds: Vec<agent::Bind>) -> Result<Creation, Failure> {
+        let mut creation = parse(|spec| {
+            spec["mounts"] = json!([
                 {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/data", "type": "bind", "source": source},
+                {"destination": "/data", "type": "none", "options": ["rbind"]},
+                {"destination": "/dev/shm", "type": "bind"},
             ]);
-            parse(|spec| spec["mounts"] = mounts.clone())
+        })?;
+        creation.bind(binds).map(|()| creation)
+    }
+
+    #[test]
+    fn each_bind_mount_is_from_a_volume() {
+        let binds = vec![bind(2, memory("shm", 0o1777)), bind(1, volume("c1-0"))];
+        let creation = bound(binds).unwrap();
+        assert_eq!(creation.volumes(), ["c1-0"]);
+        assert_eq!(creation.binds[&2], Bind::Memory("shm".into()));
+        assert_eq!(creation.memory_volumes[0].mode, 0o1777);
+    }
+
+    #[test]
+    fn a_bind_that_is_none_is_refused_by_its_mount() {
+        let shm = || bind(2, memory("shm", 0o1777));
+        let unsaid = agent::Bind {
+            mount: 1,
+            ..Default::default()
         };
-        assert_eq!(mounts("volume:c1-0").unwrap().volumes, ["c1-0"]);
-        let memory = mounts("memory:shm").unwrap();
-        assert_eq!(memory.memory_volumes, ["shm"]);
-        assert_eq!(memory.volumes, [""; 0]);
-        for source in [
-            "volume:",
-            "volume:../x",
-            "volume:a/b",
-            "memory:..",
-            "memory:",
+        for (binds, text) in [
+            (vec![shm()], "[1]: missing"),
+            (
+                vec![bind(0, volume("a"))],
+                "[0]: the spec has no such bind mount",
+            ),
+            (
+                vec![bind(3, volume("a"))],
+                "[3]: the spec has no such bind mount",
+            ),
+            (vec![shm(), shm()], "[2]: given twice"),
+            (vec![unsaid], "[1]: its source is missing"),
+            (vec![bind(1, volume(""))], "[1]: not a name: \"\""),
+            (vec![bind(1, volume("../x"))], "[1]: not a name: \"../x\""),
+            (vec![bind(1, volume("a/b"))], "[1]: not a name: \"a/b\""),
+            (
+                vec![bind(1, memory("..", 0o755))],
+                "[1]: not a name: \"..\"",
+            ),
+            (
+                vec![bind(1, memory("a", 0o10_000))],
+                "[1]: 10000 is no mode",
+            ),
         ] {
-            let error = mounts(source).unwrap_err().to_string();
-            assert!(error.starts_with("mounts[].source: "), "{error}");
+            let error = bound(binds).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("binds of mounts{text}")),
+                "{error}"
+            );
         }
     }
 
@@ -305,7 +443,7 @@ mod tests {
 
     #[test]
     fn the_agents_own_limit_of_open_files_is_not_inherited() {
-        let limits = |spec: GuestSpec| {
+        let limits = |spec: Creation| {
             let process = spec.spec.process().clone().unwrap();
             let limits = process.rlimits().clone().unwrap();
             let limit = |limit: &oci_spec::runtime::PosixRlimit| (limit.typ(), limit.soft());
@@ -323,12 +461,12 @@ mod tests {
     #[test]
     fn what_is_no_spec_is_refused() {
         for json in ["", "{", "[]", "{\"ociVersion\": 1}", "\0"] {
-            assert!(GuestSpec::parse(json.as_bytes()).is_err(), "{json}");
+            assert!(Creation::parse(json.as_bytes()).is_err(), "{json}");
         }
         let error = parse(|spec| drop(spec.as_object_mut().unwrap().remove("process")));
         assert_eq!(error.unwrap_err().to_string(), "process: missing");
         // Deeper than any spec: an error, not a stack that overflows.
         let deep = "[".repeat(1 << 20);
-        assert!(GuestSpec::parse(deep.as_bytes()).is_err());
+        assert!(Creation::parse(deep.as_bytes()).is_err());
     }
 }

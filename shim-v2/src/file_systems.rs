@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use kata_like_failure::Failure;
+use kata_like_spec::MOUNT_SOURCE;
 
 pub mod mount_table;
 
@@ -138,7 +139,7 @@ impl Found {
         let KernelSystem {
             name, why, helps, ..
         } = self.system;
-        Failure::unsupported(
+        MOUNT_SOURCE.because(
             format_args!("{field} with source {} of type {name}", source.display()),
             format_args!("{why}; {helps}"),
         )

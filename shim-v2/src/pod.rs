@@ -44,6 +44,7 @@ mod limits;
 mod mounts;
 pub mod process;
 mod sandbox;
+mod sources;
 mod start;
 mod update;
 

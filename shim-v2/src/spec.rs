@@ -1,34 +1,39 @@
-//! A container's `config.json`: read, checked, and split into the host's part and the guest's.
+//! A container's `config.json`: read, refused or split into the host's part and the guest's.
 //!
-//! Called by `pod`. What is the host's to do (cgroup, network namespace, sources of bind
-//! mounts, the VM's size) is taken out into [`HostPart`]; the guest's part is the same spec with
-//! names in place of host paths, as `agent.proto` describes. What can be done on neither side is
-//! refused by the name of its field. No path of the host reaches the guest.
+//! Called by `pod`, in three steps. [`read`] parses the file. [`split`] refuses what is not done
+//! (`kata-like-spec`) and takes out what is the host's to do: cgroup, network namespace, sources of
+//! bind mounts, the VM's size. The caller looks up what lies at those sources, and [`Halves::with`]
+//! completes the two parts. All of them are functions over values. The guest's part is the same
+//! spec without a path of the host, and beside it the messages of `agent.proto` that say where its
+//! bind mounts and namespaces come from.
 //!
 //! The file comes from containerd, but users fill it: sizes are capped before parsing, and each
 //! path is taken as text until `share` opens it.
 
+use std::collections::HashMap;
 use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
-
-use crate::file_systems::Found;
-use crate::selinux::Labels;
+use kata_like_agent_protocol::agent;
 use kata_like_failure::Failure;
+use oci_spec::runtime::Spec;
+
+use crate::selinux::Labels;
 
 mod devices;
 mod hooks;
 mod mounts;
+mod namespaces;
 mod size;
 
 pub use devices::DiskPart;
 pub use hooks::{HostHook, HostHooks};
-pub use mounts::{MemoryVolume, Volume};
+pub use mounts::{Bind, Source, Volume};
 pub use size::{MemorySize, SizePart};
 
 use devices::split_devices;
-use mounts::split_mounts;
+use mounts::{binds_of, place};
+use namespaces::split_namespaces;
 use size::size_of;
 
 /// The name of the file in a bundle.
@@ -48,8 +53,6 @@ pub struct HostPart {
     pub root: Option<PathBuf>,
     /// The sources of its bind mounts.
     pub volumes: Vec<Volume>,
-    /// Memory of the pod that is mounted.
-    pub memory: Vec<MemoryVolume>,
     /// Block devices that become disks of the guest.
     pub disks: Vec<DiskPart>,
     /// Devices of the host that a privileged container goes without.
@@ -84,20 +87,29 @@ pub enum NetworkPart {
 pub struct Split {
     /// The host's part.
     pub host: HostPart,
-    /// The guest's part, as JSON.
-    pub guest: Vec<u8>,
+    /// The guest's part.
+    pub guest: GuestPart,
 }
 
-/// What the split must know about the pod.
-pub struct Pod<'a> {
-    /// The container whose stand-in has this pid, if it is of this pod.
-    pub task_of: &'a dyn Fn(u32) -> Option<String>,
-    /// The name of a volume: the same for all of the pod that show the same files in the same way.
-    pub volume_name: &'a dyn Fn(&Volume) -> Result<String, Failure>,
-    /// The pod's memory in the place of a tmpfs of the host, if this path leads to one.
-    pub memory_of: &'a mut dyn FnMut(&Path) -> Result<Option<MemoryVolume>, Failure>,
-    /// What a path lies on, if no guest can have that.
-    pub system_of: &'a dyn Fn(&Path) -> std::io::Result<Option<Found>>,
+/// What the agent makes a container of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GuestPart {
+    /// The spec as JSON.
+    pub spec: Vec<u8>,
+    /// Where its bind mounts are from.
+    pub binds: Vec<agent::Bind>,
+    /// Which of its namespaces are no new ones.
+    pub joins: Vec<agent::Join>,
+}
+
+/// A spec that is split but for the sources of its bind mounts.
+#[derive(Debug)]
+pub struct Halves {
+    /// The bind mounts, whose sources are to be looked up.
+    pub binds: Vec<Bind>,
+    host: HostPart,
+    spec: Spec,
+    joins: Vec<agent::Join>,
 }
 
 /// Reads a bundle's spec.
@@ -145,46 +157,61 @@ pub fn cgroups_path(spec: &Spec) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Splits a container's spec.
-pub fn split(mut spec: Spec, bundle: &Path, pod: Pod) -> Result<Split, Failure> {
+/// Refuses or splits a container's spec. `tasks` has the container of each stand-in of the pod, by
+/// its pid.
+pub fn split(
+    mut spec: Spec,
+    bundle: &Path,
+    tasks: &HashMap<u32, String>,
+) -> Result<Halves, Failure> {
     if spec.process().is_none() {
         // In runc's words.
         return Err(bad("process property must not be empty"));
     }
-    refuse_host_fields(&spec)?;
-    let network = split_namespaces(&mut spec, pod.task_of)?;
+    kata_like_spec::refuse(&spec)?;
+    let (network, joins) = split_namespaces(&mut spec, tasks)?;
     let hooks = HostHooks::take(&mut spec)?;
     let (disks, left_out) = split_devices(&mut spec)?;
-    let resolv_conf = mounts::resolv_conf(&spec, bundle);
-    let (volumes, memory) = split_mounts(&mut spec, bundle, pod)?;
-    let root = spec
-        .root()
-        .as_ref()
-        .map(|root| absolute(bundle, root.path()));
-    let size = size_of(&spec)?;
-    let cgroups_path = cgroups_path(&spec)?;
-    let labels = labels_of(&spec);
+    let host = HostPart {
+        cgroups_path: cgroups_path(&spec)?,
+        network,
+        root: (spec.root().as_ref()).map(|root| absolute(bundle, root.path())),
+        volumes: Vec::new(),
+        disks,
+        left_out,
+        hooks,
+        resolv_conf: mounts::resolv_conf(&spec, bundle),
+        memory_limit: size::own_memory(&spec),
+        cpu_quota: size::own_quota(&spec),
+        size: size_of(&spec)?,
+        labels: labels_of(&spec),
+    };
+    let binds = binds_of(&spec, bundle)?;
     strip_host_paths(&mut spec);
-    let guest = serde_json::to_vec(&spec)
-        .map_err(|cause| Failure::failed("write the guest's part of the spec", cause))?;
-    Ok(Split {
-        host: HostPart {
-            cgroups_path,
-            network,
-            root,
-            volumes,
-            memory,
-            disks,
-            left_out,
-            hooks,
-            resolv_conf,
-            memory_limit: size::own_memory(&spec),
-            cpu_quota: size::own_quota(&spec),
-            size,
-            labels,
-        },
-        guest,
+    Ok(Halves {
+        binds,
+        host,
+        spec,
+        joins,
     })
+}
+
+impl Halves {
+    /// Completes both parts with what was found for each of `binds`, in their order.
+    pub fn with(mut self, found: Vec<Source>) -> Result<Split, Failure> {
+        let (volumes, binds) = place(&mut self.spec, self.binds, found)?;
+        self.host.volumes = volumes;
+        let spec = serde_json::to_vec(&self.spec)
+            .map_err(|cause| Failure::failed("write the guest's part of the spec", cause))?;
+        Ok(Split {
+            host: self.host,
+            guest: GuestPart {
+                spec,
+                binds,
+                joins: self.joins,
+            },
+        })
+    }
 }
 
 /// The labels of SELinux; an empty one is none, as containerd writes it for a privileged container.
@@ -203,144 +230,11 @@ pub fn guest_process(json: &[u8]) -> Result<Vec<u8>, Failure> {
     }
     let mut process: oci_spec::runtime::Process = serde_json::from_slice(json)
         .map_err(|error| bad(&format!("parse the process of an exec: {error}")))?;
+    kata_like_spec::refuse_process(&process)?;
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
     serde_json::to_vec(&process)
         .map_err(|cause| Failure::failed("write the guest's part of a process", cause))
-}
-
-/// Fields whose meaning lies on the host and that nothing here gives them.
-fn refuse_host_fields(spec: &Spec) -> Result<(), Failure> {
-    let Some(linux) = spec.linux() else {
-        return Ok(());
-    };
-    if linux.intel_rdt().is_some() {
-        return Err(Failure::unsupported(
-            "linux.intelRdt",
-            "the guest has no resource control of the host's caches",
-        ));
-    }
-    if linux
-        .net_devices()
-        .as_ref()
-        .is_some_and(|list| !list.is_empty())
-    {
-        return Err(Failure::unsupported(
-            "linux.netDevices",
-            "devices of the host can't be moved into the guest",
-        ));
-    }
-    if let Some(seccomp) = linux.seccomp()
-        && seccomp.listener_path().is_some()
-    {
-        return Err(Failure::unsupported(
-            "linux.seccomp.listenerPath",
-            "a socket of the host can't be reached from the guest",
-        ));
-    }
-    Ok(())
-}
-
-/// Which of a pod's namespaces a container must at least have of its own or share with its pod:
-/// without an entry the host's is meant, which no guest can give. Beside it, how users ask for that.
-const NEEDED: [(LinuxNamespaceType, &str); 5] = [
-    (LinuxNamespaceType::Mount, ""),
-    (
-        LinuxNamespaceType::Network,
-        " (hostNetwork; with ctr, --cni in place of --net-host; with BuildKit, networkMode = \"cni\")",
-    ),
-    (LinuxNamespaceType::Pid, " (hostPID)"),
-    (LinuxNamespaceType::Ipc, " (hostIPC)"),
-    (LinuxNamespaceType::Uts, ""),
-];
-
-/// The type as the spec has it.
-fn name_of(kind: LinuxNamespaceType) -> &'static str {
-    match kind {
-        LinuxNamespaceType::Mount => "mount",
-        LinuxNamespaceType::Cgroup => "cgroup",
-        LinuxNamespaceType::Uts => "uts",
-        LinuxNamespaceType::Ipc => "ipc",
-        LinuxNamespaceType::User => "user",
-        LinuxNamespaceType::Pid => "pid",
-        LinuxNamespaceType::Network => "network",
-        LinuxNamespaceType::Time => "time",
-    }
-}
-
-fn split_namespaces(
-    spec: &mut Spec,
-    task_of: &dyn Fn(u32) -> Option<String>,
-) -> Result<NetworkPart, Failure> {
-    let linux = spec
-        .linux_mut()
-        .as_mut()
-        .ok_or_else(|| bad("linux is missing: the spec is not of a Linux container"))?;
-    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    for (needed, asked) in NEEDED {
-        if !namespaces.iter().any(|namespace| namespace.typ() == needed) {
-            return Err(Failure::unsupported(
-                format_args!(
-                    "linux.namespaces without an entry of type {}",
-                    name_of(needed)
-                ),
-                format_args!("the host's own namespace can't be given to a guest{asked}"),
-            ));
-        }
-    }
-    let mut network = NetworkPart::New;
-    for namespace in &mut namespaces {
-        let (kind, Some(path)) = (namespace.typ(), namespace.path().clone()) else {
-            continue;
-        };
-        let task = pid_of(&path, kind).and_then(task_of);
-        let joined = match (kind, task) {
-            (LinuxNamespaceType::Network, None) => {
-                network = NetworkPart::Path(path);
-                PathBuf::from("pod")
-            }
-            (LinuxNamespaceType::Network, Some(task)) => {
-                network = NetworkPart::Pod;
-                PathBuf::from(format!("container:{task}"))
-            }
-            (_, Some(task)) => PathBuf::from(format!("container:{task}")),
-            (_, None) => {
-                let asked = match kind {
-                    LinuxNamespaceType::User => " (hostUsers: false)",
-                    _ => "",
-                };
-                return Err(Failure::unsupported(
-                    format_args!(
-                        "linux.namespaces of type {} with path {}",
-                        name_of(kind),
-                        path.display()
-                    ),
-                    format_args!("it is not that of a container of this pod{asked}"),
-                ));
-            }
-        };
-        namespace.set_path(Some(joined));
-    }
-    linux.set_namespaces(Some(namespaces));
-    Ok(network)
-}
-
-/// The pid in `/proc/PID/ns/KIND`, if the file is one of this kind.
-fn pid_of(path: &Path, kind: LinuxNamespaceType) -> Option<u32> {
-    let mut parts = path.components();
-    let mut next = || match parts.next() {
-        Some(Component::Normal(part)) => part.to_str(),
-        Some(Component::RootDir) => Some("/"),
-        _ => None,
-    };
-    let (root, proc, pid, ns, file) = (next()?, next()?, next()?, next()?, next()?);
-    let name = match kind {
-        LinuxNamespaceType::Mount => "mnt",
-        LinuxNamespaceType::Network => "net",
-        kind => name_of(kind),
-    };
-    let is_one = (root, proc, ns) == ("/", "proc", "ns") && file == name;
-    is_one.then(|| pid.parse().ok())?
 }
 
 fn absolute(bundle: &Path, path: &Path) -> PathBuf {

@@ -1,9 +1,10 @@
 //! Which fields of an OCI runtime spec are refused, and why: one table for both sides.
 //!
-//! The shim calls [`refuse`] at Create and [`refuse_process`] at Exec, before a VM exists or is asked. The agent calls
-//! [`refuse_resources`], since an update reaches it alone. Some refusals need more than the spec: what lies at a path,
-//! what another container has. Their rows have names, and the module that knows makes the error with [`Refusal::of`].
-//! `docs/limitations.md` tells users of each field; a test here compares the two.
+//! The shim calls [`refuse`] at Create and [`refuse_process`] at Exec, before a VM exists or is
+//! asked. The agent calls [`refuse_resources`], since an update reaches it alone. Some refusals
+//! need more than the spec: what lies at a path, what another container has. Their rows have names,
+//! and the module that knows makes the error with [`Refusal::of`]. `docs/limitations.md` tells
+//! users of each field; a test here compares the two.
 
 use std::fmt::Display;
 

@@ -425,8 +425,8 @@ fn mapped_option(spec: &Spec) -> Option<String> {
     })
 }
 
-/// The first file of `unified`, by its name, whose controller `refused` knows. What is no file's name is
-/// another error.
+/// The first file of `unified`, by its name, whose controller `refused` knows. What is no file's
+/// name is another error.
 fn unified(resources: &LinuxResources, refused: impl Fn(&str) -> bool) -> Option<String> {
     let mut files: Vec<_> = resources.unified().as_ref()?.keys().collect();
     files.sort();

@@ -10,6 +10,7 @@ use std::io;
 use std::path::Path;
 
 use kata_like_failure::{Failure, Step, one_line};
+use kata_like_spec::MISSING_FILE;
 use rustix::io::Errno;
 
 use super::file::{write, writing};
@@ -71,7 +72,7 @@ fn take_back(directory: &Path, written: &[(&Setting, io::Result<String>)]) {
 fn applies(directory: &Path, setting: &Setting) -> Result<bool, Failure> {
     let there = directory.join(&setting.file).exists();
     match setting.need {
-        Need::Always if !there => Err(Failure::unsupported(
+        Need::Always if !there => Err(MISSING_FILE.because(
             field(setting),
             format!("the guest's kernel has no file {} for it", setting.file),
         )),

@@ -1,9 +1,9 @@
 //! Translates `linux.resources` of the OCI spec into lines for the files of a cgroup v2.
 //!
 //! Called by `spec.rs`, before anything of a container exists, and by `resources.rs` for an update.
-//! What can't be done is refused by the field's name. The conversions are runc's, so that a limit
-//! means here what it means there (OCI runtime spec, config-linux.md; Linux,
-//! Documentation/admin-guide/cgroup-v2.rst).
+//! What can't be done is refused by the field's name (`kata-like-spec`). The conversions are
+//! runc's, so that a limit means here what it means there (OCI runtime spec, config-linux.md;
+//! Linux, Documentation/admin-guide/cgroup-v2.rst).
 //!
 //! Left out on purpose: `devices` (the runner's filter). `cpu.cpus` and `cpu.mems` number the
 //! host's processors and nodes: they count if the guest has all of these numbers.
@@ -13,10 +13,6 @@ use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResource
 
 /// The period that runc takes for a quota without one, in microseconds. It is the kernel's default.
 const DEFAULT_PERIOD: u64 = 100_000;
-
-/// Why fields are refused.
-const NO_DISK: &str = "it numbers the host's disks, which the guest does not have";
-const NO_RDMA: &str = "the guest has no such device";
 
 /// What to write into the files of a cgroup, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +46,7 @@ pub enum Need {
 impl Limits {
     /// Translates the resources, or names the field that can't be.
     pub fn of(resources: &LinuxResources) -> Result<Self, Failure> {
-        refuse_unsupported(resources)?;
+        kata_like_spec::refuse_resources(resources)?;
         let mut limits = Self::default();
         if let Some(cpu) = resources.cpu() {
             limits.cpu(cpu)?;
@@ -90,12 +86,6 @@ impl Limits {
     }
 
     fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), Failure> {
-        if cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0 {
-            return Err(unsupported(
-                "cpu.realtimeRuntime",
-                "cgroup v2 has no such limit",
-            ));
-        }
         match cpu.idle() {
             None => {}
             Some(idle @ (0 | 1)) => self.set(&["cpu.idle"], "cpu.idle", idle),
@@ -141,29 +131,7 @@ impl Limits {
         Ok(())
     }
 
-    #[allow(deprecated)] // Asked for only to be refused.
     fn memory(&mut self, memory: &LinuxMemory) -> Result<(), Failure> {
-        for (field, value) in [
-            ("kernel", memory.kernel()),
-            ("kernelTCP", memory.kernel_tcp()),
-        ] {
-            if value.is_some_and(|value| value > 0) {
-                let field = format!("memory.{field}");
-                return Err(unsupported(&field, "cgroup v2 has no such limit"));
-            }
-        }
-        if memory.swappiness().is_some() {
-            return Err(unsupported(
-                "memory.swappiness",
-                "cgroup v2 has no such setting",
-            ));
-        }
-        if memory.disable_oom_killer() == Some(true) {
-            return Err(unsupported(
-                "memory.disableOOMKiller",
-                "cgroup v2 has no such setting",
-            ));
-        }
         let limit = memory.limit().unwrap_or(0);
         if let Some(swap) = swap_alone(memory.swap().unwrap_or(0), limit)? {
             let fields = &["memory.swap", "memory.limit"];
@@ -208,36 +176,10 @@ impl Limits {
             "cpuset" if matches!(rest, "cpus" | "mems") => {
                 self.host_numbers(&field, file, value)?
             }
-            "cpu" | "cpuset" | "hugetlb" | "memory" | "misc" | "pids" => {
-                self.set(&[&field], file, value);
-            }
-            "io" => return Err(unsupported(&field, NO_DISK)),
-            "rdma" => return Err(unsupported(&field, NO_RDMA)),
-            _ => return Err(unsupported(&field, "no controller of cgroup v2 has it")),
+            _ => self.set(&[&field], file, value),
         }
         Ok(())
     }
-}
-
-fn refuse_unsupported(resources: &LinuxResources) -> Result<(), Failure> {
-    if let Some(io) = resources.block_io()
-        && *io != oci_spec::runtime::LinuxBlockIo::default()
-    {
-        return Err(unsupported("blockIO", NO_DISK));
-    }
-    if let Some(network) = resources.network()
-        && *network != oci_spec::runtime::LinuxNetwork::default()
-    {
-        return Err(unsupported("network", "cgroup v2 has no such limit"));
-    }
-    if resources
-        .rdma()
-        .as_ref()
-        .is_some_and(|rdma| !rdma.is_empty())
-    {
-        return Err(unsupported("rdma", NO_RDMA));
-    }
-    Ok(())
 }
 
 /// Reads a list of numbers and ranges, such as `0-3,7`, as ranges with both ends.
@@ -248,10 +190,6 @@ pub fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
         (first <= last).then_some((first, last))
     };
     list.trim().split(',').map(range).collect()
-}
-
-fn unsupported(field: &str, why: &str) -> Failure {
-    Failure::unsupported(format!("linux.resources.{field}"), why)
 }
 
 fn bad(field: &str, why: String) -> Failure {

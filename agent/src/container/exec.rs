@@ -65,7 +65,7 @@ impl Container {
         let (stdio, plan) = stdio::prepare(&self.around.tokens, &wanted)?;
         let request = ExecRequest {
             container: self.name.clone(),
-            spec: self.spec.spec.clone(),
+            spec: self.made_of.spec.clone(),
             process,
             cgroup: cgroup.directory().into(),
             cgroup_of_init: cgroup.of(init.pid()),

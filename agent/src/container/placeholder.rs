@@ -41,16 +41,11 @@ impl Container {
                 .unwrap_or_else(PoisonError::into_inner);
             *place = Some(streams);
         }
-        let (name, spec) = (self.name.clone(), self.spec.spec.clone());
-        let namespaces = if runner::has_users(&spec) {
-            let request = PlaceholderRequest {
-                container: name,
-                spec,
-                cgroup: cgroup.directory().into(),
-            };
+        let request = self.request(cgroup);
+        let namespaces = if runner::has_users(&request.spec) {
             runner::hold_in_users(request, joined).await?
         } else {
-            let work = move || Ok::<_, Infallible>(runner::hold(&name, &spec, joined));
+            let work = move || Ok::<_, Infallible>(runner::hold(&request, joined));
             blocking("make the namespaces of the pod", work).await??
         };
         let mut state = self.state();
@@ -60,6 +55,15 @@ impl Container {
         state.namespaces = namespaces;
         state.phase = Phase::Created(None);
         Ok(())
+    }
+
+    fn request(&self, cgroup: &Cgroup) -> PlaceholderRequest {
+        PlaceholderRequest {
+            container: self.name.clone(),
+            spec: self.made_of.spec.clone(),
+            guest_namespaces: self.made_of.guest_namespaces.clone(),
+            cgroup: cgroup.directory().into(),
+        }
     }
 
     /// Does to a placeholder without a process what `signal` would do to its process. Returns
@@ -120,12 +124,7 @@ impl Container {
             });
             let joined = namespaces.collect::<std::io::Result<_>>();
             let joined = joined.step(|| "keep the namespaces of the pod")?;
-            let request = PlaceholderRequest {
-                container: self.name.clone(),
-                spec: self.spec.spec.clone(),
-                cgroup: cgroup.directory().into(),
-            };
-            (request, joined)
+            (self.request(cgroup), joined)
         };
         let born = runner::first_process(request, joined).await?;
         let exit = reaper::exited(born.pid);

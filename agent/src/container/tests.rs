@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::cgroup::tests::hierarchy;
+use crate::stdio::Wanted;
 use crate::storage::VOLUMES;
 
 /// Does `test` with the guest's places, on a runtime of its own.
@@ -47,15 +48,16 @@ async fn placeholder(name: &str) -> Arc<Container> {
             {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "pid"},
         ]},
     });
-    let spec = GuestSpec::parse(spec.to_string().as_bytes()).unwrap();
+    let mut made_of = Creation::parse(spec.to_string().as_bytes()).unwrap();
+    made_of.placeholder = true;
     let around = Arc::new(Surroundings {
         events: Events::default(),
         tokens: Arc::default(),
         volumes: Default::default(),
     });
     let name = format!("{name}-{}", std::process::id());
-    let container = Arc::new(Container::new(name, spec, true, around));
-    let pid = container.create(Vec::new(), Wanted::default()).await;
+    let container = Arc::new(Container::new(name, made_of, around));
+    let pid = container.create(Vec::new()).await;
     assert_eq!(pid.unwrap(), 0);
     container
 }

@@ -117,7 +117,8 @@ pub async fn hold_in_users(
         .into_iter()
         .map(|joined| (joined.kind, joined.namespace))
         .unzip();
-    let kept = placeholder::kept(&request.spec, &Namespaces::of(&request.spec, &kinds)?);
+    let wanted = Namespaces::of(&request.spec, &kinds, &request.guest_namespaces)?;
+    let kept = placeholder::kept(&request.spec, &wanted);
     let request = Request::Hold {
         request: Box::new(request),
         joined: kinds,

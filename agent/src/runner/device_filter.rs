@@ -11,9 +11,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use kata_like_failure::{Failure, Step};
+use kata_like_spec::DEVICE_RULE;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::syscall;
 
 const MKNOD: u8 = 1;
@@ -105,10 +106,7 @@ impl Rules {
             for wider in [(kind, None, minor), (kind, major, None), (kind, None, None)] {
                 let held = self.exceptions.get(&wider).copied().unwrap_or_default();
                 if wider != devices && held & access != 0 {
-                    return Err(unsupported(
-                        field,
-                        "can't take one device out of an earlier rule for many",
-                    ));
+                    return Err(DEVICE_RULE.of(field));
                 }
             }
         }

@@ -12,14 +12,6 @@ const LONGEST: usize = 4096;
 /// What every step of the runner returns.
 pub(super) type Result<T, E = Failure> = std::result::Result<T, E>;
 
-/// A field whose value is not supported, in the words of the runner.
-pub(super) fn unsupported(
-    field: impl std::fmt::Display,
-    reason: impl std::fmt::Display,
-) -> Failure {
-    Failure::new(Kind::Unsupported, format!("{field}: {reason}"))
-}
-
 /// A failure as it travels.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Told {
@@ -56,7 +48,8 @@ pub(super) fn refused(failure: &Failure) -> String {
         "{failure:?}"
     );
     let text = failure.one_line();
-    text.split_once(": ").unwrap().0.to_owned()
+    let field = text.split_once(": ").unwrap().0;
+    field.trim_end_matches(" is not supported").to_owned()
 }
 
 #[cfg(test)]
@@ -76,9 +69,9 @@ mod tests {
         assert_eq!(got.kind(), Kind::Failed);
         let text = "open /x: No such file or directory (os error 2)";
         assert_eq!(got.one_line(), text);
-        let got = travelled(&unsupported("linux.intelRdt", "is not supported"));
+        let got = travelled(&Failure::unsupported("linux.intelRdt", "no"));
         assert_eq!(got.kind(), Kind::Unsupported);
-        assert_eq!(got.one_line(), "linux.intelRdt: is not supported");
+        assert_eq!(got.one_line(), "linux.intelRdt is not supported: no");
     }
 
     #[test]

@@ -78,6 +78,10 @@ pub(super) fn run(
 ) -> Result<Infallible> {
     note(channel, supported::check_container(&request.spec)?)?;
     let plan = check(request, joined)?;
+    if plan.mounts.is_none() {
+        let text = "root, mounts, devices and hidden paths are those of the mount namespace that is joined";
+        note(channel, vec![text.into()])?;
+    }
     let streams = fds.split_off(joined.len().min(fds.len()));
     let handed = Handed {
         joined,
@@ -96,7 +100,7 @@ fn check<'a>(request: &'a InitRequest, joined: &[LinuxNamespaceType]) -> Result<
     let spec = &request.spec;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Failure::bad("process", "is missing"))?;
-    let namespaces = Namespaces::of(spec, joined)?;
+    let namespaces = Namespaces::of(spec, joined, &request.guest_namespaces)?;
     let users = Users::of(spec, &namespaces)?;
     sysctl::check(spec, &namespaces)?;
     let limits = process.rlimits().as_deref().unwrap_or_default();
@@ -108,7 +112,7 @@ fn check<'a>(request: &'a InitRequest, joined: &[LinuxNamespaceType]) -> Result<
     let mounts = if namespaces.is_joined(LinuxNamespaceType::Mount) {
         None
     } else {
-        Some(mounts::check(spec)?)
+        Some(mounts::check(spec, &request.binds)?)
     };
     Ok(Plan {
         process,
@@ -181,8 +185,8 @@ fn inside(
         None => None,
         Some(mounts) => {
             let rootfs = Rootfs::prepare(&request.rootfs)?;
-            let volumes = [&*request.volumes, &*request.memory];
-            Some((rootfs, mounts::open_sources(mounts, volumes)?))
+            let sources = mounts::open_sources(mounts, &request.volumes, &request.memory)?;
+            Some((rootfs, sources))
         }
     };
     if users.is_some() {

@@ -46,7 +46,7 @@ use kata_like_failure::Step;
 pub use client::{Start, create, exec, first_process, hold_in_users};
 pub use namespaces::has_users;
 pub use placeholder::{PAUSE, hold, pause};
-pub use request::{ExecRequest, InitRequest, Joined, PlaceholderRequest, Stdio};
+pub use request::{Bind, ExecRequest, InitRequest, Joined, PlaceholderRequest, Stdio};
 
 use channel::Channel;
 use error::{Result, Told};

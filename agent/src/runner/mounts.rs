@@ -3,14 +3,15 @@
 //! Called by `init`, to check them in the runner and to make them in the container's process. A
 //! file system is made with fsopen(2), a bind mount with open_tree(2). The mount gets its
 //! attributes before anybody can see it. move_mount(2) attaches it to a file descriptor that
-//! `rootfs` has resolved. A source is always a name in one of the two directories of the pod's
-//! volumes: the container's spec can name nothing else of the guest.
+//! `rootfs` has resolved. What a bind mount shows is always a name in one of the two directories of
+//! the pod's volumes: a container can name nothing else of the guest.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kata_like_failure::{Failure, Kind, Step};
+use kata_like_spec::MOUNT_TYPE;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -20,9 +21,10 @@ use rustix::mount::{
 };
 
 use super::copy_up;
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::namespaces::Namespaces;
 use super::options::{Options, READ_ONLY};
+use super::request::Bind;
 use super::rootfs::{Rootfs, Target, attach, clone_mount};
 use super::syscall::{self, MountAttributes};
 
@@ -67,28 +69,26 @@ pub(super) struct Entry<'a> {
     field: String,
     mount: &'a Mount,
     options: Options,
+    /// Where a bind mount is from.
+    bind: Option<&'a Bind>,
 }
 
 /// Checks the spec's list, before anything is made.
-pub(super) fn check(spec: &Spec) -> Result<Vec<Entry<'_>>> {
+pub(super) fn check<'a>(
+    spec: &'a Spec,
+    binds: &'a BTreeMap<usize, Bind>,
+) -> Result<Vec<Entry<'a>>> {
     let mounts = spec.mounts().iter().flatten().enumerate();
     mounts
-        .map(|(index, mount)| Entry::of(format!("mounts[{index}]"), mount))
+        .map(|(index, mount)| Entry::of(format!("mounts[{index}]"), mount, binds.get(&index)))
         .collect()
 }
 
 impl<'a> Entry<'a> {
-    fn of(field: String, mount: &'a Mount) -> Result<Self> {
-        for (name, mapping) in [
-            ("uidMappings", mount.uid_mappings()),
-            ("gidMappings", mount.gid_mappings()),
-        ] {
-            if mapping.as_ref().is_some_and(|mapping| !mapping.is_empty()) {
-                return Err(unsupported(
-                    format!("{field}.{name}"),
-                    "id-mapped mounts are not supported",
-                ));
-            }
+    fn of(field: String, mount: &'a Mount, bind: Option<&'a Bind>) -> Result<Self> {
+        if kata_like_spec::is_bind(mount) != bind.is_some() {
+            let why = "a source is given for each bind mount, and for no other";
+            return Err(Failure::bad(format!("{field}.source"), why));
         }
         if super::rootfs::split(mount.destination()).is_none() {
             return Err(Failure::bad(
@@ -102,24 +102,29 @@ impl<'a> Entry<'a> {
             field,
             mount,
             options,
+            bind,
         })
     }
 }
 
 /// Takes a copy of each volume that is mounted, out of the two directories of the pod's volumes:
 /// the shared ones, and those in memory.
-pub(super) fn open_sources(entries: &[Entry], volumes: [&Path; 2]) -> Result<Sources> {
+pub(super) fn open_sources(entries: &[Entry], volumes: &Path, memory: &Path) -> Result<Sources> {
     let mut sources = Sources::new();
     for (index, entry) in entries.iter().enumerate() {
         let Entry {
-            field,
             mount,
             options,
-        } = entry;
-        if !is_bind(mount, options) {
+            bind: Some(bind),
+            ..
+        } = entry
+        else {
             continue;
-        }
-        let (volumes, name) = volume(mount, volumes, field)?;
+        };
+        let (directory, name) = match bind {
+            Bind::Volume(name) => (volumes, name),
+            Bind::Memory(name) => (memory, name),
+        };
         let step = || {
             format!(
                 "mount bind on {}: open volume {name:?}",
@@ -127,39 +132,12 @@ pub(super) fn open_sources(entries: &[Entry], volumes: [&Path; 2]) -> Result<Sou
             )
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(volumes, flags, Mode::empty()).step(step)?;
+        let directory = rustix::fs::open(directory, flags, Mode::empty()).step(step)?;
         let (source, target) = open_volume(directory.as_fd(), name).step(step)?;
         let copy = clone_mount(source.as_fd(), options.recursive).step(step)?;
         sources.insert(index, (copy, target));
     }
     Ok(sources)
-}
-
-/// The options decide, whatever the type says.
-fn is_bind(mount: &Mount, options: &Options) -> bool {
-    options.bind || mount.typ().as_deref() == Some("bind")
-}
-
-/// The directory that the source of a bind mount is in, and its name there.
-fn volume<'a>(
-    mount: &'a Mount,
-    [shared, memory]: [&'a Path; 2],
-    field: &str,
-) -> Result<(&'a Path, &'a str)> {
-    let source = mount.source().as_deref().unwrap_or(Path::new(""));
-    let named = match source.to_str().and_then(|source| source.split_once(':')) {
-        Some(("volume", name)) => Some((shared, name)),
-        Some(("memory", name)) => Some((memory, name)),
-        _ => None,
-    };
-    named
-        .filter(|(_, name)| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0']))
-        .ok_or_else(|| {
-            Failure::bad(
-                format!("{field}.source"),
-                format!("{source:?} is neither volume:NAME nor memory:NAME"),
-            )
-        })
 }
 
 /// Makes the mounts. `sysfs` was made outside, for a container that can't make its own.
@@ -176,6 +154,7 @@ pub(super) fn apply(
             field,
             mount,
             options,
+            ..
         } = entry;
         let place = Place { mount, rootfs };
         if let Some((source, target)) = sources.remove(&index) {
@@ -191,10 +170,7 @@ pub(super) fn apply(
                 place.file_system(kind, made, own, options, &mut pending)?;
             }
             kind => {
-                return Err(unsupported(
-                    format!("{field}.type"),
-                    format!("file systems of type {kind:?} are not supported"),
-                ));
+                return Err(MOUNT_TYPE.of(format_args!("{field}.type {kind:?}")));
             }
         }
     }

@@ -14,7 +14,7 @@ use kata_like_failure::{Failure, Step};
 use kata_like_netlink::loopback_up;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::syscall::{self, Cloned};
 
 /// From linux/sched.h; not in the libc crate.
@@ -29,9 +29,9 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Reads the spec's list. An entry without a path is a new one. Each other one must be in
-    /// `joined`.
-    pub(super) fn of(spec: &Spec, joined: &[Kind]) -> Result<Self> {
+    /// Reads the spec's list. An entry is a new namespace, unless it is one of `joined`, which are
+    /// other containers', or of `guest`, which are the guest's own.
+    pub(super) fn of(spec: &Spec, joined: &[Kind], guest: &[Kind]) -> Result<Self> {
         let listed = spec
             .linux()
             .as_ref()
@@ -47,24 +47,18 @@ impl Namespaces {
             }
             seen.push(kind);
             let flag = flag(kind);
-            match namespace.path() {
-                None if kind == Kind::Network => own_network = true,
-                None => ours.new |= flag,
-                Some(path) if path.as_os_str() == "pod" => {}
-                Some(_) if joined.contains(&kind) => ours.joined |= flag,
-                Some(path) => {
-                    return Err(Failure::bad(
-                        field(),
-                        format!("the namespace {} was not handed over", path.display()),
-                    ));
-                }
+            match kind {
+                _ if joined.contains(&kind) => ours.joined |= flag,
+                _ if guest.contains(&kind) => {}
+                Kind::Network => own_network = true,
+                _ => ours.new |= flag,
             }
             ours.listed |= flag;
         }
         if !ours.is_new(Kind::Mount) && !ours.is_joined(Kind::Mount) {
-            return Err(unsupported(
+            return Err(Failure::bad(
                 "linux.namespaces",
-                "a container without a mount namespace is not supported",
+                "no entry is of type mount",
             ));
         }
         if own_network && ours.is_new(Kind::User) {
@@ -295,39 +289,37 @@ mod tests {
     #[test]
     fn new_and_shared_namespaces_are_told_apart() {
         let spec = spec(
-            r#"[{"type": "mount"}, {"type": "pid"}, {"type": "ipc", "path": "container:a"},
-                {"type": "uts", "path": "pod"}, {"type": "network"}]"#,
+            r#"[{"type": "mount"}, {"type": "pid"}, {"type": "ipc"},
+                {"type": "uts"}, {"type": "network"}]"#,
         );
-        let namespaces = Namespaces::of(&spec, &[Kind::Ipc]).unwrap();
+        let namespaces = Namespaces::of(&spec, &[Kind::Ipc], &[Kind::Uts]).unwrap();
         assert_eq!(namespaces.new, libc::CLONE_NEWNS | libc::CLONE_NEWPID);
         assert!(namespaces.is_new(Kind::Pid));
         assert!(!namespaces.is_new(Kind::Ipc));
         assert!(namespaces.is_joined(Kind::Ipc));
-        assert!(Namespaces::of(&spec, &[]).is_err());
+        assert!(namespaces.lists(Kind::Uts) && !namespaces.is_new(Kind::Uts));
     }
 
     #[test]
     fn a_network_of_its_own_comes_only_with_users_of_its_own() {
-        let own = |namespaces: &str, joined: &[Kind]| {
+        let own = |namespaces: &str, joined: &[Kind], guest: &[Kind]| {
             let spec = spec(&format!(r#"[{{"type": "mount"}}, {namespaces}]"#));
-            Namespaces::of(&spec, joined).unwrap().is_new(Kind::Network)
+            let namespaces = Namespaces::of(&spec, joined, guest);
+            namespaces.unwrap().is_new(Kind::Network)
         };
-        assert!(own(r#"{"type": "network"}, {"type": "user"}"#, &[]));
-        assert!(own(r#"{"type": "user"}, {"type": "network"}"#, &[]));
-        assert!(!own(r#"{"type": "network"}"#, &[]));
-        assert!(!own(
-            r#"{"type": "user"}, {"type": "network", "path": "pod"}"#,
-            &[]
-        ));
-        let joined = r#"{"type": "user", "path": "container:a"}, {"type": "network"}"#;
-        assert!(!own(joined, &[Kind::User]));
+        let both = r#"{"type": "network"}, {"type": "user"}"#;
+        assert!(own(both, &[], &[]));
+        assert!(own(r#"{"type": "user"}, {"type": "network"}"#, &[], &[]));
+        assert!(!own(r#"{"type": "network"}"#, &[], &[]));
+        assert!(!own(both, &[], &[Kind::Network]));
+        assert!(!own(both, &[Kind::User], &[]));
     }
 
     #[test]
-    fn what_is_not_supported_is_named() {
+    fn none_of_mounts_and_two_of_a_kind_are_refused() {
         let none = spec(r#"[{"type": "pid"}]"#);
-        let kind_of = |spec| Namespaces::of(spec, &[]).unwrap_err().kind();
-        assert_eq!(kind_of(&none), FailureKind::Unsupported);
+        let kind_of = |spec| Namespaces::of(spec, &[], &[]).unwrap_err().kind();
+        assert_eq!(kind_of(&none), FailureKind::BadRequest);
         let twice = spec(r#"[{"type": "mount"}, {"type": "mount"}]"#);
         assert_eq!(kind_of(&twice), FailureKind::BadRequest);
     }

@@ -5,8 +5,9 @@
 //! belongs to the file system (`size=64k`). For a bind mount it has no meaning, as for the kernel.
 
 use kata_like_failure::Failure;
+use kata_like_spec::MAPPED_OPTION;
 
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::syscall::MountAttributes;
 
 // From linux/mount.h.
@@ -74,7 +75,7 @@ impl Options {
             "rbind" => (self.bind, self.recursive) = (true, true),
             "tmpcopyup" => self.copy_up = true,
             "idmap" | "ridmap" => {
-                return Err(unsupported(field, format!("{option:?} is not supported")));
+                return Err(MAPPED_OPTION.of(format_args!("{field}: {option:?}")));
             }
             _ => {
                 let (key, value) = match option.split_once('=') {
@@ -210,7 +211,7 @@ mod tests {
         let error = Options::parse(&["idmap".to_owned()], "mounts[3].options").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "mounts[3].options: \"idmap\" is not supported"
+            "mounts[3].options: \"idmap\" is not supported: mounts with mapped ids are not made yet"
         );
     }
 }

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use kata_like_failure::{Failure, Step};
+use kata_like_spec::{JOINED_NAMESPACE, PAUSE_CLOCKS};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
@@ -27,7 +28,7 @@ use rustix::thread::UnshareFlags;
 
 use super::birth::{born, note, prepare_exec};
 use super::channel::Channel;
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::identity::{self, Identity};
 use super::namespaces::{self, Namespaces};
 use super::request::{Joined, Message, PlaceholderRequest};
@@ -45,15 +46,15 @@ const SPOT: &str = "/run";
 /// Makes the namespaces that the spec asks for, with the names and sysctls that it sets in them.
 /// The PID namespace is among them only if it is not a new one.
 pub fn hold(
-    container: &str,
-    spec: &Spec,
+    request: &PlaceholderRequest,
     joined: Vec<Joined>,
 ) -> Result<Vec<(Kind, OwnedFd)>, Failure> {
+    let spec = &request.spec;
     for text in supported::check_container(spec)? {
-        log::warn!("container {container}: {text}");
+        log::warn!("container {}: {text}", request.container);
     }
     let kinds: Vec<_> = joined.iter().map(|joined| joined.kind).collect();
-    let namespaces = check(spec, &kinds)?;
+    let namespaces = check(request, &kinds)?;
     let make = || make(spec, &namespaces, joined);
     // Namespaces belong to a thread, and this one ends with the work.
     std::thread::scope(|scope| {
@@ -64,23 +65,18 @@ pub fn hold(
     })
 }
 
-fn check(spec: &Spec, joined: &[Kind]) -> Result<Namespaces> {
-    let namespaces = Namespaces::of(spec, joined)?;
+fn check(request: &PlaceholderRequest, joined: &[Kind]) -> Result<Namespaces> {
+    let namespaces = Namespaces::of(&request.spec, joined, &request.guest_namespaces)?;
     if joined.contains(&Kind::Cgroup) {
-        return Err(unsupported(
-            "linux.namespaces[cgroup].path",
-            "a container that runs nothing sees no cgroups",
-        ));
+        let why = "a container that runs nothing sees no cgroups";
+        return Err(JOINED_NAMESPACE.because("linux.namespaces[cgroup].path", why));
     }
     // It would have to be there before the others, and only processes that are still to come could
     // be in it.
     if namespaces.is_new(Kind::Time) {
-        return Err(unsupported(
-            "linux.namespaces",
-            "a pod's placeholder can't have a time namespace of its own",
-        ));
+        return Err(PAUSE_CLOCKS.of("linux.namespaces"));
     }
-    sysctl::check(spec, &namespaces)?;
+    sysctl::check(&request.spec, &namespaces)?;
     Ok(namespaces)
 }
 
@@ -142,7 +138,7 @@ pub(super) fn hold_in_users(
 ) -> Result<Infallible> {
     let PlaceholderRequest { spec, cgroup, .. } = request;
     note(channel, supported::check_container(spec)?)?;
-    let namespaces = check(spec, joined)?;
+    let namespaces = check(request, joined)?;
     let users = Users::of(spec, &namespaces)?;
     let users = users.ok_or_else(|| Failure::failed("make the pod's users", "it has none"))?;
     let cgroup = device_filter::open_cgroup(cgroup)?;
@@ -179,6 +175,7 @@ pub(super) fn run(
         container,
         spec,
         cgroup,
+        ..
     } = request;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Failure::bad("process", "is missing"))?;

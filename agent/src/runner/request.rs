@@ -4,6 +4,7 @@
 //! a memory file beside the file descriptors, since a spec may be longer than a message. The
 //! answers are short messages, each one JSON document in one packet.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -21,10 +22,14 @@ pub struct InitRequest {
     pub spec: Spec,
     /// The container's root directory, as the agent sees it.
     pub rootfs: PathBuf,
-    /// The directory that a mount's source `volume:NAME` is looked up in.
+    /// Where each bind mount is from, by its index in the spec's list.
+    pub binds: BTreeMap<usize, Bind>,
+    /// The directory that volumes are looked up in.
     pub volumes: PathBuf,
-    /// The directory that a mount's source `memory:NAME` is looked up in.
+    /// The directory that volumes in memory are looked up in.
     pub memory: PathBuf,
+    /// Those of the spec's namespaces that are the guest's own.
+    pub guest_namespaces: Vec<LinuxNamespaceType>,
     /// The container's cgroup, made and limited already. The device filter is attached here.
     pub cgroup: PathBuf,
 }
@@ -52,8 +57,19 @@ pub struct PlaceholderRequest {
     pub container: String,
     /// The spec that says who the process is. Its command is ignored.
     pub spec: Spec,
+    /// Those of the spec's namespaces that are the guest's own.
+    pub guest_namespaces: Vec<LinuxNamespaceType>,
     /// The container's cgroup.
     pub cgroup: PathBuf,
+}
+
+/// Where a bind mount is from. Each name is a file or directory of its place, and no path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bind {
+    /// The host's.
+    Volume(String),
+    /// A tmpfs of the pod's own.
+    Memory(String),
 }
 
 /// A process's standard streams.

@@ -6,12 +6,13 @@
 use std::ffi::{c_int, c_ulong};
 
 use kata_like_failure::{Failure, Step};
+use kata_like_spec::{PERSONALITY_FLAG, SCHED_ISO};
 use oci_spec::runtime::{
     IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, Process, Spec,
 };
 
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::syscall::{self, SchedulerAttributes};
 
 /// Bits of a priority below its class (linux/ioprio.h).
@@ -68,10 +69,7 @@ fn scheduler(process: &Process, field: &str) -> Result<Option<SchedulerAttribute
         LinuxSchedulerPolicy::SchedIdle => 5,
         LinuxSchedulerPolicy::SchedDeadline => 6,
         LinuxSchedulerPolicy::SchedIso => {
-            return Err(unsupported(
-                format!("{field}.scheduler.policy"),
-                "no kernel has SCHED_ISO",
-            ));
+            return Err(SCHED_ISO.of(format_args!("{field}.scheduler.policy")));
         }
     };
     let priority = asked.priority().unwrap_or(0);
@@ -131,7 +129,7 @@ fn personality(asked: &LinuxPersonality) -> Result<c_ulong> {
         .is_some_and(|flags| !flags.is_empty())
     {
         // The specification has none so far.
-        return Err(unsupported("linux.personality.flags", "no flag is known"));
+        return Err(PERSONALITY_FLAG.of("linux.personality.flags"));
     }
     Ok(match asked.domain() {
         LinuxPersonalityDomain::PerLinux => LINUX,

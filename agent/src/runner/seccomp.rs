@@ -6,6 +6,7 @@
 //! break programs that try a new call first (clone3, faccessat2) and fall back on ENOSYS only.
 
 use kata_like_failure::{Failure, Step};
+use kata_like_spec::{NOTIFY, SECCOMP_FLAG};
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
@@ -14,7 +15,7 @@ use oci_spec::runtime::{
     LinuxSeccompFilterFlag as Flag, LinuxSeccompOperator as Operator, LinuxSyscall, Spec,
 };
 
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::syscall;
 
 /// System calls have this many arguments at most.
@@ -43,12 +44,6 @@ impl Filter {
             profile.default_errno_ret(),
             "linux.seccomp.defaultAction",
         )?;
-        if profile.listener_path().is_some() {
-            return Err(unsupported(
-                "linux.seccomp.listenerPath",
-                "notification of a listener is not supported",
-            ));
-        }
         let rules = profile.syscalls().as_deref().unwrap_or_default();
         let mut context =
             ScmpFilterContext::new(default).step(|| "make the container's seccomp filter")?;
@@ -98,7 +93,7 @@ fn action(action: Action, value: Option<u32>, field: &str) -> Result<ScmpAction>
         Action::ScmpActLog => ScmpAction::Log,
         Action::ScmpActAllow => ScmpAction::Allow,
         Action::ScmpActNotify => {
-            return Err(unsupported(field, "SCMP_ACT_NOTIFY is not supported"));
+            return Err(NOTIFY.of(format_args!("{field}: SCMP_ACT_NOTIFY")));
         }
     })
 }
@@ -115,10 +110,7 @@ fn flags(profile: &LinuxSeccomp) -> Result<libc::c_ulong> {
             Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
             Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
             Flag::SeccompFilterFlagWaitKillableRecv => {
-                return Err(unsupported(
-                    "linux.seccomp.flags",
-                    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is for notification, which is not supported",
-                ));
+                return Err(SECCOMP_FLAG.of("linux.seccomp.flags"));
             }
         };
     }
@@ -398,10 +390,6 @@ mod tests {
             (
                 r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#,
                 "linux.seccomp.defaultAction",
-            ),
-            (
-                r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}"#,
-                "linux.seccomp.listenerPath",
             ),
             (
                 r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls":

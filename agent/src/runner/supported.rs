@@ -1,30 +1,21 @@
-//! What the runner applies of the OCI spec. Anything else is refused by the field's name, before
-//! any step.
+//! What the spec must have, before any step, and what of it has no effect.
 //!
-//! Called by `init`, `exec` and `placeholder` first of all. The limits in `linux.resources` belong
-//! to `cgroup.rs`, which refuses its own. The labels of AppArmor and SELinux are accepted although
-//! the guest's kernel has neither: containerd sends them by default on hosts that have one. A note
-//! in the log says that nothing enforces them.
+//! Called by `init`, `exec` and `placeholder` first of all. The shim has refused every field that
+//! no container gets (the crate `kata-like-spec`). The labels of AppArmor and SELinux are accepted
+//! although the guest's kernel has neither: containerd sends them by default on hosts that have
+//! one. A note in the log says that nothing enforces them.
 
 use kata_like_failure::Failure;
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::namespaces;
 
-/// Refuses what is not supported of a container. Returns what has no effect, for the log.
+/// Refuses a container without what it needs. Returns what has no effect, for the log.
 pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
-    for (field, present) in [
-        ("windows", spec.windows().is_some()),
-        ("solaris", spec.solaris().is_some()),
-        ("vm", spec.vm().is_some()),
-        ("zos", spec.zos().is_some()),
-    ] {
-        if present {
-            return Err(unsupported(field, "this is a Linux container"));
-        }
+    if spec.linux().is_none() {
+        return Err(Failure::bad("linux", "is missing"));
     }
-    check_linux(spec)?;
     let process = spec
         .process()
         .as_ref()
@@ -38,26 +29,11 @@ pub(super) fn check_container(spec: &Spec) -> Result<Vec<String>> {
             "linux.uidMappings and gidMappings have no effect without a user namespace".into(),
         );
     }
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
-    let joins = |it: &LinuxNamespace| it.typ() == LinuxNamespaceType::Mount && it.path().is_some();
-    if namespaces.unwrap_or_default().iter().any(joins) {
-        notes.push(
-            "root, mounts, devices and hidden paths are those of the mount namespace that is joined".into(),
-        );
-    }
     Ok(notes)
 }
 
 /// The same for a process.
 pub(super) fn check_process(field: &str, process: &Process) -> Result<Vec<String>> {
-    for (name, present) in [
-        ("execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("commandLine", process.command_line().is_some()),
-    ] {
-        if present {
-            return Err(unsupported(format!("{field}.{name}"), "is not supported"));
-        }
-    }
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Failure::bad(format!("{field}.args"), "must not be empty"));
     }
@@ -82,43 +58,6 @@ pub(super) fn check_process(field: &str, process: &Process) -> Result<Vec<String
     Ok(notes)
 }
 
-fn check_linux(spec: &Spec) -> Result<()> {
-    let Some(linux) = spec.linux() else {
-        return Err(Failure::bad("linux", "is missing"));
-    };
-    let label = linux
-        .mount_label()
-        .as_deref()
-        .is_some_and(|label| !label.is_empty());
-    let devices = linux
-        .net_devices()
-        .as_ref()
-        .is_some_and(|devices| !devices.is_empty());
-    for (field, present, reason) in [
-        (
-            "linux.mountLabel",
-            label,
-            "the guest's kernel has no SELinux",
-        ),
-        (
-            "linux.intelRdt",
-            linux.intel_rdt().is_some(),
-            "is not supported",
-        ),
-        (
-            "linux.memoryPolicy",
-            linux.memory_policy().is_some(),
-            "is not supported",
-        ),
-        ("linux.netDevices", devices, "is not supported"),
-    ] {
-        if present {
-            return Err(unsupported(field, reason));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,22 +69,14 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_fields_are_refused_by_name() {
+    fn a_process_that_can_t_run_is_refused_by_its_field() {
         for (json, field) in [
-            (
-                r#""process": {"cwd": "/", "args": ["a"], "execCPUAffinity": {"initial": "0"}}"#,
-                "process.execCPUAffinity",
-            ),
             (r#""process": {"cwd": "/", "args": []}"#, "process.args"),
             (r#""process": {"cwd": "x", "args": ["a"]}"#, "process.cwd"),
-            (r#""linux": {"mountLabel": "a"}"#, "linux.mountLabel"),
         ] {
-            let linux = if json.contains("linux") {
-                ""
-            } else {
-                r#""linux": {},"#
-            };
-            let spec = spec(&format!(r#"{{"ociVersion": "1.2.0", {linux} {json}}}"#));
+            let spec = spec(&format!(
+                r#"{{"ociVersion": "1.2.0", "linux": {{}}, {json}}}"#
+            ));
             let error = check_container(&spec).unwrap_err();
             assert_eq!(refused(&error), field);
         }

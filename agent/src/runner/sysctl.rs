@@ -7,11 +7,12 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use kata_like_failure::{Failure, Step};
+use kata_like_spec::SYSCTL;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::error::{Result, unsupported};
+use super::error::Result;
 use super::namespaces::Namespaces;
 
 const OF_IPC: [&str; 8] = [
@@ -43,10 +44,7 @@ pub(super) fn check(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
             path.starts_with("net/")
         };
         if !own {
-            return Err(unsupported(
-                field(),
-                "is not in a kernel namespace of the container's own",
-            ));
+            return Err(SYSCTL.of(field()));
         }
     }
     for (field, name) in [
@@ -192,7 +190,7 @@ mod tests {
         };
         let check = |key| {
             let spec = spec(key);
-            check(&spec, &Namespaces::of(&spec, &[]).unwrap())
+            check(&spec, &Namespaces::of(&spec, &[], &[]).unwrap())
         };
         for key in ["net.ipv4.ip_forward", "kernel.shmmax", "fs.mqueue.msg_max"] {
             check(key).unwrap();

@@ -6,7 +6,7 @@
 //! runner. A container's root is empty except for links into the machine's /usr, which it gets as a
 //! volume.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -158,12 +158,28 @@ impl Case {
         let request = InitRequest {
             container: "test".to_owned(),
             spec: serde_json::from_value(self.spec.clone()).unwrap(),
+            binds: self.binds(),
+            guest_namespaces: Vec::new(),
             rootfs: self.rootfs(),
             volumes: "/".into(),
             memory: self.directory.path().into(),
             cgroup: self.cgroup.clone(),
         };
         self.runtime.block_on(super::create(request, stdio, joined))
+    }
+
+    /// In these tests the source of a bind mount says what the host would say beside the spec.
+    fn binds(&self) -> BTreeMap<usize, Bind> {
+        let mounts = self.spec["mounts"].as_array().unwrap().iter().enumerate();
+        let bind = |(index, mount): (usize, &Value)| {
+            let (place, name) = mount["source"].as_str()?.split_once(':')?;
+            let bind = match place {
+                "volume" => Bind::Volume(name.into()),
+                _ => Bind::Memory(name.into()),
+            };
+            Some((index, bind))
+        };
+        mounts.filter_map(bind).collect()
     }
 
     fn start(&self, start: Start) -> Result<()> {

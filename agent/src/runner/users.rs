@@ -236,12 +236,21 @@ mod tests {
     use super::*;
 
     fn users(uids: &str, gids: &str, namespaces: &str) -> Result<Option<Users>> {
+        users_of(uids, gids, namespaces, &[])
+    }
+
+    fn users_of(
+        uids: &str,
+        gids: &str,
+        namespaces: &str,
+        joined: &[Kind],
+    ) -> Result<Option<Users>> {
         let spec: Spec = serde_json::from_str(&format!(
             r#"{{"ociVersion": "1.2.0", "linux": {{"uidMappings": {uids}, "gidMappings": {gids},
                 "namespaces": [{{"type": "mount"}} {namespaces}]}}}}"#
         ))
         .unwrap();
-        let namespaces = Namespaces::of(&spec, &[Kind::User])?;
+        let namespaces = Namespaces::of(&spec, joined, &[])?;
         Users::of(&spec, &namespaces)
     }
 
@@ -259,8 +268,7 @@ mod tests {
 
     #[test]
     fn a_joined_one_has_the_mappings_of_its_container() {
-        let joined = r#", {"type": "user", "path": "container:a"}"#;
-        let users = users(ONE, ONE, joined).unwrap().unwrap();
+        let users = users_of(ONE, ONE, USER, &[Kind::User]).unwrap().unwrap();
         assert_eq!((users.root, users.joined), ((1000, 1000), true));
     }
 

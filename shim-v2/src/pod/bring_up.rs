@@ -4,6 +4,7 @@
 //! has made to [`Undo`]: a step that fails and the pod's end take the same way back. A failure's
 //! text has the steps that were done before it and how long each took.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,14 +16,13 @@ use kata_like_config::Config;
 use kata_like_config::state::{NetworkLock, Process, Record, StateError, StateFolder, name};
 use tokio::sync::mpsc;
 
-use super::cleanup;
 use super::sandbox::Sandbox;
+use super::{cleanup, sources};
 use crate::cgroup::{self, Cgroup, LEAF};
-use crate::file_systems;
 use crate::network::namespace::Namespace;
 use crate::network::pod_network::PodNetwork;
 use crate::selinux::Labels;
-use crate::share::{Share, volumes};
+use crate::share::Share;
 use crate::spawn::Network;
 use crate::spec::{self, MemorySize, NetworkPart, Split};
 use crate::stand_in::StandIn;
@@ -34,7 +34,7 @@ use crate::vm::guest::Guest;
 use crate::vm::launch::Parts;
 use crate::vm::ledger::{Ledger, process_of};
 use crate::vm::machine::{self, Vm};
-use crate::vm::memory::{self, MemoryNames};
+use crate::vm::memory::MemoryNames;
 use kata_like_failure::{Failure, Kind, Step as _};
 
 /// What a sandbox is made from.
@@ -205,15 +205,9 @@ impl Making {
         let config = config.step(|| "read the configuration")?;
         let spec = spec::read(&request.bundle)?;
         let mut memory_names = MemoryNames::default();
-        let pod = spec::Pod {
-            task_of: &|_| None,
-            volume_name: &volumes::name,
-            memory_of: &mut |source| {
-                Ok(memory::look(source)?.map(|found| memory_names.volume(found)))
-            },
-            system_of: &file_systems::of_path,
-        };
-        let split = spec::split(spec, &request.bundle, pod)?;
+        let halves = spec::split(spec, &request.bundle, &HashMap::new())?;
+        let found = sources::look_up(&halves.binds, |found| memory_names.volume(found))?;
+        let split = halves.with(found)?;
         let given = split.host.cgroups_path.as_deref();
         let cgroup = cgroup::path_of(given, &request.namespace, &request.first)
             .step(|| "find the sandbox's cgroup")?;

@@ -115,9 +115,8 @@ impl Pod {
             streams: streams.clone(),
         };
         let tasks = self.tasks_by_pid();
-        let task_of = |pid: u32| tasks.get(&pid).cloned();
         let host_side = &container.host_side;
-        let pid = host_side::make(host_side, &sandbox, made_from, first, &task_of).await?;
+        let pid = host_side::make(host_side, &sandbox, made_from, first, &tasks).await?;
         let stand_in = host_side.place()?.stand_in.clone();
         self.watch_stand_in(container, process, stand_in);
         attach(&sandbox.guest, process, streams).await?;

@@ -4,6 +4,7 @@
 //! it, so a creation that fails, a deletion and the pod's end take the same way back. One that is
 //! taken back while it is still being made makes the next step fail.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -15,19 +16,17 @@ use kata_like_config::state::name;
 use super::bring_up::First;
 use super::hooks::ContainerHooks;
 use super::limits::Limits;
-use super::mounts;
 use super::sandbox::Sandbox;
+use super::{mounts, sources};
 use crate::cgroup::{self, Cgroup};
-use crate::file_systems;
 use crate::network::resolver::ResolvConf;
-use crate::share::{RootfsMount, volumes};
+use crate::share::RootfsMount;
 use crate::spawn::{Child, Network};
 use crate::spec::{self, HostPart, NetworkPart, Split};
 use crate::stand_in::{StandIn, StandInError};
 use crate::steps::{self, Build, Undo, blocking};
 use crate::vm::agent::{GuestContainer, GuestDisk, StreamTokens};
 use crate::vm::guest::Guest;
-use crate::vm::memory;
 use kata_like_failure::{Failure, Kind};
 
 /// How long the agent has to delete a container before the host goes on without it. Nothing is lost
@@ -129,13 +128,13 @@ impl fmt::Display for Step {
 }
 
 /// Makes a container up to the point before its first instruction. `first` is there for the
-/// container that the VM was made for. `task_of` tells the container whose stand-in has a pid.
+/// container that the VM was made for. `tasks` has the container of each stand-in by its pid.
 pub(super) async fn make(
     host_side: &HostSide,
     sandbox: &Arc<Sandbox>,
     request: Request,
     first: Option<First>,
-    task_of: &(dyn Fn(u32) -> Option<String> + Sync),
+    tasks: &HashMap<u32, String>,
 ) -> Result<u32, Failure> {
     let id = request.id.clone();
     let (split, born) = match first {
@@ -151,7 +150,7 @@ pub(super) async fn make(
         split,
         root_volume: None,
         disks: Vec::new(),
-        task_of,
+        tasks,
     };
     let (times, built) = steps::build(&mut making, &host_side.made).await;
     built?;
@@ -169,7 +168,7 @@ struct Making<'a> {
     split: Option<Split>,
     root_volume: Option<String>,
     disks: Vec<GuestDisk>,
-    task_of: &'a (dyn Fn(u32) -> Option<String> + Sync),
+    tasks: &'a HashMap<u32, String>,
 }
 
 impl Build for Making<'_> {
@@ -203,7 +202,7 @@ impl Making<'_> {
     fn read_spec(&mut self) -> Result<(), Failure> {
         let id = self.request.id.as_str();
         if self.split.is_none() {
-            let split = split(self.sandbox, &self.request.bundle, self.task_of)
+            let split = split(self.sandbox, &self.request.bundle, self.tasks)
                 .map_err(|error| error.during(format!("read the spec of container {id}")))?;
             self.split = Some(split);
         }
@@ -345,12 +344,11 @@ impl Making<'_> {
 
     async fn make_in_guest(&mut self, undo: &Undo) -> Result<(), Failure> {
         let none = || Failure::new(Kind::Failed, "make a container: its spec was not read");
-        let Split { host, guest: spec } = self.split.take().ok_or_else(none)?;
+        let Split { guest: part, .. } = self.split.take().ok_or_else(none)?;
         let made_of = GuestContainer {
-            spec,
+            part,
             root_volume: self.root_volume.take(),
             placeholder: self.request.placeholder,
-            memory_volumes: host.memory,
             disks: std::mem::take(&mut self.disks),
         };
         let (id, guest) = (self.request.id.clone(), self.sandbox.guest.clone());
@@ -367,19 +365,12 @@ impl Making<'_> {
 fn split(
     sandbox: &Sandbox,
     bundle: &std::path::Path,
-    task_of: &(dyn Fn(u32) -> Option<String> + Sync),
+    tasks: &HashMap<u32, String>,
 ) -> Result<Split, Failure> {
     let spec = spec::read(bundle)?;
-    let pod = spec::Pod {
-        task_of: &|pid| task_of(pid),
-        volume_name: &volumes::name,
-        memory_of: &mut |source| {
-            let found = memory::look(source)?;
-            Ok(found.map(|found| sandbox.memory_names().volume(found)))
-        },
-        system_of: &file_systems::of_path,
-    };
-    spec::split(spec, bundle, pod)
+    let halves = spec::split(spec, bundle, tasks)?;
+    let found = sources::look_up(&halves.binds, |found| sandbox.memory_names().volume(found))?;
+    halves.with(found)
 }
 
 /// Makes a container's cgroup, and its stand-in in it.

@@ -1,16 +1,19 @@
-//! The spec's devices: what is in every guest, what becomes a disk of the guest, what can't be given.
+//! The spec's devices: what is in every guest, what becomes a disk of the guest, what can't be
+//! given.
 //!
-//! A character device of the host can't be passed into a guest; those with numbers that mean the same
-//! in every Linux are made of the guest's own. A block device becomes a disk. A privileged container
-//! asks for every device that the host has: it starts all the same, with the guest's own devices,
-//! and what is left out is told in the log.
+//! A character device of the host can't be passed into a guest; those with numbers that mean the
+//! same in every Linux are made of the guest's own. A block device becomes a disk. A privileged
+//! container asks for every device that the host has: it starts all the same, with the guest's own
+//! devices, and what is left out is told in the log.
 
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
-use super::bad;
 use kata_like_failure::Failure;
+use kata_like_spec::HOST_DEVICE;
+
+use super::bad;
 
 /// A block device of the host that is to be a disk of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +35,8 @@ const WHOLE_DEV: usize = 8;
 /// The most disks of one container; the VM has fewer slots.
 const MAX_DISKS: usize = 64;
 
-/// Takes the devices out of the spec that the guest does not have. Answers its disks, and the paths of what was left out.
+/// Takes the devices out of the spec that the guest does not have. Answers its disks, and the paths
+/// of what was left out.
 pub(super) fn split_devices(spec: &mut Spec) -> Result<(Vec<DiskPart>, Vec<PathBuf>), Failure> {
     let Some(linux) = spec.linux_mut() else {
         return Ok((Vec::new(), Vec::new()));
@@ -60,7 +64,7 @@ pub(super) fn split_devices(spec: &mut Spec) -> Result<(Vec<DiskPart>, Vec<PathB
         }
         let field = format!("linux.devices[{index}] ({})", device.path().display());
         if device.typ() != LinuxDeviceType::B {
-            return Err(Failure::unsupported(field, why(&device)));
+            return Err(refusal(field, &device));
         }
         if disks.len() >= MAX_DISKS {
             return Err(bad(&format!(
@@ -85,26 +89,25 @@ pub(super) fn split_devices(spec: &mut Spec) -> Result<(Vec<DiskPart>, Vec<PathB
 }
 
 /// Why a character device of the host can't be given.
-fn why(device: &LinuxDevice) -> &'static str {
+fn refusal(field: String, device: &LinuxDevice) -> Failure {
     match (device.typ(), device.major(), device.minor()) {
         (LinuxDeviceType::C | LinuxDeviceType::U, 10, 232) => {
-            "the guest can't run virtual machines itself"
+            HOST_DEVICE.because(field, "the guest can't run virtual machines itself")
         }
-        _ => {
-            "only block devices of the host can be given to the guest, which has its own null, zero, full, random, urandom, tty, console, ptmx, kmsg, net/tun, fuse and loop-control"
-        }
+        _ => HOST_DEVICE.of(field),
     }
 }
 
-/// Pipes, and device numbers that mean the same in any Linux (Documentation/admin-guide/devices.txt)
-/// and that the guest's kernel has.
+/// Pipes, and device numbers that mean the same in any Linux
+/// (Documentation/admin-guide/devices.txt) and that the guest's kernel has.
 fn is_in_every_guest(device: &LinuxDevice) -> bool {
     let is_character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
     device.typ() == LinuxDeviceType::P
         || is_character
             && matches!(
                 (device.major(), device.minor()),
-                // null, zero, full, random, urandom, kmsg; tty, console, ptmx; net/tun, fuse, loop-control
+                // null, zero, full, random, urandom, kmsg; tty, console, ptmx; net/tun, fuse,
+                // loop-control
                 (1, 3 | 5 | 7 | 8 | 9 | 11) | (5, 0..=2) | (10, 200 | 229 | 237)
             )
 }

@@ -1,16 +1,41 @@
-//! The spec's mounts: what the guest makes itself, and what comes from the host as a volume.
+//! The spec's bind mounts: what the host carries into the guest, and what the guest has itself
+//! instead.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
+use kata_like_agent_protocol::agent::{self, MemoryVolume, bind};
+use kata_like_failure::Failure;
+use kata_like_spec::{SHARED_MOUNT, is_bind, mount_field};
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{Pod, absolute, bad};
+use super::{absolute, bad};
 use crate::file_systems::Found;
-use kata_like_failure::Failure;
 
 /// The most bind mounts of one container.
 const MAX_VOLUMES: usize = 512;
+
+/// A bind mount of a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// What it shows, as a volume without a name.
+    pub volume: Volume,
+    /// Whether it is the container's shared memory, which a file server would make neither shared
+    /// nor memory.
+    pub shared_memory: bool,
+    index: u32,
+}
+
+/// What was found at the source of a bind mount.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A file or directory. The name is the same for all of the pod that show the same files in the
+    /// same way.
+    Volume(String),
+    /// A tmpfs of the host, in whose place the guest has memory of its own.
+    Memory(MemoryVolume),
+    /// A file system that no guest can have.
+    Kernel(Found),
+}
 
 /// A file or directory of the host that is bound into the share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,79 +54,72 @@ pub struct Volume {
     pub follows: bool,
 }
 
-/// A tmpfs of the pod's own in the guest, in the place of one of the host's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryVolume {
-    /// Its name, the same for every container of the pod that mounts it.
-    pub name: String,
-    /// Its size in bytes; 0: half of the guest's memory, as the host's has no limit.
-    pub size_bytes: u64,
-    /// The mode of its root directory.
-    pub mode: u32,
+/// The bind mounts of a spec.
+pub(super) fn binds_of(spec: &Spec, bundle: &Path) -> Result<Vec<Bind>, Failure> {
+    let mounts = (0..).zip(spec.mounts().iter().flatten());
+    let binds = mounts.filter(|(_, mount)| is_bind(mount));
+    let bind = |(index, mount): (u32, &Mount)| {
+        let shared_memory = mount.destination() == Path::new("/dev/shm");
+        let bind = Bind {
+            volume: volume_of(mount, mount_field(index as usize, mount), bundle)?,
+            shared_memory,
+            index,
+        };
+        if !shared_memory {
+            refuse_shared(mount, &bind.volume)?;
+        }
+        Ok(bind)
+    };
+    binds.map(bind).collect()
 }
 
-/// File systems that the guest makes itself.
-const OF_THE_GUEST: [&str; 8] = [
-    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs",
-];
-
-/// Gives each bind mount a name in the place of its source. Answers what is behind the names: files
-/// of the host, and memory. What lies on a file system of the host's kernel becomes the guest's own, or is refused.
-pub(super) fn split_mounts(
+/// Puts what was found for each bind mount in its place in the guest's part. What lies on a file
+/// system of the host's kernel becomes the guest's own, or is refused.
+pub(super) fn place(
     spec: &mut Spec,
-    bundle: &Path,
-    pod: Pod,
-) -> Result<(Vec<Volume>, Vec<MemoryVolume>), Failure> {
-    let (mut volumes, mut memory) = (Vec::new(), Vec::<MemoryVolume>::new());
-    for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        let field = format!("mounts[{index}] ({})", mount.destination().display());
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(Failure::unsupported(
-                format_args!("{field}.uidMappings"),
-                "mounts with mapped ids are not made yet",
-            ));
-        }
-        if !is_bind(mount) {
-            let kind = mount.typ().as_deref().unwrap_or_default();
-            if !OF_THE_GUEST.contains(&kind) {
-                return Err(Failure::unsupported(
-                    format_args!("{field}.type {kind:?}"),
-                    "only bind mounts and the kernel's own file systems are mounted",
-                ));
+    binds: Vec<Bind>,
+    found: Vec<Source>,
+) -> Result<(Vec<Volume>, Vec<agent::Bind>), Failure> {
+    let (mut volumes, mut placed) = (Vec::new(), Vec::new());
+    let mut mounts = (0..).zip(spec.mounts_mut().iter_mut().flatten());
+    for (bind, found) in binds.into_iter().zip(found) {
+        let Some((_, mount)) = mounts.find(|(index, _)| *index == bind.index) else {
+            break;
+        };
+        let source = match found {
+            Source::Memory(memory) => bind::Source::Memory(memory),
+            Source::Kernel(found) => {
+                refuse_shared(mount, &bind.volume)?;
+                become_own(mount, &bind.volume, found)?;
+                continue;
             }
-            continue;
-        }
-        // Shared memory through a file server would be neither shared nor memory.
-        if mount.destination() == Path::new("/dev/shm")
-            && let Some(source) = mount.source()
-            && let Some(volume) = (pod.memory_of)(&absolute(bundle, source))
-                .map_err(|error| error.during(field.clone()))?
-        {
-            mount.set_source(Some(format!("memory:{}", volume.name).into()));
-            mount.set_typ(Some("bind".into()));
-            if !memory.contains(&volume) {
-                memory.push(volume);
+            Source::Volume(name) => {
+                refuse_shared(mount, &bind.volume)?;
+                if volumes.len() >= MAX_VOLUMES {
+                    return Err(bad(&format!(
+                        "mounts holds more than {MAX_VOLUMES} bind mounts"
+                    )));
+                }
+                volumes.push(Volume {
+                    name: name.clone(),
+                    ..bind.volume
+                });
+                bind::Source::Volume(name)
             }
-            continue;
-        }
-        let mut volume = volume_of(mount, field, bundle)?;
-        if become_own(mount, &volume, pod.system_of)? {
-            continue;
-        }
-        volume.name = (pod.volume_name)(&volume)?;
-        if volumes.len() >= MAX_VOLUMES {
-            return Err(bad(&format!(
-                "mounts holds more than {MAX_VOLUMES} bind mounts"
-            )));
-        }
-        mount.set_source(Some(format!("volume:{}", volume.name).into()));
+        };
+        mount.set_source(None);
         mount.set_typ(Some("bind".into()));
-        volumes.push(volume);
+        placed.push(agent::Bind {
+            mount: bind.index,
+            source: Some(source),
+            ..Default::default()
+        });
     }
-    Ok((volumes, memory))
+    Ok((volumes, placed))
 }
 
-/// What a container has as `/etc/resolv.conf`, if it is a file of the host: the last mount there counts.
+/// What a container has as `/etc/resolv.conf`, if it is a file of the host: the last mount there
+/// counts.
 pub(super) fn resolv_conf(spec: &Spec, bundle: &Path) -> Option<PathBuf> {
     let mut mounts = spec.mounts().iter().flatten();
     let there = |mount: &&Mount| mount.destination() == Path::new("/etc/resolv.conf");
@@ -115,25 +133,9 @@ fn options(mount: &Mount) -> impl Iterator<Item = &str> {
     mount.options().iter().flatten().map(String::as_str)
 }
 
-/// As runc has it: the options decide, whatever the type says.
-fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind") || options(mount).any(|o| o == "bind" || o == "rbind")
-}
-
-/// Whether a bind mount has become one of the guest's own kind: the host's can't be had. Others of the host's kernel
-/// are refused.
-fn become_own(
-    mount: &mut Mount,
-    volume: &Volume,
-    system_of: &dyn Fn(&Path) -> io::Result<Option<Found>>,
-) -> Result<bool, Failure> {
-    let found = system_of(&volume.source).map_err(|cause| {
-        let step = format!("{}: open source {}", volume.field, volume.source.display());
-        Failure::failed(step, cause)
-    })?;
-    let Some(found) = found else {
-        return Ok(false);
-    };
+/// Makes a bind mount one of the guest's own kind, if the host's can only have meant that, or
+/// refuses it.
+fn become_own(mount: &mut Mount, volume: &Volume, found: Found) -> Result<(), Failure> {
     let Some(kind) = found.own_kind() else {
         return Err(found.refusal(&volume.field, &volume.source));
     };
@@ -144,7 +146,14 @@ fn become_own(
         .map(str::to_owned)
         .collect();
     mount.set_options(Some(left));
-    Ok(true)
+    Ok(())
+}
+
+fn refuse_shared(mount: &Mount, volume: &Volume) -> Result<(), Failure> {
+    match options(mount).any(|option| option == "rshared" || option == "shared") {
+        true => Err(SHARED_MOUNT.of(format_args!("{}.options rshared", volume.field))),
+        false => Ok(()),
+    }
 }
 
 fn volume_of(mount: &Mount, field: String, bundle: &Path) -> Result<Volume, Failure> {
@@ -153,12 +162,6 @@ fn volume_of(mount: &Mount, field: String, bundle: &Path) -> Result<Volume, Fail
         .as_ref()
         .filter(|source| !source.as_os_str().is_empty())
         .ok_or_else(|| bad(&format!("{field} is a bind mount without a source")))?;
-    if options(mount).any(|option| option == "rshared" || option == "shared") {
-        return Err(Failure::unsupported(
-            format_args!("{field}.options rshared"),
-            "mounts made in the guest can't be propagated to the host",
-        ));
-    }
     let recursive = options(mount).any(|option| option == "rbind");
     let follows = options(mount).any(|option| option == "rslave" || option == "slave");
     // The last one counts, as with mount(8).

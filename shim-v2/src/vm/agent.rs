@@ -23,7 +23,7 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::with_duration;
 
 use super::launch::Vmm;
-use crate::spec::MemoryVolume;
+use crate::spec::GuestPart;
 use kata_like_failure::{Failure, Kind};
 
 mod control;
@@ -196,12 +196,6 @@ impl Agent {
         made_of: GuestContainer,
         streams: &StreamTokens,
     ) -> Result<(), Failure> {
-        let memory = |volume: MemoryVolume| agent::MemoryVolume {
-            name: volume.name,
-            size_bytes: volume.size_bytes,
-            mode: volume.mode,
-            ..Default::default()
-        };
         let disk = |disk: GuestDisk| agent::Disk {
             slot: disk.slot,
             major: disk.major,
@@ -210,11 +204,12 @@ impl Agent {
         };
         let request = agent::CreateContainerRequest {
             container: container.to_owned(),
-            spec: made_of.spec,
+            spec: made_of.part.spec,
+            binds: made_of.part.binds,
+            joins: made_of.part.joins,
             root_volume: made_of.root_volume.unwrap_or_default(),
             streams: MessageField::some(streams_of(streams)),
             placeholder: made_of.placeholder,
-            memory_volumes: made_of.memory_volumes.into_iter().map(memory).collect(),
             disks: made_of.disks.into_iter().map(disk).collect(),
             ..Default::default()
         };
@@ -357,14 +352,12 @@ impl Unwritten {
 /// What a container is made of in the guest.
 #[derive(Debug, Default)]
 pub struct GuestContainer {
-    /// The guest's part of its spec, as JSON.
-    pub spec: Vec<u8>,
+    /// The guest's part of its spec.
+    pub part: GuestPart,
     /// The name of the volume that is its root, if it is one.
     pub root_volume: Option<String>,
     /// It holds the pod's namespaces and runs nothing.
     pub placeholder: bool,
-    /// The pod's memory that its mounts name.
-    pub memory_volumes: Vec<MemoryVolume>,
     /// Disks that are bound in the guest.
     pub disks: Vec<GuestDisk>,
 }

@@ -1,16 +1,16 @@
 //! The pod's memory volumes: which tmpfs of the host each stands for.
 //!
-//! Called by `bring_up` and `container` while a spec is split. What containers share on the host,
-//! they share in the guest: a tmpfs of the host has one name for the whole pod, whoever mounts it.
+//! Called by `pod` while a spec is split. What containers share on the host, they share in the
+//! guest: a tmpfs of the host has one name for the whole pod, whoever mounts it.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+use kata_like_agent_protocol::agent::MemoryVolume;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::file_systems::TMPFS_MAGIC;
-use crate::spec::MemoryVolume;
 use kata_like_failure::Failure;
 
 /// As /dev/shm is everywhere: for all, and each deletes its own only.
@@ -65,6 +65,7 @@ impl MemoryNames {
             name: name.clone(),
             size_bytes: memory.size_bytes,
             mode: MODE,
+            ..Default::default()
         }
     }
 }

@@ -78,16 +78,6 @@ fn share(held: &[(LinuxNamespaceType, OwnedFd)]) -> Vec<Joined> {
     held.iter().map(copy).collect()
 }
 
-/// The entries of these kinds lead to another container.
-fn join(spec: &mut Value, kinds: &[&str]) {
-    for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
-        if kinds.iter().any(|kind| namespace["type"] == *kind) {
-            namespace["path"] = json!("container:pod");
-        }
-    }
-    spec["hostname"] = json!("");
-}
-
 pub(super) fn a_placeholders_users_own_all_that_a_pod_shares(case: &mut Case) {
     use LinuxNamespaceType::{Ipc, Network, Pid, Time, User, Uts};
     in_user_namespace(case);
@@ -98,6 +88,7 @@ pub(super) fn a_placeholders_users_own_all_that_a_pod_shares(case: &mut Case) {
     let request = PlaceholderRequest {
         container: "pod".to_owned(),
         spec: serde_json::from_value(spec).unwrap(),
+        guest_namespaces: Vec::new(),
         cgroup: case.cgroup.clone(),
     };
     let held = super::hold_in_users(request.clone(), Vec::new());
@@ -122,10 +113,7 @@ pub(super) fn a_placeholders_users_own_all_that_a_pod_shares(case: &mut Case) {
     namespaces.retain(|namespace| namespace["type"] != "cgroup");
     let mounts = case.spec["mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| mount["type"] != "cgroup");
-    join(
-        &mut case.spec,
-        &["ipc", "uts", "network", "user", "pid", "time"],
-    );
+    case.spec["hostname"] = json!("");
     let script = "cat /proc/self/uid_map /proc/1/uid_map /proc/sys/kernel/shmmax /proc/sys/net/ipv4/ip_default_ttl
         hostname; id -u; stat -c '%u' / /dev/mqueue; cat /proc/1/comm; ls /sys/class/net; cat /sys/class/net/lo/flags
         exec sleep 1000 >/dev/null 2>&1";
@@ -177,7 +165,7 @@ pub(super) fn a_container_joins_anothers_mounts_and_clocks(case: &mut Case) {
     case.spec = other;
     let namespaces = case.spec["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.push(json!({"type": "time"}));
-    join(&mut case.spec, &["mount", "time", "pid", "cgroup"]);
+    case.spec["hostname"] = json!("");
     // What is said of files is the other container's to say.
     case.spec["root"]["readonly"] = json!(true);
     let script = "cat /run/file; cut -d. -f1 /proc/uptime; cat /proc/1/comm; echo second >/run/file
@@ -202,12 +190,6 @@ pub(super) fn a_container_joins_anothers_mounts_and_clocks(case: &mut Case) {
     );
     let left = std::fs::read_to_string(format!("/proc/{}/root/run/file", first.pid));
     assert_eq!(left.unwrap(), "second\n");
-
-    for namespace in case.spec["linux"]["namespaces"].as_array_mut().unwrap() {
-        if namespace["type"] == "cgroup" {
-            namespace.as_object_mut().unwrap().remove("path");
-        }
-    }
 
     // A user namespace of its own in mounts that belong to the guest.
     in_user_namespace(case);
