@@ -16,6 +16,7 @@ use super::claim;
 use crate::steps::blocking;
 use crate::vm::ledger::Ledger;
 use kata_like_failure::{Failure, Kind};
+use kata_like_spec::HOST_NETWORK;
 
 /// NSFS_MAGIC of linux/magic.h.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -138,13 +139,8 @@ fn open(path: &Path) -> Result<(OwnedFd, NetworkId), Failure> {
     let id = NetworkId::of(&fd).map_err(failed)?;
     let is_network = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type as u64 == NSFS_MAGIC);
     if NetworkId::at(Path::new("/proc/self/ns/net")).is_ok_and(|own| own == id) {
-        return Err(Failure::unsupported(
-            format_args!(
-                "linux.namespaces of type network with path {}",
-                path.display()
-            ),
-            "it is the host's own network (hostNetwork), which a guest can't be given",
-        ));
+        let field = format!("{} {}", HOST_NETWORK.field, path.display());
+        return Err(HOST_NETWORK.of(field));
     }
     if is_network {
         Ok((fd, id))

@@ -28,6 +28,7 @@ use crate::steps::{self, Build, Undo, blocking};
 use crate::vm::agent::{GuestContainer, GuestDisk, StreamTokens};
 use crate::vm::guest::Guest;
 use kata_like_failure::{Failure, Kind};
+use kata_like_spec::OTHER_NETWORK;
 
 /// How long the agent has to delete a container before the host goes on without it. Nothing is lost
 /// then: what the fs server has open it goes on to serve. containerd's CRI plugin gives all of a
@@ -213,10 +214,7 @@ impl Making<'_> {
             NetworkPart::New => false,
         };
         if !self.is_first && !is_pod_s {
-            return Err(Failure::unsupported(
-                "linux.namespaces of type network",
-                "a container of a pod shares the pod's network namespace",
-            ));
+            return Err(OTHER_NETWORK.of(OTHER_NETWORK.field));
         }
         if !host.left_out.is_empty() {
             let paths: Vec<_> = host.left_out.iter().map(|path| path.display()).collect();

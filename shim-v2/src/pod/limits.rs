@@ -7,6 +7,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::spec::MemorySize;
 use kata_like_failure::{Failure, Kind};
+use kata_like_spec::{MEMORY_OF_THE_VM, VCPUS};
 
 const MIB: u64 = 1 << 20;
 
@@ -61,7 +62,7 @@ pub(super) fn fits(
         && limit > memory.bytes
         && Some(limit) != limits.memory
     {
-        return Err(Failure::unsupported(
+        return Err(MEMORY_OF_THE_VM.because(
             format_args!("linux.resources.memory.limit of {} MiB", limit / MIB),
             format_args!("{memory}; a running one can't be made larger"),
         ));
@@ -74,7 +75,7 @@ pub(super) fn fits(
         && let Ok(quota) = u64::try_from(quota)
         && quota > period.saturating_mul(u64::from(vcpus))
     {
-        return Err(Failure::unsupported(
+        return Err(VCPUS.because(
             format_args!("linux.resources.cpu.quota of {quota} in {period} microseconds"),
             format_args!(
                 "the pod's virtual machine has {vcpus} vCPU(s); a running one can't be given more"

@@ -25,6 +25,7 @@ use super::guest::Guest;
 use crate::spec::DiskPart;
 use crate::steps::blocking;
 use kata_like_failure::{Failure, Kind};
+use kata_like_spec::DISK_FOR_WRITING;
 
 /// How long a guest may take to let go of a device.
 const UNBIND: Duration = Duration::from_secs(5);
@@ -86,10 +87,8 @@ impl Disks {
                         )
                     })?;
                     if disk.read_only && !part.read_only {
-                        return Err(Failure::unsupported(
-                            format_args!("{} for writing", part.field),
-                            "another container of the pod has it read-only",
-                        ));
+                        let field = format!("{} for writing", part.field);
+                        return Err(DISK_FOR_WRITING.of(field));
                     }
                     disk.users += 1;
                     return Ok(guest_disk(slot));
