@@ -138,8 +138,8 @@ impl Socket {
     }
 }
 
-/// Brings the loopback interface of the calling thread's network namespace up, which gives it 127.0.0.1
-/// and ::1.
+/// Brings the loopback interface of the calling thread's network namespace up, which gives it
+/// 127.0.0.1 and ::1.
 pub fn loopback_up() -> io::Result<()> {
     let mut socket = Socket::open()?;
     let links = socket.links()?;

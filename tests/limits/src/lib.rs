@@ -1,9 +1,10 @@
 //! Time limits in units of the machine, and not of the clock.
 //!
-//! A limit is a time on the machine where the tests were written: two cores, each with one emulated host. A slower
-//! machine gets more. A reference says how much more: a fixed piece of work. It is timed when the first limit is
-//! needed (unless [`VARIABLE`] hands over what the caller has found), and again each time that something is late. The scale is the slowest that was seen, never below 1 and never
-//! above [`MOST`]. The time in which a machine stands still does not count.
+//! A limit is a time on the machine where the tests were written: two cores, each with one emulated
+//! host. A slower machine gets more. A reference says how much more: a fixed piece of work. It is
+//! timed when the first limit is needed (unless [`VARIABLE`] hands over what the caller has found),
+//! and again each time that something is late. The scale is the slowest that was seen, never below
+//! 1 and never above [`MOST`]. The time in which a machine stands still does not count.
 //!
 //! `run-tests`, the tests and `test-host` use it.
 
@@ -77,7 +78,8 @@ pub fn scaled(limit: Duration) -> Duration {
     limit.mul_f64(scale())
 }
 
-/// Whether what took so long was in time. The reference is timed again before it is said to be late.
+/// Whether what took so long was in time. The reference is timed again before it is said to be
+/// late.
 pub fn in_time(took: Duration, limit: Duration) -> bool {
     took < scaled(limit) || took < limit.mul_f64(measure())
 }
@@ -108,8 +110,9 @@ fn bounded(scale: f64) -> f64 {
 
 /// Does the work and says how long it took.
 ///
-/// An emulated host looks at the time that its CPU gave to this thread. That leaves out what else runs on the host, and
-/// holds what the emulator itself was kept from. Elsewhere others count, so the clock does.
+/// An emulated host looks at the time that its CPU gave to this thread. That leaves out what else
+/// runs on the host, and holds what the emulator itself was kept from. Elsewhere others count, so
+/// the clock does.
 fn reference() -> Duration {
     let clock = match emulated() {
         true => ClockId::ThreadCPUTime,
@@ -140,7 +143,8 @@ pub fn emulated() -> bool {
     })
 }
 
-/// The time that the machine has stood still since the first call, told by a thread that comes too late.
+/// The time that the machine has stood still since the first call, told by a thread that comes too
+/// late.
 fn stood() -> Duration {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
@@ -180,7 +184,8 @@ impl Patience {
         }
     }
 
-    /// How much longer to wait. Before it says that there is nothing left, it times the reference again.
+    /// How much longer to wait. Before it says that there is nothing left, it times the reference
+    /// again.
     pub fn left(&self) -> Duration {
         let left = self.left_at(scale());
         match left.is_zero() {

@@ -1,7 +1,8 @@
-//! The terminal in front of this program, where there is one: what is typed goes to the host as it is.
+//! The terminal in front of this program, where there is one: what is typed goes to the host as it
+//! is.
 //!
-//! `machine` holds a [`Raw`] while the host runs, and `inside` gives the command a terminal of the same size. Where the
-//! standard input is a file or a pipe, the command gets a pipe.
+//! `machine` holds a [`Raw`] while the host runs, and `inside` gives the command a terminal of the
+//! same size. Where the standard input is a file or a pipe, the command gets a pipe.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -10,7 +11,8 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use crate::error::HostError;
 
-/// Keys are passed on one by one, Ctrl-C among them; the terminal is as before when this value goes.
+/// Keys are passed on one by one, Ctrl-C among them; the terminal is as before when this value
+/// goes.
 pub struct Raw(Termios);
 
 impl Raw {
@@ -35,7 +37,8 @@ impl Drop for Raw {
     }
 }
 
-/// The command as it is to be run in the host: on a terminal if there is one here. util-linux' `script` makes it.
+/// The command as it is to be run in the host: on a terminal if there is one here. util-linux'
+/// `script` makes it.
 pub fn wrapped(command: &[OsString]) -> Vec<OsString> {
     let Some(size) = io::stdin()
         .is_terminal()

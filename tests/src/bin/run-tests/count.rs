@@ -13,16 +13,16 @@ use rustix::process::Signal;
 
 use crate::libtest::Progress;
 
-/// What a guest's sudden end under the emulator looks like: no test of those that go through containerd
-/// brings it about. See `docs/limitations.md`.
+/// What a guest's sudden end under the emulator looks like: no test of those that go through
+/// containerd brings it about. See `docs/limitations.md`.
 const STRUCK: [&str; 3] = [
     "the guest triple-faulted",
     "int3: 0000",
     "panic - not syncing: Fatal exception",
 ];
 
-/// What one that stands still in the middle of its boot looks like. The VMM of a test that brings this about is
-/// stopped itself, and says nothing of its vCPUs.
+/// What one that stands still in the middle of its boot looks like. The VMM of a test that brings
+/// this about is stopped itself, and says nothing of its vCPUs.
 const STOOD: [&str; 2] = [
     "wait for the agent: the guest has shown no progress",
     "; vCPU 0 ",
@@ -104,7 +104,8 @@ pub fn counted(mut command: Command, limit: Option<Duration>) -> TestResult<Coun
             let patience = Patience::new(limit);
             scope.spawn(move || kill_late(pid, patience, &end));
         }
-        let _ended = ended; // dropped with this scope, whatever comes: the killer must not outlive the child
+        // Dropped with this scope, whatever happens: the killer must not outlive the child.
+        let _ended = ended;
         if let Some(stdout) = child.stdout.take() {
             lines(stdout, |line| {
                 println!("{line}");

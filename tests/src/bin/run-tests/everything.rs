@@ -1,10 +1,11 @@
 //! All of `make test`.
 //!
-//! Formatting, lints and unit tests come first, then the product is built and installed into a folder, and the
-//! integration tests are built (`builds`). Then test hosts are booted side by side (`hosts`). Each runs this program
-//! again, with `inside`, which copies that folder to a tmpfs and takes one test binary after the other, until none is
-//! left. If a host's own kernel dies, it is booted again for what is left; that is said, and is no test's failure. The
-//! last line is `N passed, N failed`, with `FAILED:` before it and what was not run behind it.
+//! Formatting, lints and unit tests come first, then the product is built and installed into a
+//! folder, and the integration tests are built (`builds`). Then test hosts are booted side by side
+//! (`hosts`). Each runs this program again, with `inside`, which copies that folder to a tmpfs and
+//! takes one test binary after the other, until none is left. If a host's own kernel dies, it is
+//! booted again for what is left; that is said, and is no test's failure. The last line is `N
+//! passed, N failed`, with `FAILED:` before it and what was not run behind it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +24,8 @@ use crate::hosts::{Hosts, Outcome, Run};
 use crate::libtest::Filter;
 use crate::plan::{OUTSIDE, PARTS, TOTAL, in_order};
 
-/// Runs all, or with an installed folder only the integration tests, or those of them that are named.
+/// Runs all, or with an installed folder only the integration tests, or those of them that are
+/// named.
 pub fn run(folders: &Folders, installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
     let (begun, total) = (Instant::now(), Patience::new(TOTAL));
     println!("this machine's scale of time limits: {:.2}", scale());
@@ -69,7 +71,8 @@ pub fn run(folders: &Folders, installed: Option<&Path>, only: &[String]) -> Test
     Ok(count.all_passed())
 }
 
-/// Makes the working folder anew, with a copy of this program: building the tests may build it anew.
+/// Makes the working folder anew, with a copy of this program: building the tests may build it
+/// anew.
 pub fn begin(folders: &Folders) -> TestResult<PathBuf> {
     let _ = fs::remove_dir_all(&folders.work);
     fs::create_dir_all(&folders.work)?;

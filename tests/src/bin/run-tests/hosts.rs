@@ -1,8 +1,9 @@
 //! Test hosts side by side, each of which takes the next test binary until none is left.
 //!
-//! An emulated host has one CPU that can be relied on (`docs/limitations.md`), so a machine with two works
-//! with two hosts. Which binary is whose is decided by files in a folder that all hosts share: who makes
-//! `claims/NAME` runs it. What a host prints is passed on by whole binaries, lest two mix (`reader`).
+//! An emulated host has one CPU that can be relied on (`docs/limitations.md`), so a machine with
+//! two works with two hosts. Which binary is whose is decided by files in a folder that all hosts
+//! share: who makes `claims/NAME` runs it. What a host prints is passed on by whole binaries, lest
+//! two mix (`reader`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +30,8 @@ const HOST_FAILED: i32 = 70;
 /// How many boots may be lost to a host's own kernel.
 const BOOTS: u32 = 3;
 
-/// Memory that a host takes once its tests have been through all of it, in KiB: its own 8 GiB and the emulator's.
+/// Memory that a host takes once its tests have been through all of it, in KiB: its own 8 GiB and
+/// the emulator's.
 const MEMORY: u64 = 9 << 20;
 
 /// No more hosts than this: the tests are too few.
@@ -112,7 +114,8 @@ pub fn lock(outcome: &Mutex<Outcome>) -> MutexGuard<'_, Outcome> {
 }
 
 impl Hosts<'_> {
-    /// Runs the test binaries and gives what was run: all, unless hosts died too often or the time is over.
+    /// Runs the test binaries and gives what was run: all, unless hosts died too often or the time
+    /// is over.
     pub fn run(&self, wanted: &[Wanted]) -> TestResult<Outcome> {
         for folder in ["claims", "lists"] {
             fs::create_dir_all(self.work.join(folder))?;

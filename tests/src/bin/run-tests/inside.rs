@@ -15,9 +15,9 @@ use crate::libtest::Filter;
 use crate::logs;
 use crate::plan;
 
-/// An emulated host's configuration of the product. Emulated CPUs that run side by side now and then trip
-/// over a kernel that patches its own text, in a guest as in the host: so a guest has one, but where a
-/// test is about more.
+/// An emulated host's configuration of the product. Emulated CPUs that run side by side now and
+/// then trip over a kernel that patches its own text, in a guest as in the host: so a guest has
+/// one, but where a test is about more.
 const DROP_IN: (&str, &str) = ("/etc/kata-like/config.d/emulated.toml", "max_vcpus = 1\n");
 
 /// Where the product is installed.
@@ -32,8 +32,8 @@ struct Binary<'a> {
     path: &'a str,
 }
 
-/// `WORK NUMBER INSTALLED NAME=BINARY…`: runs those of the binaries that no other host has taken. Each begins with
-/// a line `== NAME: begun` and ends with `== NAME: N passed, N failed, N not run`.
+/// `WORK NUMBER INSTALLED NAME=BINARY…`: runs those of the binaries that no other host has taken.
+/// Each begins with a line `== NAME: begun` and ends with `== NAME: N passed, N failed, N not run`.
 pub fn run(arguments: &[String]) -> TestResult<bool> {
     let [work, number, installed, binaries @ ..] = arguments else {
         return Err(failure("no working folder, number or installed folder"));
@@ -74,8 +74,8 @@ pub fn run(arguments: &[String]) -> TestResult<bool> {
     Ok(all_passed)
 }
 
-/// `WORK INSTALLED NAME BINARY [TEST…]`: the same for one binary within `make shell`. What it leaves on the host stays
-/// there to be looked at.
+/// `WORK INSTALLED NAME BINARY [TEST…]`: the same for one binary within `make shell`. What it
+/// leaves on the host stays there to be looked at.
 pub fn run_in_shell(arguments: &[String]) -> TestResult<bool> {
     let [work, installed, name, path, tests @ ..] = arguments else {
         return Err(failure("no working folder, installed folder or binary"));
@@ -162,7 +162,8 @@ impl Binary<'_> {
         counted(command, Some(plan::limit(self.name)))
     }
 
-    /// What came of a run of these tests. A binary that fails and names no test of its own counts as a failure.
+    /// What came of a run of these tests. A binary that fails and names no test of its own counts
+    /// as a failure.
     fn judged(&self, counted: &Counted, tests: &[String]) -> Count {
         let mut count = Count {
             passed: counted.progress.passed(),

@@ -1,7 +1,7 @@
 //! What a test binary says of its tests: their names, and what became of each.
 //!
-//! A binary that is killed, or dies, prints no last line. So each test's own line is read as it comes, and what has
-//! none was not run.
+//! A binary that is killed, or dies, prints no last line. So each test's own line is read as it
+//! comes, and what has none was not run.
 
 use std::collections::BTreeSet;
 use std::path::Path;

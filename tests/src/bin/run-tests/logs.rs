@@ -1,4 +1,5 @@
-//! What a failure leaves: what the tests printed, the log of containerd and its shims, each guest's own log.
+//! What a failure leaves: what the tests printed, the log of containerd and its shims, each guest's
+//! own log.
 //!
 //! All of it is in `target/test-run/logs/BINARY`. `make logs` shows its ends.
 

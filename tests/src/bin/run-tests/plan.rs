@@ -1,4 +1,5 @@
-//! Which test binaries there are, how long each part of them may take, and in which order they begin.
+//! Which test binaries there are, how long each part of them may take, and in which order they
+//! begin.
 //!
 //! The times hold for the machine that `kata-like-limits` speaks of.
 
@@ -58,7 +59,8 @@ pub const PARTS: [Part; 11] = [
     ),
 ];
 
-/// Those that take longest, which begin first: so no host is left with one of them when the others are done.
+/// Those that take longest, which begin first: so no host is left with one of them when the others
+/// are done.
 const LONGEST: [&str; 9] = [
     "worst_moment",
     "oci",
@@ -71,7 +73,8 @@ const LONGEST: [&str; 9] = [
     "network",
 ];
 
-/// Those that want a host whose kernel has SELinux: one more, for the first thread that has nothing left to do.
+/// Those that want a host whose kernel has SELinux: one more, for the first thread that has nothing
+/// left to do.
 pub const SELINUX: [&str; 1] = ["selinux"];
 
 /// Those that have a guest each and look at its host's figures: one test at a time.

@@ -1,7 +1,7 @@
 //! From an edit to an answer: one test binary, one host, one test; or a shell in that host.
 //!
-//! The product is built with the profile `quick` into folders of its own (`installed-quick`), so neither this nor
-//! `make test` spoils what the other has built. Each step says how long it took.
+//! The product is built with the profile `quick` into folders of its own (`installed-quick`), so
+//! neither this nor `make test` spoils what the other has built. Each step says how long it took.
 
 use std::fs;
 use std::path::PathBuf;
@@ -45,7 +45,8 @@ impl Steps {
     }
 }
 
-/// `BINARY[::TEST]`: those tests of a binary whose names hold `TEST`, or the one that has exactly this name.
+/// `BINARY[::TEST]`: those tests of a binary whose names hold `TEST`, or the one that has exactly
+/// this name.
 pub fn only(folders: &Folders, test: &str) -> TestResult<bool> {
     let mut steps = Steps::begin();
     let (name, test) = test
@@ -90,7 +91,8 @@ pub fn only(folders: &Folders, test: &str) -> TestResult<bool> {
     Ok(count.all_passed())
 }
 
-/// A host with containerd and the product, a shell in it, and `run-test`; of one test binary, or of all.
+/// A host with containerd and the product, a shell in it, and `run-test`; of one test binary, or of
+/// all.
 pub fn shell(folders: &Folders, name: Option<&str>) -> TestResult<bool> {
     let mut steps = Steps::begin();
     let runner = begin(folders)?;
@@ -117,7 +119,8 @@ pub fn shell(folders: &Folders, name: Option<&str>) -> TestResult<bool> {
     Ok(status.success())
 }
 
-/// Builds the product, the probe and the test host; gives the host's program and the installed product.
+/// Builds the product, the probe and the test host; gives the host's program and the installed
+/// product.
 fn build(folders: &Folders, steps: &mut Steps) -> TestResult<(PathBuf, PathBuf)> {
     let profile = format!("PROFILE={PROFILE}");
     let stage = builds::make(&folders.repository, &["stage", "probe", &profile]);
