@@ -79,7 +79,8 @@ kernel: setup ## builds the guest's kernel, or takes it from the cache
 
 image: build ## builds the guest's image, whose only program is the agent
 	@mkdir -p $(guest)
-	$(programs)/guest-image --agent $(agent) --output $(guest)/initrd.img
+	$(programs)/guest-image --agent $(agent) --output $(guest)/initrd.img \
+		$(if $(filter release,$(PROFILE)),,--limit 33554432)
 
 # An installed tree within the build directory: programs find their parts by where they lie themselves.
 stage: build kernel image

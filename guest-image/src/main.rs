@@ -18,7 +18,7 @@ use clap::Parser;
 use cpio::Entry;
 use sha2::{Digest, Sha256};
 
-/// In bytes. Each MiB of the initrd costs a guest two MiB at its peak, and some 500 page faults.
+/// What is shipped is no larger. Each MiB of the initrd costs a guest two MiB at its peak, and some 500 page faults.
 const LIMIT: usize = 4 << 20;
 
 /// Builds the guest's initrd.
@@ -31,6 +31,9 @@ struct Arguments {
     /// The initrd to write.
     #[arg(long)]
     output: PathBuf,
+    /// How many bytes the initrd may have. An agent that was not built for its size needs more.
+    #[arg(long, default_value_t = LIMIT)]
+    limit: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +43,9 @@ enum ImageError {
     #[error("use {} as the guest's /init: {why}", path.display())]
     Agent { path: PathBuf, why: &'static str },
     #[error(
-        "build the initrd: {size} bytes are more than the {LIMIT} allowed; the agent has grown"
+        "build the initrd: {size} bytes are more than the {limit} allowed; the agent has grown"
     )]
-    TooLarge { size: usize },
+    TooLarge { size: usize, limit: usize },
     #[error("write the initrd {}", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
@@ -74,7 +77,7 @@ fn run(arguments: &Arguments) -> Result<String, ImageError> {
         path: path.clone(),
         why,
     })?;
-    let image = image(agent)?;
+    let image = image(agent, arguments.limit)?;
     replace(&arguments.output, &image).map_err(|source| ImageError::Write {
         path: arguments.output.clone(),
         source,
@@ -91,7 +94,7 @@ fn run(arguments: &Arguments) -> Result<String, ImageError> {
 }
 
 /// The whole image in memory: it is small, and its size is known before anything is written.
-fn image(agent: Vec<u8>) -> Result<Vec<u8>, ImageError> {
+fn image(agent: Vec<u8>, limit: usize) -> Result<Vec<u8>, ImageError> {
     let directory = |mode| Entry::Directory { mode };
     let entries = [
         ("dev", directory(0o755)),
@@ -114,8 +117,9 @@ fn image(agent: Vec<u8>) -> Result<Vec<u8>, ImageError> {
         ("sys", directory(0o555)),
     ];
     let mut image = Vec::new();
-    if cpio::write(&mut image, &entries).is_err() || image.len() > LIMIT {
-        return Err(ImageError::TooLarge { size: image.len() });
+    if cpio::write(&mut image, &entries).is_err() || image.len() > limit {
+        let size = image.len();
+        return Err(ImageError::TooLarge { size, limit });
     }
     Ok(image)
 }
@@ -190,6 +194,7 @@ mod tests {
             run(&Arguments {
                 agent: agent.clone(),
                 output: output.clone(),
+                limit: LIMIT,
             })
             .unwrap();
             // Another time stamp on the input must not change the output.
@@ -209,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_image_holds_what_a_boot_needs_and_no_more() {
-        let found = cpio::reader::read(&image(b"agent".to_vec()).unwrap());
+        let found = cpio::reader::read(&image(b"agent".to_vec(), LIMIT).unwrap());
         let seen: Vec<_> = found
             .iter()
             .map(|entry| (entry.name.as_str(), entry.mode, entry.number))
@@ -244,8 +249,9 @@ mod tests {
     #[test]
     fn an_image_above_the_limit_is_refused() {
         assert!(matches!(
-            image(vec![0; LIMIT]),
+            image(vec![0; LIMIT], LIMIT),
             Err(ImageError::TooLarge { .. })
         ));
+        assert!(image(vec![0; LIMIT], 2 * LIMIT).is_ok());
     }
 }
