@@ -11,6 +11,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -96,7 +97,10 @@ pub fn run(args: &Args, prepared: &Prepared) -> Result<u8, HostError> {
 fn boot(args: &Args, prepared: &Prepared, run: &Path, started: Instant) -> Result<u8, HostError> {
     request(args, prepared, run)?;
     let (sender, events) = mpsc::channel();
-    listen(run, "control", &sender, answers)?;
+    let (up, wait_for_up) = mpsc::channel();
+    listen(run, "control", &sender, move |stream, events| {
+        answers(stream, events, &up);
+    })?;
     listen(run, "stdout", &sender, |stream, events| {
         pass_on(stream, io::stdout(), events)
     })?;
@@ -105,9 +109,14 @@ fn boot(args: &Args, prepared: &Prepared, run: &Path, started: Instant) -> Resul
     })?;
     let mut terminal = None;
     if args.interactive {
-        // The reader is never waited for: it may sit in a read for good.
-        listen(run, "stdin", &sender, |mut stream, _events| {
-            let _ = io::copy(&mut io::stdin(), &mut stream);
+        listen(run, "stdin", &sender, move |mut stream, _events| {
+            // QEMU drops what comes before the host has opened its end, and what it has not read when ours is closed.
+            // So this waits, and shuts only one direction down. Nobody waits for this thread: a read may take forever.
+            if wait_for_up.recv().is_ok() {
+                let _ = io::copy(&mut io::stdin(), &mut stream);
+                let _ = stream.shutdown(Shutdown::Write);
+                thread::park();
+            }
         })?;
         terminal = terminal::Raw::enter()?;
     }
@@ -266,14 +275,17 @@ fn listen(
     Ok(())
 }
 
-fn answers(stream: std::os::unix::net::UnixStream, events: Sender<Event>) {
+fn answers(stream: std::os::unix::net::UnixStream, events: Sender<Event>, up: &Sender<()>) {
     for line in BufReader::new(stream).lines() {
         let Ok(line) = line else { break };
         let event = match line.split_once(' ') {
             Some(("exit", code)) => Event::Exit(code.parse().unwrap_or(u8::MAX)),
             Some(("failed", why)) => Event::Failed(why.to_owned()),
             _ if line == "alive" => Event::Alive,
-            _ => Event::Up,
+            _ => {
+                let _ = up.send(()); // Without an input, nobody waits for it.
+                Event::Up
+            }
         };
         if events.send(event).is_err() {
             return;
