@@ -18,7 +18,8 @@ use clap::Parser;
 use cpio::Entry;
 use sha2::{Digest, Sha256};
 
-/// What is shipped is no larger. Each MiB of the initrd costs a guest two MiB at its peak, and some 500 page faults.
+/// What is shipped is no larger. Each MiB of the initrd costs a guest two MiB at its peak, and some
+/// 500 page faults.
 const LIMIT: usize = 4 << 20;
 
 /// Builds the guest's initrd.

@@ -40,8 +40,11 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// The host kernel's options. `oops=panic panic=-1` ends QEMU at once when the kernel is broken, so
 /// nobody waits for a host that can't go on.
+///
+/// Without `no_timer_check` the kernel waits for its timer for a moment that QEMU does not get on
+/// a busy machine, and panics.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 oops=panic panic=-1 mitigations=off \
-    nokaslr tsc=reliable rdinit=/init transparent_hugepage=madvise init_on_alloc=0";
+    nokaslr tsc=reliable no_timer_check rdinit=/init transparent_hugepage=madvise init_on_alloc=0";
 
 /// Everything that the emulator can do, except what makes it slower. Without these five flags
 /// kernels and the C library copy eight bytes at a time; with them they use string instructions,
@@ -110,8 +113,9 @@ fn boot(args: &Args, prepared: &Prepared, run: &Path, started: Instant) -> Resul
     let mut terminal = None;
     if args.interactive {
         listen(run, "stdin", &sender, move |mut stream, _events| {
-            // QEMU drops what comes before the host has opened its end, and what it has not read when ours is closed.
-            // So this waits, and shuts only one direction down. Nobody waits for this thread: a read may take forever.
+            // QEMU drops what comes before the host has opened its end, and what it has not read
+            // when ours is closed. So this waits, and shuts only one direction down. Nobody waits
+            // for this thread: a read may take forever.
             if wait_for_up.recv().is_ok() {
                 let _ = io::copy(&mut io::stdin(), &mut stream);
                 let _ = stream.shutdown(Shutdown::Write);
