@@ -78,7 +78,7 @@ fn name_of(kind: LinuxNamespaceType) -> &'static str {
 }
 
 /// The pid in `/proc/PID/ns/KIND`, if the file is one of this kind.
-pub(super) fn pid_of(path: &Path, kind: LinuxNamespaceType) -> Option<u32> {
+fn pid_of(path: &Path, kind: LinuxNamespaceType) -> Option<u32> {
     let mut parts = path.components();
     let mut next = || match parts.next() {
         Some(Component::Normal(part)) => part.to_str(),
@@ -93,4 +93,25 @@ pub(super) fn pid_of(path: &Path, kind: LinuxNamespaceType) -> Option<u32> {
     };
     let is_one = (root, proc, ns) == ("/", "proc", "ns") && file == name;
     is_one.then(|| pid.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pid_s_namespace_is_one() {
+        let pid_of = |path: &str| pid_of(Path::new(path), LinuxNamespaceType::Network);
+        assert_eq!(pid_of("/proc/42/ns/net"), Some(42));
+        for other in [
+            "/proc/self/ns/net",
+            "proc/42/ns/net",
+            "/proc/42/net",
+            "/x/42/ns/net",
+            "/proc/42/ns/uts",
+            "/proc/../42/ns",
+        ] {
+            assert_eq!(pid_of(other), None, "{other}");
+        }
+    }
 }

@@ -2,9 +2,7 @@
 
 use kata_like_agent_protocol::agent::{bind, join::Whose};
 use kata_like_failure::Kind;
-use oci_spec::runtime::LinuxNamespaceType;
 
-use super::namespaces::pid_of;
 use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_PERIOD, SANDBOX_QUOTA};
 use super::*;
 use crate::file_systems;
@@ -486,20 +484,4 @@ fn the_pod_s_sums_go_before_the_container_s_own_limit() {
         s["annotations"] = serde_json::json!({SANDBOX_QUOTA: "-1", SANDBOX_MEMORY: "0"});
     });
     assert_eq!(unlimited.unwrap().host.size, SizePart::default());
-}
-
-#[test]
-fn only_a_pid_s_namespace_is_one() {
-    let pid_of = |path: &str| pid_of(Path::new(path), LinuxNamespaceType::Network);
-    assert_eq!(pid_of("/proc/42/ns/net"), Some(42));
-    for other in [
-        "/proc/self/ns/net",
-        "proc/42/ns/net",
-        "/proc/42/net",
-        "/x/42/ns/net",
-        "/proc/42/ns/uts",
-        "/proc/../42/ns",
-    ] {
-        assert_eq!(pid_of(other), None, "{other}");
-    }
 }
