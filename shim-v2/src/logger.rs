@@ -19,6 +19,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
+use kata_like_failure::Failure;
+
 use crate::uri;
 
 /// How long a program may take until it is ready.
@@ -45,6 +47,12 @@ pub enum LoggerError {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<LoggerError> for Failure {
+    fn from(error: LoggerError) -> Self {
+        Self::failed(error.to_string(), error)
+    }
 }
 
 /// A running logging program.

@@ -13,13 +13,13 @@
 //!   client's end is closed too, and what is under way still arrives.
 //! - A reader that stalls delays its own bytes and nothing else.
 
-use kata_like_failure::Failure;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use kata_like_failure::{Failure, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::logger::{Logger, LoggerError};
+use crate::logger::Logger;
 use crate::uri;
 
 /// How much is moved at once: what a pipe holds.
@@ -52,42 +52,6 @@ pub struct StdioPaths {
     pub stderr: String,
     /// Whether the process has a terminal.
     pub terminal: bool,
-}
-
-/// Why containerd's end of a stream can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum StdioError {
-    /// A path that can't be opened.
-    #[error("open {stream} of the process, {}", path.display())]
-    Open {
-        /// Which of the three.
-        stream: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// A URI of a kind that is not known.
-    #[error("open stdout of the process: unknown scheme {scheme:?} in {uri:?}")]
-    Scheme {
-        /// The scheme.
-        scheme: String,
-        /// The whole.
-        uri: String,
-    },
-    /// A `file://` that names no file.
-    #[error("open stdout of the process: no absolute path in {0:?}")]
-    Uri(String),
-    /// The program of `binary://`.
-    #[error(transparent)]
-    Logger(#[from] LoggerError),
-}
-
-impl From<StdioError> for Failure {
-    fn from(error: StdioError) -> Self {
-        Self::failed(error.to_string(), error)
-    }
 }
 
 /// Where bytes of the guest are written to.
@@ -167,7 +131,7 @@ impl Stdio {
         paths: &StdioPaths,
         namespace: &str,
         container: &str,
-    ) -> Result<Self, StdioError> {
+    ) -> Result<Self, Failure> {
         let mut ends = Ends::default();
         if !paths.stdin.is_empty() {
             let path = Path::new(&paths.stdin);
@@ -191,7 +155,8 @@ impl Stdio {
             }
             Some(("file", _)) => {
                 let parsed = uri::parse(&paths.stdout, "file");
-                let (path, _) = parsed.ok_or_else(|| StdioError::Uri(paths.stdout.clone()))?;
+                let (path, _) = parsed
+                    .ok_or_else(|| bad_stdout(format!("no absolute path in {:?}", paths.stdout)))?;
                 let file = open_log_file(&path).await?;
                 if !paths.terminal {
                     let second = file
@@ -204,10 +169,10 @@ impl Stdio {
             }
             Some(("fifo", path)) => ends.stdout = Some(open_sink("stdout", path).await?),
             Some((scheme, _)) => {
-                return Err(StdioError::Scheme {
-                    scheme: scheme.to_owned(),
-                    uri: paths.stdout.clone(),
-                });
+                return Err(bad_stdout(format!(
+                    "unknown scheme {scheme:?} in {:?}",
+                    paths.stdout
+                )));
             }
             None if paths.stdout.is_empty() => {}
             None => ends.stdout = Some(open_sink("stdout", &paths.stdout).await?),
@@ -457,7 +422,7 @@ async fn open_source(path: &Path) -> io::Result<(Source, Option<pipe::Sender>)> 
 }
 
 /// A FIFO for reading and writing, or any other file for appending.
-async fn open_sink(stream: &'static str, path: &str) -> Result<Sink, StdioError> {
+async fn open_sink(stream: &'static str, path: &str) -> Result<Sink, Failure> {
     let path = Path::new(path);
     match pipe::OpenOptions::new().read_write(true).open_sender(path) {
         Ok(pipe) => Ok(Sink::Pipe(pipe)),
@@ -474,7 +439,7 @@ async fn open_sink(stream: &'static str, path: &str) -> Result<Sink, StdioError>
     }
 }
 
-async fn open_log_file(path: &Path) -> Result<tokio::fs::File, StdioError> {
+async fn open_log_file(path: &Path) -> Result<tokio::fs::File, Failure> {
     let open = async {
         if let Some(parent) = path.parent() {
             tokio::fs::create_dir_all(parent).await?;
@@ -494,13 +459,13 @@ fn sender(fd: OwnedFd) -> io::Result<Sink> {
     pipe::Sender::from_owned_fd(fd).map(Sink::Pipe)
 }
 
-fn open_failed(stream: &'static str, path: &Path) -> impl Fn(io::Error) -> StdioError {
-    let path = path.to_owned();
-    move |source| StdioError::Open {
-        stream,
-        path: path.clone(),
-        source,
-    }
+fn open_failed(stream: &'static str, path: &Path) -> impl Fn(io::Error) -> Failure {
+    let step = format!("open {stream} of the process, {}", path.display());
+    move |source| Failure::failed(step.clone(), source)
+}
+
+fn bad_stdout(why: String) -> Failure {
+    Failure::new(Kind::Failed, format!("open stdout of the process: {why}"))
 }
 
 #[cfg(test)]

@@ -3,9 +3,12 @@
 //! A creation that fails, or that nobody wants any more when it is done, leaves nothing.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
 
 use super::bring_up::{self, First};
 use super::container::{Container, Process, lock};
@@ -198,7 +201,7 @@ impl Pod {
         request: &CreateRequest,
     ) -> Result<(Arc<Sandbox>, Option<First>), Failure> {
         let network = lock(&self.network).take();
-        let started = bring_up::start(bring_up::Request {
+        let work = bring_up::start(bring_up::Request {
             namespace: self.namespace.clone(),
             id: self.id.clone(),
             first: request.id.clone(),
@@ -206,8 +209,13 @@ impl Pod {
             config_path: request.config_path.clone(),
             host_mounts: self.host_mounts.clone(),
             network,
-        })
-        .await;
+        });
+        // A panic must not leave the slot `Changing`: every later creation would wait for ever.
+        let started = AssertUnwindSafe(work).catch_unwind().await;
+        let started = started.unwrap_or_else(|_| {
+            let what = format!("start sandbox {:?}: a step panicked", self.id);
+            Err(Failure::new(Kind::Failed, what))
+        });
         let mut state = self.state();
         self.settled.send_replace(());
         match started {
