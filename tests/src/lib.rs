@@ -28,6 +28,7 @@ pub mod process;
 pub mod pty;
 pub mod rootfs;
 pub mod shim_pod;
+pub mod source;
 pub mod suites;
 pub mod task;
 pub mod task_api;
