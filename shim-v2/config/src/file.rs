@@ -1,7 +1,7 @@
-//! One configuration file: parsed, checked, laid over what was there before.
+//! The configuration's files: each is parsed, checked and laid over what was there before.
 //!
-//! Called by `Config::load_from` for each file in turn; a later file overrides an earlier one key by key. A value is
-//! checked in the file that sets it, so that the error can name the line.
+//! A later file overrides an earlier one key by key. A value is checked in the file that sets it,
+//! so that the error can name the line.
 
 use std::fs;
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::{Config, HugePages, LogLevel};
+use crate::{Config, DIRECTORY, HugePages, LogLevel, prefix_of_running_program};
 
 /// No configuration file is longer.
 const MAX_FILE: u64 = 256 * 1024;
@@ -54,6 +54,30 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl Config {
+    /// The configuration of this host, for the program that runs.
+    pub fn load() -> Result<Self, ConfigError> {
+        Self::load_from(Path::new(DIRECTORY), &prefix_of_running_program())
+    }
+
+    /// The configuration in one file of the caller's choice, which takes the place of the host's: containerd's
+    /// `ConfigPath` option of the runtime.
+    pub fn load_file(path: &Path) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults(&prefix_of_running_program());
+        apply(path, &mut config)?;
+        Ok(config)
+    }
+
+    /// The configuration in `directory`, over the defaults for `prefix`. A missing directory or file sets nothing.
+    pub fn load_from(directory: &Path, prefix: &Path) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults(prefix);
+        for path in in_order(directory)? {
+            apply(&path, &mut config)?;
+        }
+        Ok(config)
+    }
 }
 
 /// The keys of a file, each of them optional.

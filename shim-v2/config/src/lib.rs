@@ -105,28 +105,6 @@ impl Config {
             boot_deadline: Duration::from_secs(30),
         }
     }
-
-    /// The configuration of this host, for the program that runs.
-    pub fn load() -> Result<Self, ConfigError> {
-        Self::load_from(Path::new(DIRECTORY), &prefix_of_running_program())
-    }
-
-    /// The configuration in one file of the caller's choice, which takes the place of the host's: containerd's
-    /// `ConfigPath` option of the runtime.
-    pub fn load_file(path: &Path) -> Result<Self, ConfigError> {
-        let mut config = Self::defaults(&prefix_of_running_program());
-        file::apply(path, &mut config)?;
-        Ok(config)
-    }
-
-    /// The configuration in `directory`, over the defaults for `prefix`. A missing directory or file sets nothing.
-    pub fn load_from(directory: &Path, prefix: &Path) -> Result<Self, ConfigError> {
-        let mut config = Self::defaults(prefix);
-        for path in file::in_order(directory)? {
-            file::apply(&path, &mut config)?;
-        }
-        Ok(config)
-    }
 }
 
 /// The directory above the `bin` that the running program lies in.

@@ -14,7 +14,7 @@ mod process;
 mod record;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -47,8 +47,6 @@ pub mod name {
     pub const EMPTY: &str = "empty";
 }
 
-/// No record is longer.
-const MAX_RECORD: u64 = 1024 * 1024;
 const PRIVATE_DIRECTORY: Mode = Mode::RWXU;
 const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
 
@@ -219,41 +217,6 @@ impl StateFolder {
     /// A path to `name` for this process, of at most 40 bytes and the name's.
     pub fn short_path(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.folder.as_raw_fd()).into()
-    }
-
-    /// Writes the record. Whoever reads sees the old one or the new one, whole.
-    pub fn write_record(&self, record: &Record) -> Result<(), StateError> {
-        const NEW: &str = "shim.json.new";
-        let path = self.path.join(NEW);
-        let bytes = serde_json::to_vec_pretty(record).map_err(|error| StateError::Record {
-            path: path.clone(),
-            why: error.to_string(),
-        })?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
-        self.open_file(NEW, flags, "make")?
-            .write_all(&bytes)
-            .map_err(|source| StateError::io("write", &path, source))?;
-        rustix::fs::renameat(&self.folder, NEW, &self.folder, name::RECORD)
-            .map_err(|errno| StateError::io("rename", &path, errno))
-    }
-
-    /// Reads the record back; `None` if none was written yet.
-    pub fn read_record(&self) -> Result<Option<Record>, StateError> {
-        let path = self.path.join(name::RECORD);
-        let file = match self.open_file(name::RECORD, OFlags::RDONLY, "open") {
-            Ok(file) => file,
-            Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-        let mut bytes = Vec::new();
-        file.take(MAX_RECORD)
-            .read_to_end(&mut bytes)
-            .map_err(|source| StateError::io("read", &path, source))?;
-        Record::parse(&bytes)
-            .map(Some)
-            .map_err(|why| StateError::Record { path, why })
     }
 
     /// Removes the folder and all that is in it. Crosses no mount and follows no link: what is still mounted

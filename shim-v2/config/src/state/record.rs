@@ -3,14 +3,19 @@
 //! Written by the shim as soon as it has made what it names. What is made in between ends by itself if the shim is
 //! killed there: a child when its socket or pipe closes, a cgroup by the mark that it carries (`cgroup` in the shim).
 
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::{NetworkId, Process};
+use super::{NetworkId, Process, StateError, StateFolder, name};
 
 /// The version of the state folder's format: its names and its record.
 pub const RECORD_VERSION: u32 = 1;
+
+/// No record is longer.
+const MAX_RECORD: u64 = 1024 * 1024;
 
 /// The processes and cgroups of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +86,7 @@ impl Record {
     }
 
     /// Reads a record; the error is what is wrong with it.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
         /// The one field that every version has.
         #[derive(Deserialize)]
         struct Versioned {
@@ -95,5 +100,42 @@ impl Record {
             ));
         }
         serde_json::from_slice(bytes).map_err(broken)
+    }
+}
+
+impl StateFolder {
+    /// Writes the record. Whoever reads sees the old one or the new one, whole.
+    pub fn write_record(&self, record: &Record) -> Result<(), StateError> {
+        const NEW: &str = "shim.json.new";
+        let path = self.path.join(NEW);
+        let bytes = serde_json::to_vec_pretty(record).map_err(|error| StateError::Record {
+            path: path.clone(),
+            why: error.to_string(),
+        })?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+        self.open_file(NEW, flags, "make")?
+            .write_all(&bytes)
+            .map_err(|source| StateError::io("write", &path, source))?;
+        rustix::fs::renameat(&self.folder, NEW, &self.folder, name::RECORD)
+            .map_err(|errno| StateError::io("rename", &path, errno))
+    }
+
+    /// Reads the record back; `None` if none was written yet.
+    pub fn read_record(&self) -> Result<Option<Record>, StateError> {
+        let path = self.path.join(name::RECORD);
+        let file = match self.open_file(name::RECORD, OFlags::RDONLY, "open") {
+            Ok(file) => file,
+            Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_RECORD)
+            .read_to_end(&mut bytes)
+            .map_err(|source| StateError::io("read", &path, source))?;
+        Record::parse(&bytes)
+            .map(Some)
+            .map_err(|why| StateError::Record { path, why })
     }
 }
