@@ -10,13 +10,7 @@ use crate::legacy;
 use crate::virtio::DeviceError;
 use crate::virtio::mmio::Slot;
 
-/// What an access of the guest does beyond changing a register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    None,
-    /// The guest asks for a reset of the machine.
-    Reset,
-}
+pub use crate::legacy::Effect;
 
 /// Everything that the guest can address, except RAM and KVM's own devices.
 #[derive(Clone)]

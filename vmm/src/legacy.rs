@@ -4,12 +4,18 @@
 //! status bit 1 is clear, then sends command 0xfe). Called by `bus`. There is no serial port, RTC
 //! or PIT: their ports read as all ones.
 
-use crate::bus::Effect;
-
 const KEYBOARD_COMMAND: u16 = 0x64;
 const RESET_CPU: u8 = 0xfe;
 const STATUS_IDLE: u8 = 0;
 const NOTHING_THERE: u8 = 0xff;
+
+/// What an access of the guest does beyond changing a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    /// The guest asks for a reset of the machine.
+    Reset,
+}
 
 /// The byte that a read of the port gives.
 pub fn read(port: u16) -> u8 {

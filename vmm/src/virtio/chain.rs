@@ -18,7 +18,8 @@ use vm_memory::{
     VolatileSlice,
 };
 
-use super::GuestRam;
+use super::guest::GuestRam;
+use super::number;
 
 /// The most buffers that one system call reads or writes (the kernel's own limit is 1,024).
 const MAX_VECTORS: usize = 64;
@@ -101,7 +102,7 @@ impl Side {
         while let Some(buffer) = self.buffers.get_mut(self.next) {
             let step = count.min(buffer.length);
             buffer.length -= step;
-            buffer.address = GuestAddress(buffer.address.raw_value() + step as u64);
+            buffer.address = GuestAddress(buffer.address.raw_value() + number::wide(step));
             count -= step;
             if buffer.length > 0 {
                 break;
@@ -189,7 +190,7 @@ impl Chain {
     fn add(&mut self, descriptor: Descriptor) -> Result<(), Malformed> {
         let buffer = Buffer {
             address: descriptor.addr(),
-            length: descriptor.len() as usize,
+            length: number::index(descriptor.len()),
         };
         let access = match descriptor.is_write_only() {
             true => Permissions::Write,
@@ -354,7 +355,7 @@ impl Chain {
             iov_base: guard.as_ptr().cast_mut().cast(),
             iov_len: guard.len(),
         }));
-        let (vectors, count) = (vectors.as_ptr(), vectors.len() as libc::c_int); // at most 1,024
+        let (vectors, count) = (vectors.as_ptr(), number::int(vectors.len())?);
         // SAFETY: the first vector is `head`; `drain` says how the others are mapped. All of them
         // and the descriptor live to the end of the call, which only reads them.
         let sent = unsafe { libc::writev(target.as_fd().as_raw_fd(), vectors, count) };
@@ -393,7 +394,7 @@ impl Chain {
                 iov_len: guard.len(),
             })
             .collect();
-        let got = call(vectors.as_ptr(), vectors.len() as libc::c_int);
+        let got = call(vectors.as_ptr(), number::int(vectors.len())?);
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
         self.writable.advance(got);
         self.count_written(got);
@@ -416,7 +417,7 @@ impl Chain {
                 iov_len: guard.len(),
             })
             .collect();
-        let sent = call(vectors.as_ptr(), vectors.len() as libc::c_int);
+        let sent = call(vectors.as_ptr(), number::int(vectors.len())?);
         let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
         self.readable.advance(sent);
         Ok(sent)
@@ -474,7 +475,7 @@ pub fn receive_packet(source: impl AsFd, head: &mut [u8], chains: &[Chain]) -> i
         iov_base: guard.as_ptr().cast(),
         iov_len: guard.len(),
     }));
-    let (vectors, count) = (vectors.as_ptr(), vectors.len() as libc::c_int); // at most 1,024
+    let (vectors, count) = (vectors.as_ptr(), number::int(vectors.len())?);
     // SAFETY: the first vector is `head`, borrowed for writing; `Chain::fill` says how the others
     // are mapped and writable. All of them and the descriptor live to the end of the call.
     let got = unsafe { libc::readv(source.as_fd().as_raw_fd(), vectors, count) };

@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{
     Activation, Active, Device, DeviceError, GuestRam, HostEvents, Interrupt, Kind, RING_FEATURES,
-    Token, Virtqueue, descriptor,
+    Token, Virtqueue, descriptor, number,
 };
 use crate::watchdog::Watchdog;
 
@@ -46,7 +46,7 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The server's connection. Tokens 0 and 1 are the queues' interrupts.
-const CONNECTION: Token = Token(QUEUES as u32);
+const CONNECTION: Token = Token(1 + REQUEST_QUEUES);
 
 /// A tag that no device can have.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,7 @@ impl Fs {
         Ok(Self {
             tag: tag.to_owned(),
             config,
-            server: Frontend::from_stream(stream, QUEUES as u64),
+            server: Frontend::from_stream(stream, number::wide(QUEUES)),
             connection: Arc::new(watched),
             watchdog,
             owned: false,
@@ -166,9 +166,9 @@ impl Fs {
         let address = |guest| {
             memory
                 .get_host_address(GuestAddress(guest))
-                .map(|host| host.addr() as u64)
+                .map(|host| number::wide(host.addr()))
         };
-        let size = layout.size as u16;
+        let size = u16::try_from(layout.size).map_err(self.failed("take a queue"))?;
         let rings = VringConfigData {
             queue_max_size: QUEUE_SIZES[0],
             queue_size: size,
@@ -260,7 +260,7 @@ impl Active for Running {
     }
 
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
-        match self.calls.get(token.0 as usize) {
+        match self.calls.get(number::index(token.0)) {
             Some(call) => {
                 if call.read().is_ok() {
                     self.interrupt.raise(Interrupt::USED);

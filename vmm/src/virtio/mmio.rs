@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use rustix::event::epoll::EventFlags;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::number;
 use super::queue::QueueLayout;
 use super::{
     Activation, Active, Device, DeviceError, FEATURE_EVENT_IDX, FEATURE_VERSION_1, GuestRam,
@@ -119,7 +120,7 @@ impl Slot {
             index,
             memory,
             interrupt,
-            host: HostEvents::new(epoll, index as u32),
+            host: HostEvents::new(epoll, number::small(index)),
             transport: Mutex::new(Transport {
                 state: State::Empty,
                 facts: None,
@@ -231,7 +232,7 @@ impl Slot {
     pub fn ready(&self, token: u32) -> Result<(), DeviceError> {
         let mut transport = self.lock();
         let queue = token.checked_sub(QUEUE_TOKENS);
-        if let Some(kick) = queue.and_then(|queue| transport.kicks.get(queue as usize)) {
+        if let Some(kick) = queue.and_then(|queue| transport.kicks.get(number::index(queue))) {
             // Level-triggered, so it must be read. EAGAIN: another thread has read it, and nothing
             // is lost.
             let _ = kick.read();
@@ -240,7 +241,11 @@ impl Slot {
             return Ok(()); // an event from before a reset
         };
         let result = match queue {
-            Some(queue) => device.notified(queue as u16), // below the number of queues
+            // A token beyond all queues is nobody's.
+            Some(queue) => match u16::try_from(queue) {
+                Ok(queue) => device.notified(queue),
+                Err(_) => Ok(()),
+            },
             None => device.ready(Token(token)),
         };
         self.settle(&mut transport, result)

@@ -23,11 +23,15 @@
 //!   earlier life. It is harmless, since descriptors are non-blocking.
 //! - `reset` drops the queues. The device unregisters the descriptors that are still watched.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::as_conversions))]
+
 pub(crate) mod block;
 pub mod chain;
 pub(crate) mod fs;
+mod guest;
 pub(crate) mod mmio;
 pub(crate) mod net;
+mod number;
 pub(crate) mod queue;
 pub(crate) mod rng;
 pub mod vsock;
@@ -36,17 +40,13 @@ pub(crate) mod worker;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::event::epoll;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use chain::Chain;
+pub use guest::{GuestRam, Interrupt};
 pub(crate) use queue::{QueueError, Virtqueue};
-
-/// The guest's memory as all devices see it.
-pub type GuestRam = Arc<GuestMemoryMmap>;
 
 /// The feature bits of every device whose queues [`Virtqueue`] serves: VIRTIO_F_VERSION_1,
 /// VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX (virtio 1.2, 6).
@@ -58,20 +58,32 @@ pub const FEATURE_EVENT_IDX: u64 = 1 << 29;
 /// VIRTIO_F_VERSION_1. We serve no driver without it.
 pub const FEATURE_VERSION_1: u64 = 1 << 32;
 
-/// Device types (virtio 1.2, 5). The value is what the guest reads as DeviceID.
+/// Device types (virtio 1.2, 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Kind {
     /// A network interface (5.1).
-    Net = 1,
+    Net,
     /// A disk (5.2).
-    Block = 2,
+    Block,
     /// Random numbers (5.4).
-    Entropy = 4,
+    Entropy,
     /// A socket device (5.10).
-    Vsock = 19,
+    Vsock,
     /// A file system (5.11).
-    Fs = 26,
+    Fs,
+}
+
+impl Kind {
+    /// What the guest reads as DeviceID.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Net => 1,
+            Self::Block => 2,
+            Self::Entropy => 4,
+            Self::Vsock => 19,
+            Self::Fs => 26,
+        }
+    }
 }
 
 /// Why a device can't go on.
@@ -228,47 +240,4 @@ impl HostEvents {
 pub fn descriptor(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the eventfd owns the descriptor and stays borrowed for as long as the result lives.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
-}
-
-/// A device's interrupt: the InterruptStatus register and the irqfd behind it.
-pub struct Interrupt {
-    status: AtomicU32,
-    irq: EventFd,
-}
-
-impl Interrupt {
-    /// InterruptStatus bit 0: a buffer was used.
-    pub const USED: u32 = 1;
-    /// InterruptStatus bit 1: the configuration changed, or the device needs a reset.
-    pub const CONFIG: u32 = 2;
-
-    /// The caller registers `irq` with KVM as an irqfd.
-    pub fn new(irq: EventFd) -> Self {
-        Self {
-            status: AtomicU32::new(0),
-            irq,
-        }
-    }
-
-    /// Sets status bits, then raises the interrupt.
-    pub fn raise(&self, bits: u32) {
-        self.status.fetch_or(bits, Ordering::SeqCst);
-        // EAGAIN: the counter is full, so an interrupt is pending anyway.
-        let _ = self.irq.write(1);
-    }
-
-    /// The register InterruptStatus, for the transport.
-    pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
-    }
-
-    /// The register InterruptACK, for the transport.
-    pub fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
-    }
-
-    /// The eventfd that KVM turns into an interrupt.
-    pub fn irq(&self) -> &EventFd {
-        &self.irq
-    }
 }

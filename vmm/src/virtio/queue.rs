@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, Malformed};
-use super::{GuestRam, Interrupt};
+use super::guest::{GuestRam, Interrupt};
 
 /// What a driver must not do to its rings.
 #[derive(Debug, thiserror::Error)]

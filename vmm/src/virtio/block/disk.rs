@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, SeekFrom, fcntl_getfl, fstat, ioctl_blksszget, seek};
 use rustix::io::Errno;
 
+use crate::virtio::number;
+
 /// The unit of all offsets and lengths, whatever the disk's own blocks (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
 
@@ -50,7 +52,7 @@ impl Disk {
         };
         let kind = FileType::from_raw_mode(fstat(&file).map_err(ask("kind"))?.st_mode);
         let block_size = match kind {
-            FileType::RegularFile => SECTOR as u32,
+            FileType::RegularFile => number::low(SECTOR),
             FileType::BlockDevice => ioctl_blksszget(&file).map_err(ask("block size"))?,
             _ => return Err(BadDisk::Kind),
         };

@@ -8,7 +8,7 @@
 use std::io;
 
 use super::disk::{Disk, SECTOR};
-use crate::virtio::{Chain, DeviceError};
+use crate::virtio::{Chain, DeviceError, number};
 
 /// `struct virtio_blk_req` up to its data: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
@@ -23,12 +23,21 @@ const DONE: u8 = 0;
 
 /// An error status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Refusal {
     /// VIRTIO_BLK_S_IOERR: the request is wrong, or the host's storage failed.
-    Failed = 1,
+    Failed,
     /// VIRTIO_BLK_S_UNSUPP: a kind of request that is not offered.
-    Unsupported = 2,
+    Unsupported,
+}
+
+impl Refusal {
+    /// The byte that the driver reads.
+    fn status(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Unsupported => 2,
+        }
+    }
 }
 
 /// What to do. Every byte of it lies on the disk.
@@ -132,7 +141,7 @@ fn transfer(
             Ok(0) => return Err(Refusal::Failed), // the file has become shorter
             Ok(count) => {
                 left = left.saturating_sub(count);
-                at = at.saturating_add(count as u64);
+                at = at.saturating_add(number::wide(count));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return Err(Refusal::Failed),
@@ -162,7 +171,7 @@ pub fn serve(
     let (sectors, read_only) = (disk.sectors(), disk.is_read_only());
     let status = Request::parse(header, chain.readable(), writable, sectors, read_only)
         .and_then(|request| request.perform(chain, disk, flush_each_write, stopped))
-        .map_or_else(|refusal| refusal as u8, |()| DONE);
+        .map_or_else(Refusal::status, |()| DONE);
     // The status is the last byte, whatever comes before it.
     chain.skip_writable(chain.writable().saturating_sub(1));
     chain.write_all(&[status])?;

@@ -1,5 +1,7 @@
 //! The registers of a slot, as the driver reads and writes them (virtio 1.2, 4.2.2).
 
+use crate::virtio::number;
+
 use super::{DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET, QUEUE_NOTIFY, Transport};
 
 pub(super) const MAGIC: u32 = 0x7472_6976;
@@ -17,11 +19,11 @@ impl Transport {
                 _ => 0, // DeviceID 0 among them: a placeholder (4.2.2.2)
             };
         };
-        let selected = self.queue_select as usize;
+        let selected = number::index(self.queue_select);
         match offset {
             0x00 => MAGIC,
             0x04 => VERSION,
-            0x08 => facts.kind as u32,
+            0x08 => facts.kind.id(),
             0x0c => VENDOR,
             0x10 => half(facts.features, self.device_features_select),
             0x34 => facts
@@ -51,7 +53,7 @@ impl Transport {
             0x24 => self.driver_features_select = value,
             0x30 => self.queue_select = value,
             QUEUE_NOTIFY => {
-                if let Some(kick) = self.kicks.get(value as usize) {
+                if let Some(kick) = self.kicks.get(number::index(value)) {
                     // EAGAIN: a notification is pending already.
                     let _ = kick.write(1);
                 }
@@ -75,7 +77,7 @@ impl Transport {
     fn write_queue(&mut self, offset: u64, value: u32) {
         let open =
             self.status & FEATURES_OK != 0 && self.status & (DRIVER_OK | FAILED | NEEDS_RESET) == 0;
-        let Some(queue) = self.queues.get_mut(self.queue_select as usize) else {
+        let Some(queue) = self.queues.get_mut(number::index(self.queue_select)) else {
             return;
         };
         if !open {
@@ -100,8 +102,8 @@ impl Transport {
 /// 32 bits of 64; there are no others.
 fn half(value: u64, select: u32) -> u32 {
     match select {
-        0 => value as u32,
-        1 => (value >> 32) as u32,
+        0 => number::low(value),
+        1 => number::low(value >> 32),
         _ => 0,
     }
 }

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use kata_like_boot::QueueState;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::virtio::number;
+
 use super::{FEATURE_EVENT_IDX, GuestRam, QueueLayout, Slot, State};
 
 impl Slot {
@@ -24,7 +26,7 @@ impl Slot {
             .filter_map(|(number, queue)| {
                 let rings = Rings(&self.memory, queue.layout);
                 Some(QueueState {
-                    slot: self.index as u32, // one of a few
+                    slot: number::small(self.index),
                     device: format!("{:?}", facts.kind),
                     interrupt: self.interrupt.status(),
                     queue: number,

@@ -4,7 +4,7 @@
 //! header is copied once and checked whole by [`checked`]. Only the checked copy reaches the host's
 //! kernel, which uses its numbers when it computes checksums and cuts segments.
 
-use super::{FEATURE_CSUM, FEATURE_HOST_TSO4, FEATURE_HOST_TSO6};
+use super::features::{FEATURE_CSUM, FEATURE_HOST_TSO4, FEATURE_HOST_TSO6};
 
 /// In bytes.
 pub const SIZE: usize = 12;
@@ -54,7 +54,7 @@ pub fn checked(header: [u8; SIZE], length: usize, features: u64) -> Option<[u8; 
 
 #[cfg(test)]
 mod tests {
-    use super::super::FEATURES;
+    use super::super::features::FEATURES;
     use super::*;
     use proptest::prelude::*;
 

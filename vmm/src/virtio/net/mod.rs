@@ -9,12 +9,14 @@
 //! does what the driver has not negotiated. There is no control queue: the device has only its one
 //! address, and filters are the driver's own business.
 
+mod features;
 mod header;
 mod job;
 mod receive;
 mod send;
 mod tap;
 
+use self::features::FEATURES;
 use self::job::Frames;
 use self::receive::Receive;
 use self::send::Send;
@@ -24,33 +26,6 @@ use super::{Activation, Active, Device, DeviceError, Kind, RING_FEATURES, Token}
 
 /// Receive, transmit.
 const QUEUE_SIZES: [u16; 2] = [256; 2];
-
-/// VIRTIO_NET_F_CSUM: the driver may leave a frame's checksum to the device.
-const FEATURE_CSUM: u64 = 1 << 0;
-/// VIRTIO_NET_F_GUEST_CSUM: the device may leave a frame's checksum to the driver.
-const FEATURE_GUEST_CSUM: u64 = 1 << 1;
-/// VIRTIO_NET_F_MTU: the MTU is in the configuration.
-const FEATURE_MTU: u64 = 1 << 3;
-/// VIRTIO_NET_F_MAC: the address is in the configuration.
-const FEATURE_MAC: u64 = 1 << 5;
-/// VIRTIO_NET_F_GUEST_TSO4, _TSO6: the driver takes TCP segments longer than the MTU.
-const FEATURE_GUEST_TSO4: u64 = 1 << 7;
-const FEATURE_GUEST_TSO6: u64 = 1 << 8;
-/// VIRTIO_NET_F_HOST_TSO4, _TSO6: the device takes them.
-const FEATURE_HOST_TSO4: u64 = 1 << 11;
-const FEATURE_HOST_TSO6: u64 = 1 << 12;
-/// VIRTIO_NET_F_MRG_RXBUF: a frame may fill several receive buffers.
-const FEATURE_MERGEABLE: u64 = 1 << 15;
-
-const FEATURES: u64 = FEATURE_CSUM
-    | FEATURE_GUEST_CSUM
-    | FEATURE_MTU
-    | FEATURE_MAC
-    | FEATURE_GUEST_TSO4
-    | FEATURE_GUEST_TSO6
-    | FEATURE_HOST_TSO4
-    | FEATURE_HOST_TSO6
-    | FEATURE_MERGEABLE;
 
 /// `struct virtio_net_config` up to `mtu`; what follows belongs to features never offered.
 const CONFIG_SIZE: usize = 12;

@@ -7,8 +7,9 @@
 
 use rustix::io::Errno;
 
+use super::features::{FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6, FEATURE_MERGEABLE};
 use super::header::{ETHERNET, MAX_FRAME, SIZE, VLAN_TAG};
-use super::{FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6, FEATURE_MERGEABLE, Tap};
+use super::tap::Tap;
 use crate::virtio::chain::{MAX_PACKET_VECTORS, receive_packet};
 use crate::virtio::{Chain, DeviceError, Virtqueue};
 
@@ -143,7 +144,9 @@ impl Receive {
             count += 1;
         }
         let (_, chains_in_frame) = header.split_at_mut(SIZE - 2);
-        chains_in_frame.copy_from_slice(&(count as u16).to_le_bytes()); // at most the ring's size
+        // At most the ring's size.
+        let chains = u16::try_from(count).unwrap_or(u16::MAX);
+        chains_in_frame.copy_from_slice(&chains.to_le_bytes());
         let (mut first, mut left) = (true, got);
         let mut filled: Vec<Chain> = self.chains.drain(..count).collect();
         for chain in &mut filled {

@@ -3,8 +3,8 @@
 //! A frame that can't be sent is lost, as on a wire: one that is too long, has a wrong header, or
 //! is refused by the tap. Only a chain without a whole header breaks the device.
 
-use super::Tap;
 use super::header::{SIZE, checked};
+use super::tap::Tap;
 use crate::virtio::{DeviceError, Virtqueue};
 
 pub struct Send {

@@ -6,8 +6,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use super::features::{FEATURE_GUEST_CSUM, FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6};
 use super::header::SIZE;
-use super::{FEATURE_GUEST_CSUM, FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6};
+use crate::virtio::number;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BadTap {
@@ -45,14 +46,17 @@ impl Tap {
             return Err(BadTap::NoTap(io::Error::last_os_error()));
         }
         // SAFETY: TUNGETIFF has set this member of the union; any bytes are a `c_short`.
-        let flags = unsafe { request.ifr_ifru.ifru_flags } as u16;
+        let flags = unsafe { request.ifr_ifru.ifru_flags }.cast_unsigned();
         // IFF_NO_PI can't be compared: in the answer its bit means IFF_NOFILTER.
-        let wanted = (libc::IFF_TAP | libc::IFF_VNET_HDR) as u16;
-        let refused = libc::IFF_MULTI_QUEUE as u16;
-        if flags & wanted != wanted || flags & refused != 0 {
+        let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR;
+        let bits = libc::c_int::from(flags);
+        if bits & wanted != wanted || bits & libc::IFF_MULTI_QUEUE != 0 {
             return Err(BadTap::Flags(flags));
         }
-        let size = SIZE as libc::c_int;
+        let size = number::int(SIZE).map_err(|source| BadTap::Set {
+            step: "take the size of its headers",
+            source,
+        })?;
         // SAFETY: TUNSETVNETHDRSZ reads one int, whose address is live.
         let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) };
         if set != 0 {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::features::FEATURE_MAC;
 use super::header::{MAX_FRAME, SIZE};
 use super::*;
 
@@ -174,7 +175,7 @@ fn the_driver_is_told_address_and_mtu() {
     let mut world = World::new(ALL);
     let idle = world.reset();
     assert_eq!(idle.config(), [2, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0xdc, 5]);
-    assert_eq!(idle.kind() as u32, 1);
+    assert_eq!(idle.kind().id(), 1);
 }
 
 fn ip(arguments: &str) {

@@ -32,7 +32,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sen
 use super::packet::{
     Credit, HEADER_SIZE, Header, MAX_PAYLOAD, Operation, Payload, Ports, Room, Shut,
 };
-use crate::virtio::chain::Malformed;
+use crate::virtio::{chain::Malformed, number};
 
 /// How many bytes the guest may send ahead of the host's reader.
 pub const BUFFER: u32 = 256 * 1024;
@@ -275,7 +275,7 @@ impl Connection {
     /// How many bytes the guest has room for. A guest that lies about it stalls itself.
     fn window(&self) -> usize {
         let on_the_way = self.sent.wrapping_sub(self.peer.forwarded);
-        self.peer.allocated.saturating_sub(on_the_way) as usize
+        number::index(self.peer.allocated.saturating_sub(on_the_way))
     }
 
     fn put(
@@ -321,7 +321,7 @@ impl Connection {
         let end = self.taken + count;
         room.put(self.read.get(self.taken..end).unwrap_or_default())?;
         self.taken = end;
-        self.sent = self.sent.wrapping_add(count as u32); // at most MAX_PAYLOAD
+        self.sent = self.sent.wrapping_add(number::small(count)); // at most MAX_PAYLOAD
         Ok(true)
     }
 
@@ -360,7 +360,9 @@ impl Connection {
     /// Drops what waits for the host, and what still comes.
     fn host_stopped_reading(&mut self) {
         self.host_shut.receive = true;
-        self.forwarded = self.forwarded.wrapping_add(self.unsent.len() as u32); // at most BUFFER
+        self.forwarded = self
+            .forwarded
+            .wrapping_add(number::small(self.unsent.len()));
         self.unsent = VecDeque::new();
         if self.state == State::Draining {
             self.state = State::Gone;
@@ -419,7 +421,7 @@ impl Connection {
             self.count_forwarded(length);
             return;
         }
-        if self.unsent.len() + length > BUFFER as usize {
+        if self.unsent.len() + length > number::index(BUFFER) {
             return self.abort(); // we told it to send no more than that
         }
         let mut left = length;
@@ -470,7 +472,7 @@ impl Connection {
 
     /// The guest hears of room unasked when half of the buffer is free: it may be waiting for some.
     fn count_forwarded(&mut self, count: usize) {
-        self.forwarded = self.forwarded.wrapping_add(count as u32); // at most BUFFER at a time
+        self.forwarded = self.forwarded.wrapping_add(number::small(count)); // at most BUFFER
         if self.forwarded.wrapping_sub(self.announced) >= BUFFER / 2 {
             self.owes_credit = true;
         }

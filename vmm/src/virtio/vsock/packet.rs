@@ -27,25 +27,36 @@ const STREAM: u16 = 1;
 
 /// What a packet does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
 pub enum Operation {
     /// Asks for a connection.
-    Request = 1,
+    Request,
     /// Accepts one.
-    Response = 2,
+    Response,
     /// Refuses or ends one.
-    Reset = 3,
+    Reset,
     /// Says that its sender will no longer send, or no longer receive.
-    Shutdown = 4,
+    Shutdown,
     /// Carries data.
-    Data = 5,
+    Data,
     /// Tells how much buffer space its sender has.
-    CreditUpdate = 6,
+    CreditUpdate,
     /// Asks for the receiver's buffer space.
-    CreditRequest = 7,
+    CreditRequest,
 }
 
 impl Operation {
+    fn number(self) -> u16 {
+        match self {
+            Self::Request => 1,
+            Self::Response => 2,
+            Self::Reset => 3,
+            Self::Shutdown => 4,
+            Self::Data => 5,
+            Self::CreditUpdate => 6,
+            Self::CreditRequest => 7,
+        }
+    }
+
     fn parse(number: u16) -> Option<Self> {
         Some(match number {
             1 => Self::Request,
@@ -195,7 +206,7 @@ impl Header {
             &self.ports.guest.to_le_bytes(),
             &length.to_le_bytes(),
             &STREAM.to_le_bytes(),
-            &(self.operation as u16).to_le_bytes(),
+            &self.operation.number().to_le_bytes(),
             &self.shut.flags().to_le_bytes(),
             &self.credit.allocated.to_le_bytes(),
             &self.credit.forwarded.to_le_bytes(),
