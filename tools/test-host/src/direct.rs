@@ -18,10 +18,9 @@ use kata_like_limits::Patience;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
 
-use crate::Args;
-use crate::HOST_FAILED;
+use crate::arguments::Args;
 use crate::emulator;
-use crate::error::HostError;
+use crate::error::{HOST_FAILED, HostError};
 use crate::prepare::Prepared;
 use crate::setup;
 

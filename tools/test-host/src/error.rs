@@ -5,6 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// The host failed, not the command. (EX_SOFTWARE of sysexits.h)
+pub const HOST_FAILED: u8 = 70;
+
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("{0}")]

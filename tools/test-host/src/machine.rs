@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use kata_like_limits::Patience;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use crate::Args;
+use crate::arguments::Args;
 use crate::counter;
 use crate::emulator;
 use crate::error::HostError;

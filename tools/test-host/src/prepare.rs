@@ -159,6 +159,7 @@ pub fn prepare() -> Result<Prepared, HostError> {
     Ok(Prepared { root })
 }
 
+/// Fetches everything into `root`, part by part.
 fn build(root: &Path) -> Result<(), HostError> {
     let work = tempfile::Builder::new()
         .prefix("test-host-packages.")
@@ -168,13 +169,31 @@ fn build(root: &Path) -> Result<(), HostError> {
         work.path(),
         &[KERNEL_SUITE, CONTAINERD_1_7_SUITE, CONTAINERD_2_1_SUITE],
     )?;
-
-    let kernel = apt.kernel(KERNEL_SUITE)?;
-    let unpacked = work.path().join("kernel");
-    apt.unpack(&kernel, &unpacked)?;
     let busybox = work.path().join("busybox");
     apt.unpack_own(BUSYBOX, &busybox)?;
     let busybox = busybox.join("bin/busybox");
+    let kernel = kernel(&apt, work.path(), &busybox, root)?;
+    if emulator::is_too_old()? {
+        for package in emulator::PACKAGES {
+            let package = format!("{package}/{KERNEL_SUITE}");
+            apt.unpack(&package, &root.join(emulator::BESIDE))?;
+        }
+    }
+    daemons(&apt, work.path(), root)?;
+    own_programs(&apt, work.path(), root)?;
+    for (image, name) in [(image::BUSYBOX, "busybox.tar"), (image::PAUSE, "pause.tar")] {
+        image::write(&image, &busybox, &root.join(name))?;
+    }
+    let unpacked = work.path().join("userland");
+    userland::build(&apt, &unpacked, &root.join("userland"))?;
+    versions(&kernel, root)
+}
+
+/// The kernel, its modules and our first root for it; gives the package's name and version.
+fn kernel(apt: &Beside, work: &Path, busybox: &Path, root: &Path) -> Result<String, HostError> {
+    let kernel = apt.kernel(KERNEL_SUITE)?;
+    let unpacked = work.join("kernel");
+    apt.unpack(&kernel, &unpacked)?;
     let release = kernel
         .strip_prefix("linux-image-")
         .and_then(|rest| rest.split('=').next())
@@ -187,7 +206,7 @@ fn build(root: &Path) -> Result<(), HostError> {
         "list module dependencies",
         Command::new("depmod").arg("-b").arg(&unpacked).arg(release),
     )?;
-    write_initrd(&unpacked, release, &busybox, &root.join("initrd.img"))?;
+    write_initrd(&unpacked, release, busybox, &root.join("initrd.img"))?;
     let modules = root.join("lib/modules");
     fs::create_dir_all(&modules).map_err(HostError::file("create", &modules))?;
     output(
@@ -197,19 +216,16 @@ fn build(root: &Path) -> Result<(), HostError> {
             .arg(unpacked.join("lib/modules").join(release))
             .arg(&modules),
     )?;
+    Ok(kernel)
+}
 
-    if emulator::is_too_old()? {
-        for package in emulator::PACKAGES {
-            let package = format!("{package}/{KERNEL_SUITE}");
-            apt.unpack(&package, &root.join(emulator::BESIDE))?;
-        }
-    }
-
+/// Both versions of containerd, and Docker.
+fn daemons(apt: &Beside, work: &Path, root: &Path) -> Result<(), HostError> {
     for (suite, name) in [
         (CONTAINERD_2_1_SUITE, "containerd-2.1"),
         (CONTAINERD_1_7_SUITE, "containerd-1.7"),
     ] {
-        let unpacked = work.path().join(name);
+        let unpacked = work.join(name);
         apt.unpack(&format!("containerd/{suite}"), &unpacked)?;
         for program in ["containerd", "ctr", "containerd-shim-runc-v2"] {
             copy(
@@ -219,16 +235,21 @@ fn build(root: &Path) -> Result<(), HostError> {
         }
     }
     for (package, files) in DOCKER {
-        let unpacked = work.path().join(package);
+        let unpacked = work.join(package);
         apt.unpack(&format!("{package}/{DOCKER_SUITE}"), &unpacked)?;
         for (from, name) in files {
             copy(&unpacked.join(from), &root.join("docker").join(name))?;
         }
     }
-    let runc = work.path().join("runc");
+    Ok(())
+}
+
+/// runc and the CNI plugins, of the machine's own suite.
+fn own_programs(apt: &Beside, work: &Path, root: &Path) -> Result<(), HostError> {
+    let runc = work.join("runc");
     apt.unpack_own(RUNC, &runc)?;
     copy(&find(&runc, "runc")?, &root.join("runc/runc"))?;
-    let cni = work.path().join("cni");
+    let cni = work.join("cni");
     apt.unpack_own(CNI, &cni)?;
     output(
         "copy the CNI plugins",
@@ -237,12 +258,11 @@ fn build(root: &Path) -> Result<(), HostError> {
             .arg(cni.join("usr/lib/cni"))
             .arg(root.join("cni")),
     )?;
-    for (image, name) in [(image::BUSYBOX, "busybox.tar"), (image::PAUSE, "pause.tar")] {
-        image::write(&image, &busybox, &root.join(name))?;
-    }
-    let unpacked = work.path().join("userland");
-    userland::build(&apt, &unpacked, &root.join("userland"))?;
+    Ok(())
+}
 
+/// Writes down, and says, what was taken.
+fn versions(kernel: &str, root: &Path) -> Result<(), HostError> {
     let mut versions = format!("kernel {kernel}\n");
     versions.push_str(&emulator::version(emulator::program(root))?);
     versions.push('\n');
