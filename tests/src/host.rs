@@ -70,7 +70,7 @@ impl Version {
     }
 }
 
-#[allow(dead_code)] // held, never looked at
+#[allow(dead_code, reason = "held, never looked at")]
 enum Guard {
     Shared(RwLockReadGuard<'static, ()>),
     Alone(RwLockWriteGuard<'static, ()>),

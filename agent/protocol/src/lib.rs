@@ -4,13 +4,13 @@
 //! Called by the shim (client) and the agent (server).
 
 /// The messages of `agent.proto`.
-#[allow(warnings, clippy::all)]
+#[allow(warnings, clippy::all, reason = "generated code")]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
 }
 
 /// Client and server of the service of `agent.proto`.
-#[allow(warnings, clippy::all)]
+#[allow(warnings, clippy::all, reason = "generated code")]
 pub mod agent_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }

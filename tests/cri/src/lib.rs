@@ -14,7 +14,7 @@ mod upgrade;
 mod websocket;
 
 /// The messages of `cri.proto`.
-#[allow(warnings)]
+#[allow(warnings, reason = "generated code")]
 pub mod messages {
     include!(concat!(env!("OUT_DIR"), "/messages/mod.rs"));
     pub use cri::*;

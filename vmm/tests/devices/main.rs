@@ -3,7 +3,10 @@
 //! Needs what the tests in `boot` need, also the fs server as `KATA_LIKE_FSD`. Every mount is made
 //! in the mount namespace of the test's own thread, which ends with it.
 
-#![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
+#![allow(
+    clippy::unwrap_used,
+    reason = "the helpers of tests fail as the tests do"
+)]
 
 mod network;
 #[path = "../parts/mod.rs"]

@@ -12,7 +12,7 @@ use super::*;
 struct Installation(
     tempfile::TempDir,
     Config,
-    #[allow(dead_code)] MutexGuard<'static, ()>,
+    #[allow(dead_code, reason = "held, never looked at")] MutexGuard<'static, ()>,
 );
 
 /// One test at a time: a script can't run while another test's child has it open for writing.
