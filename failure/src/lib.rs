@@ -1,7 +1,8 @@
 //! Why a step failed: one error for the shim, the agent and the programs between them.
 //!
-//! `Display` is the step and its object, `source` is the cause, and [`one_line`] joins the chain for a user. Modules
-//! whose callers match on a cause keep an enum of their own and hand it on as the source of a [`Failure`].
+//! `Display` is the step and its object, `source` is the cause, and [`one_line`] joins the chain
+//! for a user. Modules whose callers match on a cause keep an enum of their own and hand it on as
+//! the source of a [`Failure`].
 
 use std::error::Error;
 use std::fmt::Display;
@@ -104,7 +105,8 @@ impl Failure {
 
 /// Turns the error of a result into a [`Failure`] of the step that it ended.
 pub trait Step<T> {
-    /// `step` says what was being done and to what: `open(path).step(|| format!("open {path:?}"))?`.
+    /// `step` says what was being done and to what: `open(path).step(|| format!("open
+    /// {path:?}"))?`.
     ///
     /// # Errors
     /// The result's own error, as the source of a [`Kind::Failed`].
@@ -117,8 +119,8 @@ impl<T, E: Into<Box<dyn Error + Send + Sync>>> Step<T> for Result<T, E> {
     }
 }
 
-/// An error and its sources on one line: `step: cause: cause`. A source that its error has repeated in
-/// its own text is not said again.
+/// An error and its sources on one line: `step: cause: cause`. A source that its error has repeated
+/// in its own text is not said again.
 pub fn one_line(error: &(dyn Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
@@ -133,7 +135,8 @@ pub fn one_line(error: &(dyn Error + 'static)) -> String {
     line.replace(['\n', '\r'], " ")
 }
 
-/// A line that the guest may have written, made safe to print: no control characters, at most `longest` characters.
+/// A line that the guest may have written, made safe to print: no control characters, at most
+/// `longest` characters.
 pub fn clean(line: &str, longest: usize) -> String {
     line.chars()
         .map(|char| if char.is_control() { ' ' } else { char })
