@@ -19,9 +19,10 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kata_like_failure::{Failure, Kind, Step, one_line};
+use kata_like_linux::lock;
 use kata_like_spec::JOINED_NAMESPACE;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
@@ -401,7 +402,7 @@ impl Container {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held, and a panic would end the machine.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

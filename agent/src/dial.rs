@@ -5,7 +5,7 @@
 //! any more: `Connection` tells the server of the API.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use kata_like_agent_protocol::AGENT_PORT;
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::socket::{SocketOption, set};
+use kata_like_linux::watch::Watched;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use rustix::net::sockopt::socket_error;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -26,30 +27,6 @@ use crate::readiness::{BOTH, watch};
 
 /// The VMM answers a dial at once, but the host may be slow.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// linux/vm_sockets.h: SO_VM_SOCKETS_CONNECT_TIMEOUT for a `timeval` of two 64-bit words.
-const CONNECT_TIMEOUT: libc::c_int = 8;
-
-/// Sets our deadline for the connect. The kernel's own is two seconds, which a busy host can
-/// exceed.
-fn be_patient(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let patience: [i64; 2] = [DEADLINE.as_secs().cast_signed(), 0];
-    // SAFETY: the option reads 16 bytes at the pointer, the size of the array, which lives across
-    // the call; the descriptor is borrowed for as long.
-    let failed = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::AF_VSOCK,
-            CONNECT_TIMEOUT,
-            patience.as_ptr().cast(),
-            size_of_val(&patience) as libc::socklen_t,
-        )
-    } != 0;
-    if failed {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
 
 /// The control connection, and when it was made.
 pub struct Dialled {
@@ -76,7 +53,9 @@ pub async fn dial() -> Result<Dialled, Failure> {
         None,
     )
     .step(step("make a socket"))?;
-    be_patient(fd.as_fd()).step(step("set the socket's patience"))?;
+    // The kernel's own deadline is two seconds, which a busy host can exceed.
+    set(&fd, SocketOption::VsockConnectTimeout(DEADLINE))
+        .step(step("set the socket's patience"))?;
     match connect(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, port)) {
         Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
         Err(errno) => return Err(errno).step(step("connect")),
@@ -102,7 +81,7 @@ pub async fn dial() -> Result<Dialled, Failure> {
 
 /// A connected stream socket that tells when its peer has gone.
 pub struct Connection {
-    socket: AsyncFd<OwnedFd>,
+    socket: Watched<OwnedFd>,
     ended: Arc<Notify>,
 }
 

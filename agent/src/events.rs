@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
+use kata_like_linux::lock;
 use tokio::sync::Notify;
 
 use crate::stdio::port::Token;
@@ -73,7 +74,7 @@ impl Events {
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Event>> {
         // Held for single operations only. None of them leaves it half done.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 }
 

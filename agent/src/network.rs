@@ -273,9 +273,7 @@ mod tests {
     #[test]
     fn routes_are_made_whatever_their_order() {
         let test = || {
-            // SAFETY: the flag concerns the calling thread alone, and what sockets it opens later.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-                .unwrap();
+            kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
             let mut socket = Socket::open().unwrap();
             socket.set_link(1, &Change::Up).unwrap();
             let routes = vec![route("10.2.0.0", Some("10.1.0.1")), route("10.1.0.0", None)];

@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use kata_like_failure::{Failure, Kind, Step, one_line};
+use kata_like_linux::lock;
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::system::{sethostname, uname};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
@@ -244,9 +245,7 @@ impl Pod {
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
         // Held for single operations only. None of them leaves it half done.
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.containers)
     }
 }
 

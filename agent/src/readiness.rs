@@ -5,28 +5,23 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use kata_like_linux::watch::Watched;
 use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// For reading and writing.
 pub const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 /// Watches `fd` for `interest`. It should be non-blocking.
-pub fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd: OwnedFd = fd.into();
-    // SAFETY: the descriptor must be open, and stay the same file until the `AsyncFd` is dropped.
-    // - An `OwnedFd` is open and its number never changes; nobody else may close it.
-    // - The `AsyncFd` owns it from here on; `get_mut`, by which it could be exchanged for another,
-    //   is called nowhere in this crate.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+pub fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<Watched<OwnedFd>> {
+    Watched::new(fd.into(), interest)
 }
 
 /// Does `operation` as soon as `fd` is ready for it, and again when a signal interrupts it. The
 /// latter happens without any waiting, too: accept(2) on a vsock socket answers EINTR rather than
 /// EAGAIN while a signal is pending (net/vmw_vsock/af_vsock.c, vsock_accept).
 pub async fn when_ready<T, E: Into<io::Error>>(
-    fd: &AsyncFd<OwnedFd>,
+    fd: &Watched<OwnedFd>,
     interest: Interest,
     mut operation: impl FnMut(&OwnedFd) -> Result<T, E>,
 ) -> io::Result<T> {
@@ -40,7 +35,7 @@ pub async fn when_ready<T, E: Into<io::Error>>(
 }
 
 /// Fills the buffer from a socket, and takes no byte more. An end before that is an error.
-pub async fn read_exact(socket: &AsyncFd<OwnedFd>, mut buffer: &mut [u8]) -> io::Result<()> {
+pub async fn read_exact(socket: &Watched<OwnedFd>, mut buffer: &mut [u8]) -> io::Result<()> {
     while !buffer.is_empty() {
         let receive = |socket: &OwnedFd| recv(socket, &mut *buffer, RecvFlags::empty());
         let (count, _) = when_ready(socket, Interest::READABLE, receive).await?;
@@ -53,7 +48,7 @@ pub async fn read_exact(socket: &AsyncFd<OwnedFd>, mut buffer: &mut [u8]) -> io:
 }
 
 /// Writes all of `bytes`.
-pub async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
+pub async fn write_all(to: &Watched<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let write = |to: &OwnedFd| rustix::io::write(to, bytes);
         let written = when_ready(to, Interest::WRITABLE, write).await?;

@@ -9,9 +9,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use kata_like_linux::lock;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -101,7 +102,7 @@ impl Exits {
 
 fn exits() -> MutexGuard<'static, Option<Exits>> {
     // Nothing panics while it is held. If something did, the table is still whole.
-    EXITS.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&EXITS)
 }
 
 /// Begins to reap. Must be called on the runtime, before the first child is made.

@@ -16,10 +16,11 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use kata_like_agent_protocol::{ROOTFS_TAG, VOLUMES_TAG};
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::lock;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
@@ -70,7 +71,7 @@ fn make_memory_volumes_in(place: &Path, volumes: &[MemoryVolume]) -> Result<(), 
     /// Two containers that come up at once must not make a volume each.
     static MAKING: Mutex<()> = Mutex::new(());
 
-    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _making = lock(&MAKING);
     for volume in volumes {
         let path = place.join(&volume.name);
         let made = make_memory_volume(place, &path, volume);
@@ -155,7 +156,7 @@ impl VolumeHolders {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
         // Held for single operations only.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -277,12 +278,10 @@ mod tests {
     /// Does `test` in a mount namespace of its own; needs root.
     fn with_own_mounts<T: Send>(test: impl FnOnce() -> T + Send) -> T {
         use rustix::mount::{MountPropagationFlags, mount_change};
-        use rustix::thread::{UnshareFlags, unshare_unsafe};
+        use rustix::thread::UnshareFlags;
 
         let test = || {
-            // SAFETY: only this thread changes its mount namespace, root and working directory; it
-            // shares none of them with another, and ends with this closure.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+            kata_like_linux::namespace::unshare(UnshareFlags::NEWNS | UnshareFlags::FS).unwrap();
             let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             mount_change("/", private).unwrap();
             test()

@@ -21,10 +21,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The program's type and the type of what it is attached to.
+    /// The program's type, and the attach type that it must be loaded with.
     fn numbers(self) -> (u32, u32) {
         match self {
-            Self::CgroupDevice => (15, CGROUP_DEVICE),
+            Self::CgroupDevice => (15, 0),
             Self::SocketLookup => (30, SK_LOOKUP),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -47,8 +47,14 @@ impl<T: AsFd> Deref for Watched<T> {
 }
 
 impl<T: AsFd> AsFd for Watched<T> {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.get_ref().value.as_fd()
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
+
+impl<T: AsFd> AsFd for Held<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.value.as_fd()
     }
 }
 

@@ -1,10 +1,11 @@
 //! The socket: a request goes out and its answer comes back, with the kernel's words if it refuses.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use kata_like_linux::socket::SocketOption;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use crate::message::{Attributes, HEADER, Message, number, text};
 
@@ -16,9 +17,6 @@ const PART: usize = 64 << 10;
 /// How often we ask again for a list that changed while we read it.
 const TRIES: usize = 8;
 
-const SOL_NETLINK: libc::c_int = 270;
-const NETLINK_CAP_ACK: libc::c_int = 10;
-const NETLINK_EXT_ACK: libc::c_int = 11;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
@@ -34,28 +32,16 @@ pub struct Socket {
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: socket takes numbers only.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the call has just made this descriptor, and nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK] {
-            let on: libc::c_int = 1;
-            let size = size_of::<libc::c_int>() as libc::socklen_t;
-            // SAFETY: setsockopt reads one int, whose live address and size it gets. Without this
-            // option a refusal only lacks its text, so a failure does not matter.
-            unsafe {
-                libc::setsockopt(
-                    fd.as_raw_fd(),
-                    SOL_NETLINK,
-                    option,
-                    (&raw const on).cast(),
-                    size,
-                )
-            };
+        // No protocol is that of NETLINK_ROUTE.
+        let fd = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        for option in [SocketOption::NetlinkShortErrors, SocketOption::NetlinkWords] {
+            // Without it an error has no words: no failure here.
+            let _ = kata_like_linux::socket::set(&fd, option);
         }
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(DEADLINE))?;
         Ok(Self { fd, sequence: 0 })

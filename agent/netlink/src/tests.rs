@@ -12,8 +12,7 @@ fn ip(text: &str) -> IpAddr {
 /// Runs `test` with a socket of a new namespace whose loopback is up.
 fn in_new_namespace(test: impl FnOnce(&mut Socket) + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        // SAFETY: the flag concerns only the calling thread, and the sockets that it opens later.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
         let mut socket = Socket::open().unwrap();
         socket.set_link(1, &Change::Up).unwrap();
         test(&mut socket);

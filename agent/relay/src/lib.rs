@@ -16,12 +16,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kata_like_linux::watch::{Held, Watched};
 use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 
 /// How many bytes are moved at once. A direction holds that many only if its receiver is behind.
@@ -55,13 +55,13 @@ macro_rules! of_the_runtime {
 
 of_the_runtime!(TcpStream, UnixStream);
 
-impl Stream for AsyncFd<OwnedFd> {
+impl Stream for Watched<OwnedFd> {
     async fn when_ready<T: Send>(
         &self,
         interest: Interest,
         mut operation: impl FnMut(BorrowedFd) -> Result<T, Errno> + Send,
     ) -> io::Result<T> {
-        let attempt = |fd: &OwnedFd| Ok(operation(fd.as_fd())?);
+        let attempt = |fd: &Held<OwnedFd>| Ok(operation(fd.as_fd())?);
         self.async_io(interest, attempt).await
     }
 }

@@ -7,10 +7,11 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::lock;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::cgroup::Cgroup;
@@ -35,10 +36,7 @@ impl Container {
     ) -> Result<(), Failure> {
         let streams = plan.connect(None).step(|| "watch its streams")?;
         if let Some(placeholder) = &self.placeholder {
-            let mut place = placeholder
-                .streams
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut place = lock(&placeholder.streams);
             *place = Some(streams);
         }
         let request = self.request(cgroup);

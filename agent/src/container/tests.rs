@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kata_like_failure::Kind;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::UnshareFlags;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -20,9 +20,7 @@ use crate::storage::VOLUMES;
 /// Does `test` with the guest's places, on a runtime of its own.
 fn in_guest<T: Send, F: Future<Output = T>>(test: impl FnOnce() -> F + Send) -> T {
     let work = || {
-        // SAFETY: the caution is about CLONE_FILES, which this is not. The threads of the runtime
-        // are made by this one, and share what it has here.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+        kata_like_linux::namespace::unshare(UnshareFlags::NEWNS | UnshareFlags::FS).unwrap();
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).unwrap();
         mount_bind(hierarchy(), crate::cgroup::ROOT).unwrap();

@@ -5,11 +5,13 @@
 use std::os::fd::AsFd;
 
 use kata_like_failure::Step;
+use kata_like_linux::clone::Cloned;
+use kata_like_linux::fd::close_at_exec;
+use kata_like_linux::signal;
 
 use super::channel::Channel;
 use super::error::Result;
 use super::request::Message;
-use super::syscall::{self, Cloned};
 
 /// Returns in the new process. The runner tells the agent, does what is left to do from `outside`,
 /// and ends.
@@ -20,7 +22,7 @@ pub(super) fn born(
 ) -> Result<()> {
     match cloned {
         Cloned::Child => Ok(()),
-        Cloned::Parent(pid, pidfd) => {
+        Cloned::Parent { pid, pidfd } => {
             let told = channel.send(&Message::Spawned { pid }, &[pidfd.as_fd()]);
             outside(pid)?;
             std::process::exit(i32::from(told.is_err()));
@@ -37,6 +39,6 @@ pub(super) fn note(channel: &Channel, notes: Vec<String>) -> Result<()> {
 
 /// Clears what exec(2) would keep: open files, ignored and blocked signals.
 pub(super) fn prepare_exec() -> Result<()> {
-    syscall::close_on_exec_from(3).step(|| "close the runner's files at exec")?;
-    syscall::reset_signals().step(|| "reset the signals")
+    close_at_exec(3).step(|| "close the runner's files at exec")?;
+    signal::reset().step(|| "reset the signals")
 }

@@ -161,9 +161,3 @@ impl AsFd for Channel {
         self.0.as_fd()
     }
 }
-
-impl std::os::fd::AsRawFd for Channel {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
-    }
-}

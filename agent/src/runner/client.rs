@@ -10,9 +10,10 @@ use std::process::{Command, Stdio as ProcessStdio};
 use std::time::Duration;
 
 use kata_like_failure::{Failure, Kind, Step};
+use kata_like_linux::watch::Watched;
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::process::{PidfdFlags, Signal};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 
 use crate::deadline::BLOCKING_DEADLINE;
 
@@ -188,7 +189,7 @@ struct Ready {
 #[derive(Debug)]
 struct Conversation {
     container: String,
-    channel: AsyncFd<Channel>,
+    channel: Watched<Channel>,
     /// Killed when this is dropped, unless the command runs.
     unfinished: Vec<OwnedFd>,
 }
@@ -210,9 +211,7 @@ impl Conversation {
             .ok()
             .and_then(rustix::process::Pid::from_raw);
         let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-        // SAFETY: a `Channel` owns the one descriptor that its `as_raw_fd` always returns, and
-        // closes it only when it is dropped, which `AsyncFd` does after it has deregistered it.
-        let channel = unsafe { AsyncFd::register(ours) }
+        let channel = Watched::new(ours, Interest::READABLE | Interest::WRITABLE)
             .step(|| format!("watch the runner of container {container}"))?;
         channel.get_ref().send_request(request, fds)?;
         Ok(Self {
@@ -291,7 +290,7 @@ impl Conversation {
     async fn next(&self) -> Result<Option<(Message, Vec<OwnedFd>)>> {
         let received = self
             .channel
-            .async_io(tokio::io::Interest::READABLE, Channel::try_receive)
+            .async_io(Interest::READABLE, |channel| channel.try_receive())
             .await;
         match received {
             // A killed process may leave its start byte unread.

@@ -12,9 +12,10 @@ use std::path::Path;
 
 use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::Process;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
 
 use super::error::Result;
-use super::syscall;
 
 /// How much of /etc/passwd we read.
 const LONGEST_PASSWD: u64 = 1 << 20;
@@ -140,17 +141,17 @@ fn executable(path: &[u8]) -> Result<CString, String> {
     if status.is_dir() {
         return Err("is a directory".to_owned());
     }
-    match syscall::may_execute(&path) {
+    match accessat(CWD, path.as_c_str(), Access::EXEC_OK, AtFlags::EACCESS) {
         Ok(()) => Ok(path),
         // A seccomp profile older than this call hides the answer.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+        Err(Errno::NOSYS | Errno::PERM) => {
             if status.mode() & 0o111 != 0 {
                 Ok(path)
             } else {
                 Err("permission denied".to_owned())
             }
         }
-        Err(error) => Err(words(&error)),
+        Err(errno) => Err(words(&errno.into())),
     }
 }
 

@@ -7,15 +7,15 @@
 //! is refused.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::bpf::{self, Assembler, Instruction, Kind, code};
 use kata_like_spec::DEVICE_RULE;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use super::error::Result;
-use super::syscall;
 
 const MKNOD: u8 = 1;
 const READ: u8 = 2;
@@ -123,54 +123,53 @@ impl Rules {
     }
 
     /// The program: its context is `struct bpf_cgroup_dev_ctx`, its result 1 to allow.
-    fn program(&self) -> Vec<Instruction> {
-        let mut program = vec![
-            // r2 = type, r3 = access, r4 = major, r5 = minor
-            Instruction::new(LOAD, 2, 1, 0, 0),
-            Instruction::new(AND_VALUE, 2, 0, 0, 0xffff),
-            Instruction::new(LOAD, 3, 1, 0, 0),
-            Instruction::new(SHIFT_RIGHT, 3, 0, 0, 16),
-            Instruction::new(LOAD, 4, 1, 4, 0),
-            Instruction::new(LOAD, 5, 1, 8, 0),
-        ];
+    fn program(&self) -> std::io::Result<Vec<Instruction>> {
+        // Registers.
+        const KIND: u8 = 2;
+        const ACCESS: u8 = 3;
+        const MAJOR: u8 = 4;
+        const MINOR: u8 = 5;
+        const CONTEXT: u8 = 1;
+        const SPARE: u8 = CONTEXT; // once all is loaded
+
+        let mut program = Assembler::default();
+        program.add(code::LOAD, KIND, CONTEXT, 0, 0);
+        program.add(code::AND_VALUE, KIND, 0, 0, 0xffff);
+        program.add(code::LOAD, ACCESS, CONTEXT, 0, 0);
+        program.add(code::SHIFT_RIGHT, ACCESS, 0, 0, 16);
+        program.add(code::LOAD, MAJOR, CONTEXT, 4, 0);
+        program.add(code::LOAD, MINOR, CONTEXT, 8, 0);
+        let answer = |program: &mut Assembler, allow: bool| {
+            program.add(code::MOVE_VALUE, 0, 0, 0, i32::from(allow));
+            program.add(code::EXIT, 0, 0, 0, 0);
+        };
         for (&(kind, major, minor), &access) in &self.exceptions {
-            let mut rule = vec![(JUMP_UNLESS_VALUE, 2, 0, kind)];
+            let next = program.label();
+            program.jump(code::JUMP_UNLESS_VALUE, KIND, 0, kind, next);
             if access != ALL {
-                rule.push((MOVE_REGISTER, 1, 3, 0));
-                rule.push((AND_VALUE, 1, 0, i32::from(access)));
+                program.add(code::MOVE_HALF, SPARE, ACCESS, 0, 0);
+                program.add(code::AND_VALUE, SPARE, 0, 0, i32::from(access));
                 // An allowing exception must cover all that is asked, a denying one any of it.
-                rule.push(if self.allow {
-                    (JUMP_IF_VALUE, 1, 0, 0)
+                if self.allow {
+                    program.jump(code::JUMP_IF_VALUE, SPARE, 0, 0, next);
                 } else {
-                    (JUMP_UNLESS_REGISTER, 1, 3, 0)
-                });
+                    program.jump(code::JUMP_UNLESS_REGISTER, SPARE, ACCESS, 0, next);
+                }
             }
             // The kernel compares what it loads as it is: the numbers' bits, whatever their sign.
             if let Some(major) = major {
-                rule.push((JUMP_UNLESS_VALUE, 4, 0, major.cast_signed()));
+                let major = major.cast_signed();
+                program.jump(code::JUMP_UNLESS_VALUE, MAJOR, 0, major, next);
             }
             if let Some(minor) = minor {
-                rule.push((JUMP_UNLESS_VALUE, 5, 0, minor.cast_signed()));
+                let minor = minor.cast_signed();
+                program.jump(code::JUMP_UNLESS_VALUE, MINOR, 0, minor, next);
             }
-            let end = rule.len() + 2;
-            for (index, (code, to, from, value)) in rule.into_iter().enumerate() {
-                let jumps = code & 0x07 == 0x06 || code & 0x07 == 0x05;
-                // A rule has six instructions at most.
-                let over = if jumps { (end - index - 1) as i16 } else { 0 };
-                program.push(Instruction::new(code, to, from, over, value));
-            }
-            program.push(Instruction::new(
-                MOVE_VALUE,
-                0,
-                0,
-                0,
-                i32::from(!self.allow),
-            ));
-            program.push(Instruction::new(EXIT, 0, 0, 0, 0));
+            answer(&mut program, !self.allow);
+            program.place(next);
         }
-        program.push(Instruction::new(MOVE_VALUE, 0, 0, 0, i32::from(self.allow)));
-        program.push(Instruction::new(EXIT, 0, 0, 0, 0));
-        program
+        answer(&mut program, self.allow);
+        program.finish()
     }
 }
 
@@ -195,38 +194,6 @@ fn access(text: Option<&str>, field: &str) -> Result<u8> {
     Ok(access)
 }
 
-// Opcodes, of linux/bpf.h and linux/bpf_common.h: class, size or source, operation.
-const LOAD: u8 = 0x61; // 32 bits from memory
-const AND_VALUE: u8 = 0x54; // 32-bit
-const SHIFT_RIGHT: u8 = 0x74; // 32-bit
-const MOVE_VALUE: u8 = 0xb4; // 32-bit
-const MOVE_REGISTER: u8 = 0xbc; // 32-bit
-const JUMP_IF_VALUE: u8 = 0x16; // 32-bit
-const JUMP_UNLESS_VALUE: u8 = 0x56; // 32-bit
-const JUMP_UNLESS_REGISTER: u8 = 0x5e; // 32-bit
-const EXIT: u8 = 0x95;
-
-/// `struct bpf_insn`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    value: i32,
-}
-
-impl Instruction {
-    fn new(code: u8, to: u8, from: u8, offset: i16, value: i32) -> Self {
-        Self {
-            code,
-            registers: from << 4 | to,
-            offset,
-            value,
-        }
-    }
-}
-
 /// Builds the filter of `spec` and puts it on the cgroup.
 pub(super) fn attach(spec: &Spec, cgroup: BorrowedFd<'_>) -> Result<()> {
     let linux = spec.linux().as_ref();
@@ -237,59 +204,11 @@ pub(super) fn attach(spec: &Spec, cgroup: BorrowedFd<'_>) -> Result<()> {
     let made = linux
         .and_then(|linux| linux.devices().as_deref())
         .unwrap_or_default();
-    let program = Rules::of(listed, made)?.program();
-    let program = load(&program).step(|| "load the container's device filter")?;
-    let attributes = AttachAttributes {
-        target: cgroup.as_raw_fd(),
-        program: program.as_raw_fd(),
-        kind: 6,  // BPF_CGROUP_DEVICE
-        flags: 2, // BPF_F_ALLOW_MULTI
-        replace: 0,
-    };
-    // SAFETY: BPF_PROG_ATTACH (8) takes no address; both descriptors are open.
-    unsafe { syscall::bpf(8, &attributes) }
-        .step(|| "attach the device filter to the container's cgroup")?;
-    Ok(())
-}
-
-/// `union bpf_attr` of BPF_PROG_LOAD, as far as it is used; the kernel takes the rest as zero.
-#[repr(C)]
-#[derive(Default)]
-struct LoadAttributes {
-    kind: u32,
-    length: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-}
-
-/// The same of BPF_PROG_ATTACH.
-#[repr(C)]
-struct AttachAttributes {
-    target: i32,
-    program: i32,
-    kind: u32,
-    flags: u32,
-    replace: u32,
-}
-
-fn load(program: &[Instruction]) -> std::io::Result<OwnedFd> {
-    let attributes = LoadAttributes {
-        kind: 15, // BPF_PROG_TYPE_CGROUP_DEVICE
-        length: u32::try_from(program.len())
-            .map_err(|_| std::io::Error::from_raw_os_error(libc::E2BIG))?,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        ..LoadAttributes::default()
-    };
-    // SAFETY: BPF_PROG_LOAD (5) reads `length` instructions from a live slice of that many, and a C
-    // string; there is no log buffer. What it returns is a new descriptor that nobody else owns.
-    unsafe {
-        let fd = syscall::bpf(5, &attributes)?;
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
+    let step = || "load the container's device filter";
+    let program = Rules::of(listed, made)?.program().step(step)?;
+    let program = bpf::load(Kind::CgroupDevice, "devices", &program).step(step)?;
+    bpf::attach_to_cgroup(&program, cgroup)
+        .step(|| "attach the device filter to the container's cgroup")
 }
 
 /// The cgroup's directory, to be born in and to attach to.
@@ -307,7 +226,7 @@ mod tests {
 
     /// What the kernel would make of `program`: an interpreter of those few opcodes.
     fn allows(rules: &Rules, kind: i32, major: u32, minor: u32, access: u8) -> bool {
-        let program = rules.program();
+        let program = rules.program().unwrap();
         let context = [u32::from(access) << 16 | kind.cast_unsigned(), major, minor];
         let mut registers = [0u32; 6];
         let mut at = 0usize;
@@ -318,15 +237,15 @@ mod tests {
             let value = instruction.value.cast_unsigned();
             let mut jump = false;
             match instruction.code {
-                LOAD => registers[to] = context[instruction.offset as usize / 4],
-                AND_VALUE => registers[to] &= value,
-                SHIFT_RIGHT => registers[to] >>= value,
-                MOVE_VALUE => registers[to] = value,
-                MOVE_REGISTER => registers[to] = registers[from],
-                JUMP_IF_VALUE => jump = registers[to] == value,
-                JUMP_UNLESS_VALUE => jump = registers[to] != value,
-                JUMP_UNLESS_REGISTER => jump = registers[to] != registers[from],
-                EXIT => return registers[0] == 1,
+                code::LOAD => registers[to] = context[instruction.offset as usize / 4],
+                code::AND_VALUE => registers[to] &= value,
+                code::SHIFT_RIGHT => registers[to] >>= value,
+                code::MOVE_VALUE => registers[to] = value,
+                code::MOVE_HALF => registers[to] = registers[from],
+                code::JUMP_IF_VALUE => jump = registers[to] == value,
+                code::JUMP_UNLESS_VALUE => jump = registers[to] != value,
+                code::JUMP_UNLESS_REGISTER => jump = registers[to] != registers[from],
+                code::EXIT => return registers[0] == 1,
                 other => panic!("{other:#x}"),
             }
             at += 1 + if jump { instruction.offset as usize } else { 0 };

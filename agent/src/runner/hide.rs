@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::mount::{MountAttributes, set_attributes};
 use oci_spec::runtime::Spec;
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -20,7 +21,6 @@ use rustix::mount::{
 use super::error::Result;
 use super::options::READ_ONLY;
 use super::rootfs::{Rootfs, attach, clone_mount};
-use super::syscall::{self, MountAttributes};
 
 /// Covers the paths that the spec lists.
 pub(super) fn apply(spec: &Spec, rootfs: &Rootfs) -> Result<()> {
@@ -52,7 +52,7 @@ fn make_read_only(rootfs: &Rootfs, path: &Path) -> std::io::Result<()> {
         set: READ_ONLY,
         ..MountAttributes::default()
     };
-    syscall::mount_setattr(&mount, false, &attributes)?;
+    set_attributes(&mount, false, &attributes)?;
     Ok(attach(mount.as_fd(), target.as_fd())?)
 }
 

@@ -13,13 +13,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::fd::close_at_exec;
 use oci_spec::runtime::{Hook, Spec};
-
 use rustix::fs::Mode;
 
 use super::error::Result;
 use super::identity::Identity;
-use super::syscall;
 
 /// The timeout of a hook that has none of its own.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -33,7 +32,7 @@ pub(super) fn create_container(container: &str, spec: &Spec, identity: &Identity
     let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else {
         return Ok(());
     };
-    syscall::close_on_exec_from(3).step(|| "close the runner's files for the hooks")?;
+    close_at_exec(3).step(|| "close the runner's files for the hooks")?;
     let none = rustix::process::umask(Mode::from(0o022));
     let state = state(container, spec, "creating");
     let result = hooks.iter().enumerate().try_for_each(|(index, hook)| {

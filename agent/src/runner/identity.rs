@@ -12,7 +12,10 @@ use std::os::fd::AsFd;
 use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
+    remove_capability_from_bounding_set, set_keep_capabilities, set_no_new_privs,
+};
 
 use super::error::Result;
 use super::seccomp::Filter;
@@ -121,12 +124,12 @@ impl Identity {
         rustix::process::umask(rustix::fs::Mode::from(self.umask));
         own_streams(self.uid)?;
         if self.no_new_privileges {
-            syscall::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).step(|| "set no_new_privs")?;
+            set_no_new_privs(true).step(|| "set no_new_privs")?;
         } else if let Some(filter) = filter {
             filter.load()?;
         }
         self.drop_bounding()?;
-        syscall::prctl(libc::PR_SET_KEEPCAPS, 1).step(|| "keep capabilities over setuid")?;
+        set_keep_capabilities(true).step(|| "keep capabilities over setuid")?;
         let entered = enter(cwd);
         self.change_user()?;
         match entered {
@@ -134,7 +137,7 @@ impl Identity {
             result => result,
         }
         .step(|| format!("chdir to cwd ({cwd:?}) set in config.json failed"))?;
-        syscall::prctl(libc::PR_SET_KEEPCAPS, 0).step(|| "forget about keeping capabilities")?;
+        set_keep_capabilities(false).step(|| "forget about keeping capabilities")?;
         self.set_capabilities()
     }
 
@@ -148,11 +151,12 @@ impl Identity {
         // All that the kernel has, not only those that this program knows by name.
         for number in 0..u64::BITS {
             // We ask the kernel how many there are: that needs no file of the container's.
-            let Ok(1) = syscall::prctl(libc::PR_CAPBSET_READ, number.into()) else {
+            let capability = CapabilitySet::from_bits_retain(1 << number);
+            let Ok(true) = capability_is_in_bounding_set(capability) else {
                 continue;
             };
-            if self.bounding.bits() & (1 << number) == 0 {
-                syscall::prctl(libc::PR_CAPBSET_DROP, number.into())
+            if !self.bounding.contains(capability) {
+                remove_capability_from_bounding_set(capability)
                     .step(|| format!("drop capability {number} from the bounding set"))?;
             }
         }
@@ -192,10 +196,9 @@ impl Identity {
 /// The capabilities that the kernel has. Nobody can give others, even if the spec lists them.
 fn known_capabilities() -> CapabilitySet {
     (0..u64::BITS)
-        .filter(|&number| syscall::prctl(libc::PR_CAPBSET_READ, number.into()).is_ok())
-        .fold(CapabilitySet::empty(), |known, number| {
-            known | CapabilitySet::from_bits_retain(1 << number)
-        })
+        .map(|number| CapabilitySet::from_bits_retain(1 << number))
+        .filter(|&capability| capability_is_in_bounding_set(capability).is_ok())
+        .fold(CapabilitySet::empty(), |known, one| known | one)
 }
 
 fn set(listed: Option<&Capabilities>) -> CapabilitySet {

@@ -42,6 +42,7 @@ mod users;
 use std::convert::Infallible;
 
 use kata_like_failure::Step;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 pub use client::{Start, create, exec, first_process, hold_in_users};
 pub use namespaces::has_users;
@@ -70,7 +71,7 @@ pub fn main() -> ! {
 
 fn serve(channel: &Channel) -> Result<Infallible> {
     // A container that the runner joins must not look into the memory of this process.
-    syscall::prctl(libc::PR_SET_DUMPABLE, 0).step(|| "make the runner undumpable")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "make the runner undumpable")?;
     let (request, fds) = channel.receive_request()?;
     match request {
         Request::Init {

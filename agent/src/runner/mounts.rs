@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kata_like_failure::{Failure, Kind, Step};
+use kata_like_linux::mount::{MountAttributes, set_attributes};
 use kata_like_spec::MOUNT_TYPE;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -26,7 +27,6 @@ use super::namespaces::Namespaces;
 use super::options::{Options, READ_ONLY};
 use super::request::Bind;
 use super::rootfs::{Rootfs, Target, attach, clone_mount};
-use super::syscall::{self, MountAttributes};
 
 /// The files in /proc that a mount may cover: programs such as lxcfs replace them.
 const REPLACEABLE_IN_PROC: [&str; 10] = [
@@ -54,7 +54,7 @@ impl Pending {
             ..MountAttributes::default()
         };
         for (destination, mount) in self.0 {
-            syscall::mount_setattr(&mount, false, &attributes)
+            set_attributes(&mount, false, &attributes)
                 .step(|| format!("make the mount on {} read-only", destination.display()))?;
         }
         Ok(())
@@ -396,7 +396,7 @@ impl Place<'_> {
     ) -> Result<()> {
         for (attributes, recursive) in [(below, true), (own, false)] {
             if *attributes != MountAttributes::default() {
-                syscall::mount_setattr(mount, recursive, attributes)
+                set_attributes(mount, recursive, attributes)
                     .step(|| format!("{}: set its options", self.step()))?;
             }
         }
@@ -409,7 +409,7 @@ impl Place<'_> {
                 propagation,
                 ..MountAttributes::default()
             };
-            syscall::mount_setattr(mount, recursive, &attributes)
+            set_attributes(mount, recursive, &attributes)
                 .step(|| format!("{}: set its propagation", self.step()))?;
         }
         Ok(())

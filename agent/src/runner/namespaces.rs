@@ -11,11 +11,17 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::clone::{Cloned, sibling};
+use kata_like_linux::namespace::unshare;
 use kata_like_netlink::loopback_up;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space,
+    move_into_thread_name_spaces,
+};
 
 use super::error::Result;
-use super::syscall::{self, Cloned};
+use super::syscall;
 
 /// From linux/sched.h; not in the libc crate.
 const CLONE_NEWTIME: libc::c_int = 0x80;
@@ -117,7 +123,7 @@ impl Namespaces {
         if self.is_new(Kind::User) {
             later |= libc::CLONE_NEWIPC;
         }
-        syscall::clone3((self.new & !later) as u64, cgroup)
+        sibling((self.new & !later) as u64, cgroup)
     }
 
     /// In the container's process, as it becomes the root of a new user namespace. The queues of an
@@ -127,7 +133,7 @@ impl Namespaces {
         if !self.is_new(Kind::Ipc) || !self.is_new(Kind::User) {
             return Ok(());
         }
-        syscall::unshare(libc::CLONE_NEWIPC).step(|| "make the container's IPC namespace")
+        unshare(UnshareFlags::NEWIPC).step(|| "make the container's IPC namespace")
     }
 
     /// In the runner: the process that is born next has clocks of its own.
@@ -135,7 +141,7 @@ impl Namespaces {
         if !self.is_new(Kind::Time) {
             return Ok(());
         }
-        syscall::unshare(CLONE_NEWTIME).step(|| "make the container's time namespace")?;
+        unshare(UnshareFlags::NEWTIME).step(|| "make the container's time namespace")?;
         let offsets = spec
             .linux()
             .as_ref()
@@ -167,7 +173,7 @@ impl Namespaces {
         if self.new & libc::CLONE_NEWCGROUP == 0 {
             return Ok(());
         }
-        syscall::unshare(libc::CLONE_NEWCGROUP).step(|| "make the container's cgroup namespace")
+        unshare(UnshareFlags::NEWCGROUP).step(|| "make the container's cgroup namespace")
     }
 }
 
@@ -197,7 +203,7 @@ fn join(joined: &[Kind], namespaces: &[OwnedFd], wanted: fn(Kind) -> bool) -> Re
     }
     let all = joined.iter().zip(namespaces);
     for (&kind, namespace) in all.filter(|(kind, _)| wanted(**kind)) {
-        syscall::setns(namespace.as_fd(), flag(kind))
+        move_into_link_name_space(namespace.as_fd(), Some(link(kind)))
             .step(|| format!("join the {kind} namespace of another container"))?;
     }
     Ok(())
@@ -207,16 +213,14 @@ fn join(joined: &[Kind], namespaces: &[OwnedFd], wanted: fn(Kind) -> bool) -> Re
 /// cgroups, which would hide the cgroup that the process is to be born in. The guest's own user
 /// namespace can't be entered again: `users` says whether the container has another.
 pub(super) fn enter(init: BorrowedFd<'_>, users: bool) -> Result<()> {
-    let mut kinds = libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWNET
-        | CLONE_NEWTIME;
-    if users {
-        kinds |= libc::CLONE_NEWUSER;
-    }
-    syscall::setns(init, kinds).step(|| "join the container's namespaces")
+    let mut kinds = ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::PROCESS_ID
+        | ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::TIME;
+    kinds.set(ThreadNameSpaceType::USER, users);
+    move_into_thread_name_spaces(init, kinds).step(|| "join the container's namespaces")
 }
 
 /// Whether a container of this spec has a user namespace that is not the guest's.
@@ -242,7 +246,7 @@ pub(super) fn cgroup_of(init: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
 
 /// In the process of an exec: the rest of `enter`.
 pub(super) fn enter_cgroup(namespace: BorrowedFd<'_>) -> Result<()> {
-    syscall::setns(namespace, libc::CLONE_NEWCGROUP)
+    move_into_link_name_space(namespace, Some(LinkNameSpaceType::ControlGroup))
         .step(|| "join the container's cgroup namespace")
 }
 
@@ -252,13 +256,25 @@ pub(super) fn enter_cgroup(namespace: BorrowedFd<'_>) -> Result<()> {
 /// more (cgroup-v2.rst, "No Internal Process Constraint"). Then the process is born beside the
 /// init, as under runc.
 pub(super) fn spawn_inside(cgroup: BorrowedFd<'_>, leaf: Option<BorrowedFd<'_>>) -> Result<Cloned> {
-    let cloned = match (syscall::clone3(0, cgroup), leaf) {
-        (Err(error), Some(leaf)) if error.raw_os_error() == Some(libc::EBUSY) => {
-            syscall::clone3(0, leaf)
-        }
+    let cloned = match (sibling(0, cgroup), leaf) {
+        (Err(error), Some(leaf)) if error.raw_os_error() == Some(libc::EBUSY) => sibling(0, leaf),
         (cloned, _) => cloned,
     };
     cloned.step(|| "make the process in the container's cgroup")
+}
+
+/// What a link in `/proc/PID/ns` leads to.
+fn link(kind: Kind) -> LinkNameSpaceType {
+    match kind {
+        Kind::Mount => LinkNameSpaceType::Mount,
+        Kind::Cgroup => LinkNameSpaceType::ControlGroup,
+        Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        Kind::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        Kind::Pid => LinkNameSpaceType::ProcessID,
+        Kind::Network => LinkNameSpaceType::Network,
+        Kind::User => LinkNameSpaceType::User,
+        Kind::Time => LinkNameSpaceType::Time,
+    }
 }
 
 fn flag(kind: Kind) -> libc::c_int {

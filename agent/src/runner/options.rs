@@ -5,10 +5,10 @@
 //! belongs to the file system (`size=64k`). For a bind mount it has no meaning, as for the kernel.
 
 use kata_like_failure::Failure;
+use kata_like_linux::mount::MountAttributes;
 use kata_like_spec::MAPPED_OPTION;
 
 use super::error::Result;
-use super::syscall::MountAttributes;
 
 // From linux/mount.h.
 const RDONLY: u64 = 0x1;

@@ -11,10 +11,12 @@
 use std::convert::Infallible;
 use std::ffi::CStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::clone::sibling;
+use kata_like_linux::namespace::unshare;
 use kata_like_spec::{JOINED_NAMESPACE, PAUSE_CLOCKS};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -24,6 +26,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags,
     fsconfig_create, fsmount, fsopen, mount_change, unmount,
 };
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::UnshareFlags;
 
 use super::birth::{born, note, prepare_exec};
@@ -34,7 +37,7 @@ use super::namespaces::{self, Namespaces};
 use super::request::{Joined, Message, PlaceholderRequest};
 use super::rootfs::attach;
 use super::users::{self, Gate, Users};
-use super::{device_filter, supported, syscall, sysctl};
+use super::{device_filter, supported, sysctl};
 
 /// The name of the first process, in `ps` and as its argument.
 pub const PAUSE: &str = "/pause";
@@ -104,9 +107,7 @@ fn make(spec: &Spec, namespaces: &Namespaces, joined: Vec<Joined>) -> Result<Vec
     ] {
         new.set(flag, namespaces.is_new(kind));
     }
-    // SAFETY: the caution is about CLONE_FILES, by which file descriptors mean different files in
-    // different threads. Neither flag here is that one; each changes the calling thread alone.
-    unsafe { rustix::thread::unshare_unsafe(new) }.step(|| "make the pod's namespaces")?;
+    unshare(new).step(|| "make the pod's namespaces")?;
     let (kinds, joined): (Vec<_>, Vec<_>) = joined
         .into_iter()
         .map(|joined| (joined.kind, joined.namespace))
@@ -190,7 +191,7 @@ pub(super) fn run(
     namespaces::join_network(joined, namespaces)?;
     namespaces::join_others(joined, namespaces)?;
     let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
-    let cloned = syscall::clone3(kinds as u64, cgroup.as_fd());
+    let cloned = sibling(kinds as u64, cgroup.as_fd());
     born(
         channel,
         cloned.step(|| "make the first process of the pod")?,
@@ -216,9 +217,8 @@ pub(super) fn run(
     match nix::unistd::fexecve(program, &[PAUSE_ARGUMENT], &[] as &[&CStr]) {
         // A build with a loader, which is not in the empty root: the process goes on as it is.
         Err(nix::errno::Errno::ENOENT) => {
-            // SAFETY: the descriptor is open, and its owner does not use it again, for `pause`
-            // never returns. The runner that told of this process has a copy of its own.
-            unsafe { rustix::io::close(channel.as_raw_fd()) };
+            // The runner that told of this process has a copy of the channel, and `pause` needs nothing.
+            let _ = kata_like_linux::fd::close(3..=u32::MAX);
             pause()
         }
         result => result.step(|| "run it"),
@@ -250,7 +250,7 @@ fn empty_root() -> rustix::io::Result<()> {
 /// The first process itself: reaps, and ends by SIGINT and SIGTERM.
 pub fn pause() -> ! {
     // Nobody may look into its memory. If this fails, there is nobody to tell.
-    let _ = syscall::prctl(libc::PR_SET_DUMPABLE, 0);
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // Run by a descriptor, it has the name of the file.
     let _ = rustix::thread::set_name(c"pause");
     let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM]);

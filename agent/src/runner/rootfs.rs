@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use kata_like_failure::{Failure, Step};
+use kata_like_linux::mount::{MountAttributes, set_attributes};
 use oci_spec::runtime::Spec;
 use pathrs::Root;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -19,7 +20,6 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::error::Result;
 use super::options;
-use super::syscall::{self, MountAttributes};
 
 /// As many symlinks as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
@@ -60,7 +60,7 @@ impl Rootfs {
             propagation: libc::MS_PRIVATE,
             ..MountAttributes::default()
         };
-        syscall::mount_setattr(&mount, true, &private).step(step)?;
+        set_attributes(&mount, true, &private).step(step)?;
         attach(mount.as_fd(), opened.as_fd()).step(step)?;
         let handle = mount.try_clone().step(step)?;
         let path = real_path(mount.as_fd()).step(step)?;
@@ -181,7 +181,7 @@ impl Rootfs {
             set: options::READ_ONLY,
             ..MountAttributes::default()
         };
-        syscall::mount_setattr(&self.mount, false, &attributes)
+        set_attributes(&self.mount, false, &attributes)
             .step(|| "make the container's root read-only")
     }
 
@@ -191,7 +191,7 @@ impl Rootfs {
             propagation,
             ..MountAttributes::default()
         };
-        syscall::mount_setattr(&self.mount, recursive, &attributes)
+        set_attributes(&self.mount, recursive, &attributes)
             .step(|| "set the propagation of the container's root")
     }
 }

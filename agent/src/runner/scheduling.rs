@@ -3,10 +3,11 @@
 //! Called by `init` and `exec` in the container's process, while it has its privileges. The command
 //! keeps all three, and so do its children.
 
-use std::ffi::{c_int, c_ulong};
+use std::ffi::c_int;
 
 use kata_like_failure::{Failure, Step};
 use kata_like_spec::{PERSONALITY_FLAG, SCHED_ISO};
+use nix::sys::personality::{self, Persona};
 use oci_spec::runtime::{
     IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, Process, Spec,
@@ -19,15 +20,15 @@ use super::syscall::{self, SchedulerAttributes};
 const CLASS_SHIFT: c_int = 13;
 
 /// PER_LINUX and PER_LINUX32 (linux/personality.h).
-const LINUX: c_ulong = 0;
-const LINUX32: c_ulong = 8;
+const LINUX: c_int = 0;
+const LINUX32: c_int = 8;
 
 /// What the process's own object and the container ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Scheduling {
     scheduler: Option<SchedulerAttributes>,
     io_priority: Option<c_int>,
-    personality: Option<c_ulong>,
+    personality: Option<c_int>,
 }
 
 impl Scheduling {
@@ -51,7 +52,8 @@ impl Scheduling {
             syscall::ioprio_set(priority).step(|| "set the priority of input and output")?;
         }
         if let Some(personality) = self.personality {
-            syscall::personality(personality).step(|| "set the personality")?;
+            personality::set(Persona::from_bits_retain(personality))
+                .step(|| "set the personality")?;
         }
         Ok(())
     }
@@ -122,7 +124,7 @@ fn io_priority(process: &Process, field: &str) -> Result<Option<c_int>> {
     }
 }
 
-fn personality(asked: &LinuxPersonality) -> Result<c_ulong> {
+fn personality(asked: &LinuxPersonality) -> Result<c_int> {
     if asked
         .flags()
         .as_ref()

@@ -7,18 +7,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use kata_like_agent_protocol::{STREAM_PORT, TOKEN_LENGTH};
 use kata_like_failure::Failure;
+use kata_like_linux::lock;
+use kata_like_linux::watch::Watched;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, getpeername, listen,
-    socket,
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, getpeername, listen, socket,
 };
+use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
@@ -28,7 +29,7 @@ use crate::readiness::{BOTH, read_exact, watch, when_ready};
 pub type Token = [u8; TOKEN_LENGTH];
 
 /// A connected stream socket.
-pub type Socket = AsyncFd<OwnedFd>;
+pub type Socket = Watched<OwnedFd>;
 
 /// How long a new connection may take to send its token, and how many may be doing so.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ pub struct PortError {
 
 /// The port, bound and listening.
 pub struct StreamPort {
-    listener: AsyncFd<OwnedFd>,
+    listener: Watched<OwnedFd>,
 }
 
 impl StreamPort {
@@ -80,7 +81,7 @@ impl StreamPort {
     }
 }
 
-async fn take_connections(listener: AsyncFd<OwnedFd>, tokens: Arc<Tokens>) {
+async fn take_connections(listener: Watched<OwnedFd>, tokens: Arc<Tokens>) {
     let greeting = Arc::new(Semaphore::new(GREETING));
     loop {
         // The semaphore is never closed, so this is always a permit.
@@ -108,13 +109,10 @@ async fn take_connections(listener: AsyncFd<OwnedFd>, tokens: Arc<Tokens>) {
 }
 
 /// Takes the next connection, if it is the host's.
-async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Option<Socket>> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let accept = |listener: &OwnedFd| accept4(listener.as_raw_fd(), flags);
-    let accepted = when_ready(listener, Interest::READABLE, accept).await?;
-    // SAFETY: accept4 has just returned this descriptor, so it is open, and nobody else knows its
-    // number: we are its only owner.
-    let fd = unsafe { OwnedFd::from_raw_fd(accepted) };
+async fn accept(listener: &Watched<OwnedFd>) -> io::Result<Option<Socket>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let accept = |listener: &OwnedFd| accept_with(listener, flags);
+    let fd = when_ready(listener, Interest::READABLE, accept).await?;
     let peer: VsockAddr = getpeername(fd.as_raw_fd())?;
     if peer.cid() != libc::VMADDR_CID_HOST {
         log::warn!(
@@ -191,7 +189,7 @@ impl Tokens {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         // Held for single operations only. None of them leaves it half done.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 

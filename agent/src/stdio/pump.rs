@@ -11,16 +11,17 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kata_like_linux::lock;
+use kata_like_linux::watch::Watched;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
@@ -43,12 +44,12 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Our end of a process's standard output or error.
 pub struct PipeOutput {
-    pipe: AsyncFd<OwnedFd>,
+    pipe: Watched<OwnedFd>,
     sent: Mutex<u64>,
 }
 
 impl PipeOutput {
-    pub fn new(pipe: AsyncFd<OwnedFd>) -> Self {
+    pub fn new(pipe: Watched<OwnedFd>) -> Self {
         Self {
             pipe,
             sent: Mutex::new(0),
@@ -76,7 +77,7 @@ impl PipeOutput {
 
 /// Our end of a process's terminal.
 pub struct Terminal {
-    master: AsyncFd<OwnedFd>,
+    master: Watched<OwnedFd>,
     /// The other end, until the process has gone. Some processes close all that they have of it and
     /// open it again later, and in between the terminal has not ended.
     slave: Mutex<Option<OwnedFd>>,
@@ -107,7 +108,7 @@ impl Buffer {
         }
     }
 
-    fn read(&mut self, master: &AsyncFd<OwnedFd>) -> rustix::io::Result<usize> {
+    fn read(&mut self, master: &Watched<OwnedFd>) -> rustix::io::Result<usize> {
         let end = self.bytes.len();
         self.bytes.resize(end + TERMINAL_CHUNK, 0);
         let result = match self.bytes.get_mut(end..) {
@@ -121,7 +122,7 @@ impl Buffer {
 
 impl Terminal {
     /// Takes the master's end of a terminal, which does not block.
-    pub fn new(master: AsyncFd<OwnedFd>) -> rustix::io::Result<Self> {
+    pub fn new(master: Watched<OwnedFd>) -> rustix::io::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = ioctl_tiocgptpeer(&master, flags)?;
         Ok(Self {
@@ -138,7 +139,7 @@ impl Terminal {
     }
 
     /// The master's end.
-    pub fn master(&self) -> &AsyncFd<OwnedFd> {
+    pub fn master(&self) -> &Watched<OwnedFd> {
         &self.master
     }
 
@@ -179,13 +180,8 @@ impl Terminal {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is whole between any two statements that could panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Moves the host's bytes into the process's stdin.
-pub async fn into_pipe(mut expected: Expected, pipe: AsyncFd<OwnedFd>) {
+pub async fn into_pipe(mut expected: Expected, pipe: Watched<OwnedFd>) {
     let socket = tokio::select! {
         socket = expected.dialled() => socket,
         () = reader_gone(&pipe) => return,
@@ -197,7 +193,7 @@ pub async fn into_pipe(mut expected: Expected, pipe: AsyncFd<OwnedFd>) {
     // the process that left, the host sees that nobody reads.
 }
 
-async fn fill_pipe(socket: &Socket, pipe: &AsyncFd<OwnedFd>) -> io::Result<()> {
+async fn fill_pipe(socket: &Socket, pipe: &Watched<OwnedFd>) -> io::Result<()> {
     loop {
         let mut readable = tokio::select! {
             readable = socket.readable() => readable?,
@@ -224,7 +220,7 @@ async fn fill_pipe(socket: &Socket, pipe: &AsyncFd<OwnedFd>) -> io::Result<()> {
 }
 
 /// Waits until nobody can read from the pipe any more.
-async fn reader_gone(pipe: &AsyncFd<OwnedFd>) {
+async fn reader_gone(pipe: &Watched<OwnedFd>) {
     loop {
         let Ok(mut guard) = pipe.ready(Interest::ERROR).await else {
             return;
@@ -395,7 +391,7 @@ async fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Moves what is there between a pipe and a socket, without waiting for either.
-fn move_pages(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> rustix::io::Result<usize> {
+fn move_pages(from: &Watched<OwnedFd>, to: &Watched<OwnedFd>) -> rustix::io::Result<usize> {
     splice(
         from,
         None,
@@ -407,7 +403,7 @@ fn move_pages(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> rustix::io::Res
 }
 
 /// Which side of a splice was not ready: EAGAIN does not say.
-fn ready(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Result<(bool, bool)> {
+fn ready(from: &Watched<OwnedFd>, to: &Watched<OwnedFd>) -> io::Result<(bool, bool)> {
     let mut polled = [
         PollFd::new(from, PollFlags::IN),
         PollFd::new(to, PollFlags::OUT),
