@@ -24,7 +24,8 @@ pub fn attach(device: impl AsFd, template: &str, flags: c_int) -> io::Result<Str
         return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
     };
     name.copy_from_slice(template.as_bytes());
-    request.flags = c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let flags = u16::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    request.flags = flags.cast_signed();
     ioctl(device, Call::Attach(&mut request))?;
     let name = request.name.split(|byte| *byte == 0).next();
     Ok(String::from_utf8_lossy(name.unwrap_or_default()).into_owned())

@@ -35,13 +35,14 @@ pub struct Stats {
 impl Stats {
     /// Opens the statistics of the VM or vCPU behind `fd`. `None`: this KVM has none.
     pub fn of(fd: &impl AsRawFd) -> Option<Self> {
-        // SAFETY: KVM_GET_STATS_FD takes no argument and touches no memory of ours.
-        let stats = unsafe { ioctl(fd, request::KVM_GET_STATS_FD()) };
-        if stats < 0 {
-            return None;
-        }
-        // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
-        let file = unsafe { File::from_raw_fd(stats) };
+        // SAFETY: KVM_GET_STATS_FD takes no argument and touches no memory of ours. If it succeeds,
+        // the result is a new descriptor that nobody else owns.
+        let file = unsafe {
+            match ioctl(fd, request::KVM_GET_STATS_FD()) {
+                stats if stats < 0 => return None,
+                stats => File::from_raw_fd(stats),
+            }
+        };
         let values = read_names(&file)?;
         Some(Self { file, values })
     }

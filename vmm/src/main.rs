@@ -3,12 +3,12 @@
 //! The shim starts it with one connected socket as descriptor 3 and nothing else (crate `boot`). It
 //! says everything there.
 
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
 use kata_like_boot::{CONTROL_FD, Channel, End, EndReason, VmBoot, VmReport};
 use kata_like_failure::one_line;
+use kata_like_linux::fd::inherited;
 use kata_like_vmm::machine::Machine;
 
 fn main() -> ExitCode {
@@ -18,9 +18,14 @@ fn main() -> ExitCode {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     // The standard hook reads files for a backtrace, which the jail forbids.
     set_hook(Box::new(|panic| eprintln!("kata-like-vmm: {panic}")));
-    // SAFETY: descriptor 3 is this process's by contract, and nothing in the process has touched
-    // it. If it is not open, every call on it fails with EBADF.
-    let control = Channel::from_fd(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+    let control = match inherited(CONTROL_FD) {
+        Ok(control) => Channel::from_fd(control),
+        Err(error) => {
+            // A person started the program.
+            eprintln!("kata-like-vmm: take the control socket, descriptor {CONTROL_FD}: {error}");
+            std::process::exit(EndReason::Failed.exit_status().into());
+        }
+    };
     let end = match start(&control) {
         Ok(machine) => run(machine, &control),
         Err(detail) => End {

@@ -199,22 +199,21 @@ fn map(
         HugePages::Transparent => host("map")(errno),
         HugePages::Hugetlb => no_huge_pages(errno),
     })?;
+    // SAFETY: the advices given below change no content of the mapping made above, and none goes
+    // beyond it.
+    let advise = |bytes: usize, advice| unsafe { madvise(address, bytes.min(length), advice) };
     if huge == HugePages::Hugetlb && range.offset == 0 {
         // A cgroup's limit of huge pages counts when a page is touched. The first pages, which hold
-        // the kernel and the initrd, are touched at once; without them there is no guest. SAFETY:
-        // populating changes no content of the mapping made above, which is this long.
-        let touched = unsafe { madvise(address, MIN_MEMORY as usize, Advice::LinuxPopulateWrite) };
-        match touched {
+        // the kernel and the initrd, are touched at once; without them there is no guest.
+        match advise(MIN_MEMORY as usize, Advice::LinuxPopulateWrite) {
             Ok(()) | Err(rustix::io::Errno::INVAL) => {} // INVAL: before Linux 5.14
             Err(errno) => return Err(no_huge_pages(errno)),
         }
     }
-    // SAFETY: the advice concerns only the mapping made above; DONTDUMP changes no content.
-    unsafe { madvise(address, length, Advice::LinuxDontDump) }
-        .map_err(host("keep out of core dumps"))?;
+    advise(length, Advice::LinuxDontDump).map_err(host("keep out of core dumps"))?;
     if huge == HugePages::Transparent {
-        // SAFETY: as above. A host without transparent huge pages refuses; 4 KiB pages serve, too.
-        let _ = unsafe { madvise(address, length, Advice::LinuxHugepage) };
+        // A host without transparent huge pages refuses; 4 KiB pages serve, too.
+        let _ = advise(length, Advice::LinuxHugepage);
     }
     // SAFETY: `address` and `length` are the mapping made above. It is never unmapped or mapped
     // over: nothing else knows its address, and the region made here does not own it.

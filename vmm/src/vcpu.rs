@@ -7,16 +7,16 @@
 mod state;
 
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kata_like_boot::VcpuState;
 use kata_like_failure::one_line;
+use kata_like_linux::lock;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::{Bus, Effect};
 
@@ -153,10 +153,8 @@ impl Vcpus {
                     continue;
                 }
                 any = true;
-                // A signal that comes just before KVM_RUN is lost; the next one is not. SAFETY: the
-                // handle is neither joined nor detached, so the thread's id is still its own,
-                // whether the thread has finished or not.
-                unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+                // A signal that comes just before KVM_RUN is lost; the next one is not.
+                let _ = thread.kill(SIGRTMIN());
             }
             if !any {
                 return;
@@ -183,7 +181,7 @@ impl Question {
 
     fn lock(&self) -> MutexGuard<'_, Option<VcpuState>> {
         // Only one assignment happens under this lock.
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.answer)
     }
 }
 

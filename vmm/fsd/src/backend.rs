@@ -18,9 +18,10 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use kata_like_linux::lock;
 use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringState, VringT};
@@ -135,7 +136,7 @@ impl LockServer {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        unpoisoned(&self.waiting)
+        lock(&self.waiting)
     }
 }
 
@@ -177,7 +178,7 @@ impl Backend {
     }
 
     fn memory(&self) -> Result<Guard, Broken> {
-        let memory = unpoisoned(&self.memory);
+        let memory = lock(&self.memory);
         Ok(memory.as_ref().ok_or(Broken::NoMemory)?.memory())
     }
 
@@ -346,11 +347,6 @@ fn answer(
     Ok(length)
 }
 
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A thread that panics ends the process (`last_words`), so nobody sees its state.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl VhostUserBackend for Backend {
     type Bitmap = BitmapMmapRegion;
     type Vring = Vring;
@@ -381,7 +377,7 @@ impl VhostUserBackend for Backend {
 
     fn update_memory(&self, memory: GuestMemoryAtomic<Memory>) -> io::Result<()> {
         self.forget_waiting();
-        *unpoisoned(&self.memory) = Some(memory);
+        *lock(&self.memory) = Some(memory);
         Ok(())
     }
 

@@ -9,9 +9,10 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use kata_like_boot::{Channel, FsdReport};
+use kata_like_linux::lock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// The most lines that the library may log: the guest causes them.
@@ -71,7 +72,7 @@ extern "C" fn say() {
     if words.silent.load(Ordering::Relaxed) {
         return;
     }
-    let error = words.error.lock().unwrap_or_else(PoisonError::into_inner);
+    let error = lock(&words.error);
     if let Some(why) = error.clone() {
         // If the shim is gone nobody needs to know.
         let _ = words.control.send(&FsdReport::Failed { why }, &[]);
@@ -85,7 +86,7 @@ impl LastWords {
             .map(|char| if char.is_control() { ' ' } else { char })
             .take(MAX_LINE)
             .collect();
-        let mut error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut error = lock(&self.error);
         *error = Some(line.clone());
         line
     }

@@ -30,8 +30,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use kata_like_linux::lock;
 use ranges::{Kind, Range, Ranges};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use virtiofsd::filesystem::{Context, FileSystem, ZeroCopyWriter};
@@ -128,7 +129,7 @@ impl Owner {
     /// ones do not conflict, and others are excluded all the while.
     fn make_writable(&mut self, file: File) -> io::Result<()> {
         for (range, kind) in self.ranges.iter() {
-            lock(&file, libc::F_OFD_SETLK, range, Some(kind))?;
+            lock_range(&file, libc::F_OFD_SETLK, range, Some(kind))?;
         }
         self.file = file;
         self.read_only = false;
@@ -248,7 +249,7 @@ impl Locks {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         // A thread that panics ends the process (`last_words`), so nobody sees its state.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 
@@ -302,14 +303,14 @@ impl Table {
                 if owner.read_only && kind == Some(Kind::Write) {
                     owner.make_writable(open(file, true, proc_self_fd)?)?;
                 }
-                lock(&owner.file, libc::F_OFD_SETLK, request.range, kind)?;
+                lock_range(&owner.file, libc::F_OFD_SETLK, request.range, kind)?;
                 owner.handle = request.handle;
                 owner.ranges = ranges;
             }
             None if full => return refuse(libc::ENOLCK),
             None => {
                 let own = open(file, writable, proc_self_fd)?;
-                lock(&own, libc::F_OFD_SETLK, request.range, kind)?;
+                lock_range(&own, libc::F_OFD_SETLK, request.range, kind)?;
                 let owner = Owner {
                     file: own,
                     read_only: !writable,
@@ -332,7 +333,7 @@ impl Table {
     fn test(&self, file: &File, request: &Request, kind: Kind) -> io::Result<FileLock> {
         let key = (file_id(file)?, request.owner);
         let own = self.owners.get(&key).map_or(file, |owner| &owner.file);
-        let found = lock(own, libc::F_OFD_GETLK, request.range, Some(kind))?;
+        let found = lock_range(own, libc::F_OFD_GETLK, request.range, Some(kind))?;
         let start = found.l_start.cast_unsigned();
         let end = match found.l_len {
             0 => Range::LAST,
@@ -427,7 +428,12 @@ fn file_id(file: &File) -> io::Result<FileId> {
 }
 
 /// One fcntl(2) call for a lock of `file`; returns what the kernel left in its argument.
-fn lock(file: &File, command: i32, range: Range, kind: Option<Kind>) -> io::Result<libc::flock> {
+fn lock_range(
+    file: &File,
+    command: i32,
+    range: Range,
+    kind: Option<Kind>,
+) -> io::Result<libc::flock> {
     let l_type = match kind {
         Some(Kind::Read) => libc::F_RDLCK,
         Some(Kind::Write) => libc::F_WRLCK,

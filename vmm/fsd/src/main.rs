@@ -15,13 +15,13 @@ mod root;
 mod serve;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::ExitCode;
 
 use kata_like_boot::{CONTROL_FD, Channel, ChannelError, FsdBoot, FsdReport};
 use kata_like_failure::one_line;
+use kata_like_linux::fd::inherited;
 use rustix::fs::FileType;
-use rustix::io::FdFlags;
 
 /// The step that failed; the source is the cause.
 #[derive(Debug, thiserror::Error)]
@@ -83,16 +83,8 @@ fn run(control: &Channel) -> Result<(), FsdError> {
 
 /// Descriptor [`CONTROL_FD`], if it is a socket.
 fn take_control_socket() -> Option<Channel> {
-    // SAFETY: the descriptor is only borrowed for the two calls below, which fail with EBADF if it
-    // is not open; nothing in this process has opened, and so could close, it: main starts here.
-    let inherited = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
-    let kind = rustix::fs::fstat(inherited).ok()?.st_mode;
-    if FileType::from_raw_mode(kind) != FileType::Socket {
-        return None;
-    }
-    rustix::io::fcntl_setfd(inherited, FdFlags::CLOEXEC).ok()?;
-    // SAFETY: fstat has shown that it is open; this is the only place that takes ownership of it.
-    Some(Channel::from_fd(unsafe {
-        OwnedFd::from_raw_fd(CONTROL_FD)
-    }))
+    let control = inherited(CONTROL_FD).ok()?;
+    let kind = rustix::fs::fstat(&control).ok()?.st_mode;
+    let is_socket = FileType::from_raw_mode(kind) == FileType::Socket;
+    is_socket.then(|| Channel::from_fd(control))
 }

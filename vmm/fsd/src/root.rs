@@ -12,8 +12,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
+use kata_like_linux::mount::{MountAttributes, set_attributes};
+use kata_like_linux::namespace::unshare;
 use rustix::fs::CWD;
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
@@ -39,17 +41,21 @@ pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )
     .map_err(failed("clone /proc/self/fd"))?;
-    set_mount(&tree, true, 0, libc::MS_SLAVE)
+    let slave = MountAttributes {
+        propagation: libc::MS_SLAVE,
+        ..MountAttributes::default()
+    };
+    set_attributes(&tree, true, &slave)
         .map_err(failed("make the share a slave of the shim's mounts"))?;
-    let top = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    set_mount(&tree, false, top, 0).map_err(failed("make the share's top read-only"))?;
+    let read_only = MountAttributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        ..MountAttributes::default()
+    };
+    set_attributes(&tree, false, &read_only).map_err(failed("make the share's top read-only"))?;
 
     let namespaces =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    // SAFETY: unshare is unsafe because it can split what threads share. There is one thread (main
-    // has started none), and none of these flags concerns descriptors, memory or signals.
-    unsafe { rustix::thread::unshare_unsafe(namespaces) }
-        .map_err(failed("enter namespaces of its own"))?;
+    unshare(namespaces).map_err(failed("enter namespaces of its own"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", private).map_err(failed("cut the mount namespace off the host's"))?;
 
@@ -62,36 +68,6 @@ pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
     rustix::process::chdir(c"/").map_err(failed("change into the new root directory"))?;
     rustix::process::fchdir(&proc_self_fd).map_err(failed("change into /proc/self/fd"))?;
     Ok(File::from(proc_self_fd))
-}
-
-/// mount_setattr(2) on the mount that `tree` refers to.
-fn set_mount(tree: &OwnedFd, recursive: bool, set: u64, propagation: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation,
-        userns_fd: 0,
-    };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: mount_setattr(2) reads a NUL-terminated path and `size` bytes at `attr`.
-    // - The path is a C string literal.
-    // - `attributes` lives to the end of this function and is exactly `size` bytes.
-    // - The kernel writes to neither.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> RootError {

@@ -13,6 +13,10 @@ use std::io;
 use std::os::fd::RawFd;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use kata_like_linux::fd::close;
+use rustix::fs::{Gid, Uid};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 /// The step that failed, and what the kernel said.
 #[derive(Debug, thiserror::Error)]
@@ -39,19 +43,12 @@ pub fn drop_identity(uid: u32) -> Result<(), JailError> {
     }
     drop_bounding_set(&CapsHashSet::new())?;
     clear(CapSet::Ambient, "empty the ambient capabilities")?;
-    // SAFETY: with a count of 0 setgroups reads no memory, whatever the pointer.
-    check("give up all groups", unsafe {
-        libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>())
-    })?;
-    // The system calls change only the calling thread, which is the only one (module header).
-    // SAFETY: setresgid takes three plain numbers.
-    check("take a group id of its own", unsafe {
-        libc::syscall(libc::SYS_setresgid, uid, uid, uid)
-    })?;
-    // SAFETY: setresuid takes three plain numbers.
-    check("take a user id of its own", unsafe {
-        libc::syscall(libc::SYS_setresuid, uid, uid, uid)
-    })?;
+    // These calls change only the calling thread, which is the only one (module header).
+    set_thread_groups(&[]).map_err(failed("give up all groups"))?;
+    let group = Gid::from_raw(uid);
+    set_thread_res_gid(group, group, group).map_err(failed("take a group id of its own"))?;
+    let user = Uid::from_raw(uid);
+    set_thread_res_uid(user, user, user).map_err(failed("take a user id of its own"))?;
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
         clear(set, "empty the capability sets")?;
     }
@@ -75,10 +72,7 @@ pub fn drop_capabilities(keep: &[Capability]) -> Result<(), JailError> {
 /// From now on no set-user-id file and no file capability gives this process or its children
 /// anything (prctl(2), PR_SET_NO_NEW_PRIVS). Seccomp filters need this, too.
 pub fn no_new_privileges() -> Result<(), JailError> {
-    // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers; the unused ones must be 0 and are.
-    check("set no_new_privs", unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into()
-    })
+    set_no_new_privs(true).map_err(failed("set no_new_privs"))
 }
 
 /// Closes every file descriptor from 3 up that is not in `keep`: if a parent forgot close-on-exec,
@@ -92,22 +86,15 @@ pub fn close_other_fds(keep: &[RawFd]) -> Result<(), JailError> {
         .filter(|fd| *fd >= 3)
         .collect();
     kept.sort_unstable();
+    let step = "close inherited file descriptors";
     let mut first = 3;
     for fd in kept {
         if fd > first {
-            close_range(first, fd - 1)?;
+            close(first..=fd - 1).map_err(failed(step))?;
         }
         first = first.max(fd + 1);
     }
-    close_range(first, u32::MAX)
-}
-
-fn close_range(first: u32, last: u32) -> Result<(), JailError> {
-    // SAFETY: close_range takes plain numbers. The caller of `close_other_fds` guarantees that
-    // nobody uses a closed descriptor.
-    check("close inherited file descriptors", unsafe {
-        libc::syscall(libc::SYS_close_range, first, last, 0)
-    })
+    close(first..=u32::MAX).map_err(failed(step))
 }
 
 fn drop_bounding_set(keep: &CapsHashSet) -> Result<(), JailError> {
@@ -129,25 +116,17 @@ fn clear(set: CapSet, step: &'static str) -> Result<(), JailError> {
 }
 
 fn no_core_dump() -> Result<(), JailError> {
-    // SAFETY: PR_SET_DUMPABLE takes plain numbers.
-    check("forbid dumps and tracing", unsafe {
-        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0).into()
-    })?;
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(failed("forbid dumps and tracing"))?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
     };
-    // SAFETY: `none` is a live rlimit that the kernel only reads.
-    check("forbid core dumps", unsafe {
-        libc::setrlimit(libc::RLIMIT_CORE, &none).into()
-    })
+    setrlimit(Resource::Core, none).map_err(failed("forbid core dumps"))
 }
 
-fn check(step: &'static str, result: i64) -> Result<(), JailError> {
-    if result < 0 {
-        return Err(JailError::new(step, io::Error::last_os_error()));
-    }
-    Ok(())
+fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {
+    move |why| JailError::new(step, why.into())
 }
 
 fn from_caps(step: &'static str, why: caps::errors::CapsError) -> JailError {

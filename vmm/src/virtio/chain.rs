@@ -9,7 +9,7 @@
 //! The guest can still change the buffers' contents: read what you decide upon once, into a copy.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -19,7 +19,7 @@ use vm_memory::{
 };
 
 use super::guest::GuestRam;
-use super::number;
+use super::vectors;
 
 /// The most buffers that one system call reads or writes (the kernel's own limit is 1,024).
 const MAX_VECTORS: usize = 64;
@@ -296,10 +296,7 @@ impl Chain {
     /// One `readv(2)` of at most `limit` bytes from `source` straight into the writable buffers.
     /// `Ok(0)` is the source's end, if `limit` and [`Chain::writable`] are not 0.
     pub fn write_from(&mut self, source: impl AsFd, limit: usize) -> io::Result<usize> {
-        self.fill(limit, |vectors, count| {
-            // SAFETY: `fill` guarantees the vectors; the descriptor stays borrowed.
-            unsafe { libc::readv(source.as_fd().as_raw_fd(), vectors, count) }
-        })
+        self.fill(source, limit, None)
     }
 
     /// Like [`Chain::write_from`], from `offset` on (`preadv(2)`).
@@ -309,19 +306,12 @@ impl Chain {
         limit: usize,
         offset: u64,
     ) -> io::Result<usize> {
-        let offset = file_offset(offset)?;
-        self.fill(limit, |vectors, count| {
-            // SAFETY: `fill` guarantees the vectors; the descriptor stays borrowed.
-            unsafe { libc::preadv(source.as_fd().as_raw_fd(), vectors, count, offset) }
-        })
+        self.fill(source, limit, Some(offset))
     }
 
     /// One `writev(2)` of at most `limit` readable bytes straight to `target`.
     pub fn read_into(&mut self, target: impl AsFd, limit: usize) -> io::Result<usize> {
-        self.drain(limit, |vectors, count| {
-            // SAFETY: `drain` guarantees the vectors; the descriptor stays borrowed.
-            unsafe { libc::writev(target.as_fd().as_raw_fd(), vectors, count) }
-        })
+        self.drain(target, limit, None)
     }
 
     /// Like [`Chain::read_into`], to `offset` on (`pwritev(2)`).
@@ -331,11 +321,7 @@ impl Chain {
         limit: usize,
         offset: u64,
     ) -> io::Result<usize> {
-        let offset = file_offset(offset)?;
-        self.drain(limit, |vectors, count| {
-            // SAFETY: `drain` guarantees the vectors; the descriptor stays borrowed.
-            unsafe { libc::pwritev(target.as_fd().as_raw_fd(), vectors, count, offset) }
-        })
+        self.drain(target, limit, Some(offset))
     }
 
     /// One `writev(2)` of a packet: `head`, then all readable bytes. They are used up if all of it
@@ -346,27 +332,11 @@ impl Chain {
         if length != head.len() + self.readable.left {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
-        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
-        let mut vectors = vec![libc::iovec {
-            iov_base: head.as_ptr().cast_mut().cast(),
-            iov_len: head.len(),
-        }];
-        vectors.extend(guards.iter().map(|guard| libc::iovec {
-            iov_base: guard.as_ptr().cast_mut().cast(),
-            iov_len: guard.len(),
-        }));
-        let (vectors, count) = (vectors.as_ptr(), number::int(vectors.len())?);
-        // SAFETY: the first vector is `head`; `drain` says how the others are mapped. All of them
-        // and the descriptor live to the end of the call, which only reads them.
-        let sent = unsafe { libc::writev(target.as_fd().as_raw_fd(), vectors, count) };
-        match usize::try_from(sent) {
-            Err(_) => Err(io::Error::last_os_error()),
-            Ok(sent) if sent != length => Err(io::ErrorKind::WriteZero.into()),
-            Ok(_) => {
-                self.readable.advance(self.readable.left);
-                Ok(())
-            }
+        if vectors::write(target, None, head, &slices)? != length {
+            return Err(io::ErrorKind::WriteZero.into());
         }
+        self.readable.advance(self.readable.left);
+        Ok(())
     }
 
     /// Leaves `count` writable bytes (or all that are left) as they are. They count as written.
@@ -376,49 +346,17 @@ impl Chain {
         self.count_written(count);
     }
 
-    /// Lets one system call write to the writable buffers. Each vector is one `VolatileSlice` of
-    /// guest memory, mapped and writable for the whole call: `guards` and `self.memory` outlive it.
-    /// The kernel writes there without any Rust reference to it. The guest may write there, too,
-    /// which volatile memory allows. There are at most MAX_VECTORS.
-    fn fill(
-        &mut self,
-        limit: usize,
-        call: impl FnOnce(*const libc::iovec, libc::c_int) -> isize,
-    ) -> io::Result<usize> {
+    fn fill(&mut self, source: impl AsFd, limit: usize, offset: Option<u64>) -> io::Result<usize> {
         let slices = self.slices(&self.writable, limit)?;
-        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-        let vectors: Vec<libc::iovec> = guards
-            .iter()
-            .map(|guard| libc::iovec {
-                iov_base: guard.as_ptr().cast(),
-                iov_len: guard.len(),
-            })
-            .collect();
-        let got = call(vectors.as_ptr(), number::int(vectors.len())?);
-        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        let got = vectors::read(source, offset, &mut [], &slices)?;
         self.writable.advance(got);
         self.count_written(got);
         Ok(got)
     }
 
-    /// Like [`Chain::fill`], for a system call that reads the readable buffers. iovec's pointer is
-    /// mutable all the same.
-    fn drain(
-        &mut self,
-        limit: usize,
-        call: impl FnOnce(*const libc::iovec, libc::c_int) -> isize,
-    ) -> io::Result<usize> {
+    fn drain(&mut self, target: impl AsFd, limit: usize, offset: Option<u64>) -> io::Result<usize> {
         let slices = self.slices(&self.readable, limit)?;
-        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
-        let vectors: Vec<libc::iovec> = guards
-            .iter()
-            .map(|guard| libc::iovec {
-                iov_base: guard.as_ptr().cast_mut().cast(),
-                iov_len: guard.len(),
-            })
-            .collect();
-        let sent = call(vectors.as_ptr(), number::int(vectors.len())?);
-        let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+        let sent = vectors::write(target, offset, &[], &slices)?;
         self.readable.advance(sent);
         Ok(sent)
     }
@@ -466,27 +404,7 @@ pub fn receive_packet(source: impl AsFd, head: &mut [u8], chains: &[Chain]) -> i
             slices.push(behind.map_err(io::Error::other)?);
         }
     }
-    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let mut vectors = vec![libc::iovec {
-        iov_base: head.as_mut_ptr().cast(),
-        iov_len: head.len(),
-    }];
-    vectors.extend(guards.iter().map(|guard| libc::iovec {
-        iov_base: guard.as_ptr().cast(),
-        iov_len: guard.len(),
-    }));
-    let (vectors, count) = (vectors.as_ptr(), number::int(vectors.len())?);
-    // SAFETY: the first vector is `head`, borrowed for writing; `Chain::fill` says how the others
-    // are mapped and writable. All of them and the descriptor live to the end of the call.
-    let got = unsafe { libc::readv(source.as_fd().as_raw_fd(), vectors, count) };
-    usize::try_from(got).map_err(|_| io::Error::last_os_error())
-}
-
-/// Checks that a file's position can be `offset`.
-fn file_offset(offset: u64) -> io::Result<libc::off_t> {
-    offset
-        .try_into()
-        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    vectors::read(source, None, head, &slices)
 }
 
 fn outside(buffer: &Buffer) -> Malformed {

@@ -18,8 +18,9 @@ mod registers;
 mod state;
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
+use kata_like_linux::lock;
 use rustix::event::epoll::EventFlags;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -253,9 +254,7 @@ impl Slot {
 
     /// A panic under the lock ends the VM anyway; until then the state is still whole.
     fn lock(&self) -> MutexGuard<'_, Transport> {
-        self.transport
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.transport)
     }
 
     fn write_status(&self, value: u32) -> Result<(), DeviceError> {

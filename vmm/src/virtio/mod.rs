@@ -34,6 +34,7 @@ pub(crate) mod net;
 mod number;
 pub(crate) mod queue;
 pub(crate) mod rng;
+mod vectors;
 pub mod vsock;
 pub(crate) mod worker;
 

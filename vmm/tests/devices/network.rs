@@ -1,9 +1,8 @@
 //! A real guest's interface over a real tap, in a network namespace of the test's own thread.
 
 use std::fs;
-use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Instant;
 
@@ -16,8 +15,7 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// Moves this thread to a network namespace of its own, which ends with the thread.
 fn enter_new_namespace() {
-    // SAFETY: the flag concerns only the calling thread, and the sockets that it opens later.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
 }
 
 fn tap(name: &str, flags: libc::c_int) -> OwnedFd {
@@ -26,16 +24,7 @@ fn tap(name: &str, flags: libc::c_int) -> OwnedFd {
         .write(true)
         .open("/dev/net/tun")
         .unwrap();
-    // SAFETY: `ifreq` is plain data, of which all zeros is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`; its address is live and exclusively
-    // ours.
-    let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    kata_like_linux::tun::attach(&tun, name, flags).unwrap();
     tun.into()
 }
 

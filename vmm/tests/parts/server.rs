@@ -31,8 +31,7 @@ pub struct FsServer {
 impl FsServer {
     /// Serves an empty folder per share. The host may change `volumes`.
     pub fn start(shares: &[&'static str]) -> Self {
-        // SAFETY: the flag moves only the calling thread to a copy of the mount table.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+        kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
         let cut = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", cut).unwrap();
         let folder = tempfile::tempdir().unwrap();

@@ -117,7 +117,7 @@ fn host_gets(path: &Path, (start, end): (u64, u64)) -> bool {
         .open(path)
         .unwrap();
     let range = Range::new(start, end).unwrap();
-    lock(&file, libc::F_OFD_SETLK, range, Some(Kind::Write)).is_ok()
+    lock_range(&file, libc::F_OFD_SETLK, range, Some(Kind::Write)).is_ok()
 }
 
 #[test]

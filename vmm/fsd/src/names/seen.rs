@@ -11,9 +11,10 @@
 //! too many files ([`MOST`]) cost one request each, no more.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kata_like_linux::lock;
 use virtiofsd::fuse::Attr;
 
 /// The most files that we remember.
@@ -69,7 +70,7 @@ impl Seen {
 
     fn files(&self) -> MutexGuard<'_, HashMap<u64, Content>> {
         // A thread that panics ends the process (`last_words`), so nobody sees its state.
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.files)
     }
 }
 

@@ -36,8 +36,7 @@ impl Server {
     }
 
     pub fn spawn(directories: &[&str]) -> Self {
-        // SAFETY: the flag moves only the calling thread to a copy of the mount table.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+        kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
         let cut = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", cut).unwrap();
         let state = tempfile::tempdir().unwrap();

@@ -4,7 +4,9 @@
 //! all (Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use kata_like_linux::tun;
 
 use super::features::{FEATURE_GUEST_CSUM, FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6};
 use super::header::SIZE;
@@ -17,7 +19,7 @@ pub enum BadTap {
     NoTap(#[source] io::Error),
     /// It is attached with flags other than those we need.
     #[error("add an interface: the descriptor's flags are {0:#x}, not a tap's with vnet headers")]
-    Flags(u16),
+    Flags(libc::c_int),
     #[error("add an interface: {step}")]
     Set {
         step: &'static str,
@@ -37,34 +39,18 @@ pub struct Tap {
 impl Tap {
     /// Takes the descriptor if it is a tap whose frames have virtio's header.
     pub fn new(file: OwnedFd) -> Result<Self, BadTap> {
-        // SAFETY: `ifreq` is plain data, of which all zeros is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        // SAFETY: TUNGETIFF writes one `struct ifreq`; its address is live and exclusively ours. On
-        // a descriptor of another kind the call fails and writes nothing.
-        let got = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
-        if got != 0 {
-            return Err(BadTap::NoTap(io::Error::last_os_error()));
-        }
-        // SAFETY: TUNGETIFF has set this member of the union; any bytes are a `c_short`.
-        let flags = unsafe { request.ifr_ifru.ifru_flags }.cast_unsigned();
+        let flags = tun::flags(&file).map_err(BadTap::NoTap)?;
         // IFF_NO_PI can't be compared: in the answer its bit means IFF_NOFILTER.
         let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR;
-        let bits = libc::c_int::from(flags);
-        if bits & wanted != wanted || bits & libc::IFF_MULTI_QUEUE != 0 {
+        if flags & wanted != wanted || flags & libc::IFF_MULTI_QUEUE != 0 {
             return Err(BadTap::Flags(flags));
         }
-        let size = number::int(SIZE).map_err(|source| BadTap::Set {
-            step: "take the size of its headers",
-            source,
-        })?;
-        // SAFETY: TUNSETVNETHDRSZ reads one int, whose address is live.
-        let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) };
-        if set != 0 {
-            return Err(BadTap::Set {
+        number::int(SIZE)
+            .and_then(|size| tun::set_header_size(&file, size))
+            .map_err(|source| BadTap::Set {
                 step: "set the size of its headers",
-                source: io::Error::last_os_error(),
-            });
-        }
+                source,
+            })?;
         rustix::io::ioctl_fionbio(&file, true).map_err(|errno| BadTap::Set {
             step: "make it non-blocking",
             source: errno.into(),
@@ -88,17 +74,7 @@ impl Tap {
         if !self.is_tap {
             return Ok(());
         }
-        // SAFETY: TUNSETOFFLOAD takes its argument as a number.
-        match unsafe {
-            libc::ioctl(
-                self.file.as_raw_fd(),
-                libc::TUNSETOFFLOAD,
-                libc::c_ulong::from(offloads),
-            )
-        } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        tun::set_offloads(&self.file, offloads)
     }
 
     /// A socket in the place of a tap; each message is a frame.

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::thread::sleep;
@@ -189,16 +189,7 @@ fn attach(name: &str, flags: libc::c_int) -> OwnedFd {
         .write(true)
         .open("/dev/net/tun");
     let tun = tun.unwrap();
-    // SAFETY: `ifreq` is plain data, of which all zeros is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`; its address is live and exclusively
-    // ours.
-    let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    kata_like_linux::tun::attach(&tun, name, flags).unwrap();
     tun.into()
 }
 
@@ -206,8 +197,7 @@ fn attach(name: &str, flags: libc::c_int) -> OwnedFd {
 #[test]
 fn a_real_tap_serves_until_it_is_deleted() {
     let test = || {
-        // SAFETY: the flag concerns only the calling thread, and what it opens or starts later.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         let null = fs::File::open("/dev/null").unwrap().into();
         assert!(matches!(Tap::new(null), Err(BadTap::NoTap(_))));
