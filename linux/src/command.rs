@@ -1,16 +1,21 @@
 //! What the standard library's `Command` does not do between fork and exec.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::fd;
 
-/// Has the program find `descriptors` as its descriptors `first` (3 or more), `first + 1`, and so on.
-/// This process's own copies close when the command is dropped.
-pub fn hand_over(command: &mut Command, descriptors: Vec<OwnedFd>, first: RawFd) -> io::Result<()> {
-    let floor = usize::try_from(first.max(3)).unwrap_or(3);
+/// Has the program find copies of `descriptors` as its descriptors `first` (3 or more), `first + 1`, and
+/// so on. This process's copies close when the command is dropped.
+pub fn hand_over(
+    command: &mut Command,
+    descriptors: &[BorrowedFd<'_>],
+    first: RawFd,
+) -> io::Result<()> {
+    let first = first.max(3);
+    let floor = first.unsigned_abs() as usize;
     let end = floor + descriptors.len();
     let mut lifted = Vec::new();
     // The numbers that the program's descriptors will have are taken until the command is dropped.
@@ -19,7 +24,7 @@ pub fn hand_over(command: &mut Command, descriptors: Vec<OwnedFd>, first: RawFd)
     let mut taken = Vec::new();
     for descriptor in descriptors {
         loop {
-            let copy = fd::lift(descriptor.as_fd(), floor)?;
+            let copy = fd::lift(*descriptor, floor)?;
             if usize::try_from(copy.as_raw_fd()).is_ok_and(|number| number >= end) {
                 lifted.push(copy);
                 break;
@@ -27,7 +32,6 @@ pub fn hand_over(command: &mut Command, descriptors: Vec<OwnedFd>, first: RawFd)
             taken.push(copy);
         }
     }
-    let first = first.max(3);
     let hand_over = move || {
         let _ = &taken;
         fd::arrange(&lifted, first)
@@ -42,6 +46,7 @@ pub fn hand_over(command: &mut Command, descriptors: Vec<OwnedFd>, first: RawFd)
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::fd::AsFd;
     use std::process::Stdio;
 
     #[test]
@@ -49,10 +54,9 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "echo one >&5; echo two >&6"]);
-        let both = vec![writer.try_clone().unwrap(), writer];
-        hand_over(&mut command, both, 5).unwrap();
+        hand_over(&mut command, &[writer.as_fd(), writer.as_fd()], 5).unwrap();
         assert!(command.status().unwrap().success());
-        drop(command);
+        drop((command, writer));
         let mut text = String::new();
         std::fs::File::from(reader)
             .read_to_string(&mut text)
@@ -64,10 +68,10 @@ mod tests {
     /// The report of a failed exec has a number of its own, whatever is handed over.
     #[test]
     fn a_program_that_is_not_there_is_told() {
-        let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let null = std::fs::File::open("/dev/null").unwrap();
         let mut command = Command::new("/nowhere/x");
         command.stdin(Stdio::null());
-        hand_over(&mut command, (0..20).map(|_| null()).collect(), 3).unwrap();
+        hand_over(&mut command, &[null.as_fd(); 20], 3).unwrap();
         let refused = command.spawn().map(drop).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::NotFound);
     }

@@ -7,9 +7,9 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use kata_like_boot::{
     VERSION, VmBoot, VmCommand, VmFds, VmReport, open_kvm,
 };
 use kata_like_config::Config;
+use kata_like_linux::command::hand_over;
 
 /// How long a VMM may take to stop before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
@@ -265,31 +266,8 @@ impl Vmm {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(its_stderr);
-        // The lowest free number from CONTROL_FD on. So CONTROL_FD is either this one or taken, and
-        // stays so until `spawn` returns, since this process has one thread. Then no descriptor of
-        // std is overwritten in the child.
-        let theirs = rustix::io::fcntl_dupfd_cloexec(theirs.as_fd(), CONTROL_FD)
-            .map_err(|errno| prepare("copy a descriptor")(errno.into()))?;
-        let from = theirs.as_raw_fd();
-        // SAFETY: between fork and exec the closure makes one system call and nothing else: no
-        // allocation, no lock.
-        // - `from` is open in the child: `theirs` lives until after `spawn`, and fork copies
-        //   descriptors.
-        // - std does not use CONTROL_FD there, see above. If both numbers are the same dup2 would
-        //   leave close-on-exec set, hence the other call.
-        unsafe {
-            command.pre_exec(move || {
-                let done = if from == CONTROL_FD {
-                    libc::fcntl(from, libc::F_SETFD, 0)
-                } else {
-                    libc::dup2(from, CONTROL_FD)
-                };
-                match done {
-                    -1 => Err(io::Error::last_os_error()),
-                    _ => Ok(()),
-                }
-            });
-        }
+        hand_over(&mut command, &[theirs.as_fd()], CONTROL_FD)
+            .map_err(prepare("copy a descriptor"))?;
         let child = command.spawn().map_err(|source| BootError::Spawn {
             path: path.into(),
             source,

@@ -19,6 +19,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount};
+use rustix::process::WaitOptions;
 
 use crate::error::HostError;
 use crate::setup;
@@ -183,20 +184,17 @@ fn scale() -> Result<f64, HostError> {
 /// Reaps children: all that have ended, or with `until` one after the other until that one ends.
 fn reap(until: Option<u32>) -> Option<i32> {
     loop {
-        let flags = if until.is_some() { 0 } else { libc::WNOHANG };
-        let mut status = 0;
-        // SAFETY: waitpid writes one int to a live local variable and touches nothing else. No
-        // `Child` of this process is waited for elsewhere, so no other wait loses its status.
-        let pid = unsafe { libc::waitpid(-1, &mut status, flags) };
-        if pid <= 0 {
+        let how = match until {
+            Some(_) => WaitOptions::empty(),
+            None => WaitOptions::NOHANG,
+        };
+        // No `Child` of this process is waited for elsewhere, so no other wait loses its status.
+        let Ok(Some((pid, status))) = rustix::process::wait(how) else {
             return None;
-        }
-        if until.is_some_and(|wanted| i64::from(wanted) == i64::from(pid)) {
-            return Some(if libc::WIFEXITED(status) {
-                libc::WEXITSTATUS(status)
-            } else {
-                128 + libc::WTERMSIG(status)
-            });
+        };
+        if until.is_some_and(|wanted| i64::from(wanted) == i64::from(pid.as_raw_pid())) {
+            let signal = status.terminating_signal().unwrap_or_default();
+            return Some(status.exit_status().unwrap_or(128 + signal));
         }
     }
 }
