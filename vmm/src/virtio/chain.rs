@@ -19,7 +19,7 @@ use vm_memory::{
 };
 
 use super::guest::GuestRam;
-use super::vectors;
+use super::{number, vectors};
 
 /// The most buffers that one system call reads or writes (the kernel's own limit is 1,024).
 const MAX_VECTORS: usize = 64;
