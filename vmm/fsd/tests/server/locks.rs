@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use rustix::mount::mount_bind;
 use virtiofsd::fuse::{self, AttrOut, FileLock, LkIn, LkOut, OpenOut};
 
@@ -96,14 +97,14 @@ fn open(guest: &mut Guest, node: u64) -> u64 {
 /// Whether a process of the host can lock the whole file, by POSIX or by flock.
 fn host_locks(file: &File, flock: bool) -> bool {
     match flock {
-        true => file.try_lock().is_ok(),
+        true => rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok(),
         false => posix_lock(file, libc::F_WRLCK),
     }
 }
 
 fn host_unlocks(file: &File, flock: bool) {
     match flock {
-        true => file.unlock().unwrap(),
+        true => rustix::fs::flock(file, FlockOperation::Unlock).unwrap(),
         false => assert!(posix_lock(file, libc::F_UNLCK)),
     }
 }
