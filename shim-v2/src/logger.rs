@@ -7,12 +7,13 @@
 //! from a SIGTERM. (Facts: containerd, `cmd/containerd-shim-runc-v2/process/io.go`.)
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use kata_like_linux::command::hand_over;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 use tokio::io::AsyncReadExt;
@@ -83,11 +84,6 @@ impl Logger {
         let (stdout_read, stdout) = pair().map_err(failed("make a pipe"))?;
         let (stderr_read, stderr) = pair().map_err(failed("make a pipe"))?;
         let (ready, ready_write) = pair().map_err(failed("make a pipe"))?;
-        let inherited = [
-            stdout_read.as_raw_fd(),
-            stderr_read.as_raw_fd(),
-            ready_write.as_raw_fd(),
-        ];
         let mut command = Command::new(&program);
         command
             .args(arguments)
@@ -97,13 +93,10 @@ impl Logger {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        // SAFETY: the closure runs between fork and exec in the child of a threaded process, where
-        // only async-signal-safe calls are sound: it calls dup2 alone, allocates nothing and locks
-        // nothing. The numbers it captures are open in the child: the owners live until `spawn` has
-        // returned. They are 10 or more (`pair`), so no dup2 overwrites one that a later one reads.
-        unsafe { command.pre_exec(move || hand_over(inherited)) };
+        let handed = [&stdout_read, &stderr_read, &ready_write].map(AsFd::as_fd);
+        hand_over(command.as_std_mut(), &handed, 3).map_err(failed("copy its descriptors"))?;
         let child = command.spawn().map_err(failed("run it"))?;
-        drop((stdout_read, stderr_read, ready_write));
+        drop((command, stdout_read, stderr_read, ready_write));
 
         let logger = Self { program, child };
         logger.wait_ready(ready).await?;
@@ -155,26 +148,7 @@ impl Logger {
     }
 }
 
-/// A pipe (read end, write end), both numbered 10 or more.
+/// A pipe: read end, write end.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((raise(&read)?, raise(&write)?))
-}
-
-fn raise(fd: &OwnedFd) -> io::Result<OwnedFd> {
-    let raised = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(10))?;
-    // SAFETY: fcntl has just made this descriptor for us; nothing else knows its number.
-    Ok(unsafe { OwnedFd::from_raw_fd(raised) })
-}
-
-fn hand_over(inherited: [RawFd; 3]) -> io::Result<()> {
-    for (from, to) in inherited.into_iter().zip(3..) {
-        // SAFETY: dup2 takes two numbers and touches no memory of ours. `from` is open, and `to`
-        // (3, 4, 5) may be open here as well: it is a close-on-exec descriptor that exec would
-        // close anyway.
-        if unsafe { libc::dup2(from, to) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+    Ok(pipe2(OFlag::O_CLOEXEC)?)
 }

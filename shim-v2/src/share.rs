@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kata_like_config::state::{StateFolder, name};
+use kata_like_linux::mount::{MountAttributes, set_attributes};
+use kata_like_linux::namespace::unshare;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -44,8 +46,7 @@ pub use volumes::SharedVolume;
 pub fn own_namespace() -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let host = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
-    // SAFETY: only NEWNS is asked for: no descriptor table is unshared.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+    unshare(rustix::thread::UnshareFlags::NEWNS)?;
     mount_change(
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
@@ -53,26 +54,16 @@ pub fn own_namespace() -> io::Result<OwnedFd> {
     Ok(host)
 }
 
-/// Attributes of mount_setattr(2).
-#[repr(C)]
-#[derive(Default)]
-struct MountAttributes {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns: u64,
-}
-
 const RDONLY: u64 = 0x1;
 const NOSUID: u64 = 0x2;
 const NODEV: u64 = 0x4;
 
-fn set_attributes(mount: BorrowedFd, set: u64, recursive: bool) -> io::Result<()> {
+fn set_flags(mount: BorrowedFd, set: u64, recursive: bool) -> io::Result<()> {
     let attributes = MountAttributes {
         set,
         ..MountAttributes::default()
     };
-    set_mount(mount, &attributes, recursive)
+    set_attributes(mount, recursive, &attributes)
 }
 
 /// Whether a tree gets what is mounted below its source later on; what is mounted in the tree never
@@ -85,28 +76,7 @@ fn set_following(tree: BorrowedFd, follows: bool) -> io::Result<()> {
         },
         ..MountAttributes::default()
     };
-    set_mount(tree, &attributes, true)
-}
-
-/// mount_setattr(2).
-fn set_mount(mount: BorrowedFd, attributes: &MountAttributes, recursive: bool) -> io::Result<()> {
-    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty C string, `attributes` a live struct mount_attr of the size
-    // passed; the kernel only reads both.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            std::os::fd::AsRawFd::as_raw_fd(&mount),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | recursive,
-            std::ptr::from_ref(attributes),
-            size_of::<MountAttributes>(),
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    set_attributes(tree, true, &attributes)
 }
 
 /// One of the two directories of the share.
@@ -195,7 +165,7 @@ impl Share {
             gone: AtomicBool::new(false),
         };
         let here = open_directory(CWD, &path).map_err(|errno| failed("open", errno.into()))?;
-        set_attributes(here.as_fd(), RDONLY | NOSUID | NODEV, false)
+        set_flags(here.as_fd(), RDONLY | NOSUID | NODEV, false)
             .map_err(|cause| failed("restrict", cause))?;
         // First private: the mount below /run is in a group with the host's.
         for kind in [
@@ -296,7 +266,7 @@ impl Share {
         })?;
         if volume.read_only {
             // Below the top only what the host has made read-only is: as `ro` means to runc.
-            set_attributes(tree.as_fd(), RDONLY, false).map_err(|cause| {
+            set_flags(tree.as_fd(), RDONLY, false).map_err(|cause| {
                 Failure::failed(format!("{}: make read-only", volume.field), cause)
             })?;
         }
@@ -328,7 +298,7 @@ impl Share {
                 format!("mount {}: the pod ends", path.display()),
             ));
         }
-        set_attributes(tree.as_fd(), NOSUID | NODEV, true)
+        set_flags(tree.as_fd(), NOSUID | NODEV, true)
             .map_err(|cause| failed("restrict the mount for", cause))?;
         let directory = match part {
             Part::Rootfs => &self.rootfs,

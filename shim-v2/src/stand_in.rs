@@ -155,9 +155,9 @@ fn settle() -> Result<(), (&'static str, rustix::io::Errno)> {
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None, none).map_err(|errno| ("drop capabilities", errno))?;
-    // SAFETY: numbers only. Nothing in this process uses a descriptor above 0 any more; an error
-    // message after this would be lost, and there is none.
-    unsafe { libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) };
+    // Nothing in this process uses a descriptor above 0 any more; an error message after this would be
+    // lost, and there is none.
+    let _ = kata_like_linux::fd::close(1..=u32::MAX);
     Ok(())
 }
 
@@ -165,9 +165,8 @@ fn settle() -> Result<(), (&'static str, rustix::io::Errno)> {
 fn wait() {
     let mut bytes = [0u8; 16];
     loop {
-        // SAFETY: descriptor 0 is open: the shim gave it, and nothing here closes it.
-        let pipe = unsafe { BorrowedFd::borrow_raw(0) };
-        match rustix::io::read(pipe, &mut bytes) {
+        // Descriptor 0: the shim gave it, and nothing here closes it.
+        match rustix::io::read(io::stdin(), &mut bytes) {
             Ok(0) => return,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return,

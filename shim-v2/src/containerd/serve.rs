@@ -7,7 +7,7 @@
 //! containerd that died before its first call. At its end socket and sandbox are gone.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -19,6 +19,7 @@ use containerd_shim_protos::ttrpc;
 use futures::Stream;
 use futures::stream::unfold;
 use kata_like_config::state::NetworkLock;
+use kata_like_linux::fd::inherited;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -98,27 +99,19 @@ pub fn run(flags: &Flags) -> Result<(), ServeError> {
 
 /// The descriptor that `start` has handed over, if it is one.
 fn take_listener() -> io::Result<StdUnixListener> {
-    // SAFETY: borrowed for one question, which fails with EBADF where nothing is open.
-    let inherited = unsafe { BorrowedFd::borrow_raw(LISTENER) };
-    if !rustix::net::sockopt::socket_acceptconn(inherited)? {
+    let listener = inherited(LISTENER)?;
+    if !rustix::net::sockopt::socket_acceptconn(&listener)? {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: it is open, a listening socket, and nobody else's: `start` has put it there for this
-    // process, which has opened nothing of its own yet.
-    let listener = StdUnixListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER) });
+    let listener = StdUnixListener::from(listener);
     listener.set_nonblocking(true)?;
-    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)?;
     Ok(listener)
 }
 
 /// The lock that `start` has handed over, if the pod's network namespace was known by then.
 fn take_network() -> Option<NetworkLock> {
-    // SAFETY: borrowed for one question, which fails with EBADF where nothing is open.
-    let inherited = unsafe { BorrowedFd::borrow_raw(NETWORK) };
-    rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC).ok()?;
-    // SAFETY: it is open and nobody else's: `start`, which has put the listening socket before it,
-    // has opened it for this process, on /dev/null if there is no lock.
-    NetworkLock::inherited(unsafe { OwnedFd::from_raw_fd(NETWORK) })
+    // On /dev/null if there is no lock.
+    NetworkLock::inherited(inherited(NETWORK).ok()?)
 }
 
 async fn serve(

@@ -7,9 +7,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use kata_like_linux::namespace::unshare;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use super::{NODEV, NOSUID, RDONLY, clone_tree, set_attributes};
+use super::{NODEV, NOSUID, RDONLY, clone_tree, set_flags};
 use kata_like_failure::Failure;
 use std::os::fd::AsFd;
 
@@ -96,7 +97,7 @@ pub(super) fn bind(request: &RootfsMount, target: &Path) -> Result<(), Failure> 
             attributes |= attribute;
         }
     }
-    set_attributes(tree.as_fd(), attributes, false).map_err(failed)?;
+    set_flags(tree.as_fd(), attributes, false).map_err(failed)?;
     rustix::mount::move_mount(
         &tree,
         "",
@@ -158,8 +159,7 @@ fn mount_in(
     };
     std::thread::scope(|scope| {
         let work = scope.spawn(|| {
-            // SAFETY: FS alone is unshared, no descriptor table.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
+            unshare(rustix::thread::UnshareFlags::FS)?;
             rustix::process::chdir(&directory)?;
             Ok(mount(source, target, "overlay", flags, &*data)?)
         });

@@ -1,7 +1,8 @@
 //! Children of the test's own, their descriptors and their ends.
 
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use super::*;
 

@@ -9,15 +9,16 @@
 //! cancelling a timer (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET); nothing is polled.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use kata_like_linux::watch::Watched;
 use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 
 use super::guest::Guest;
 
@@ -63,9 +64,7 @@ impl Clock {
 
     /// Tells the guest of every step, as long as its VM runs.
     pub fn follow(self, guest: Guest) -> io::Result<()> {
-        // SAFETY: `Clock` owns the descriptor and neither closes nor changes it while it lives, and
-        // the AsyncFd owns the `Clock`.
-        let watched = unsafe { AsyncFd::register(self) }.map_err(io::Error::from)?;
+        let watched = Watched::new(self, Interest::READABLE)?;
         tokio::spawn(async move {
             let mut was_stepped = false;
             loop {
@@ -85,14 +84,14 @@ impl Clock {
     }
 }
 
-impl std::os::fd::AsRawFd for Clock {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+impl AsFd for Clock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 /// Waits for the next step; `false` when there is nothing to wait for any more.
-async fn stepped(watched: &AsyncFd<Clock>, guest: &Guest) -> bool {
+async fn stepped(watched: &Watched<Clock>, guest: &Guest) -> bool {
     loop {
         let mut ready = tokio::select! {
             ready = watched.readable() => match ready {

@@ -8,14 +8,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{Channel, ChannelError, KVM, PrintkLayout, open_kvm};
 use kata_like_config::Config;
+use kata_like_linux::watch::Watched;
 use serde::de::DeserializeOwned;
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 
 use crate::spawn::{Birth, Child, Exit, Network, birth};
 use kata_like_failure::{Failure, Kind};
@@ -112,9 +113,9 @@ fn read_printk(path: &Path) -> Result<Option<PrintkLayout>, Failure> {
 #[derive(Debug)]
 struct Control(Channel);
 
-impl AsRawFd for Control {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -124,7 +125,7 @@ fn start(
     program: &Path,
     cgroup: Option<BorrowedFd>,
     label: Option<&str>,
-) -> Result<(Child, AsyncFd<Control>), Failure> {
+) -> Result<(Child, Watched<Control>), Failure> {
     let failed = |step: &str| format!("{step} of the {what}");
     let (ours, theirs) = Channel::pair()
         .map_err(|cause| Failure::failed(failed("make the control socket"), cause))?;
@@ -149,17 +150,16 @@ fn start(
         child.kill();
         Failure::failed(failed("prepare the control socket"), cause)
     })?;
-    // SAFETY: `Control` owns the one descriptor of the socket and neither closes nor changes it
-    // while it lives, and the AsyncFd owns the `Control`.
-    let control = unsafe { AsyncFd::register(Control(ours)) }.map_err(|cause| {
+    let both = Interest::READABLE | Interest::WRITABLE;
+    let control = Watched::new(Control(ours), both).map_err(|cause| {
         child.kill();
-        Failure::failed(failed("watch the control socket"), io::Error::from(cause))
+        Failure::failed(failed("watch the control socket"), cause)
     })?;
     Ok((child, control))
 }
 
 /// The next message of a child, whenever it comes.
-async fn next<T: DeserializeOwned>(control: &AsyncFd<Control>) -> Result<T, ChannelError> {
+async fn next<T: DeserializeOwned>(control: &Watched<Control>) -> Result<T, ChannelError> {
     loop {
         let mut ready = control
             .readable()

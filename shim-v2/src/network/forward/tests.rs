@@ -33,8 +33,7 @@ fn until_local(address: &str) {
 /// Does something in a thread with a namespace of its own, on a runtime.
 fn in_new_namespace<F: Future<Output = ()>>(test: impl FnOnce(File) -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        // SAFETY: the flag concerns the calling thread alone, and what it opens or starts later.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
         let namespace = File::open("/proc/thread-self/ns/net").unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -162,10 +161,7 @@ fn a_second_namespace_has_its_own() {
         let listener = listen_in(namespace.as_fd(), true).unwrap();
         let _forward = listener.serve(guest).unwrap();
         let refused = std::thread::spawn(|| {
-            // SAFETY: the flag concerns the calling thread alone, and what it opens or starts
-            // later.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-                .unwrap();
+            kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
             ip("link set lo up");
             StdTcpStream::connect("127.0.0.1:80").map(drop)
         });

@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use kata_like_linux::watch::Watched;
 use kata_like_netlink::{Address, Changes, Link, Named, Neighbour, Route};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Interface, Joined, MAX_INTERFACES, Network, TAP_PREFIX, failed, inside, interface};
@@ -30,15 +30,12 @@ pub fn open(namespace: BorrowedFd) -> Result<Changes, Failure> {
 
 /// Watches a namespace. Needs a runtime of tokio.
 #[derive(Debug)]
-pub struct Watch(AsyncFd<Changes>);
+pub struct Watch(Watched<Changes>);
 
 impl Watch {
     /// Waits for these.
     pub fn new(changes: Changes) -> io::Result<Self> {
-        // SAFETY: the descriptor must be open, and stay the same file until the `AsyncFd` is
-        // dropped. `Changes` owns it and never exchanges it, and the `AsyncFd` owns `Changes`.
-        let watched = unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) };
-        Ok(Self(watched?))
+        Ok(Self(Watched::new(changes, Interest::READABLE)?))
     }
 
     /// Waits for a change, and for the end of what has begun with it.

@@ -24,8 +24,7 @@ fn tc(arguments: &str) -> String {
 
 fn in_new_namespace(test: impl FnOnce(&mut Socket) + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        // SAFETY: the flag concerns the calling thread alone, and what it opens or starts later.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
         ip("link set lo up");
         test(&mut Socket::open().unwrap());
     });
@@ -191,9 +190,7 @@ fn every_frame_takes_the_way_over_the_tap_both_ways() {
         let (tell, told) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let far = std::thread::spawn(move || {
-            // SAFETY: as above.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-                .unwrap();
+            kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
             tell.send(rustix::thread::gettid().as_raw_nonzero())
                 .unwrap();
             let _ = ended.recv();

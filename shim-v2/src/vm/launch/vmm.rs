@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::{Control, OWN_START, Parts, clean, getting_on, last_act, next, start};
 use crate::spawn::Child;
 use kata_like_failure::{Failure, Kind, one_line};
+use kata_like_linux::watch::Watched;
 
 /// How long a VMM may take to tell something.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ pub struct Vmm(Arc<Running>);
 #[derive(Debug)]
 struct Running {
     child: Child,
-    control: Arc<AsyncFd<Control>>,
+    control: Arc<Watched<Control>>,
     pending: Arc<Pending>,
     phase: watch::Receiver<Phase>,
     over: watch::Receiver<Option<VmmEnd>>,
@@ -413,7 +413,7 @@ struct VmmEnd {
 
 /// Follows a VMM's reports to its end, and tells why it ended.
 async fn follow(
-    control: &AsyncFd<Control>,
+    control: &Watched<Control>,
     pending: &Pending,
     phase: &watch::Sender<Phase>,
     child: &Child,
