@@ -1,7 +1,7 @@
 //! The wire's messages to the pod's terms and back, and its errors to status codes.
 //!
-//! Called by `service.rs` alone. What a message may hold is in `agent.proto`; whatever it holds that it
-//! may not is refused here by the field's name.
+//! Called by `service.rs` alone. What a message may hold is in `agent.proto`; whatever it holds
+//! that it may not is refused here by the field's name.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -193,7 +193,8 @@ mod tests {
             volumes: VolumeHolders::default(),
         });
         tokio::spawn(host(around.clone()));
-        let address = IpAddr::from([127, 77, 0, 11]); // nobody's: the test needs the right to port 53
+        // nobody's: the test needs the right to port 53
+        let address = IpAddr::from([127, 77, 0, 11]);
         serve(address, around.clone()).await.unwrap();
         let taken = serve(address, around).await.unwrap_err();
         assert_eq!(taken.to_string(), "listen at 127.77.0.11, UDP port 53");

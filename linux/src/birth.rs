@@ -152,8 +152,8 @@ pub fn birth(how: &Birth) -> Result<Newborn, BirthError> {
     if matches!(how.network, Network::New) {
         arguments = arguments.new_namespaces(libc::CLONE_NEWNET as u64);
     }
-    // SAFETY: the child does what `Plan::live` does, and nothing else, for that never returns: system
-    // calls alone, with what was made before. It allocates nothing and takes no lock.
+    // SAFETY: the child does what `Plan::live` does, and nothing else, for that never returns:
+    // system calls alone, with what was made before. It allocates nothing and takes no lock.
     let newborn = match unsafe { clone3(arguments) }.map_err(failed(step))? {
         Cloned::Child => plan.live(),
         Cloned::Parent { pid, pidfd } => Newborn { pid, pidfd },
@@ -229,8 +229,8 @@ impl Names {
 
     /// Runs the program in place of this process; returns only if that fails.
     fn run(&self) -> io::Error {
-        // SAFETY: execve reads C strings and arrays of pointers to such that end with a null pointer:
-        // `Names::new` makes them so, and all of them live as long as `self`.
+        // SAFETY: execve reads C strings and arrays of pointers to such that end with a null
+        // pointer: `Names::new` makes them so, and all of them live as long as `self`.
         unsafe {
             libc::execve(
                 self.program.as_ptr(),

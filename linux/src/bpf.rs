@@ -1,8 +1,8 @@
 //! BPF programs: written, loaded, and attached to what they decide about.
 //!
-//! Two kinds: which devices the processes of a cgroup may use (Documentation/admin-guide/cgroup-v2.rst,
-//! "Device controller"), and which socket takes a connection in a network namespace
-//! (Documentation/bpf/prog_sk_lookup.rst).
+//! Two kinds: which devices the processes of a cgroup may use
+//! (Documentation/admin-guide/cgroup-v2.rst, "Device controller"), and which socket takes a
+//! connection in a network namespace (Documentation/bpf/prog_sk_lookup.rst).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -36,7 +36,8 @@ const SK_LOOKUP: u32 = 36;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 
-/// Loads a program. `name` is for those who list programs: letters, digits, `_` and `.`, 15 at most.
+/// Loads a program. `name` is for those who list programs: letters, digits, `_` and `.`, 15 at
+/// most.
 pub fn load(kind: Kind, name: &str, program: &[Instruction]) -> io::Result<OwnedFd> {
     let (kind, expected_attach_type) = kind.numbers();
     let mut padded = [0; 16];
@@ -68,8 +69,8 @@ pub fn attach_to_cgroup(program: &OwnedFd, cgroup: BorrowedFd) -> io::Result<()>
     bpf(Command::Attach(&attach)).map(drop)
 }
 
-/// Attaches a program of kind [`Kind::SocketLookup`] to a network namespace, for as long as the link
-/// that is returned lives.
+/// Attaches a program of kind [`Kind::SocketLookup`] to a network namespace, for as long as the
+/// link that is returned lives.
 pub fn link_to_network(program: &OwnedFd, namespace: BorrowedFd) -> io::Result<OwnedFd> {
     let link = Link {
         program: program.as_raw_fd(),
@@ -177,8 +178,8 @@ fn bpf(command: Command) -> io::Result<Option<OwnedFd>> {
         Command::Attach(attach) => (8, parts(attach), false),
         Command::Link(link) => (28, parts(link), true),
     };
-    // SAFETY: the kernel reads `size` bytes of what `command` refers to, and what the addresses there
-    // lead to. Each structure is made in one function above, which keeps all of that alive:
+    // SAFETY: the kernel reads `size` bytes of what `command` refers to, and what the addresses
+    // there lead to. Each structure is made in one function above, which keeps all of that alive:
     // - `Load`: as many instructions as the slice has, and a static C string. There is no log.
     // - `Update`: a key of four bytes and a value of eight, as the one kind of map here has them.
     // - The others have no address.
@@ -207,7 +208,8 @@ mod tests {
         load(kind, "yes", &program.finish().unwrap())
     }
 
-    /// Whether this kernel has the call and lets us make it; the callers' own tests are judges, too.
+    /// Whether this kernel has the call and lets us make it; the callers' own tests are judges,
+    /// too.
     fn possible<T>(result: io::Result<T>) -> Option<T> {
         match result {
             Ok(it) => Some(it),

@@ -72,7 +72,8 @@ impl Arguments {
     }
 }
 
-/// What may be asked for as a new namespace. CLONE_NEWTIME is none: clone3 has another bit in its place.
+/// What may be asked for as a new namespace. CLONE_NEWTIME is none: clone3 has another bit in its
+/// place.
 const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -83,16 +84,17 @@ const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
 
 /// Makes a sibling of this process in new namespaces (`CLONE_NEW…`), born in `cgroup`.
 ///
-/// It is a child of our parent, who reaps it although we may be gone by then. EINVAL if this process
-/// has a second thread: the sibling would have a copy of that thread's locks, held for ever.
+/// It is a child of our parent, who reaps it although we may be gone by then. EINVAL if this
+/// process has a second thread: the sibling would have a copy of that thread's locks, held for
+/// ever.
 pub fn sibling(namespaces: u64, cgroup: BorrowedFd<'_>) -> io::Result<Cloned> {
     // Changes nothing; the kernel refuses it to whoever has other threads (unshare(2)).
     Call::Unshare(libc::CLONE_THREAD).make()?;
     let arguments = Arguments::of_a_sibling()
         .new_namespaces(namespaces)
         .in_cgroup(cgroup);
-    // SAFETY: this thread is the only one, so the child is a whole copy of the process, in which every
-    // lock is held by the thread that goes on there or by none.
+    // SAFETY: this thread is the only one, so the child is a whole copy of the process, in which
+    // every lock is held by the thread that goes on there or by none.
     unsafe { clone3(arguments) }
 }
 
@@ -100,14 +102,14 @@ pub fn sibling(namespaces: u64, cgroup: BorrowedFd<'_>) -> io::Result<Cloned> {
 ///
 /// # Safety
 ///
-/// If the process has other threads, then the child may only do what is safe in a handler of signals:
-/// the locks that they hold, the allocator's too, stay locked in it for ever.
+/// If the process has other threads, then the child may only do what is safe in a handler of
+/// signals: the locks that they hold, the allocator's too, stay locked in it for ever.
 pub(crate) unsafe fn clone3(mut arguments: Arguments) -> io::Result<Cloned> {
     let mut pidfd: RawFd = -1;
     arguments.flags |= libc::CLONE_PIDFD as u64;
     arguments.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
-    // SAFETY: `Arguments` can hold neither CLONE_VM nor a stack, so the child goes on with a copy of
-    // our memory on a copy of our stack. What else that takes is the caller's promise.
+    // SAFETY: `Arguments` can hold neither CLONE_VM nor a stack, so the child goes on with a copy
+    // of our memory on a copy of our stack. What else that takes is the caller's promise.
     // - `arguments` is a live struct clone_args whose size is passed.
     // - The kernel writes to `pidfd`, a live c_int, in the parent alone. After success it is a new
     //   descriptor that nobody else owns.

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use crate::fd;
 
-/// Has the program find copies of `descriptors` as its descriptors `first` (3 or more), `first + 1`, and
-/// so on. This process's copies close when the command is dropped.
+/// Has the program find copies of `descriptors` as its descriptors `first` (3 or more), `first +
+/// 1`, and so on. This process's copies close when the command is dropped.
 pub fn hand_over(
     command: &mut Command,
     descriptors: &[BorrowedFd<'_>],
@@ -19,8 +19,8 @@ pub fn hand_over(
     let end = floor + descriptors.len();
     let mut lifted = Vec::new();
     // The numbers that the program's descriptors will have are taken until the command is dropped.
-    // Otherwise the standard library could open one of its own there before it forks, and would tell
-    // of a failed exec through what has replaced it.
+    // Otherwise the standard library could open one of its own there before it forks, and would
+    // tell of a failed exec through what has replaced it.
     let mut taken = Vec::new();
     for descriptor in descriptors {
         loop {

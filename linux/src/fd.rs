@@ -13,8 +13,8 @@ use crate::numbers::Call;
 /// The numbers that [`inherited`] has given away.
 static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// Takes descriptor `number`, 3 or more, that this process's parent has left open for it. From now on
-/// it is close-on-exec.
+/// Takes descriptor `number`, 3 or more, that this process's parent has left open for it. From now
+/// on it is close-on-exec.
 ///
 /// EBADF: nothing is open there, or it is something that this process has opened itself, or it was
 /// taken before.
@@ -24,8 +24,8 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number < 3 || taken.contains(&number) {
         return Err(Errno::BADF.into());
     }
-    // SAFETY: `borrowed` serves for two calls that fail with EBADF where nothing is open. The result
-    // has one owner:
+    // SAFETY: `borrowed` serves for two calls that fail with EBADF where nothing is open. The
+    // result has one owner:
     // - What came through exec lacks close-on-exec, and what the standard library and rustix open
     //   has it. So if the flag is missing, nothing in this process owns the descriptor yet.
     // - The list, which stays locked, gives each number away once.
@@ -56,8 +56,8 @@ fn close_range(range: RangeInclusive<u32>, flags: libc::c_uint) -> io::Result<()
     Call::CloseRange { first, last, flags }.make()
 }
 
-/// Copies descriptors to `first` and the numbers behind it, where they stay open across exec. Whatever
-/// was open there is closed. Each must have a number above all of these: see [`lift`].
+/// Copies descriptors to `first` and the numbers behind it, where they stay open across exec.
+/// Whatever was open there is closed. Each must have a number above all of these: see [`lift`].
 ///
 /// Allocates nothing and takes no lock, for it runs between fork and exec.
 pub(crate) fn arrange(lifted: &[OwnedFd], first: RawFd) -> io::Result<()> {

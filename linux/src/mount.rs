@@ -25,7 +25,8 @@ pub fn set_attributes(
 ) -> io::Result<()> {
     let below = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: mount_setattr(2) reads a path, which is a static C string, and as many bytes at the
-    // fourth argument as the fifth says, which is the size of the structure there. It writes nothing.
+    // fourth argument as the fifth says, which is the size of the structure there. It writes
+    // nothing.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -7,8 +7,8 @@ use rustix::thread::UnshareFlags;
 
 use crate::numbers::Call;
 
-/// unshare(2): the calling thread gets namespaces of its own, or with `FS` a working directory of its
-/// own. EINVAL for `FILES`: threads whose descriptors mean different files would mix them up.
+/// unshare(2): the calling thread gets namespaces of its own, or with `FS` a working directory of
+/// its own. EINVAL for `FILES`: threads whose descriptors mean different files would mix them up.
 pub fn unshare(kinds: UnshareFlags) -> io::Result<()> {
     if kinds.contains(UnshareFlags::FILES) {
         return Err(Errno::INVAL.into());

@@ -18,8 +18,8 @@ pub fn unblock_all() -> io::Result<()> {
     set_to_zero(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK)
 }
 
-/// Makes one of the two calls that set something of signals. Both take a number, the new value, room
-/// for the old one and the size of a signal set. Zero is the default action and the empty set.
+/// Makes one of the two calls that set something of signals. Both take a number, the new value,
+/// room for the old one and the size of a signal set. Zero is the default action and the empty set.
 fn set_to_zero(call: libc::c_long, which: libc::c_int) -> io::Result<()> {
     // As large as the kernel's `struct sigaction`; a signal set is its first word.
     let zero = [0u64; 4];

@@ -34,8 +34,8 @@ pub fn set(socket: impl AsFd, option: SocketOption) -> io::Result<()> {
             (libc::AF_VSOCK, CONNECT_TIMEOUT, time.as_slice())
         }
     };
-    // SAFETY: for the options above the kernel reads a plain value of the length passed, which is that
-    // of a live slice. It copies the value byte by byte, so no alignment is asked for.
+    // SAFETY: for the options above the kernel reads a plain value of the length passed, which is
+    // that of a live slice. It copies the value byte by byte, so no alignment is asked for.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

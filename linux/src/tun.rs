@@ -16,8 +16,8 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
 
-/// Attaches an open `/dev/net/tun` to a new interface and answers its name. `template` is at most 15
-/// bytes; a `%d` in it becomes a number. `flags` are `IFF_TAP` and others of linux/if_tun.h.
+/// Attaches an open `/dev/net/tun` to a new interface and answers its name. `template` is at most
+/// 15 bytes; a `%d` in it becomes a number. `flags` are `IFF_TAP` and others of linux/if_tun.h.
 pub fn attach(device: impl AsFd, template: &str, flags: c_int) -> io::Result<String> {
     let mut request = Request::default();
     let Some(name) = request.name.get_mut(..template.len()) else {
@@ -62,9 +62,9 @@ fn ioctl(device: impl AsFd, call: Call) -> io::Result<()> {
         Call::SetHeaderSize(size) => (libc::TUNSETVNETHDRSZ, std::ptr::from_ref(size) as c_ulong),
         Call::SetOffloads(offloads) => (libc::TUNSETOFFLOAD, c_ulong::from(offloads)),
     };
-    // SAFETY: the first two read and write one `struct ifreq`, of which they get a live and exclusive
-    // one whose name ends with a zero byte or is refused. The third reads a live int. The last takes
-    // a number. A descriptor of another kind refuses all of these.
+    // SAFETY: the first two read and write one `struct ifreq`, of which they get a live and
+    // exclusive one whose name ends with a zero byte or is refused. The third reads a live int. The
+    // last takes a number. A descriptor of another kind refuses all of these.
     match unsafe { libc::ioctl(device.as_fd().as_raw_fd(), number, argument) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

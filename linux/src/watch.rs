@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A value whose descriptor the runtime watches. All that `AsyncFd` does without changing the value is
-/// there; nobody gets it back or exchanges it.
+/// A value whose descriptor the runtime watches. All that `AsyncFd` does without changing the value
+/// is there; nobody gets it back or exchanges it.
 #[derive(Debug)]
 pub struct Watched<T: AsFd>(AsyncFd<Held<T>>);
 
@@ -20,16 +20,16 @@ pub struct Held<T> {
 }
 
 impl<T: AsFd> Watched<T> {
-    /// Has `value` watched for `interest`. Its descriptor must be non-blocking to be of use, and there
-    /// must be a runtime.
+    /// Has `value` watched for `interest`. Its descriptor must be non-blocking to be of use, and
+    /// there must be a runtime.
     pub fn new(value: T, interest: Interest) -> io::Result<Self> {
         let value = Box::new(value);
         let number = value.as_fd().as_raw_fd();
         let held = Held { number, value };
-        // SAFETY: the descriptor stays open, and the same file, until the `AsyncFd` is dropped, since
-        // that is what `AsFd` promises for as long as a value is borrowed.
-        // - The value stays in its box, and nobody can do more than borrow it: `Held` hands out shared
-        //   references alone, and `Watched` no exclusive one to its `AsyncFd`.
+        // SAFETY: the descriptor stays open, and the same file, until the `AsyncFd` is dropped,
+        // since that is what `AsFd` promises for as long as a value is borrowed.
+        // - The value stays in its box, and nobody can do more than borrow it: `Held` hands out
+        //   shared references alone, and `Watched` no exclusive one to its `AsyncFd`.
         // - `as_raw_fd` of a `Held` is one number for ever.
         // - The `AsyncFd` takes the number out of the reactor before it drops the value.
         Ok(Self(unsafe {

@@ -1,12 +1,13 @@
-//! The one table of failures and ttrpc status codes: the agent answers the shim by it, and the shim containerd.
+//! The one table of failures and ttrpc status codes: the agent answers the shim by it, and the shim
+//! containerd.
 
 use kata_like_failure::{Failure, Kind, one_line};
 use ttrpc::Code;
 
 /// Kinds that a caller acts on, and their codes. All others are `UNKNOWN`, as runc's shim answers.
 ///
-/// `Unsupported` is among those: `UNIMPLEMENTED` says that a method is missing, and containerd then calls another
-/// version of the task API.
+/// `Unsupported` is among those: `UNIMPLEMENTED` says that a method is missing, and containerd then
+/// calls another version of the task API.
 const CODES: [(Kind, Code); 5] = [
     (Kind::NotFound, Code::NOT_FOUND),
     (Kind::AlreadyExists, Code::ALREADY_EXISTS),
@@ -15,7 +16,8 @@ const CODES: [(Kind, Code); 5] = [
     (Kind::DeadlineExceeded, Code::DEADLINE_EXCEEDED),
 ];
 
-/// The status that answers a call which ended with `failure`: its code, and the chain of causes on one line.
+/// The status that answers a call which ended with `failure`: its code, and the chain of causes on
+/// one line.
 pub fn of(failure: &Failure) -> ttrpc::Error {
     let kind = failure.kind();
     let found = CODES.iter().find(|(of, _)| *of == kind);

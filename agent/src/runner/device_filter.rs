@@ -1,10 +1,11 @@
 //! The container's device filter: a BPF program of type CGROUP_DEVICE on its cgroup, default deny.
 //!
-//! Called by `mod` in the runner's own process, before the container's process is born in the cgroup; execs
-//! are born under it as well. The rules are those of `linux.resources.devices` with the meaning that the
-//! cgroup v1 controller gave them (Documentation/admin-guide/cgroup-v1/devices.rst), as runc keeps it on
-//! v2, and then those devices that every container has. What they can't mean, an exception to an exception,
-//! is refused.
+//! Called by `mod` in the runner's own process, before the container's process is born in the
+//! cgroup; execs are born under it as well. The rules are those of `linux.resources.devices` with
+//! the meaning that the cgroup v1 controller gave them
+//! (Documentation/admin-guide/cgroup-v1/devices.rst), as runc keeps it on v2, and then those
+//! devices that every container has. What they can't mean, an exception to an exception, is
+//! refused.
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -25,8 +26,9 @@ const ALL: u8 = MKNOD | READ | WRITE;
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 
-/// Allowed in every container: nodes may be made, and these used. Those with a path are what `devices` makes
-/// there, and not allowed for its sake where the spec has a device of its own at that path.
+/// Allowed in every container: nodes may be made, and these used. Those with a path are what
+/// `devices` makes there, and not allowed for its sake where the spec has a device of its own at
+/// that path.
 const ALWAYS: [(&str, Devices, u8); 11] = [
     ("", (CHARACTER, None, None), MKNOD),
     ("", (BLOCK, None, None), MKNOD),

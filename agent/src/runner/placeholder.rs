@@ -217,7 +217,8 @@ pub(super) fn run(
     match nix::unistd::fexecve(program, &[PAUSE_ARGUMENT], &[] as &[&CStr]) {
         // A build with a loader, which is not in the empty root: the process goes on as it is.
         Err(nix::errno::Errno::ENOENT) => {
-            // The runner that told of this process has a copy of the channel, and `pause` needs nothing.
+            // The runner that told of this process has a copy of the channel, and `pause` needs
+            // nothing.
             let _ = kata_like_linux::fd::close(3..=u32::MAX);
             pause()
         }

@@ -1,4 +1,5 @@
-//! The system calls that no library here wraps and that the runner alone needs, each a safe function.
+//! The system calls that no library here wraps and that the runner alone needs, each a safe
+//! function.
 //!
 //! Called by the rest of the runner. What other programs need as well is in the crate `linux`.
 
@@ -14,11 +15,12 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
-/// The cgroup namespace of the process behind a pidfd (PIDFD_GET_CGROUP_NAMESPACE of linux/pidfd.h).
+/// The cgroup namespace of the process behind a pidfd (PIDFD_GET_CGROUP_NAMESPACE of
+/// linux/pidfd.h).
 pub(super) fn cgroup_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     const GET_CGROUP_NAMESPACE: libc::Ioctl = 0xff01;
-    // SAFETY: the call takes no argument, and the descriptor is open while it is borrowed. If it has
-    // succeeded, the result is a new descriptor that nobody else owns.
+    // SAFETY: the call takes no argument, and the descriptor is open while it is borrowed. If it
+    // has succeeded, the result is a new descriptor that nobody else owns.
     unsafe {
         match libc::ioctl(pidfd.as_raw_fd(), GET_CGROUP_NAMESPACE, 0) {
             -1 => Err(io::Error::last_os_error()),
@@ -129,8 +131,8 @@ pub(super) fn seccomp_set_filter(
         len: length,
         filter: program.as_ptr().cast_mut(),
     };
-    // SAFETY: `program` describes a live slice of exactly `length` instructions; the kernel copies it
-    // during the call and does not write to it.
+    // SAFETY: `program` describes a live slice of exactly `length` instructions; the kernel copies
+    // it during the call and does not write to it.
     check(unsafe {
         libc::syscall(
             libc::SYS_seccomp,

@@ -1,6 +1,7 @@
 //! BPF instructions by their names, and jumps to labels.
 //!
-//! Just what the programs here need (linux/bpf.h, linux/bpf_common.h, Documentation/bpf/standardization).
+//! Just what the programs here need (linux/bpf.h, linux/bpf_common.h,
+//! Documentation/bpf/standardization).
 
 use std::io;
 

@@ -62,15 +62,16 @@ impl Config {
         Self::load_from(Path::new(DIRECTORY), &prefix_of_running_program())
     }
 
-    /// The configuration in one file of the caller's choice, which takes the place of the host's: containerd's
-    /// `ConfigPath` option of the runtime.
+    /// The configuration in one file of the caller's choice, which takes the place of the host's:
+    /// containerd's `ConfigPath` option of the runtime.
     pub fn load_file(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::defaults(&prefix_of_running_program());
         apply(path, &mut config)?;
         Ok(config)
     }
 
-    /// The configuration in `directory`, over the defaults for `prefix`. A missing directory or file sets nothing.
+    /// The configuration in `directory`, over the defaults for `prefix`. A missing directory or
+    /// file sets nothing.
     pub fn load_from(directory: &Path, prefix: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::defaults(prefix);
         for path in in_order(directory)? {

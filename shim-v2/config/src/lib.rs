@@ -1,9 +1,11 @@
-//! The configuration: `/etc/kata-like/config.toml`, its drop-ins, and the defaults of an installed tree.
+//! The configuration: `/etc/kata-like/config.toml`, its drop-ins, and the defaults of an installed
+//! tree.
 //!
-//! Read once by the shim for each pod and by `kata-like check`. The defaults are relative to the running binary: one in
-//! `PREFIX/bin` finds its parts under `PREFIX/libexec/kata-like` and `PREFIX/share/kata-like`, so an
-//! installed tree works with no file at all. A key that is not known, or a value out of its range, is an error that
-//! names file, line and key: a mistyped limit must not silently be no limit. `state` is the pod's folder on the host.
+//! Read once by the shim for each pod and by `kata-like check`. The defaults are relative to the
+//! running binary: one in `PREFIX/bin` finds its parts under `PREFIX/libexec/kata-like` and
+//! `PREFIX/share/kata-like`, so an installed tree works with no file at all. A key that is not
+//! known, or a value out of its range, is an error that names file, line and key: a mistyped limit
+//! must not silently be no limit. `state` is the pod's folder on the host.
 
 mod file;
 pub mod state;
@@ -13,7 +15,8 @@ use std::time::Duration;
 
 pub use file::ConfigError;
 
-/// Where the configuration is looked for: `config.toml` here, then `config.d/*.toml` in the order of their names.
+/// Where the configuration is looked for: `config.toml` here, then `config.d/*.toml` in the order
+/// of their names.
 pub const DIRECTORY: &str = "/etc/kata-like";
 
 /// The prefix of a binary that does not lie in a `bin` directory.
@@ -71,8 +74,8 @@ pub struct Config {
     pub initrd: PathBuf,
     /// The layout of the guest kernel's log, recorded when that kernel was built.
     pub printk: PathBuf,
-    /// Memory of a pod without a memory limit, in MiB; even, since guest memory is made of 2 MiB pages. A host
-    /// that has less refuses the pod.
+    /// Memory of a pod without a memory limit, in MiB; even, since guest memory is made of 2 MiB
+    /// pages. A host that has less refuses the pod.
     pub memory_mib: u32,
     /// The vCPUs of a pod without a CPU limit; one with a limit gets as many as it can keep busy.
     pub max_vcpus: u8,

@@ -1,13 +1,15 @@
-//! The pod's state folder `/run/kata-like/NAMESPACE:ID`: who may be in it, what its files are called, what survives
-//! the shim in it.
+//! The pod's state folder `/run/kata-like/NAMESPACE:ID`: who may be in it, what its files are
+//! called, what survives the shim in it.
 //!
-//! Made by the shim when a pod starts; `delete`, which runs when the shim is gone, takes a pod down from this folder
-//! alone. Only root may reach it (mode 0700 all the way down), because the sockets in it control the pod. Nothing
-//! found there is trusted before the checks of `root` and [`StateFolder::read_record`]: `/run/kata-like` could have
-//! been planted, the record could be another version's or cut off.
+//! Made by the shim when a pod starts; `delete`, which runs when the shim is gone, takes a pod down
+//! from this folder alone. Only root may reach it (mode 0700 all the way down), because the sockets
+//! in it control the pod. Nothing found there is trusted before the checks of `root` and
+//! [`StateFolder::read_record`]: `/run/kata-like` could have been planted, the record could be
+//! another version's or cut off.
 //!
-//! Sockets are reached through the folder's descriptor: a path of two long ids exceeds the 107 bytes of a UNIX
-//! address. What is mounted below the folder is the caller's to unmount before [`StateFolder::remove`].
+//! Sockets are reached through the folder's descriptor: a path of two long ids exceeds the 107
+//! bytes of a UNIX address. What is mounted below the folder is the caller's to unmount before
+//! [`StateFolder::remove`].
 
 mod network;
 mod process;
@@ -219,8 +221,8 @@ impl StateFolder {
         format!("/proc/self/fd/{}/{name}", self.folder.as_raw_fd()).into()
     }
 
-    /// Removes the folder and all that is in it. Crosses no mount and follows no link: what is still mounted
-    /// below makes it fail with "Device or resource busy".
+    /// Removes the folder and all that is in it. Crosses no mount and follows no link: what is
+    /// still mounted below makes it fail with "Device or resource busy".
     pub fn remove(self) -> Result<(), StateError> {
         let mut budget = MAX_ENTRIES;
         remove_content(self.folder.as_fd(), &self.path, 0, &mut budget)?;
@@ -250,7 +252,8 @@ const MAX_ENTRIES: u32 = 100_000;
 
 /// `NAMESPACE:ID`: neither may hold a colon, so two pods never share a folder.
 fn folder_name(namespace: &str, id: &str) -> Result<String, StateError> {
-    // containerd's own rule for both (pkg/identifiers): 1 to 76 of [A-Za-z0-9._-], the first alphanumeric.
+    // containerd's own rule for both (pkg/identifiers): 1 to 76 of [A-Za-z0-9._-], the first
+    // alphanumeric.
     let valid = |name: &str| {
         name.len() <= 76
             && name.starts_with(|first: char| first.is_ascii_alphanumeric())
@@ -326,7 +329,8 @@ fn remove_content(
             Err(Errno::ISDIR) => {}
             Err(errno) => return Err(failed(errno)),
         }
-        // An empty directory goes at once; what is a mount point is refused as busy and not entered.
+        // An empty directory goes at once; what is a mount point is refused as busy and not
+        // entered.
         match rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => continue,
             Err(Errno::NOTEMPTY | Errno::EXIST) if depth < MAX_DEPTH => {}

@@ -94,7 +94,8 @@ fn a_file_that_is_no_configuration_is_refused() {
     assert!(matches!(error, ConfigError::Read { .. }));
 }
 
-/// The file that is installed says what holds without it: each of its keys, uncommented, changes nothing.
+/// The file that is installed says what holds without it: each of its keys, uncommented, changes
+/// nothing.
 #[test]
 fn the_default_file_says_the_defaults() {
     let text = include_str!("../config.toml");

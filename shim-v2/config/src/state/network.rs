@@ -1,9 +1,10 @@
 //! Which pod lives in a network namespace: `/run/kata-like/network:DEVICE:INODE`.
 //!
-//! Two virtual machines can't share a network. So whoever is given a namespace looks here, whatever path has led to
-//! it: the file is named by what the kernel knows the namespace by, holds the name of the pod's state folder, and
-//! is locked as long as the pod is there. The lock is the truth: the kernel drops it with the shim, and a file that
-//! nobody has locked counts for nothing. A living pod keeps its namespace, and so the numbers are no other's.
+//! Two virtual machines can't share a network. So whoever is given a namespace looks here, whatever
+//! path has led to it: the file is named by what the kernel knows the namespace by, holds the name
+//! of the pod's state folder, and is locked as long as the pod is there. The lock is the truth: the
+//! kernel drops it with the shim, and a file that nobody has locked counts for nothing. A living
+//! pod keeps its namespace, and so the numbers are no other's.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -159,8 +160,8 @@ impl NetworkLock {
         root.join(id.file_name()).exists()
     }
 
-    /// The one that this descriptor is of, which another process has taken and handed over; none if it is of
-    /// something else, or of a file that is gone.
+    /// The one that this descriptor is of, which another process has taken and handed over; none if
+    /// it is of something else, or of a file that is gone.
     pub fn inherited(descriptor: OwnedFd) -> Option<Self> {
         let link = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
         let path = std::fs::read_link(link).ok()?;
@@ -175,13 +176,15 @@ impl NetworkLock {
         self.id
     }
 
-    /// Namespace and sandbox of the pod that had it before, if that is dead and nobody has cleaned up after it.
+    /// Namespace and sandbox of the pod that had it before, if that is dead and nobody has cleaned
+    /// up after it.
     pub fn dead(&self) -> Option<(&str, &str)> {
         let dead = self.dead.as_ref();
         dead.map(|(namespace, sandbox)| (namespace.as_str(), sandbox.as_str()))
     }
 
-    /// From now on the pod is leaving: nobody is to come any more, and who wants the namespace waits.
+    /// From now on the pod is leaving: nobody is to come any more, and who wants the namespace
+    /// waits.
     pub fn leaving(&self) -> io::Result<()> {
         let end = self.file.metadata()?.len();
         self.file.write_all_at(LEAVING.as_bytes(), end)
@@ -201,7 +204,8 @@ impl AsFd for NetworkLock {
 
 impl Drop for NetworkLock {
     fn drop(&mut self) {
-        // Before the lock goes with the descriptor: who waits for it finds that the file is none any more.
+        // Before the lock goes with the descriptor: who waits for it finds that the file is none
+        // any more.
         if !self.is_handed_over {
             let _ = rustix::fs::unlinkat(&self.root, self.id.file_name(), AtFlags::empty());
         }

@@ -1,8 +1,8 @@
 //! A process that is still the one it was: its pid together with its start time.
 //!
-//! A pid alone names whoever has it now. The start time (field 22 of /proc/PID/stat, in clock ticks since boot) tells a
-//! reused pid from the process that the record means, and a signal goes through a pidfd that was opened before the
-//! check, so that nobody else can be hit.
+//! A pid alone names whoever has it now. The start time (field 22 of /proc/PID/stat, in clock ticks
+//! since boot) tells a reused pid from the process that the record means, and a signal goes through
+//! a pidfd that was opened before the check, so that nobody else can be hit.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -80,7 +80,8 @@ fn start_time(pid: i32) -> io::Result<u64> {
     })
 }
 
-/// Field 22. The name, field 2, is the process's own choice and can hold spaces and brackets: count from its end.
+/// Field 22. The name, field 2, is the process's own choice and can hold spaces and brackets: count
+/// from its end.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
     let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(stat.get(end_of_name + 1..)?).ok()?;

@@ -1,7 +1,8 @@
 //! What a pod consists of, as `shim.json` keeps it for the one who cleans up after a dead shim.
 //!
-//! Written by the shim as soon as it has made what it names. What is made in between ends by itself if the shim is
-//! killed there: a child when its socket or pipe closes, a cgroup by the mark that it carries (`cgroup` in the shim).
+//! Written by the shim as soon as it has made what it names. What is made in between ends by itself
+//! if the shim is killed there: a child when its socket or pipe closes, a cgroup by the mark that
+//! it carries (`cgroup` in the shim).
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -43,7 +44,8 @@ pub struct Record {
     /// What was changed in a network namespace that outlives the pod.
     #[serde(default)]
     pub network: Option<Network>,
-    /// The cgroups that were made for the pod, a child before its parent: the order in which they can be removed.
+    /// The cgroups that were made for the pod, a child before its parent: the order in which they
+    /// can be removed.
     pub cgroups: Vec<PathBuf>,
 }
 
