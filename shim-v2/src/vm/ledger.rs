@@ -3,7 +3,7 @@
 //! Owned once for a pod and handed to those who make what it names. It is written when it has
 //! changed (`shim.json` of the state folder).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,7 +21,7 @@ pub struct Ledger {
 struct Inner {
     /// What is the pod's own.
     pod: Record,
-    tasks: HashMap<String, Task>,
+    tasks: BTreeMap<String, Task>,
     written: Option<Record>,
     closed: bool,
 }
@@ -40,7 +40,7 @@ impl Ledger {
             state,
             inner: Mutex::new(Inner {
                 pod: record,
-                tasks: HashMap::new(),
+                tasks: BTreeMap::new(),
                 written: None,
                 closed: false,
             }),
