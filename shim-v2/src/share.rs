@@ -12,15 +12,13 @@
 //! guest can write, is never resolved by name alone (openat2 without symbolic links).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kata_like_config::state::{StateFolder, name};
-use kata_like_linux::mount::{MountAttributes, set_attributes};
-use kata_like_linux::namespace::unshare;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change,
@@ -33,51 +31,15 @@ use crate::spec::Volume;
 use kata_like_failure::{Failure, Kind};
 
 mod filesystem;
+mod mount;
 mod staging;
 pub mod volumes;
 
 pub use filesystem::RootfsMount;
-
+pub use mount::{Mounted, own_namespace};
 pub use volumes::SharedVolume;
 
-/// Leaves the host's mount namespace for one of the shim's own that follows it. To be called before
-/// the process has a second thread: a namespace is a thread's. Answers the one that was left, for
-/// programs that are to see the host as containerd does.
-pub fn own_namespace() -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let host = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
-    unshare(rustix::thread::UnshareFlags::NEWNS)?;
-    mount_change(
-        "/",
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )?;
-    Ok(host)
-}
-
-const RDONLY: u64 = 0x1;
-const NOSUID: u64 = 0x2;
-const NODEV: u64 = 0x4;
-
-fn set_flags(mount: BorrowedFd, set: u64, recursive: bool) -> io::Result<()> {
-    let attributes = MountAttributes {
-        set,
-        ..MountAttributes::default()
-    };
-    set_attributes(mount, recursive, &attributes)
-}
-
-/// Whether a tree gets what is mounted below its source later on; what is mounted in the tree never
-/// gets out.
-fn set_following(tree: BorrowedFd, follows: bool) -> io::Result<()> {
-    let attributes = MountAttributes {
-        propagation: match follows {
-            true => libc::MS_SLAVE,
-            false => libc::MS_PRIVATE,
-        },
-        ..MountAttributes::default()
-    };
-    set_attributes(tree, true, &attributes)
-}
+use mount::{NODEV, NOSUID, RDONLY, clone_tree, set_flags, set_following};
 
 /// One of the two directories of the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,28 +74,6 @@ pub struct Share {
     staging: staging::Staging,
     shared: Arc<volumes::Table>,
     gone: AtomicBool,
-}
-
-/// A mount of the share, or one on a bundle's rootfs. Dropped, it is taken away.
-#[derive(Debug)]
-pub struct Mounted {
-    /// Where it is mounted.
-    path: PathBuf,
-    /// The name to remove afterwards, and the directory it is in.
-    place: Option<(OwnedFd, String)>,
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Lazily: the fs server's slave may be busy with it, which must not stop us.
-        let _ = unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-        if let Some((directory, name)) = &self.place {
-            let gone = rustix::fs::unlinkat(directory, name, AtFlags::empty());
-            if gone == Err(Errno::ISDIR) {
-                let _ = rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR);
-            }
-        }
-    }
 }
 
 impl Share {
@@ -395,15 +335,6 @@ fn target_in(rootfs: &Path, target: &str) -> Result<PathBuf, Failure> {
     rustix::fs::openat2(&root, target, flags, Mode::empty(), inside).map_err(failed)?;
     // No link on the way, and nobody but us runs on these files yet: the path is what it says.
     Ok(rootfs.join(target))
-}
-
-/// A detached clone of the mount at `path`, which no other mount follows.
-fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    Ok(open_tree(CWD, path, flags)?)
 }
 
 fn refuse_kernel_s(field: &str, source: &Path, tree: &OwnedFd) -> Result<(), Failure> {

@@ -24,16 +24,19 @@ mod devices;
 mod hooks;
 mod mounts;
 mod namespaces;
+mod parts;
 mod size;
 
 pub use devices::DiskPart;
 pub use hooks::{HostHook, HostHooks};
 pub use mounts::{Bind, Source, Volume};
+pub use parts::NetworkPart;
 pub use size::{MemorySize, SizePart};
 
 use devices::split_devices;
 use mounts::{binds_of, place};
 use namespaces::split_namespaces;
+use parts::{absolute, bad};
 use size::size_of;
 
 /// The name of the file in a bundle.
@@ -69,17 +72,6 @@ pub struct HostPart {
     pub size: SizePart,
     /// Its labels of SELinux.
     pub labels: Labels,
-}
-
-/// The network namespace that the spec asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetworkPart {
-    /// A new one.
-    New,
-    /// That of this path on the host.
-    Path(PathBuf),
-    /// The pod's, by the pid of one of its stand-ins.
-    Pod,
 }
 
 /// A spec that was split.
@@ -237,11 +229,6 @@ pub fn guest_process(json: &[u8]) -> Result<Vec<u8>, Failure> {
         .map_err(|cause| Failure::failed("write the guest's part of a process", cause))
 }
 
-fn absolute(bundle: &Path, path: &Path) -> PathBuf {
-    // `join` with an absolute path is that path.
-    bundle.join(path)
-}
-
 /// Takes out what names something of the host and has been dealt with, or has its counterpart in
 /// the VM's own boundary: profiles of AppArmor and labels of SELinux are loaded on the host.
 fn strip_host_paths(spec: &mut Spec) {
@@ -256,10 +243,6 @@ fn strip_host_paths(spec: &mut Spec) {
         process.set_apparmor_profile(None);
         process.set_selinux_label(None);
     }
-}
-
-fn bad(text: &str) -> Failure {
-    Failure::new(kata_like_failure::Kind::BadRequest, text)
 }
 
 #[cfg(test)]

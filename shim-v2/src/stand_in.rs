@@ -50,7 +50,7 @@ pub enum StandInError {
 pub struct StandIn {
     child: Child,
     /// The end of its pipe that keeps it alive.
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "its drop is what ends the stand-in")]
     hold: OwnedFd,
 }
 

@@ -6,48 +6,18 @@
 //! and the module that knows makes the error with [`Refusal::of`]. `docs/limitations.md` tells
 //! users of each field; a test here compares the two.
 
-use std::fmt::Display;
-
 use kata_like_failure::Failure;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
+mod refusal;
 mod table;
 #[cfg(test)]
 mod tests;
 
+pub use refusal::Refusal;
 pub use table::*;
 
-/// A field that is refused.
-#[derive(Clone, Copy, Debug)]
-pub struct Refusal {
-    /// Its place in the spec, as the documents have it: `[]` stands for any entry of a list.
-    pub field: &'static str,
-    /// The reason, as users read it.
-    pub why: &'static str,
-    find: Find,
-}
-
-/// How a row finds what a spec asks for. A finder answers the field with its numbers and names.
-#[derive(Clone, Copy, Debug)]
-enum Find {
-    Spec(fn(&Spec) -> Option<String>),
-    Process(fn(&Process) -> Option<String>),
-    Resources(fn(&LinuxResources) -> Option<String>),
-    /// The spec alone does not tell.
-    Elsewhere,
-}
-
-impl Refusal {
-    /// The error for `field`, which is the row's own with its numbers and names.
-    pub fn of(&self, field: impl Display) -> Failure {
-        Failure::unsupported(field, self.why)
-    }
-
-    /// The same with a reason that says more than the row's.
-    pub fn because(&self, field: impl Display, why: impl Display) -> Failure {
-        Failure::unsupported(field, why)
-    }
-}
+use refusal::Find;
 
 /// Refuses what the spec of a container asks for and no container gets.
 ///

@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, Mount, Spec,
 };
 
-use super::{Find, Refusal};
+use crate::refusal::{Find, Refusal};
 
 /// File systems that the guest makes itself. All other mounts are bind mounts.
 pub const OF_THE_GUEST: [&str; 8] = [

@@ -52,7 +52,7 @@ pub struct Listener {
 /// Connections, being accepted and carried. Dropped, all of them end.
 #[derive(Debug)]
 pub struct Forward {
-    #[allow(dead_code)] // its drop is what it is for
+    #[allow(dead_code, reason = "its drop is what it is for")]
     steering: Steering,
     accepting: AbortHandle,
 }

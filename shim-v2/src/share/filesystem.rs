@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use kata_like_linux::namespace::unshare;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use super::{NODEV, NOSUID, RDONLY, clone_tree, set_flags};
+use super::mount::{NODEV, NOSUID, RDONLY, clone_tree, set_flags};
 use kata_like_failure::Failure;
 use std::os::fd::AsFd;
 

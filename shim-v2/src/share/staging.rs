@@ -19,7 +19,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 
-use super::Mounted;
+use super::mount::Mounted;
 use crate::file_systems::mount_table::{self, Mount};
 use crate::file_systems::named;
 use kata_like_failure::{Failure, Kind};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use super::Mounted;
+use super::mount::Mounted;
 use crate::spec::Volume;
 use kata_like_failure::{Failure, Kind};
 

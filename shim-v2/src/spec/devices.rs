@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use kata_like_failure::Failure;
 use kata_like_spec::HOST_DEVICE;
 
-use super::bad;
+use super::parts::bad;
 
 /// A block device of the host that is to be a disk of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Spec};
 
-use super::bad;
+use super::parts::bad;
 use kata_like_failure::Failure;
 
 /// The most hooks of one kind.
@@ -48,8 +48,10 @@ impl HostHooks {
         let Some(hooks) = spec.hooks() else {
             return Ok(Self::default());
         };
-        // nerdctl's and others' hooks are still of that kind.
-        #[allow(deprecated)]
+        #[allow(
+            deprecated,
+            reason = "nerdctl's and others' hooks are still of that kind"
+        )]
         let prestart = hooks.prestart();
         Ok(Self {
             prestart: list("prestart", prestart.as_deref())?,
@@ -65,7 +67,7 @@ impl HostHooks {
     pub(super) fn take(spec: &mut Spec) -> Result<Self, Failure> {
         let taken = Self::of(spec)?;
         if let Some(hooks) = spec.hooks_mut() {
-            #[allow(deprecated)]
+            #[allow(deprecated, reason = "as above: there are such hooks")]
             hooks.set_prestart(None);
             hooks.set_create_runtime(None);
             hooks.set_poststart(None);

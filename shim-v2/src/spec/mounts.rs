@@ -8,7 +8,7 @@ use kata_like_failure::Failure;
 use kata_like_spec::{SHARED_MOUNT, is_bind, mount_field};
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{absolute, bad};
+use super::parts::{absolute, bad};
 use crate::file_systems::Found;
 
 /// The most bind mounts of one container.

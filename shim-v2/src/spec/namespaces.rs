@@ -8,7 +8,7 @@ use kata_like_failure::Failure;
 use kata_like_spec::FOREIGN_NAMESPACE;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::{NetworkPart, bad};
+use super::parts::{NetworkPart, bad};
 
 /// Takes the paths out of the spec's namespaces. Answers the network that the host gives, and whose
 /// each namespace is that is no new one.

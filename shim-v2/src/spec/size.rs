@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use super::bad;
+use super::parts::bad;
 use kata_like_failure::{Failure, Kind};
 
 /// Limits that a VM's size follows.

@@ -13,7 +13,10 @@ use kata_like_linux::bpf::{self, Assembler, Instruction, Kind, code};
 /// A program that hangs on a namespace. Dropped, it is gone.
 #[derive(Debug)]
 pub struct Steering {
-    #[allow(dead_code)] // held: the link has the program, and the program its map
+    #[allow(
+        dead_code,
+        reason = "the link has the program, and the program its map"
+    )]
     link: OwnedFd,
 }
 

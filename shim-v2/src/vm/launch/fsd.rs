@@ -8,7 +8,8 @@ use std::os::fd::BorrowedFd;
 use kata_like_boot::{FsdBoot, FsdFds, FsdReport};
 use tokio::sync::watch;
 
-use super::{OWN_START, Parts, clean, getting_on, last_act, next, start};
+use super::child::{OWN_START, clean, getting_on, last_act, next, start};
+use super::parts::Parts;
 use crate::spawn::{Child, Exit};
 use kata_like_failure::{Failure, Kind};
 

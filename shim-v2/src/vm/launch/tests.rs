@@ -1,12 +1,20 @@
 //! Children that are small programs of the test, saying on the control socket what a VMM or an fs
 //! server might.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kata_like_boot::{FsdReport, VmBoot};
+use kata_like_config::Config;
+use kata_like_failure::Failure;
 
+use super::child::{getting_on, last_act, next, start};
+use super::parts::{open, read_printk};
 use super::*;
+use crate::spawn::Exit;
 
 /// A program that does what `script` says with the control socket as descriptor 3.
 fn program(place: &Path, script: &str) -> PathBuf {

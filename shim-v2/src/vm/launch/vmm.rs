@@ -1,43 +1,28 @@
 //! The VMM's process and its VM: how far it has come, what it answers, why it ended.
 //!
-//! Called by `machine` and `agent`. One task follows the VMM's reports to their end; an answer goes
-//! to the one who asked first. What a VMM says may be the guest's word by now: lines are cleaned
-//! and cut.
+//! Called by `machine` and `agent`. One task follows the VMM's reports to their end (`reports`).
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kata_like_boot::{ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport};
+use kata_like_boot::{Figures, VmBoot, VmCommand, VmFds, VmReport};
+use kata_like_linux::watch::Watched;
 use tokio::sync::{oneshot, watch};
 
-use super::{Control, OWN_START, Parts, clean, getting_on, last_act, next, start};
+use super::child::{Control, OWN_START, clean, getting_on, start};
+use super::parts::Parts;
+use super::reports::{Pending, Phase, VmmEnd, follow, in_error, lock, tail_of};
 use crate::spawn::Child;
-use kata_like_failure::{Failure, Kind, one_line};
-use kata_like_linux::watch::Watched;
+use kata_like_failure::{Failure, Kind};
 
 /// How long a VMM may take to tell something.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long it may take to fill or empty a slot.
 const SLOT: Duration = Duration::from_secs(30);
-/// As many lines of the guest's log go into an error.
-const TAIL_IN_ERROR: usize = 3;
 /// The longest line about where a VM stands: enough for four vCPUs and the queues of a few devices.
 const STATE_LINE: usize = 8192;
-
-/// How far a VM has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
-    Starting,
-    Running,
-    Connected(Figures),
-}
-
-/// Who waits for an answer of the VMM, in the order of the commands.
-type Pending = Mutex<VecDeque<oneshot::Sender<VmReport>>>;
 
 /// The VMM and its VM. Clones refer to the same one; the last one dropped kills it.
 #[derive(Clone, Debug)]
@@ -383,11 +368,6 @@ impl Progress {
     }
 }
 
-fn lock(pending: &Pending) -> MutexGuard<'_, VecDeque<oneshot::Sender<VmReport>>> {
-    // Nothing panics while it is held; and if it did, the queue would still be whole.
-    pending.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn refused(step: &str, answer: &VmReport) -> Failure {
     let why = match answer {
         VmReport::Refused { why } => clean(why),
@@ -398,107 +378,4 @@ fn refused(step: &str, answer: &VmReport) -> Failure {
 
 fn ended(why: &str) -> Failure {
     Failure::new(Kind::Failed, format!("run the VM: {why}"))
-}
-
-/// Why a VMM ended.
-#[derive(Debug)]
-struct VmmEnd {
-    /// One line.
-    why: String,
-    /// Whether more memory might have prevented it.
-    for_memory: bool,
-    /// Whether the line has the guest log's last lines.
-    has_log: bool,
-}
-
-/// Follows a VMM's reports to its end, and tells why it ended.
-async fn follow(
-    control: &Watched<Control>,
-    pending: &Pending,
-    phase: &watch::Sender<Phase>,
-    child: &Child,
-) -> VmmEnd {
-    let mut last = None;
-    let broken = loop {
-        match next::<VmReport>(control).await {
-            Ok(VmReport::Running) => {
-                phase.send_replace(Phase::Running);
-            }
-            Ok(VmReport::AgentConnected(figures)) => {
-                phase.send_replace(Phase::Connected(figures));
-            }
-            Ok(VmReport::Ended(end)) => last = Some(end),
-            Ok(answer) => {
-                let waiting = lock(pending).pop_front();
-                if let Some(waiting) = waiting {
-                    let _ = waiting.send(answer);
-                }
-            }
-            Err(ChannelError::Closed) => break None,
-            Err(error) => {
-                // What can't be understood is not obeyed further.
-                child.kill();
-                break Some(one_line(&error));
-            }
-        }
-    };
-    let exit = last_act(child).await;
-    let why = match (last, broken) {
-        (Some(end), _) => return reason(&end),
-        (None, Some(broken)) => format!("the VMM sent what can't be read: {}", clean(&broken)),
-        (None, None) => format!("the VMM {exit}, without a reason"),
-    };
-    VmmEnd {
-        why,
-        for_memory: false,
-        has_log: false,
-    }
-}
-
-/// The reason of an end, with the last lines of the guest's log; all of them go to the shim's log.
-fn reason(end: &End) -> VmmEnd {
-    if end.reason == EndReason::Stopped {
-        return VmmEnd {
-            why: clean(&end.detail),
-            for_memory: false,
-            has_log: false,
-        };
-    }
-    for line in end.log_tail.iter().take(200) {
-        tracing::warn!("guest: {}", clean(line));
-    }
-    let log = in_error(&end.log_tail);
-    VmmEnd {
-        why: format!("{}{log}", clean(&end.detail)),
-        for_memory: end.reason.is_for_memory(),
-        has_log: !log.is_empty(),
-    }
-}
-
-fn in_error(tail: &[String]) -> String {
-    let from = tail.len().saturating_sub(TAIL_IN_ERROR);
-    match tail.get(from..) {
-        None | Some([]) => String::new(),
-        Some(lines) => {
-            let lines: Vec<String> = lines.iter().map(|line| clean(line)).collect();
-            format!("; the guest's log ends with: {}", lines.join(" | "))
-        }
-    }
-}
-
-/// The last lines of a file, however long it is.
-fn tail_of(file: &File) -> io::Result<Vec<String>> {
-    use std::os::unix::fs::FileExt;
-    let mut bytes = vec![0; 4096];
-    let length = file.metadata()?.len();
-    let start = length.saturating_sub(bytes.len() as u64);
-    let count = file.read_at(&mut bytes, start)?;
-    bytes.truncate(count);
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<String> = text
-        .lines()
-        .map(clean)
-        .filter(|line| !line.is_empty())
-        .collect();
-    Ok(lines)
 }
