@@ -155,8 +155,8 @@ fn settle() -> Result<(), (&'static str, rustix::io::Errno)> {
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None, none).map_err(|errno| ("drop capabilities", errno))?;
-    // Nothing in this process uses a descriptor above 0 any more; an error message after this would be
-    // lost, and there is none.
+    // Nothing in this process uses a descriptor above 0 any more; an error message after this would
+    // be lost, and there is none.
     let _ = kata_like_linux::fd::close(1..=u32::MAX);
     Ok(())
 }

@@ -48,11 +48,18 @@ fn refused(spec: Value) -> Option<Failure> {
 }
 
 /// The field as the error names it, and a spec that asks for it.
-fn examples() -> Vec<(&'static str, Value)> {
+type Examples = Vec<(&'static str, Value)>;
+
+fn linux(name: &str, value: Value) -> Value {
+    with(&format!("/linux/{name}"), value)
+}
+
+fn examples() -> Examples {
+    [of_the_process(), of_places(), of_resources()].concat()
+}
+
+fn of_the_process() -> Examples {
     let process = |name: &str, value| with(&format!("/process/{name}"), value);
-    let linux = |name: &str, value| with(&format!("/linux/{name}"), value);
-    let resource = |name: &str, value| with(&format!("/linux/resources/{name}"), value);
-    let mount = |name: &str, value| with(&format!("/mounts/1/{name}"), value);
     let rules = |action: &str| json!([{"names": ["a"], "action": action}]);
     let filter = |name: &str, value: Value| {
         let mut profile = json!({"defaultAction": "SCMP_ACT_ALLOW"});
@@ -97,6 +104,13 @@ fn examples() -> Vec<(&'static str, Value)> {
             "linux.personality.flags",
             linux("personality", json!({"domain": "LINUX", "flags": ["x"]})),
         ),
+    ]
+}
+
+/// Namespaces and mounts.
+fn of_places() -> Examples {
+    let mount = |name: &str, value| with(&format!("/mounts/1/{name}"), value);
+    vec![
         (
             "linux.namespaces without an entry of type mount",
             without_namespace("mount"),
@@ -132,6 +146,12 @@ fn examples() -> Vec<(&'static str, Value)> {
             "mounts[1] (/a).options: \"ridmap\"",
             mount("options", json!(["bind", "ridmap"])),
         ),
+    ]
+}
+
+fn of_resources() -> Examples {
+    let resource = |name: &str, value| linux(&format!("resources/{name}"), value);
+    vec![
         (
             "linux.resources.blockIO",
             resource("blockIO", json!({"weight": 1})),

@@ -1,4 +1,5 @@
-//! What mounts are to the share: its namespace, their attributes, and the guard that takes one away.
+//! What mounts are to the share: its namespace, their attributes, and the guard that takes one
+//! away.
 //!
 //! Called by `share` and its parts.
 

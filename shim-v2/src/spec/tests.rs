@@ -210,7 +210,8 @@ fn shared_memory_from_a_disk_stays_a_volume() {
     assert!(matches!(source, Some(bind::Source::Volume(_))));
 }
 
-/// What is the host kernel's is refused by its field. A whole cgroup file system is meant as the guest's own.
+/// What is the host kernel's is refused by its field. A whole cgroup file system is meant as the
+/// guest's own.
 #[test]
 fn file_systems_of_the_host_s_kernel_are_no_volumes() {
     let bind = |source: &str| {

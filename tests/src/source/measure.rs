@@ -14,11 +14,13 @@ pub const MOST_COLUMNS: usize = 100;
 /// The forms that a request to create a container has on its way from containerd to the program
 /// that becomes the container: whose they are, and their names. Those without a folder are messages
 /// and count where they are named; the others count where a type of that name is.
-const FORMS: [(&str, &str); 9] = [
+const FORMS: [(&str, &str); 11] = [
     ("", "CreateTaskRequest"),
     ("shim-v2", "CreateRequest"),
     ("shim-v2", "SandboxRequest"),
+    ("shim-v2/src/pod/bring_up", "Request"),
     ("shim-v2", "ContainerRequest"),
+    ("shim-v2/src/pod/host_side", "Request"),
     ("shim-v2", "GuestContainer"),
     ("", "CreateContainerRequest"),
     ("agent", "Creation"),

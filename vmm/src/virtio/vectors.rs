@@ -46,8 +46,8 @@ pub fn read(
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
-/// One `writev(2)`, or `pwritev(2)` with an offset: of `head`, then of `slices`. The kernel takes at
-/// most 1,024 vectors.
+/// One `writev(2)`, or `pwritev(2)` with an offset: of `head`, then of `slices`. The kernel takes
+/// at most 1,024 vectors.
 pub fn write(
     target: impl AsFd,
     offset: Option<u64>,

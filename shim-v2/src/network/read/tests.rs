@@ -220,7 +220,8 @@ fn every_frame_takes_the_way_over_the_tap_both_ways() {
             let mut bytes = [0; 2000];
             let frame = loop {
                 let count = tap.read(&mut bytes).unwrap();
-                let frame = bytes[10..count].to_vec(); // behind the header of a tap that is told no other
+                // behind the header of a tap that is told no other
+                let frame = bytes[10..count].to_vec();
                 if frame[12..14] == [8, 0] {
                     break frame; // the far kernel's own neighbour discovery may come first
                 }
@@ -240,30 +241,32 @@ fn every_frame_takes_the_way_over_the_tap_both_ways() {
             assert_eq!(socket.links().unwrap().len(), names);
         }
 
-        // A killed shim's, beside a filter of somebody else's.
-        tc("qdisc add dev eth0 clsact");
-        tc(
-            "filter add dev eth0 ingress pref 7 u32 match u32 0 1 action mirred egress redirect dev lo",
-        );
-        let shared = tc("filter show dev eth0 ingress");
-        let (_, taps, joined) = join(namespace.as_fd()).unwrap();
-        assert!(joined.qdiscs().is_empty());
-        std::mem::forget(joined);
-        drop(taps);
-        assert_ne!(tc("filter show dev eth0 ingress"), shared);
-        undo(Path::new("/proc/thread-self/ns/net"), &[]).unwrap();
-        assert_eq!(tc("filter show dev eth0 ingress"), shared);
-        tc("qdisc del dev eth0 clsact");
-        let (_, taps, joined) = join(namespace.as_fd()).unwrap();
-        let qdiscs = joined.qdiscs();
-        std::mem::forget(joined);
-        drop(taps);
-        undo(Path::new("/proc/thread-self/ns/net"), &qdiscs).unwrap();
-        assert_eq!(tc("qdisc show"), before);
-        undo(Path::new("/proc/thread-self/ns/net"), &qdiscs).unwrap();
+        a_killed_shim_s_redirections_go(namespace.as_fd(), &before);
         drop(end);
         far.join().unwrap();
     });
+}
+
+/// Also beside a filter of somebody else's, which stays.
+fn a_killed_shim_s_redirections_go(namespace: BorrowedFd, before: &str) {
+    tc("qdisc add dev eth0 clsact");
+    tc("filter add dev eth0 ingress pref 7 u32 match u32 0 1 action mirred egress redirect dev lo");
+    let shared = tc("filter show dev eth0 ingress");
+    let (_, taps, joined) = join(namespace).unwrap();
+    assert!(joined.qdiscs().is_empty());
+    std::mem::forget(joined);
+    drop(taps);
+    assert_ne!(tc("filter show dev eth0 ingress"), shared);
+    undo(Path::new("/proc/thread-self/ns/net"), &[]).unwrap();
+    assert_eq!(tc("filter show dev eth0 ingress"), shared);
+    tc("qdisc del dev eth0 clsact");
+    let (_, taps, joined) = join(namespace).unwrap();
+    let qdiscs = joined.qdiscs();
+    std::mem::forget(joined);
+    drop(taps);
+    undo(Path::new("/proc/thread-self/ns/net"), &qdiscs).unwrap();
+    assert_eq!(tc("qdisc show"), before);
+    undo(Path::new("/proc/thread-self/ns/net"), &qdiscs).unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A container's stats, as the guest tells them.
 //!
-//! Numbers are taken as they are: they are the guest's own, and harm nobody. How many there are, and
-//! each text, has a bound.
+//! Numbers are taken as they are: they are the guest's own, and harm nobody. How many there are,
+//! and each text, has a bound.
 
 use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::{Failure, clean};

@@ -5,7 +5,7 @@
 //! | command | what |
 //! |---|---|
 //! | `run-tests` | all (`everything`) |
-//! | `run-tests INSTALLED [TEST-BINARY…]` | all integration tests, or these, on an installed folder |
+//! | `run-tests INSTALLED [TEST-BINARY…]` | the integration tests, or these, on a tree |
 //! | `run-tests --only BINARY[::TEST]` | one test, or those whose names hold that text (`quick`) |
 //! | `run-tests --shell [BINARY]` | a test host with a shell in it (`quick`) |
 //! | `run-tests --check` | formatting, lints, unit tests, the house |

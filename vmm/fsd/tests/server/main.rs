@@ -2,7 +2,10 @@
 //! It needs root, as the program does. Every mount is made in the mount namespace of the test's own
 //! thread, which ends with it.
 
-#![allow(clippy::unwrap_used)] // the helpers of tests fail as the tests do
+#![allow(
+    clippy::unwrap_used,
+    reason = "the helpers of tests fail as the tests do"
+)]
 
 mod guest;
 mod locks;
