@@ -141,7 +141,6 @@ impl Cgroup {
             .unwrap_or_else(|| self.directory.clone())
     }
 
-    /// Its stats.
     pub fn stats(&self) -> StatsResponse {
         stats::read(&self.directory)
     }

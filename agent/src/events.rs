@@ -14,7 +14,6 @@ use tokio::sync::Notify;
 
 use crate::stdio::port::Token;
 
-/// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A process has exited.

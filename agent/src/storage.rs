@@ -45,7 +45,6 @@ pub const VOLUMES: Share = Share {
     target: "/run/kata-like/volumes",
 };
 
-/// Both shares.
 pub const SHARES: [Share; 2] = [ROOTFS, VOLUMES];
 
 /// Where the volumes in memory are, each by its name.

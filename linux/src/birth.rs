@@ -58,32 +58,24 @@ pub struct Birth<'a> {
 
 /// Why a child could not be born.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the message says what each field is")]
 pub enum BirthError {
     /// A name holds a zero byte.
     #[error("start {program:?}: a NUL in its path, arguments or environment")]
-    Nul {
-        /// The program.
-        program: String,
-    },
+    Nul { program: String },
     /// A step of the parent failed.
     #[error("{step} to start {program}")]
     Parent {
-        /// What was being done.
         step: &'static str,
-        /// The program.
         program: String,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
     /// A step of the child failed, the last one being the exec itself.
     #[error("{step} {program}")]
     Child {
-        /// What was being done.
         step: &'static str,
-        /// The program.
         program: String,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
@@ -92,7 +84,7 @@ pub enum BirthError {
 /// A process that was born and is not reaped yet.
 #[derive(Debug)]
 pub struct Newborn {
-    /// Its pid.
+    /// As its parent sees it.
     pub pid: u32,
     /// Refers to the process, whoever has its pid later.
     pub pidfd: OwnedFd,

@@ -14,7 +14,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 pub enum Cloned {
     /// The new process.
     Child,
-    /// The caller.
+    /// The process that called.
     Parent {
         /// The new process's pid.
         pid: u32,

@@ -32,7 +32,6 @@ pub enum BundleError {
     /// `config.json` can't be read.
     #[error("read {}", path.display())]
     Read {
-        /// Its path.
         path: PathBuf,
         /// The system's reason.
         #[source]
@@ -41,7 +40,6 @@ pub enum BundleError {
     /// `config.json` is no JSON of a spec.
     #[error("parse {}", path.display())]
     Parse {
-        /// Its path.
         path: PathBuf,
         /// Where and why.
         #[source]
@@ -50,7 +48,6 @@ pub enum BundleError {
     /// The file `address` can't be written.
     #[error("write {}", path.display())]
     WriteAddress {
-        /// Its path.
         path: PathBuf,
         /// The system's reason.
         #[source]

@@ -41,14 +41,12 @@ const KILLED: Duration = Duration::from_secs(2);
 pub struct State<'a> {
     /// The version of the container's spec.
     pub oci_version: &'a str,
-    /// The container.
     pub id: &'a str,
     /// `creating`, `running` or `stopped`.
     pub status: &'static str,
     /// The pid of its stand-in on the host; 0 if there is none any more.
     #[serde(skip_serializing_if = "is_zero")]
     pub pid: u32,
-    /// Its bundle.
     pub bundle: &'a str,
     /// The spec's annotations.
     #[serde(skip_serializing_if = "HashMap::is_empty")]

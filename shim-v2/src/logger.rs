@@ -40,7 +40,6 @@ pub enum LoggerError {
     /// A step of its start.
     #[error("start the logging program {}: {step}", program.display())]
     Start {
-        /// The program.
         program: PathBuf,
         /// What was being done.
         step: &'static str,

@@ -63,13 +63,10 @@ const KILLED: u32 = 137;
 /// An exec to be known.
 #[derive(Debug)]
 pub struct ExecRegistration {
-    /// Its container.
     pub container: String,
-    /// Its id.
     pub exec: String,
     /// The OCI `process` object as JSON.
     pub process: Vec<u8>,
-    /// Its streams.
     pub stdio: StdioPaths,
 }
 
@@ -82,7 +79,6 @@ pub struct ProcessState {
     pub pid: u32,
     /// Where it is.
     pub status: Status,
-    /// Its streams.
     pub stdio: StdioPaths,
     /// How it ended.
     pub exit: Option<Exit>,

@@ -26,7 +26,6 @@ pub enum StandInError {
     /// It could not be born.
     #[error("start the stand-in of {task}")]
     Birth {
-        /// The task.
         task: String,
         /// Why it failed.
         #[source]
@@ -37,7 +36,6 @@ pub enum StandInError {
     Io {
         /// What was being done.
         step: &'static str,
-        /// The task.
         task: String,
         /// Why it failed.
         #[source]
@@ -103,7 +101,6 @@ impl StandIn {
         Ok(Self { child, hold })
     }
 
-    /// Its pid.
     pub fn pid(&self) -> u32 {
         self.child.pid
     }

@@ -35,7 +35,6 @@ pub struct Setting {
 /// Whether a setting can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// Never.
     Always,
     /// A kernel without this file keeps the limit anyway: it has nothing of what is limited.
     IfThere,

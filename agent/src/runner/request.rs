@@ -66,7 +66,6 @@ pub struct PlaceholderRequest {
 /// Where a bind mount is from. Each name is a file or directory of its place, and no path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bind {
-    /// The host's.
     Volume(String),
     /// A tmpfs of the pod's own.
     Memory(String),

@@ -26,26 +26,22 @@ const BOOT_DEADLINE: RangeInclusive<u32> = 1..=600;
 
 /// Why the configuration can't be used. One line: the file, the line in it, the key.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the message says what each field is")]
 pub enum ConfigError {
     /// A file or the drop-ins' directory could not be read.
     #[error("read configuration {}", path.display())]
     Read {
         /// The file or directory.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },
     /// A file that is too long to be a configuration.
     #[error("read configuration {}: longer than {MAX_FILE} bytes", path.display())]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-    },
+    TooLong { path: PathBuf },
     /// Not TOML, an unknown key, a value of the wrong type or out of its range.
     #[error("read configuration {} line {line}, key `{key}`: {why}", path.display())]
     Value {
-        /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,

@@ -36,15 +36,15 @@ pub enum HugePages {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// What failed.
+    /// What ended a task or a pod against its will.
     Error,
     /// What the operator should look into.
     Warn,
     /// Each pod's start and end.
     Info,
-    /// Each step.
+    /// What each call did.
     Debug,
-    /// Each message.
+    /// Whatever any library has to say.
     Trace,
 }
 

@@ -54,44 +54,32 @@ const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// Why a state folder can't be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the message says what each field is")]
 pub enum StateError {
     /// A system call failed.
     #[error("{step} {}", path.display())]
     Io {
-        /// What was being done.
         step: &'static str,
-        /// To what.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
     /// `/run/kata-like` or a folder in it is not a directory that root alone can reach.
     #[error("use state folder {}: {why}", path.display())]
     Unsafe {
-        /// The folder.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
     /// Namespace or id is no name, so it must not become part of a path.
     #[error("name the state folder of {id:?} in namespace {namespace:?}: not valid as names")]
-    Name {
-        /// containerd's namespace.
-        namespace: String,
-        /// The sandbox.
-        id: String,
-    },
+    Name { namespace: String, id: String },
     /// The pod exists already.
     #[error("make state folder {}: it exists already, a pod of this name runs or was not deleted", path.display())]
-    Exists {
-        /// The folder.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// The record is not one of ours.
     #[error("read {}: {why}", path.display())]
     Record {
-        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,

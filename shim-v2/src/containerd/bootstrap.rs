@@ -49,45 +49,31 @@ pub enum StartError {
     /// The bundle's files.
     #[error(transparent)]
     Files(#[from] BundleError),
-    /// The socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// A container of a pod that does not run.
     #[error("start container {id}: its pod's sandbox {group} is not running")]
-    NoSandbox {
-        /// The container.
-        id: String,
-        /// The pod.
-        group: String,
-    },
+    NoSandbox { id: String, group: String },
     /// Whose the network namespace is can't be found out.
     #[error("find whose the network namespace of {id} is")]
     Network {
-        /// The container.
         id: String,
-        /// Why.
         #[source]
         source: StateError,
     },
-    /// The cgroup.
     #[error("start the shim of {id}")]
     Cgroup {
-        /// The container.
         id: String,
-        /// Why.
         #[source]
         source: Failure,
     },
     /// The serving process.
     #[error("start the shim of {id}")]
     Birth {
-        /// The container.
         id: String,
-        /// Why.
         #[source]
         source: BirthError,
     },
-    /// The answer.
     #[error("answer containerd")]
     Answer(#[source] io::Error),
 }

@@ -35,7 +35,6 @@ pub fn timestamp_or_none(time: Option<SystemTime>) -> MessageField<Timestamp> {
     timestamp(time.unwrap_or(Exit::of_nothing().at))
 }
 
-/// A time.
 pub fn timestamp(time: SystemTime) -> MessageField<Timestamp> {
     let (seconds, nanos) = match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(since) => (

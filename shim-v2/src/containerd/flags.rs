@@ -42,7 +42,6 @@ pub enum FlagsError {
     /// A switch that is neither true nor false.
     #[error("read the command line: flag {flag:?} is a switch, not {value:?}")]
     NotASwitch {
-        /// The flag.
         flag: String,
         /// What it was set to.
         value: String,

@@ -30,16 +30,12 @@ pub enum InfoError {
     /// What was left of the container.
     #[error("clean up after {id}")]
     CleanUp {
-        /// The container.
         id: String,
-        /// Why.
         #[source]
         source: Failure,
     },
-    /// The answer.
     #[error("encode the answer to containerd")]
     Encode(#[source] protobuf::Error),
-    /// The answer.
     #[error("answer containerd")]
     Answer(#[source] io::Error),
 }

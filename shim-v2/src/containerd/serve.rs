@@ -57,7 +57,6 @@ pub enum ServeError {
         "serve: descriptor {LISTENER} is no listening socket; containerd starts this program with the action `start`"
     )]
     NoListener(#[source] io::Error),
-    /// The runtime.
     #[error("serve: {step}")]
     Start {
         /// What was being done.
@@ -66,7 +65,6 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
-    /// The server.
     #[error("serve: start the ttrpc server")]
     Server(#[source] ttrpc::Error),
 }

@@ -31,16 +31,12 @@ const ALIVE_DEADLINE: Duration = Duration::from_millis(100);
 pub enum SocketError {
     /// The directory's name leaves no room for ours.
     #[error("place the shim's socket: {} is longer than {MAX_PATH} bytes", path.display())]
-    TooLong {
-        /// The path.
-        path: PathBuf,
-    },
+    TooLong { path: PathBuf },
     /// A step of its making.
     #[error("make the shim's socket: {step} {}", path.display())]
     Make {
         /// What was being done.
         step: &'static str,
-        /// To what.
         path: PathBuf,
         /// The system's reason.
         #[source]

@@ -40,7 +40,6 @@ use kata_like_failure::{Failure, Kind, Step as _};
 /// What a sandbox is made from.
 #[derive(Debug)]
 pub(super) struct Request {
-    /// containerd's namespace.
     pub(super) namespace: String,
     /// The sandbox's id.
     pub(super) id: String,

@@ -32,9 +32,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// A container to be made.
 #[derive(Debug)]
 pub struct CreateRequest {
-    /// containerd's id.
     pub id: String,
-    /// Its bundle.
     pub bundle: PathBuf,
     /// Its root file system's mounts.
     pub rootfs: Vec<RootfsMount>,

@@ -20,43 +20,31 @@ const QUEUE: usize = 2048;
 pub enum TaskEvent {
     /// A container has been made.
     Created {
-        /// Its id.
         container: String,
-        /// Its bundle.
         bundle: String,
         /// Its root file system's mounts.
         rootfs: Vec<RootfsMount>,
-        /// Its streams.
         stdio: StdioPaths,
         /// Its init's host pid.
         pid: u32,
     },
     /// A container's init runs.
     Started {
-        /// Its id.
         container: String,
         /// Its init's host pid.
         pid: u32,
     },
     /// An exec is known.
-    ExecAdded {
-        /// Its container.
-        container: String,
-        /// Its id.
-        exec: String,
-    },
+    ExecAdded { container: String, exec: String },
     /// An exec runs.
     ExecStarted {
-        /// Its container.
         container: String,
-        /// Its id.
         exec: String,
         /// Its host pid.
         pid: u32,
     },
     /// A process has exited, and what it wrote has been read.
     Exited {
-        /// Its container.
         container: String,
         /// The exec; empty: the container's init.
         exec: String,
@@ -67,7 +55,6 @@ pub enum TaskEvent {
     },
     /// A container is gone.
     Deleted {
-        /// Its id.
         container: String,
         /// Its init's host pid.
         pid: u32,
@@ -75,26 +62,16 @@ pub enum TaskEvent {
         exit: Exit,
     },
     /// A container's processes stand still.
-    Paused {
-        /// Its id.
-        container: String,
-    },
+    Paused { container: String },
     /// A container's processes go on.
-    Resumed {
-        /// Its id.
-        container: String,
-    },
+    Resumed { container: String },
     /// Processes of a container were killed for its memory limit.
-    OutOfMemory {
-        /// Its id.
-        container: String,
-    },
+    OutOfMemory { container: String },
 }
 
 /// An event, and when it happened.
 #[derive(Debug)]
 pub struct Happened {
-    /// What happened.
     pub event: TaskEvent,
     /// The time of day.
     pub at: SystemTime,

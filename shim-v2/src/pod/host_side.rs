@@ -84,7 +84,6 @@ impl HostSide {
 /// What a container is made from.
 #[derive(Debug)]
 pub(super) struct Request {
-    /// containerd's id.
     pub(super) id: String,
     /// Holds `config.json`.
     pub(super) bundle: PathBuf,

@@ -15,7 +15,6 @@ pub const NO_TIME: u64 = 62_135_596_800;
 pub struct Exit {
     /// 0 to 255, or 128 + signal.
     pub status: u32,
-    /// When.
     pub at: SystemTime,
 }
 
@@ -54,7 +53,6 @@ pub enum Status {
     Pausing,
     /// Its container stands still.
     Paused,
-    /// Exited.
     Stopped,
 }
 

@@ -23,7 +23,6 @@ use crate::vm::memory::MemoryNames;
 /// A running VM, and what the pod has around it on the host.
 #[derive(Debug)]
 pub(super) struct Sandbox {
-    /// containerd's namespace.
     pub(super) namespace: String,
     pub(super) guest: Guest,
     pub(super) network: Arc<PodNetwork>,

@@ -15,7 +15,6 @@ const MAX_HOOKS: usize = 64;
 /// A program of the host that runs at a step of a container's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostHook {
-    /// The program.
     pub path: PathBuf,
     /// Its arguments, the first being its name.
     pub arguments: Vec<String>,

@@ -107,7 +107,7 @@ pub enum DeviceError {
     Host {
         /// What was being done, and to what.
         step: String,
-        /// The cause.
+        /// The host's own error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },

@@ -74,9 +74,9 @@ pub enum Occupied {
     Free(NetworkLock),
     /// A pod is there.
     By {
-        /// containerd's namespace.
+        /// A namespace of containerd's, not of Linux.
         namespace: String,
-        /// The sandbox.
+        /// containerd's id of the pod.
         sandbox: String,
     },
     /// A pod has just come, or is leaving: ask again.

@@ -24,11 +24,11 @@ const MAX_RECORD: u64 = 1024 * 1024;
 pub struct Record {
     /// [`RECORD_VERSION`] of the writer.
     pub version: u32,
-    /// containerd's namespace.
+    /// A namespace of containerd's, not of Linux.
     pub namespace: String,
     /// The sandbox: containerd's id of the task that the shim was started for.
     pub sandbox: String,
-    /// The shim.
+    /// Written by the shim as it begins to serve.
     pub shim: Option<Process>,
     /// The VMM, and the user id that it runs under.
     pub vmm: Option<Process>,
@@ -65,7 +65,7 @@ pub struct Network {
 pub struct StandIn {
     /// containerd's id of the task.
     pub task: String,
-    /// The process.
+    /// The process that stands for the task on the host.
     pub process: Process,
 }
 

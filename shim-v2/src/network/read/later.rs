@@ -67,7 +67,6 @@ pub struct Later {
     pub gone: Vec<u32>,
     /// Interfaces that have come, and all routes and neighbours that have.
     pub come: Network,
-    /// Their taps.
     pub taps: Vec<OwnedFd>,
     /// Interfaces that are different, with the addresses that have come.
     pub changed: Vec<Interface>,

@@ -13,7 +13,6 @@ const MAX_TIME: i64 = 1 << 62;
 pub enum Event {
     /// A process has exited. The guest may say so of any process, and more than once.
     Exited {
-        /// The container.
         container: String,
         /// The exec; empty: the container's init.
         exec: String,
@@ -27,10 +26,7 @@ pub enum Event {
         stderr_bytes: u64,
     },
     /// The OOM killer has killed processes of a container.
-    OutOfMemory {
-        /// The container.
-        container: String,
-    },
+    OutOfMemory { container: String },
     /// A container asks a name server on the pod's loopback.
     NameQuestion(NameQuestion),
     /// The VM, its file server or its agent has ended, and every process with it. The last event.

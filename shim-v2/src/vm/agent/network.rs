@@ -14,7 +14,6 @@ use kata_like_failure::Failure;
 pub struct Interface {
     /// Its number in the namespace on the host.
     pub index: u32,
-    /// Its name.
     pub name: String,
     /// Its address at layer 2.
     pub mac: [u8; 6],
@@ -24,7 +23,6 @@ pub struct Interface {
     pub up: bool,
     /// Whether addresses at layer 2 are asked for on it.
     pub arp: bool,
-    /// Its addresses.
     pub addresses: Vec<Address>,
 }
 

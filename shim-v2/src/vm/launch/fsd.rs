@@ -18,7 +18,6 @@ use kata_like_failure::{Failure, Kind};
 pub struct FsdEnd {
     /// It ended by itself, as it does when the VM is gone: the cause is to be sought there.
     pub expected: bool,
-    /// One line.
     pub why: String,
 }
 
@@ -80,7 +79,6 @@ impl Fsd {
         Ok(fsd)
     }
 
-    /// Its process.
     pub fn child(&self) -> &Child {
         &self.child
     }

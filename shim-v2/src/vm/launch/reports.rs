@@ -38,7 +38,6 @@ pub(super) fn lock(pending: &Pending) -> MutexGuard<'_, VecDeque<oneshot::Sender
 /// Why a VMM ended.
 #[derive(Debug)]
 pub(super) struct VmmEnd {
-    /// One line.
     pub(super) why: String,
     /// Whether more memory might have prevented it.
     pub(super) for_memory: bool,

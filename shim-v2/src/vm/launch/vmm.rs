@@ -105,7 +105,6 @@ impl Vmm {
         Ok(vmm)
     }
 
-    /// Its process.
     pub fn child(&self) -> &Child {
         &self.0.child
     }

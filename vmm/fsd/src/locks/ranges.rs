@@ -11,7 +11,6 @@
 pub enum Kind {
     /// Shared: others may lock for reading, too.
     Read,
-    /// Exclusive.
     Write,
 }
 
