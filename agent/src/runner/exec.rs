@@ -9,22 +9,20 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use kata_like_failure::{Failure, Step};
 
-use super::birth::{born, note, prepare_exec};
+use super::birth::{born, note};
 use super::channel::Channel;
 use super::command::Command;
 use super::error::Result;
 use super::identity::{self, Identity};
-use super::request::{ExecRequest, Message, Size};
+use super::program::Program;
+use super::request::{ExecRequest, Size};
 use super::scheduling::Scheduling;
 use super::seccomp::Filter;
 use super::{device_filter, namespaces, supported, terminal, users};
 
 /// What the process's own object and the container's spec ask for, checked.
 struct Plan {
-    identity: Identity,
-    scheduling: Scheduling,
-    command: Command,
-    filter: Option<Filter>,
+    program: Program,
     oom_score: i32,
 }
 
@@ -43,12 +41,15 @@ pub(super) fn run(
     }
     let init = fds.remove(0);
     users::own_streams(spec, &fds)?;
-    let plan = check(request)?;
+    let Plan {
+        mut program,
+        oom_score,
+    } = check(request)?;
 
     let cgroup = device_filter::open_cgroup(&request.cgroup)?;
     // If it is missing, that matters only where it is needed.
     let leaf = device_filter::open_cgroup(&request.cgroup_of_init).ok();
-    identity::set_oom_score(plan.oom_score)?;
+    identity::set_oom_score(oom_score)?;
     let cgroup_namespace = namespaces::cgroup_of(init.as_fd())?;
     namespaces::enter(init.as_fd(), namespaces::has_users(spec))?;
     let cloned = namespaces::spawn_inside(cgroup.as_fd(), leaf.as_ref().map(AsFd::as_fd))?;
@@ -65,7 +66,8 @@ pub(super) fn run(
     }
     identity::join_keyring(&request.container)?;
     let terminal = terminal::give(process, fds, terminal, None)?;
-    become_command(channel, request, plan, terminal)
+    let path = program.get_ready(channel, process.cwd(), terminal)?;
+    program.exec(&path)
 }
 
 /// Finds what is wrong with the request, before anything is made.
@@ -81,37 +83,14 @@ fn check(request: &ExecRequest) -> Result<Plan> {
     let limits = limits.or_else(|| own.and_then(|own| own.rlimits().as_deref()));
     let score = process.oom_score_adj();
     let score = score.or_else(|| own.and_then(|own| own.oom_score_adj()));
-    Ok(Plan {
+    let program = Program {
         identity: Identity::of(process, capabilities, limits.unwrap_or_default(), "process")?,
         scheduling: Scheduling::of(process, spec, "process")?,
         command: Command::of(process, "process")?,
         filter: Filter::of(spec)?,
+    };
+    Ok(Plan {
+        program,
         oom_score: score.unwrap_or(0),
     })
-}
-
-/// Becomes the user and then the command, as that user would find it.
-fn become_command(
-    channel: &Channel,
-    request: &ExecRequest,
-    plan: Plan,
-    terminal: Option<OwnedFd>,
-) -> Result<Infallible> {
-    let Plan {
-        identity,
-        mut command,
-        filter,
-        ..
-    } = plan;
-    command.set_home(identity.uid);
-    prepare_exec()?;
-    plan.scheduling.apply()?;
-    identity.assume(filter.as_ref(), request.process.cwd())?;
-    let path = command.find()?;
-    let terminal: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
-    channel.send(&Message::Ready, &terminal)?;
-    if let Some(filter) = filter.filter(|_| identity.loads_filter_last()) {
-        filter.load()?;
-    }
-    command.run(&path)
 }

@@ -24,14 +24,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use kata_like_failure::{Failure, Step};
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
-use super::birth::{born, note, prepare_exec};
+use super::birth::{born, note};
 use super::channel::Channel;
 use super::command::Command;
 use super::error::Result;
 use super::identity::{self, Identity};
 use super::mounts::{self, Entry, Pending};
 use super::namespaces::{self, Namespaces};
-use super::request::{InitRequest, Message, START, Size};
+use super::program::Program;
+use super::request::{InitRequest, START, Size};
 use super::rootfs::{self, Rootfs, Target};
 use super::scheduling::Scheduling;
 use super::seccomp::Filter;
@@ -43,10 +44,7 @@ struct Plan<'a> {
     process: &'a Process,
     namespaces: Namespaces,
     users: Option<Users>,
-    identity: Identity,
-    scheduling: Scheduling,
-    command: Command,
-    filter: Option<Filter>,
+    program: Program,
     propagation: Option<(u64, bool)>,
     /// `None`: the mounts are those of the mount namespace that is joined.
     mounts: Option<Vec<Entry<'a>>>,
@@ -118,10 +116,12 @@ fn check<'a>(request: &'a InitRequest, joined: &[LinuxNamespaceType]) -> Result<
         process,
         namespaces,
         users,
-        identity,
-        scheduling,
-        command,
-        filter,
+        program: Program {
+            identity,
+            scheduling,
+            command,
+            filter,
+        },
         propagation,
         mounts,
     })
@@ -241,7 +241,7 @@ fn close(request: &InitRequest, plan: &Plan, root: Option<(Rootfs, Pending)>) ->
             Some(rootfs)
         }
     };
-    hooks::create_container(container, spec, &plan.identity)?;
+    hooks::create_container(container, spec, &plan.program.identity)?;
     match rootfs {
         None => Ok(()),
         Some(rootfs) => rootfs.finish(spec, plan.propagation),
@@ -255,20 +255,8 @@ fn last(
     plan: Plan,
     terminal: Option<OwnedFd>,
 ) -> Result<Infallible> {
-    let Plan {
-        process,
-        identity,
-        mut command,
-        filter,
-        ..
-    } = plan;
-    command.set_home(identity.uid);
-    prepare_exec()?;
-    plan.scheduling.apply()?;
-    identity.assume(filter.as_ref(), process.cwd())?;
-    let path = command.find()?;
-    let terminal: Vec<_> = terminal.iter().map(AsFd::as_fd).collect();
-    channel.send(&Message::Ready, &terminal)?;
+    let mut program = plan.program;
+    let path = program.get_ready(channel, plan.process.cwd(), terminal)?;
 
     // Created; nothing is left but the start.
     match channel
@@ -282,10 +270,7 @@ fn last(
     // It has been started: whatever fails now is the container's own end, as under runc.
     let after_start = || {
         hooks::start_container(&request.container, &request.spec)?;
-        if let Some(filter) = filter.filter(|_| identity.loads_filter_last()) {
-            filter.load()?;
-        }
-        command.run(&path)
+        program.exec(&path)
     };
     let Err::<Infallible, _>(error) = after_start();
     let _ = writeln!(std::io::stderr(), "{}", error.one_line());

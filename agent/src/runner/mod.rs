@@ -27,6 +27,7 @@ mod mounts;
 mod namespaces;
 mod options;
 mod placeholder;
+mod program;
 mod request;
 mod rootfs;
 mod scheduling;

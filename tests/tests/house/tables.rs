@@ -135,6 +135,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
         &[
             "client mod",
             "exec init placeholder",
+            "program",
             "birth devices hide hooks mounts terminal users",
             "channel identity rootfs supported sysctl",
             "command device_filter namespaces options request scheduling seccomp",
