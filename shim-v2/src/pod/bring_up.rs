@@ -202,6 +202,7 @@ impl Making {
             Some(path) => Config::load_file(path),
         };
         let config = config.step(|| "read the configuration")?;
+        crate::log::set_level(config.log_level);
         let spec = spec::read(&request.bundle)?;
         let mut memory_names = MemoryNames::default();
         let halves = spec::split(spec, &request.bundle, &HashMap::new())?;
