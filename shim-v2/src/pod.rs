@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::stdio::StdioPaths;
 use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 mod bring_up;
 pub mod cleanup;
@@ -48,7 +49,7 @@ mod sources;
 mod start;
 mod update;
 
-use container::{Container, Process, lock};
+use container::{Container, Process};
 use events::{Events, TaskEvent};
 use process::{Exit, Life, Status};
 use sandbox::Sandbox;

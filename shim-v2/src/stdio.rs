@@ -20,6 +20,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -222,7 +223,7 @@ impl Stdio {
         stdout: Option<UnixStream>,
         stderr: Option<UnixStream>,
     ) {
-        let mut ends = self.lock();
+        let mut ends = self.ends();
         if let (Some(from), Some(to)) = (ends.stdin.take(), stdin) {
             ends.input = Some(tokio::spawn(pump_in(from, to)).abort_handle());
         }
@@ -240,12 +241,12 @@ impl Stdio {
 
     /// Closes our own write end of stdin: it ends when the client closes its own.
     pub fn close_stdin(&self) {
-        self.lock().stdin_keeper = None;
+        self.ends().stdin_keeper = None;
     }
 
     /// The process is gone: nothing reads its input any more.
     pub fn end_input(&self) {
-        let mut ends = self.lock();
+        let mut ends = self.ends();
         ends.stdin = None;
         ends.stdin_keeper = None;
         if let Some(input) = ends.input.take() {
@@ -277,7 +278,7 @@ impl Stdio {
         );
         self.end_input();
         let (outputs, logger) = {
-            let mut ends = self.lock();
+            let mut ends = self.ends();
             ends.stdout = None;
             ends.stderr = None;
             (std::mem::take(&mut ends.outputs), ends.logger.take())
@@ -298,16 +299,14 @@ impl Stdio {
         let _ = tokio::time::timeout(patience, both).await;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Ends> {
-        self.ends
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn ends(&self) -> std::sync::MutexGuard<'_, Ends> {
+        lock(&self.ends)
     }
 }
 
 impl Drop for Stdio {
     fn drop(&mut self) {
-        let ends = self.lock();
+        let ends = self.ends();
         for pump in ends.outputs.iter().chain(&ends.input) {
             pump.abort();
         }

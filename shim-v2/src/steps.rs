@@ -6,11 +6,12 @@
 
 use std::fmt::{self, Display};
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 /// Something that is made step by step.
 pub trait Build {
@@ -117,8 +118,7 @@ impl Undo {
     }
 
     fn stack(&self) -> MutexGuard<'_, Option<Vec<BoxFuture<'static, ()>>>> {
-        // Held for single operations only, none of which panics.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -20,6 +20,7 @@ use crate::steps::blocking;
 use crate::vm::agent::NameQuestion;
 use crate::vm::guest::Guest;
 use kata_like_failure::Failure;
+use kata_like_linux::lock;
 
 /// How long an answer may take. Most programs that ask wait five seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -125,7 +126,6 @@ impl Names {
     }
 
     fn servers(&self) -> MutexGuard<'_, HashSet<IpAddr>> {
-        // Held for single operations only.
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.servers)
     }
 }

@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use kata_like_config::state::{NetworkId, NetworkLock, Occupied};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -16,6 +16,7 @@ use super::claim;
 use crate::steps::blocking;
 use crate::vm::ledger::Ledger;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 use kata_like_spec::HOST_NETWORK;
 
 /// NSFS_MAGIC of linux/magic.h.
@@ -118,8 +119,7 @@ impl Namespace {
     }
 
     fn locked(&self) -> MutexGuard<'_, Option<NetworkLock>> {
-        // Held for single operations only.
-        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.claim)
     }
 }
 

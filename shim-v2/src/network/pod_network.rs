@@ -8,7 +8,7 @@
 //! watched, and the guest follows what changes there.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kata_like_config::state;
@@ -26,6 +26,7 @@ use crate::vm::agent::{GuestInterface, Interface, NameQuestion, new_token};
 use crate::vm::guest::Guest;
 use crate::vm::ledger::Ledger;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 /// How long the guest may take to let an interface go.
 const UNBIND: Duration = Duration::from_secs(10);
@@ -195,8 +196,7 @@ impl PodNetwork {
     }
 
     fn keep_forward(&self, forward: Option<Forward>) {
-        // Nothing panics while it is held.
-        *self.forward.lock().unwrap_or_else(PoisonError::into_inner) = forward;
+        *lock(&self.forward) = forward;
     }
 }
 
@@ -370,8 +370,4 @@ async fn look_again(network: &PodNetwork, guest: &Guest) -> Result<(), Failure> 
     }
     network.note(lock(joined).qdiscs());
     left.and(followed).and(added)
-}
-
-fn lock(joined: &Mutex<Joined>) -> MutexGuard<'_, Joined> {
-    joined.lock().unwrap_or_else(PoisonError::into_inner)
 }

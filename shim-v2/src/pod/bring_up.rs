@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kata_like_boot::VmBoot;
@@ -36,6 +36,7 @@ use crate::vm::ledger::{Ledger, process_of};
 use crate::vm::machine::{self, Vm};
 use crate::vm::memory::MemoryNames;
 use kata_like_failure::{Failure, Kind, Step as _};
+use kata_like_linux::lock;
 
 /// What a sandbox is made from.
 #[derive(Debug)]
@@ -247,8 +248,8 @@ impl Making {
             other => other,
         };
         let state = Arc::new(state.map_err(failed)?);
-        let (folder, lock) = (Arc::clone(&state), Arc::new(Mutex::new(None)));
-        let held = Arc::clone(&lock);
+        let (folder, claim) = (Arc::clone(&state), Arc::new(Mutex::new(None)));
+        let held = Arc::clone(&claim);
         undo.push(async move {
             let remove = move || {
                 remove_state(&folder);
@@ -257,7 +258,7 @@ impl Making {
             let _ = tokio::task::spawn_blocking(remove).await;
         })
         .await?;
-        *locked(&lock) = state.try_lock().map_err(failed)?;
+        *lock(&claim) = state.try_lock().map_err(failed)?;
         let mut record = Record::new(namespace, id);
         record.shim = Process::current().ok();
         let ledger = Arc::new(Ledger::open(Arc::clone(&state), record)?);
@@ -336,11 +337,11 @@ impl Making {
         });
         let stand_in = stand_in.await?;
         let pid = stand_in.pid();
-        *locked(&self.stand_in) = Some(stand_in);
+        *lock(&self.stand_in) = Some(stand_in);
         // Whatever of it no container has taken.
         let left = Arc::clone(&self.stand_in);
         undo.push(async move {
-            let left = locked(&left).take();
+            let left = lock(&left).take();
             if let Some(stand_in) = left {
                 stand_in.end().await;
             }
@@ -402,7 +403,7 @@ impl Making {
         let none = || Failure::new(Kind::Failed, "start a sandbox: a step has made nothing");
         let read = self.read.ok_or_else(none)?;
         let (guest, happened) = self.guest.ok_or_else(none)?;
-        let stand_in = locked(&self.stand_in).take();
+        let stand_in = lock(&self.stand_in).take();
         let first = First {
             split: read.split,
             cgroup: self.cgroup.ok_or_else(none)?,
@@ -428,11 +429,6 @@ impl Making {
         };
         Ok((Arc::new(sandbox), happened, first))
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Held for single operations only.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The folder may be shared with a call that is under way: it is opened anew to be removed.

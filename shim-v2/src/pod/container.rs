@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ use crate::share::RootfsMount;
 use crate::stand_in::StandIn;
 use crate::stdio::{Stdio, StdioPaths};
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 /// The least time between two reports that a container ran out of memory.
 const OUT_OF_MEMORY: Duration = Duration::from_millis(100);
@@ -177,9 +178,4 @@ impl Container {
         }
         self.host_side.end().await;
     }
-}
-
-/// Nothing panics while one of the pod's locks is held.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

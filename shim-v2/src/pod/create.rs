@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 
 use super::bring_up::{self, First};
-use super::container::{Container, Process, lock};
+use super::container::{Container, Process};
 use super::events::TaskEvent;
 use super::host_side;
 use super::process::Life;
@@ -23,6 +23,7 @@ use crate::stdio::{Stdio, StdioPaths};
 use crate::vm::agent::{StreamTokens, new_token};
 use crate::vm::guest::Guest;
 use kata_like_failure::{Failure, Kind, one_line};
+use kata_like_linux::lock;
 
 /// How long a container that joins waits for the one that the shim was started for, where both
 /// start at once.

@@ -8,9 +8,10 @@ use kata_like_failure::{Failure, Kind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use kata_like_linux::lock;
 use tokio::sync::watch;
 
-use super::container::{Container, lock};
+use super::container::Container;
 use super::events::TaskEvent;
 use super::process::{Exit, Exited, Status};
 use super::sandbox::Sandbox;

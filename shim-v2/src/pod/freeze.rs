@@ -4,10 +4,11 @@
 //! is "pausing", and a question is answered at once.
 
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 use std::sync::Arc;
 
 use super::Pod;
-use super::container::{Container, Process, lock};
+use super::container::{Container, Process};
 use super::events::TaskEvent;
 use super::process::{Freeze, Status};
 

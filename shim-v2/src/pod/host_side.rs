@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use kata_like_config::state::name;
@@ -28,6 +28,7 @@ use crate::steps::{self, Build, Undo, blocking};
 use crate::vm::agent::{GuestContainer, GuestDisk, StreamTokens};
 use crate::vm::guest::Guest;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 use kata_like_spec::OTHER_NETWORK;
 
 /// How long the agent has to delete a container before the host goes on without it. Nothing is lost
@@ -66,8 +67,7 @@ impl HostSide {
     }
 
     pub(super) fn limits(&self) -> MutexGuard<'_, Limits> {
-        // Held for single operations only.
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.limits)
     }
 
     /// Whether it is being taken back, or has been.

@@ -5,9 +5,10 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kata_like_config::state::StateFolder;
+use kata_like_linux::lock;
 
 use crate::network::pod_network::PodNetwork;
 use crate::selinux::Labels;
@@ -78,9 +79,6 @@ impl Sandbox {
     }
 
     pub(super) fn memory_names(&self) -> MutexGuard<'_, MemoryNames> {
-        // Held for single operations only.
-        self.memory_names
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.memory_names)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::container::{Container, Process, lock};
+use super::container::{Container, Process};
 use super::create::{attach, tokens};
 use super::events::TaskEvent;
 use super::host_side::start_stand_in;
@@ -15,6 +15,7 @@ use crate::stdio::Stdio;
 use crate::steps::blocking;
 use crate::vm::agent::StreamTokens;
 use kata_like_failure::{Failure, Kind, one_line};
+use kata_like_linux::lock;
 
 impl Pod {
     /// Starts an init (`exec` is empty) or an exec; answers its host pid.

@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use kata_like_config::state::{StateFolder, name};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -23,6 +23,7 @@ use super::mount::Mounted;
 use crate::file_systems::mount_table::{self, Mount};
 use crate::file_systems::named;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 /// How often the table is read anew where the host's mounts change meanwhile.
 const PASSES: usize = 10;
@@ -49,8 +50,7 @@ impl Staging {
     /// Mounts a detached tree, out of which nothing propagates, and takes out what is of the host's
     /// kernel, with all that is mounted below such. The log says what that was.
     pub(super) fn strip(&self, tree: &OwnedFd, field: &str) -> Result<Staged<'_>, Failure> {
-        // What panics leaves the path whole.
-        let place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = lock(&self.0);
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(tree, "", CWD, place.as_path(), flags).map_err(|errno| {
             let step = format!("{field}: mount on {}", place.display());

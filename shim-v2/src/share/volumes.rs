@@ -8,13 +8,14 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::mount::Mounted;
 use crate::spec::Volume;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 /// The name of a volume: that of the file or directory that its source leads to now, and of how it
 /// is shown.
@@ -70,8 +71,7 @@ pub struct Table(Mutex<HashMap<String, (usize, Mounted)>>);
 impl Table {
     /// Held while something is mounted or unmounted, so that no name is taken while it goes.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, (usize, Mounted)>> {
-        // What panics between two changes leaves the table whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -25,6 +25,7 @@ use super::guest::Guest;
 use crate::spec::DiskPart;
 use crate::steps::blocking;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 use kata_like_spec::DISK_FOR_WRITING;
 
 /// How long a guest may take to let go of a device.
@@ -151,8 +152,7 @@ impl Disks {
     }
 
     fn disks(&self) -> MutexGuard<'_, HashMap<Number, Disk>> {
-        // Held for single operations only.
-        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.disks)
     }
 }
 

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kata_like_config::state::{Process, Record, StandIn, StateFolder};
 use kata_like_failure::Failure;
+use kata_like_linux::lock;
 
 /// A pod's record.
 #[derive(Debug)]
@@ -106,8 +107,7 @@ impl Ledger {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held, and each change is whole by itself.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

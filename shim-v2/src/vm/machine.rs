@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
@@ -24,6 +24,7 @@ use crate::selinux::Labels;
 use crate::share::PARTS;
 use crate::spec::MemorySize;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 /// How long each process may take to be gone once it is told to.
 const STOP: Duration = Duration::from_secs(1);
@@ -104,11 +105,7 @@ impl Vm {
     /// The guest of a VM that has booted: takes the agent's connection and makes the first call.
     pub async fn guest(&self, state: Arc<StateFolder>, sandbox: &str) -> Result<Guest, Failure> {
         let failed = |cause| Failure::failed("take the agent's connection", cause);
-        let ours = self
-            .agent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let ours = lock(&self.agent).take();
         let ours = ours.ok_or_else(|| failed(std::io::ErrorKind::NotConnected.into()))?;
         ours.set_nonblocking(true).map_err(failed)?;
         let connection = UnixStream::from_std(ours).map_err(failed)?;

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use kata_like_boot::{ChannelError, End, EndReason, Figures, VmReport};
 use kata_like_linux::watch::Watched;
@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use super::child::{Control, clean, last_act, next};
 use crate::spawn::Child;
 use kata_like_failure::one_line;
+use kata_like_linux::lock;
 
 /// As many lines of the guest's log go into an error.
 const TAIL_IN_ERROR: usize = 3;
@@ -29,11 +30,6 @@ pub(super) enum Phase {
 
 /// Who waits for an answer of the VMM, in the order of the commands.
 pub(super) type Pending = Mutex<VecDeque<oneshot::Sender<VmReport>>>;
-
-pub(super) fn lock(pending: &Pending) -> MutexGuard<'_, VecDeque<oneshot::Sender<VmReport>>> {
-    // Nothing panics while it is held; and if it did, the queue would still be whole.
-    pending.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Why a VMM ended.
 #[derive(Debug)]

@@ -13,9 +13,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::child::{Control, OWN_START, clean, getting_on, start};
 use super::parts::Parts;
-use super::reports::{Pending, Phase, VmmEnd, follow, in_error, lock, tail_of};
+use super::reports::{Pending, Phase, VmmEnd, follow, in_error, tail_of};
 use crate::spawn::Child;
 use kata_like_failure::{Failure, Kind};
+use kata_like_linux::lock;
 
 /// How long a VMM may take to tell something.
 const ANSWER: Duration = Duration::from_secs(2);
