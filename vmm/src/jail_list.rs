@@ -4,7 +4,8 @@
 //! opens, names, connects or starts anything. Any other call kills the process; the shim sees
 //! SIGSYS.
 
-use kata_like_jail::{JailError, seccomp};
+use kata_like_jail::JailError;
+use kata_like_jail::seccomp::{Check, Filter, Rule, Threads};
 
 /// Grouped by what needs them.
 const ALLOWED: &[libc::c_long] = &[
@@ -88,5 +89,8 @@ const IOCTLS: &[u32] = &[
 
 /// Loads the filter into all threads of this process.
 pub fn install() -> Result<(), JailError> {
-    seccomp::install(ALLOWED, IOCTLS)
+    let requests = [Check::one_of(1, IOCTLS)];
+    let mut rules: Vec<Rule> = ALLOWED.iter().map(|call| Rule::any(*call)).collect();
+    rules.push(Rule::only(libc::SYS_ioctl, &requests));
+    Filter::new(&rules)?.install(Threads::All)
 }

@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 
 use caps::Capability;
 use kata_like_jail::JailError;
-use kata_like_jail::seccomp;
+use kata_like_jail::seccomp::{Filter, Rule, Threads};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How many descriptors the server asks for. Each inode that the guest knows holds one.
@@ -63,7 +63,8 @@ pub fn close_others(keep: &[RawFd]) -> Result<(), JailStepError> {
 pub fn close() -> Result<(), JailStepError> {
     kata_like_jail::drop_capabilities(&KEPT)?;
     kata_like_jail::no_new_privileges()?;
-    Ok(seccomp::install(ALLOWED, &[])?)
+    let rules: Vec<Rule> = ALLOWED.iter().map(|call| Rule::any(*call)).collect();
+    Ok(Filter::new(&rules)?.install(Threads::All)?)
 }
 
 /// Needed to create files as any user, with any mode and file capability.

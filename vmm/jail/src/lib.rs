@@ -4,8 +4,8 @@
 //! returns an error that names it. The caller then ends: nothing runs half jailed.
 //!
 //! The order that works: first what needs privileges (mounts, limits), then [`close_other_fds`],
-//! then [`drop_identity`] or [`drop_capabilities`] with [`no_new_privileges`], and last
-//! [`seccomp::install`], which forbids all the others.
+//! then [`drop_identity`] or [`drop_capabilities`] with [`no_new_privileges`], and last a
+//! [`seccomp::Filter`], which forbids all the others.
 
 pub mod seccomp;
 

@@ -5,6 +5,8 @@ use std::os::fd::IntoRawFd;
 
 use caps::{CapSet, Capability};
 
+use super::seccomp::{Check, Filter, Rule, Threads};
+
 /// Runs `act` in a child. Returns its exit status, or 128 + the signal that ended it.
 fn in_child(act: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child only runs `act`, which makes system calls and allocates; glibc keeps the
@@ -99,41 +101,129 @@ fn other_descriptors_are_closed_and_the_kept_ones_are_not() {
     assert_eq!(status, 0);
 }
 
+/// Makes one system call in a child under a filter of these rules and `exit_group`. Returns the
+/// child's exit status, or 128 + the signal that ended it.
+fn under(rules: &[Rule], call: i64, arguments: [i64; 4]) -> i32 {
+    let rules = [rules, &[Rule::any(libc::SYS_exit_group)]].concat();
+    in_child(|| {
+        let filter = Filter::new(&rules);
+        if super::no_new_privileges().is_err()
+            || filter
+                .and_then(|filter| filter.install(Threads::All))
+                .is_err()
+        {
+            return 1;
+        }
+        let [a, b, c, d] = arguments;
+        // SAFETY: the calls of these tests take numbers, or null pointers, which the kernel
+        // answers with EFAULT.
+        unsafe { libc::syscall(call, a, b, c, d) };
+        0
+    })
+}
+
+const KILLED: i32 = 128 + libc::SIGSYS;
+
 #[test]
 fn a_call_that_is_not_listed_kills_and_a_listed_one_does_not() {
-    let filtered = |call: i64| {
-        in_child(move || {
-            let allowed = [libc::SYS_exit_group, libc::SYS_getpid];
-            if super::no_new_privileges().is_err()
-                || super::seccomp::install(&allowed, &[]).is_err()
-            {
-                return 1;
-            }
-            // SAFETY: the two calls of this test take no argument.
-            unsafe { libc::syscall(call) };
-            0
-        })
-    };
-    assert_eq!(filtered(libc::SYS_getpid), 0);
-    assert_eq!(filtered(libc::SYS_getppid), 128 + libc::SIGSYS);
+    let rules = [Rule::any(libc::SYS_getpid)];
+    assert_eq!(under(&rules, libc::SYS_getpid, [0; 4]), 0);
+    assert_eq!(under(&rules, libc::SYS_getppid, [0; 4]), KILLED);
 }
 
 #[test]
-fn an_ioctl_is_told_by_its_request() {
-    let filtered = |request: libc::c_ulong| {
+fn a_call_is_told_by_its_arguments() {
+    let own = std::process::id();
+    let requests = [libc::FIONREAD as u32, libc::TIOCOUTQ as u32];
+    let one_of = [Check::one_of(1, &requests)];
+    let no_code = [Check::without(2, libc::PROT_EXEC as u32)];
+    let kinds = [Check::masked(2, libc::S_IFMT, &[0, libc::S_IFIFO])];
+    let whiteout = [
+        Check::masked(2, libc::S_IFMT, &[libc::S_IFCHR]),
+        Check::one_of(3, &[0]),
+    ];
+    let itself = [own];
+    let to_itself = [Check::one_of(0, &itself)];
+    let rules = [
+        Rule::only(libc::SYS_ioctl, &one_of),
+        Rule::only(libc::SYS_mprotect, &no_code),
+        // Of two rules for a call one suffices.
+        Rule::only(libc::SYS_mknodat, &kinds),
+        Rule::only(libc::SYS_mknodat, &whiteout),
+        Rule::only(libc::SYS_tgkill, &to_itself),
+    ];
+    let mknod = |mode: u32, dev: i64| (libc::SYS_mknodat, [-1, 0, mode.into(), dev]);
+    let protect = |how: libc::c_int| (libc::SYS_mprotect, [0, 4096, how.into(), 0]);
+    let ioctl = |request: libc::c_ulong| (libc::SYS_ioctl, [-1, request as i64, 0, 0]);
+    // No signal: it only asks whether the thread is there.
+    let signal = |pid: u32| (libc::SYS_tgkill, [pid.into(), 1, 0, 0]);
+    for (call, arguments) in [
+        ioctl(libc::FIONREAD),
+        ioctl(libc::TIOCOUTQ),
+        // The kernel takes 32 bits of a request.
+        ioctl(libc::FIONREAD | 1 << 40),
+        protect(libc::PROT_READ | libc::PROT_WRITE),
+        mknod(0o644, 0),
+        mknod(libc::S_IFIFO | 0o4777, 7),
+        mknod(libc::S_IFCHR, 0),
+        signal(own),
+    ] {
+        assert_eq!(under(&rules, call, arguments), 0, "{call} {arguments:?}");
+    }
+    for (call, arguments) in [
+        ioctl(libc::TIOCSTI),
+        protect(libc::PROT_READ | libc::PROT_EXEC),
+        mknod(libc::S_IFBLK, 0),
+        mknod(libc::S_IFCHR, 1),
+        mknod(libc::S_IFSOCK, 0),
+        signal(1),
+    ] {
+        assert_eq!(
+            under(&rules, call, arguments),
+            KILLED,
+            "{call} {arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn a_filter_holds_for_one_thread_or_for_all() {
+    let killed_by = |threads| {
         in_child(move || {
-            let allowed = [libc::SYS_exit_group];
-            if super::no_new_privileges().is_err()
-                || super::seccomp::install(&allowed, &[libc::FIONREAD as u32]).is_err()
-            {
+            let rules = [libc::SYS_futex, libc::SYS_exit_group].map(Rule::any);
+            let Ok(filter) = Filter::new(&rules) else {
                 return 1;
+            };
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let _ = tell.send(filter.install(threads).is_ok());
+                // The end of a thread makes more calls than the filter allows.
+                loop {
+                    std::thread::park();
+                }
+            });
+            if told.recv() != Ok(true) {
+                return 2;
             }
-            let mut waiting = 0;
-            // SAFETY: both requests of this test write at most an int, and `waiting` is one.
-            unsafe { libc::ioctl(0, request, &mut waiting) };
+            // SAFETY: getppid takes nothing.
+            unsafe { libc::getppid() };
             0
         })
     };
-    assert_eq!(filtered(libc::FIONREAD), 0);
-    assert_eq!(filtered(libc::TIOCOUTQ), 128 + libc::SIGSYS);
+    assert_eq!(killed_by(Threads::Calling), 0);
+    assert_eq!(killed_by(Threads::All), KILLED);
+}
+
+#[test]
+fn a_list_that_says_two_things_of_a_call_is_refused() {
+    let any = Rule::any(libc::SYS_fcntl);
+    let checks = [Check::one_of(1, &[libc::F_GETFD as u32])];
+    let some = Rule::only(libc::SYS_fcntl, &checks);
+    assert!(Filter::new(&[some, some]).is_ok());
+    for rules in [[any, any], [any, some], [some, any]] {
+        assert!(Filter::new(&rules).is_err(), "{rules:?}");
+    }
+    // No value would be allowed, and no rule must not mean every value.
+    let none = [Check::one_of(1, &[])];
+    assert!(Filter::new(&[Rule::only(libc::SYS_fcntl, &none)]).is_err());
 }
