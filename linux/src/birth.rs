@@ -16,9 +16,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, chdir, setpgid, umask, waitid};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::clone::{Arguments, Cloned, clone3};
+use crate::namespace::unshare;
 use crate::numbers::Call;
 use crate::{fd, signal};
 
@@ -48,6 +49,10 @@ pub struct Birth<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Its network namespace.
     pub network: Network<'a>,
+    /// New namespaces that it is born in. With `NEWPID` it is process 1 of its own: its end is that
+    /// of all its descendants, and no signal reaches it from them, or from itself, unless it
+    /// handles that signal (pid_namespaces(7)). Our side sees a pid of ours.
+    pub namespaces: UnshareFlags,
     /// The mount namespace that it lives in; none: its parent's.
     pub mounts: Option<BorrowedFd<'a>>,
     /// The SELinux label that its program begins under; none: as the host's policy has it.
@@ -94,6 +99,7 @@ pub struct Newborn {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Descriptors,
+    CgroupNamespace,
     Network,
     Mounts,
     Signals,
@@ -104,8 +110,9 @@ enum Step {
 }
 
 /// What each step is called, in their order.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     "arrange the descriptors of",
+    "make the cgroup namespace of",
     "join the network namespace of",
     "enter the mount namespace of",
     "unblock the signals of",
@@ -144,6 +151,9 @@ pub fn birth(how: &Birth) -> Result<Newborn, BirthError> {
     if matches!(how.network, Network::New) {
         arguments = arguments.new_namespaces(libc::CLONE_NEWNET as u64);
     }
+    // The child's own step: the root of a cgroup namespace is the cgroup of whoever makes it.
+    let at_birth = how.namespaces.difference(UnshareFlags::NEWCGROUP);
+    arguments = arguments.new_namespaces(at_birth.bits().into());
     // SAFETY: the child does what `Plan::live` does, and nothing else, for that never returns:
     // system calls alone, with what was made before. It allocates nothing and takes no lock.
     let newborn = match unsafe { clone3(arguments) }.map_err(failed(step))? {
@@ -239,6 +249,7 @@ struct Plan {
     names: Names,
     /// Its descriptors 0, 1, 2, …; like the others below with numbers above all of these.
     descriptors: Vec<OwnedFd>,
+    cgroup_namespace: bool,
     network: Option<OwnedFd>,
     mounts: Option<OwnedFd>,
     reporter: OwnedFd,
@@ -259,6 +270,7 @@ impl Plan {
             .map(|fd| lift(fd.unwrap_or(null.as_fd())));
         Ok(Self {
             names,
+            cgroup_namespace: how.namespaces.contains(UnshareFlags::NEWCGROUP),
             network,
             descriptors: lifted.collect::<io::Result<_>>()?,
             mounts: how.mounts.map(lift).transpose()?,
@@ -284,6 +296,9 @@ impl Plan {
         let at = |step| move |errno: Errno| (step, io::Error::from(errno));
         let failed = |step| move |cause: io::Error| (step, cause);
         fd::arrange(&self.descriptors, 0).map_err(failed(Step::Descriptors))?;
+        if self.cgroup_namespace {
+            unshare(UnshareFlags::NEWCGROUP).map_err(failed(Step::CgroupNamespace))?;
+        }
         for (namespace, kind, step) in [
             (&self.network, LinkNameSpaceType::Network, Step::Network),
             (&self.mounts, LinkNameSpaceType::Mount, Step::Mounts),
@@ -334,6 +349,7 @@ mod tests {
             directory: Path::new("/"),
             cgroup,
             network: Network::Inherited,
+            namespaces: UnshareFlags::empty(),
             mounts: None,
             label: None,
             descriptors: &descriptors,
@@ -369,7 +385,30 @@ mod tests {
         assert!(text.starts_with("net:[") && text.trim() != own.to_str().unwrap());
     }
 
-    /// Needs root and cgroup2.
+    /// Needs root. The shell is process 1 of its namespace, so no signal of its own ends it; the
+    /// last `echo` shows that it lives.
+    #[test]
+    fn a_child_is_alone_in_new_namespaces() {
+        let spaces = [
+            ("cgroup", UnshareFlags::NEWCGROUP),
+            ("ipc", UnshareFlags::NEWIPC),
+            ("pid", UnshareFlags::NEWPID),
+            ("uts", UnshareFlags::NEWUTS),
+        ];
+        let all = spaces.iter().map(|(_, flag)| *flag).collect();
+        let script = "for space in cgroup ipc pid uts; do readlink /proc/self/ns/$space; done; \
+             kill -KILL $$; kill -ABRT $$; echo $$";
+        let text = output(script, None, |how| how.namespaces = all).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 5, "{text}");
+        for ((space, _), theirs) in spaces.iter().zip(&lines) {
+            let ours = std::fs::read_link(format!("/proc/self/ns/{space}")).unwrap();
+            assert_ne!(ours.to_str().unwrap(), *theirs);
+        }
+        assert_eq!(lines[4], "1");
+    }
+
+    /// Needs root and cgroup2. In a new cgroup namespace it is also the root.
     #[test]
     fn a_child_is_born_in_its_cgroup() {
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
@@ -385,11 +424,23 @@ mod tests {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let cgroup = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
-        let text = output("cat /proc/self/cgroup", Some(cgroup.as_fd()), |_| ());
+        let seen = |namespaces| {
+            let script = "cat /proc/self/cgroup";
+            let text = output(script, Some(cgroup.as_fd()), |how| {
+                how.namespaces = namespaces
+            });
+            let text = text.unwrap();
+            let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+            own.unwrap().to_owned()
+        };
+        let (from_outside, from_inside) =
+            (seen(UnshareFlags::empty()), seen(UnshareFlags::NEWCGROUP));
         std::fs::remove_dir(&path).unwrap();
-        let text = text.unwrap();
-        let own = text.lines().find(|line| line.starts_with("0::"));
-        assert!(own.unwrap().ends_with(&format!("/{name}")), "{text}");
+        assert!(
+            from_outside.ends_with(&format!("/{name}")),
+            "{from_outside}"
+        );
+        assert_eq!(from_inside, "/");
     }
 
     #[test]

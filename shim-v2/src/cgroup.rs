@@ -427,6 +427,7 @@ mod tests {
             directory: Path::new("/"),
             cgroup: Some(cgroup.as_fd()),
             network: crate::spawn::Network::New,
+            namespaces: rustix::thread::UnshareFlags::empty(),
             mounts: None,
             label: None,
             descriptors: &[],

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::thread::UnshareFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
@@ -149,6 +150,7 @@ async fn run_one(
             directory: &place.directory,
             cgroup: place.cgroup.as_ref().map(|cgroup| cgroup.as_fd()),
             network: Network::Inherited,
+            namespaces: UnshareFlags::empty(),
             mounts: place.mounts.as_ref().map(|mounts| mounts.as_fd()),
             label: None,
             descriptors: &[

@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::thread::UnshareFlags;
+
 use crate::spawn::{Birth, BirthError, Child, Network, birth};
 
 /// The first argument of a stand-in's process.
@@ -89,6 +91,7 @@ impl StandIn {
             directory: empty,
             cgroup,
             network,
+            namespaces: UnshareFlags::empty(),
             mounts: None,
             label: None,
             descriptors: &[Some(ends.as_fd()), None, Some(stderr.as_fd())],

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use kata_like_config::state::{NetworkLock, StateError};
 use protobuf::Message;
+use rustix::thread::UnshareFlags;
 
 use crate::bundle::{self, BundleError, Membership, Role};
 use crate::cgroup;
@@ -269,6 +270,7 @@ fn give_birth(
         directory: bundle,
         cgroup: Some(leaf),
         network: Network::Inherited,
+        namespaces: UnshareFlags::empty(),
         mounts: None,
         label: None,
         descriptors: &[&[None, None, log.as_ref().map(AsFd::as_fd)], &handed[..]].concat(),

@@ -14,6 +14,7 @@ fn shell<'a>(arguments: &'a [&'a str], descriptors: &'a [Option<BorrowedFd<'a>>]
         directory: Path::new("/"),
         cgroup: None,
         network: Network::Inherited,
+        namespaces: rustix::thread::UnshareFlags::empty(),
         mounts: None,
         label: None,
         descriptors,

@@ -22,8 +22,17 @@ pub use printk::PrintkLayout;
 pub use state::{Activity, QueueState, VcpuState, VmState};
 pub use vm::{End, EndReason, Figures, HugePages, VmBoot, VmCommand, VmFds, VmReport, VmShare};
 
+use rustix::thread::UnshareFlags;
+
 /// The number of the inherited control socket in a child.
 pub const CONTROL_FD: std::os::fd::RawFd = 3;
+
+/// The namespaces that a child is born in, beside a network of its own. So there is no process
+/// that it could name, and nothing that it shares with one by System V IPC or a queue.
+pub const BORN_IN: UnshareFlags = UnshareFlags::NEWPID
+    .union(UnshareFlags::NEWCGROUP)
+    .union(UnshareFlags::NEWIPC)
+    .union(UnshareFlags::NEWUTS);
 
 /// How long a child waits for its boot request.
 const BOOT_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);

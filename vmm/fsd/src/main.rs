@@ -1,10 +1,11 @@
 //! `kata-like-fsd`: the pod's virtio-fs server. It sees the pod's share and nothing else.
 //!
-//! The shim starts it with the control socket as descriptor 3. In order: the boot request
-//! (`kata_like_boot::FsdBoot`); the share as the only file system (`root`); few capabilities,
-//! no_new_privs and a system call allow-list (`jail`); then the virtiofsd library behind a check of
-//! every name (`serve`, `names`). If a step fails the server reports that step and serves nothing.
-//! It ends when the VMM has closed its connections, or the shim its end of the control socket.
+//! The shim starts it alone in new namespaces, with the control socket as descriptor 3. In order:
+//! the boot request (`kata_like_boot::FsdBoot`); the share as the only file system (`root`); few
+//! capabilities, no_new_privs and a system call allow-list (`jail`); then the virtiofsd library
+//! behind a check of every name (`serve`, `names`). If a step fails the server reports that step
+//! and serves nothing. It ends when the VMM has closed its connections, or the shim its end of the
+//! control socket.
 
 mod backend;
 mod jail;
@@ -26,6 +27,8 @@ use rustix::fs::FileType;
 /// The step that failed; the source is the cause.
 #[derive(Debug, thiserror::Error)]
 enum FsdError {
+    #[error("process {0} of its pid namespace: the shim starts it as process 1 of its own")]
+    NotAlone(u32),
     #[error("take the fs server's boot request")]
     Boot(#[source] ChannelError),
     #[error("prepare to report what goes wrong")]
@@ -62,6 +65,11 @@ fn main() -> ExitCode {
 }
 
 fn run(control: &Channel) -> Result<(), FsdError> {
+    // Who can name other processes can have the kernel send them signals (F_SETOWN of fcntl(2)).
+    match std::process::id() {
+        1 => {}
+        other => return Err(FsdError::NotAlone(other)),
+    }
     let (boot, fds) = FsdBoot::receive(control).map_err(FsdError::Boot)?;
     let files = jail::limit_files().map_err(FsdError::Jail)?;
     let keep: Vec<_> = std::iter::once(control.as_fd())

@@ -32,7 +32,7 @@ pub struct RootError {
     source: io::Error,
 }
 
-/// Makes `tree` the root directory, in namespaces of its own. Returns `/proc/self/fd`.
+/// Makes `tree` the root directory, in a mount namespace of its own. Returns `/proc/self/fd`.
 pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
     // A detached clone: ".." at its top leads nowhere, so it opens no way to the rest of /proc.
     let proc_self_fd = open_tree(
@@ -53,9 +53,7 @@ pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
     };
     set_attributes(&tree, false, &read_only).map_err(failed("make the share's top read-only"))?;
 
-    let namespaces =
-        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    unshare(namespaces).map_err(failed("enter namespaces of its own"))?;
+    unshare(UnshareFlags::NEWNS).map_err(failed("enter a mount namespace of its own"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", private).map_err(failed("cut the mount namespace off the host's"))?;
 

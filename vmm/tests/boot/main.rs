@@ -21,6 +21,7 @@ use kata_like_limits::{Patience, in_time};
 use parts::guest::{Guest, Setup};
 use parts::server::FsServer;
 use parts::{cpio, kernel, temporary};
+use rustix::process::Signal;
 
 /// init runs on every vCPU and asks for a reset; the VMM says so and ends.
 #[test]
@@ -356,7 +357,7 @@ fn a_share_is_bound_again_and_its_server_missed() {
     assert!(!log.contains("no second bind"), "{log}");
     let answer = fs::read_to_string(volume.join("answer"));
     assert_eq!(answer.unwrap_or_default(), "from the guest", "{log}");
-    server.signal(libc::SIGKILL);
+    server.signal(Signal::KILL);
     let died = Instant::now();
     let end = guest.end();
     assert!(
@@ -373,7 +374,7 @@ fn a_share_is_bound_again_and_its_server_missed() {
 fn a_share_whose_server_hangs_ends_the_vm() {
     let server = FsServer::start(&["rootfs", "volumes"]);
     let connections = server.connections();
-    server.signal(libc::SIGSTOP);
+    server.signal(Signal::STOP);
     let mut guest = Guest::start(&Setup {
         shares: connections,
         ..setup("fs", 1)

@@ -4,27 +4,32 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::cell::RefCell;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
-use kata_like_boot::{CachePolicy, Channel, FsdBoot, FsdFds, FsdReport, FsdShare, VERSION};
+use kata_like_boot::{
+    BORN_IN, CachePolicy, Channel, FsdBoot, FsdFds, FsdReport, FsdShare, VERSION,
+};
 use kata_like_limits::{Patience, scaled};
+use kata_like_linux::birth::{Birth, Network, Newborn, birth};
 use rustix::fs::CWD;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree,
     unmount,
 };
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
-use super::{PATIENCE, SECOND, spawn};
+use super::{PATIENCE, SECOND};
 
 /// One server process. Killed on drop.
 pub struct FsServer {
-    process: Child,
+    process: Newborn,
     folder: tempfile::TempDir,
-    shares: Vec<&'static str>,
+    connections: RefCell<Vec<(&'static str, UnixStream)>>,
     _control: Channel,
 }
 
@@ -50,6 +55,11 @@ impl FsServer {
             tree: open_tree(CWD, &share, clone).unwrap(),
             sockets: shares.iter().map(listen).collect(),
         };
+        let connect = |name: &&'static str| {
+            let socket = folder.path().join(name);
+            (*name, UnixStream::connect(socket).unwrap())
+        };
+        let connections = shares.iter().map(connect).collect();
         let share = |directory: &&str| FsdShare {
             directory: (*directory).into(),
             cache: match *directory {
@@ -63,7 +73,21 @@ impl FsServer {
         };
         let (control, theirs) = Channel::pair().unwrap();
         let program = std::env::var_os("KATA_LIKE_FSD").expect("KATA_LIKE_FSD names the fs server");
-        let process = spawn(Path::new(&program), theirs.into_fd());
+        let stderr = std::io::stderr();
+        let process = birth(&Birth {
+            program: Path::new(&program),
+            arguments: &["kata-like-fsd"],
+            environment: &[],
+            directory: Path::new("/"),
+            cgroup: None,
+            network: Network::New,
+            namespaces: BORN_IN,
+            mounts: None,
+            label: None,
+            descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
+        })
+        .unwrap();
+        drop(theirs);
         boot.send(&fds, &control).unwrap();
         let (report, _) = control
             .receive_within::<FsdReport>(scaled(PATIENCE))
@@ -72,18 +96,14 @@ impl FsServer {
         Self {
             process,
             folder,
-            shares: shares.to_vec(),
+            connections: RefCell::new(connections),
             _control: control,
         }
     }
 
-    /// A connection for each share.
+    /// The connection for each share. There is one, so they can be had once.
     pub fn connections(&self) -> Vec<(&'static str, UnixStream)> {
-        let connect = |name: &&'static str| {
-            let socket = self.folder.path().join(name);
-            (*name, UnixStream::connect(socket).unwrap())
-        };
-        self.shares.iter().map(connect).collect()
+        self.connections.take()
     }
 
     /// A file or folder of the share, for example `rootfs/c1`.
@@ -108,16 +128,17 @@ impl FsServer {
         }
     }
 
-    pub fn signal(&self, signal: libc::c_int) {
-        // SAFETY: a plain system call on a child that was not waited for, so the id is its own.
-        unsafe { libc::kill(self.process.id() as libc::pid_t, signal) };
+    pub fn signal(&self, signal: Signal) {
+        pidfd_send_signal(&self.process.pidfd, signal).unwrap();
     }
 
     /// Waits for the server's end, at most a second.
-    pub fn status(&mut self) -> ExitStatus {
+    pub fn status(&self) -> WaitIdStatus {
         let patience = Patience::new(SECOND);
         loop {
-            if let Some(status) = self.process.try_wait().unwrap() {
+            let process = WaitId::PidFd(self.process.pidfd.as_fd());
+            let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+            if let Some(status) = waitid(process, ended).unwrap() {
                 return status;
             }
             assert!(!patience.is_over(), "the fs server still runs");
@@ -128,8 +149,9 @@ impl FsServer {
 
 impl Drop for FsServer {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+        let process = WaitId::PidFd(self.process.pidfd.as_fd());
+        let _ = waitid(process, WaitIdOptions::EXITED);
         let _ = unmount(self.path(""), UnmountFlags::DETACH);
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kata_like_boot::{Channel, ChannelError};
+use kata_like_boot::{BORN_IN, Channel, ChannelError};
 use kata_like_linux::watch::Watched;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
@@ -52,7 +52,8 @@ pub(super) fn start(
         environment: &[],
         directory: Path::new("/"),
         cgroup,
-        network: Network::Inherited,
+        network: Network::New,
+        namespaces: BORN_IN,
         mounts: None,
         label,
         descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],

@@ -21,6 +21,8 @@ use std::process::{Command, Stdio};
 use guest::{Guest, bytes, parse};
 use kata_like_boot::FsdReport;
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
+use rustix::thread::UnshareFlags;
 use server::{SECOND, Server, mount_tmpfs};
 use virtiofsd::fuse::{self, EntryOut, OpenOut};
 
@@ -45,11 +47,32 @@ fn it_sees_the_share_and_nothing_else() {
     assert!(mounts.contains(" / / ro,nosuid,nodev,"), "{mounts}");
     assert!(mounts.contains(" master:"), "{mounts}");
     assert!(!mounts.contains(" shared:"), "{mounts}");
-    for space in ["mnt", "net", "ipc", "uts"] {
+    for space in ["cgroup", "ipc", "mnt", "net", "pid", "uts"] {
         let of = |path: PathBuf| fs::read_link(path).unwrap();
         let theirs = of(server.proc(&format!("ns/{space}")));
         assert_ne!(theirs, of(format!("/proc/thread-self/ns/{space}").into()));
     }
+}
+
+/// As process 1 of its namespace it can name no other process.
+#[test]
+fn it_refuses_to_run_beside_others() {
+    let mut server = Server::spawn_in(UnshareFlags::NEWIPC, &["rootfs"]);
+    let FsdReport::Failed { why } = server.report() else {
+        panic!("it serves");
+    };
+    assert!(why.contains("as process 1 of its own"), "{why}");
+    assert_eq!(server.ended_within(SECOND).exit_status(), Some(1));
+}
+
+/// Although signals mean nothing to a process 1 that does not handle them.
+#[test]
+fn it_ends_by_a_kill_from_outside() {
+    let mut server = Server::start();
+    server.signal(Signal::TERM);
+    server.signal(Signal::KILL);
+    let ended = server.ended_within(SECOND);
+    assert_eq!(ended.terminating_signal(), Some(libc::SIGKILL));
 }
 
 #[test]
@@ -160,7 +183,7 @@ fn the_shim_hears_why_the_library_gave_up() {
         panic!("it goes on");
     };
     assert!(why.contains("decode"), "{why}");
-    assert_eq!(server.ended_within(SECOND).code(), Some(1));
+    assert_eq!(server.ended_within(SECOND).exit_status(), Some(1));
 }
 
 #[test]
@@ -179,7 +202,7 @@ fn both_shares_are_served_each_with_its_policy() {
     let missing = lookup(&mut shared, top.nodeid, "missing");
     assert_eq!(missing.err(), Some(libc::ENOENT));
     drop((private, shared));
-    assert!(server.ended_within(SECOND).success());
+    assert_eq!(server.ended_within(SECOND).exit_status(), Some(0));
 }
 
 /// The guest looks up each time the link by which the host switches a whole volume.
@@ -243,7 +266,7 @@ fn it_ends_with_the_shim() {
     let mut server = Server::start();
     let _guest = Guest::mount(server.connect(0));
     drop(server.control.take());
-    assert!(server.ended_within(SECOND).success());
+    assert_eq!(server.ended_within(SECOND).exit_status(), Some(0));
 }
 
 #[test]
@@ -268,7 +291,7 @@ fn a_directory_that_is_none_is_refused_with_its_name() {
         };
         assert!(why.contains(cause) && why.contains(directory), "{why}");
         assert!(!why.contains('\n'), "{why}");
-        assert_eq!(server.ended_within(SECOND).code(), Some(1));
+        assert_eq!(server.ended_within(SECOND).exit_status(), Some(1));
     }
 }
 

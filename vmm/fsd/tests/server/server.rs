@@ -1,30 +1,35 @@
 //! The program, started as the shim starts it, with a share that is mounted only for it.
 
+use std::cell::RefCell;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use kata_like_boot::{
-    CONTROL_FD, CachePolicy, Channel, FsdBoot, FsdFds, FsdReport, FsdShare, VERSION,
+    BORN_IN, CachePolicy, Channel, FsdBoot, FsdFds, FsdReport, FsdShare, VERSION,
 };
+use kata_like_linux::birth::{Birth, Network, Newborn, birth};
 use rustix::fs::CWD;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree,
     unmount,
 };
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+use rustix::thread::UnshareFlags;
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
 /// A server with a share of its own: `rootfs` (private) and `volumes` (shared).
 pub struct Server {
-    child: Child,
+    process: Newborn,
+    ended: Option<WaitIdStatus>,
     pub control: Option<Channel>,
     pub share: PathBuf,
     pub sockets: Vec<PathBuf>,
+    /// The VMM's ends, each until the test takes it.
+    connections: RefCell<Vec<Option<UnixStream>>>,
     _state: tempfile::TempDir,
 }
 
@@ -36,6 +41,10 @@ impl Server {
     }
 
     pub fn spawn(directories: &[&str]) -> Self {
+        Self::spawn_in(BORN_IN, directories)
+    }
+
+    pub fn spawn_in(namespaces: UnshareFlags, directories: &[&str]) -> Self {
         kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
         let cut = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", cut).unwrap();
@@ -58,10 +67,12 @@ impl Server {
         let sockets: Vec<_> = (0..directories.len())
             .map(|number| state.path().join(format!("{number}.sock")))
             .collect();
-        let listening = sockets
+        let listening: Vec<_> = sockets
             .iter()
             .map(|path| OwnedFd::from(UnixListener::bind(path).unwrap()))
             .collect();
+        let connect = |path| Some(UnixStream::connect(path).unwrap());
+        let connections = sockets.iter().map(connect).collect();
         let boot = FsdBoot {
             version: VERSION,
             shares: directories
@@ -76,29 +87,34 @@ impl Server {
                 .collect(),
         };
         let (ours, theirs) = Channel::pair().unwrap();
-        let inherited = theirs.as_fd().as_raw_fd();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kata-like-fsd"));
-        command.stdin(Stdio::null());
-        // SAFETY: between fork and exec only dup2 is called, which is async-signal-safe. Both
-        // descriptors are plain numbers, open in the parent until `theirs` is dropped below.
-        unsafe {
-            command.pre_exec(move || match libc::dup2(inherited, CONTROL_FD) {
-                CONTROL_FD => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
-        let child = command.spawn().unwrap();
+        let stderr = std::io::stderr();
+        let process = birth(&Birth {
+            program: Path::new(env!("CARGO_BIN_EXE_kata-like-fsd")),
+            arguments: &["kata-like-fsd"],
+            environment: &[],
+            directory: Path::new("/"),
+            cgroup: None,
+            network: Network::New,
+            namespaces,
+            mounts: None,
+            label: None,
+            descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
+        })
+        .unwrap();
         drop(theirs);
         let fds = FsdFds {
             tree,
             sockets: listening,
         };
-        boot.send(&fds, &ours).unwrap();
+        // A server that has ended already says why in its report.
+        let _ = boot.send(&fds, &ours);
         Self {
-            child,
+            process,
+            ended: None,
             control: Some(ours),
             share,
             sockets,
+            connections: RefCell::new(connections),
             _state: state,
         }
     }
@@ -109,11 +125,11 @@ impl Server {
     }
 
     pub fn connect(&self, share: usize) -> UnixStream {
-        UnixStream::connect(&self.sockets[share]).unwrap()
+        self.connections.borrow_mut()[share].take().unwrap()
     }
 
     pub fn proc(&self, file: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{file}", self.child.id()))
+        PathBuf::from(format!("/proc/{}/{file}", self.process.pid))
     }
 
     pub fn status(&self, key: &str) -> String {
@@ -123,25 +139,38 @@ impl Server {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.look(WaitIdOptions::NOHANG).is_none()
     }
 
-    pub fn ended_within(&mut self, deadline: Duration) -> ExitStatus {
+    pub fn signal(&self, signal: Signal) {
+        pidfd_send_signal(&self.process.pidfd, signal).unwrap();
+    }
+
+    /// How it ended.
+    pub fn ended_within(&mut self, deadline: Duration) -> WaitIdStatus {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.look(WaitIdOptions::NOHANG) {
                 return status;
             }
             assert!(start.elapsed() < deadline, "still running");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+
+    fn look(&mut self, how: WaitIdOptions) -> Option<WaitIdStatus> {
+        if self.ended.is_none() {
+            let process = WaitId::PidFd(self.process.pidfd.as_fd());
+            self.ended = waitid(process, WaitIdOptions::EXITED | how).unwrap();
+        }
+        self.ended
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+        self.look(WaitIdOptions::empty());
         let _ = unmount(&self.share, UnmountFlags::DETACH);
     }
 }
