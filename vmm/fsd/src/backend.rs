@@ -39,6 +39,7 @@ use vmm_sys_util::event::{
 };
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::closing::Closing;
 use crate::locks::{Locks, Request};
 use crate::names::Checked;
 
@@ -52,7 +53,10 @@ const QUEUE_SIZE: usize = 1024;
 const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 29;
 
 /// The number of the timer's events; the daemon uses the numbers up to [`QUEUES`].
-pub const TIMER: u16 = 3;
+const TIMER: u16 = 3;
+
+/// The number of the event at which the worker closes its filter.
+const CLOSE: u16 = 4;
 
 /// How long a lock is waited for. A process that is killed while it waits may live that long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -100,6 +104,7 @@ pub struct Backend {
     locks: Option<LockServer>,
     memory: Mutex<Option<GuestMemoryAtomic<Memory>>>,
     event_idx: AtomicBool,
+    closing: Closing,
 }
 
 /// What serves locks.
@@ -162,19 +167,28 @@ enum Outcome {
 
 impl Backend {
     /// Serves `files`; also `locks`, where others may lock.
-    pub fn new(files: Checked<PassthroughFs>, locks: Option<LockServer>) -> Self {
+    pub fn new(files: Checked<PassthroughFs>, locks: Option<LockServer>, closing: Closing) -> Self {
         Self {
             server: Server::new(files),
             locks,
             memory: Mutex::new(None),
             event_idx: AtomicBool::new(false),
+            closing,
         }
     }
 
-    /// The descriptor whose events have the number [`TIMER`].
-    pub fn timer(&self) -> Option<RawFd> {
-        let locks = self.locks.as_ref()?;
-        Some(locks.waiting().timer.as_raw_fd())
+    /// The descriptors whose events have numbers of ours.
+    pub fn events(&self) -> Vec<(RawFd, u16)> {
+        let timer = self
+            .locks
+            .as_ref()
+            .map(|locks| locks.waiting().timer.as_raw_fd());
+        let close = (self.closing.event(), CLOSE);
+        timer
+            .map(|timer| (timer, TIMER))
+            .into_iter()
+            .chain([close])
+            .collect()
     }
 
     fn memory(&self) -> Result<Guard, Broken> {
@@ -193,6 +207,10 @@ impl Backend {
                 }
             }
             (None, Some(locks)) if event == TIMER => self.try_again(locks, vrings),
+            (None, _) if event == CLOSE => {
+                self.closing.worker();
+                Ok(())
+            }
             (None, _) => Err(Broken::Event(event)),
         }
     }
@@ -360,10 +378,12 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
+        self.closing.vhost();
         FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        self.closing.vhost();
         VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK
     }
 
@@ -376,6 +396,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, memory: GuestMemoryAtomic<Memory>) -> io::Result<()> {
+        self.closing.vhost();
         self.forget_waiting();
         *lock(&self.memory) = Some(memory);
         Ok(())

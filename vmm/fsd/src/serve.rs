@@ -12,12 +12,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use kata_like_boot::{CachePolicy, Channel, FsdShare};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use virtiofsd::passthrough::xattrmap::XattrMap;
@@ -25,7 +25,9 @@ use virtiofsd::passthrough::{self, PassthroughFs};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::backend::{Backend, LockServer, TIMER};
+use crate::backend::{Backend, LockServer};
+use crate::closing::Closing;
+use crate::filters::{Filters, Kind};
 use crate::locks::{Locks, MAX_OWNERS};
 use crate::names::{Checked, Others, check_name};
 
@@ -41,6 +43,15 @@ const KEEP: Duration = Duration::from_secs(60);
 
 /// How long the guest may keep what the host may change: it must see a change within a second.
 const KEEP_SHARED: Duration = Duration::from_millis(500);
+
+/// How long the VMM's connection may take: the shim makes it before it starts the server.
+const CONNECTED_WITHIN: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
+
+/// How long a thread may take to load its filter.
+const CLOSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a share is not served, or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +79,16 @@ pub enum ServeError {
     /// A thread could not be started.
     #[error("start a thread")]
     Thread(#[source] io::Error),
+    /// The VMM has not connected.
+    #[error("wait for the VMM's connection to {directory:?}")]
+    NotConnected {
+        directory: String,
+        #[source]
+        source: io::Error,
+    },
+    /// A thread does not say that it has its filter.
+    #[error("wait for the filter of a thread: no word within {CLOSED_WITHIN:?}")]
+    NotClosed,
     /// The connection to the VMM failed.
     #[error("serve the VMM's requests to {directory:?}: {why}")]
     Connection { directory: String, why: String },
@@ -75,21 +96,82 @@ pub enum ServeError {
 
 type Server = VhostUserDaemon<Arc<Backend>>;
 
-/// A share that waits for the VMM's connection.
-pub struct Share {
+/// A share and its worker.
+struct Share {
     directory: String,
     server: Server,
-    socket: UnixListener,
+    socket: Option<UnixListener>,
 }
 
-/// Makes a server for each share. `sockets` are listening already; `files` is the process's limit.
-pub fn prepare(
-    shares: &[FsdShare],
-    sockets: Vec<OwnedFd>,
-    proc_self_fd: &File,
-    files: u64,
+/// What is served, and to whom.
+pub struct Request<'a> {
+    /// The shares, each with a socket that the VMM has connected to.
+    pub shares: &'a [FsdShare],
+    /// The sockets, listening.
+    pub sockets: Vec<OwnedFd>,
+    /// The limit of open files of this process.
+    pub files: u64,
+    /// `/proc/self/fd`.
+    pub proc_self_fd: File,
+}
+
+/// The threads that serve, each behind its filter.
+pub struct Serving {
+    connected: usize,
+    inbox: Receiver<News>,
+}
+
+/// Makes a server for each share and all threads. When it returns, each of them has its filter; the
+/// exception is what [`crate::closing`] says of the vhost threads.
+pub fn start(
+    request: Request,
+    control: &Channel,
+    filters: &Filters,
+) -> Result<Serving, ServeError> {
+    let (closed, all_closed) = channel();
+    let shares = prepare(request, filters, &closed)?;
+    let (news, inbox) = channel();
+    let connected = shares.len();
+    for mut share in shares {
+        share.connect()?;
+        let news = news.clone();
+        waiter(filters, &closed, move || serve_one(share, &news))?;
+    }
+    let control = rustix::io::fcntl_dupfd_cloexec(control, 0)
+        .map_err(|errno| ServeError::Thread(errno.into()))?;
+    waiter(filters, &closed, move || {
+        watch(&control, &news);
+        // A waiter closes nothing.
+        std::mem::forget(control);
+    })?;
+    // A worker and a waiter for each share, and one for the control socket.
+    for _ in 0..2 * connected + 1 {
+        let within = all_closed.recv_timeout(CLOSED_WITHIN);
+        within.map_err(|_| ServeError::NotClosed)?;
+    }
+    Ok(Serving { connected, inbox })
+}
+
+impl Serving {
+    /// Serves until every connection has ended, one has failed, or the shim is gone.
+    pub fn run(mut self) -> Result<(), ServeError> {
+        while self.connected > 0 {
+            match self.inbox.recv() {
+                Ok(News::VmmGone) => self.connected -= 1,
+                Ok(News::Failed(error)) => return Err(error),
+                Ok(News::ShimGone) | Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn prepare(
+    request: Request,
+    filters: &Filters,
+    closed: &Sender<Kind>,
 ) -> Result<Vec<Share>, ServeError> {
-    let count = shares.len();
+    let (files, count) = (request.files, request.shares.len());
     let budget = files
         .checked_sub(OWN_FILES + LOCK_FILES)
         .and_then(|guest| guest.checked_div(count as u64))
@@ -98,11 +180,18 @@ pub fn prepare(
             files,
             shares: count,
         })?;
-    shares
-        .iter()
-        .zip(sockets)
-        .map(|(share, socket)| prepare_one(share, socket, proc_self_fd, budget))
-        .collect()
+    let mut made = Vec::new();
+    for (share, socket) in request.shares.iter().zip(request.sockets) {
+        let closing = Closing::new(filters.clone(), closed.clone()).map_err(ServeError::Thread)?;
+        made.push(prepare_one(
+            share,
+            socket,
+            &request.proc_self_fd,
+            budget,
+            closing,
+        )?);
+    }
+    Ok(made)
 }
 
 fn prepare_one(
@@ -110,6 +199,7 @@ fn prepare_one(
     socket: OwnedFd,
     proc_self_fd: &File,
     budget: u64,
+    closing: Closing,
 ) -> Result<Share, ServeError> {
     let directory = share.directory.clone();
     let root_dir = check_directory(&directory).map_err(|source| ServeError::Directory {
@@ -156,7 +246,8 @@ fn prepare_one(
             (Others::Somebody { locks }, Some(server))
         }
     };
-    let backend = Arc::new(Backend::new(Checked::new(file_system, others), lock_server));
+    let checked = Checked::new(file_system, others);
+    let backend = Arc::new(Backend::new(checked, lock_server, closing));
     let server = VhostUserDaemon::new(
         format!("fs {directory}"),
         backend.clone(),
@@ -166,16 +257,16 @@ fn prepare_one(
         directory: directory.clone(),
         why: error.to_string(),
     })?;
-    if let Some(timer) = backend.timer() {
-        for worker in server.get_epoll_handlers() {
-            let registered = worker.register_listener(timer, EventSet::IN, u64::from(TIMER));
+    for worker in server.get_epoll_handlers() {
+        for (descriptor, number) in backend.events() {
+            let registered = worker.register_listener(descriptor, EventSet::IN, number.into());
             registered.map_err(failed)?;
         }
     }
     Ok(Share {
         directory,
         server,
-        socket: UnixListener::from(socket),
+        socket: Some(UnixListener::from(socket)),
     })
 }
 
@@ -209,39 +300,54 @@ enum News {
     Failed(ServeError),
 }
 
-/// Serves until every connection has ended, one has failed, or the shim is gone.
-pub fn run(shares: Vec<Share>, control: &Channel) -> Result<(), ServeError> {
-    let mut connected = shares.len();
-    let (news, inbox) = channel();
-    for share in shares {
-        let news = news.clone();
-        start(move || serve_one(share, &news))?;
-    }
-    let control = rustix::io::fcntl_dupfd_cloexec(control, 0)
-        .map_err(|errno| ServeError::Thread(errno.into()))?;
-    start(move || watch(&control, &news))?;
-    while connected > 0 {
-        match inbox.recv() {
-            Ok(News::VmmGone) => connected -= 1,
-            Ok(News::Failed(error)) => return Err(error),
-            Ok(News::ShimGone) | Err(_) => return Ok(()),
+impl Share {
+    /// Takes the VMM's connection, and has a thread answer what comes over it.
+    fn connect(&mut self) -> Result<(), ServeError> {
+        let failed = |source| ServeError::NotConnected {
+            directory: self.directory.clone(),
+            source,
+        };
+        let socket = self
+            .socket
+            .take()
+            .ok_or_else(|| failed(io::ErrorKind::NotConnected.into()))?;
+        let mut waiting = [PollFd::new(&socket, PollFlags::IN)];
+        match poll(&mut waiting, Some(&CONNECTED_WITHIN)) {
+            Ok(0) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Ok(_) => {}
+            Err(errno) => return Err(failed(errno.into())),
         }
+        // One connection: no other is accepted.
+        let started = self.server.start(&mut Listener::from(socket));
+        started.map_err(|error| ServeError::Connection {
+            directory: self.directory.clone(),
+            why: error.to_string(),
+        })
     }
-    Ok(())
 }
 
-fn start(work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
-    let thread = thread::Builder::new().spawn(work);
+/// Starts a thread that only waits, behind the filter for that. It stays: the end of a thread takes
+/// calls that the filter has not.
+fn waiter(
+    filters: &Filters,
+    closed: &Sender<Kind>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<(), ServeError> {
+    let (filters, closed) = (filters.clone(), closed.clone());
+    let thread = thread::Builder::new().spawn(move || {
+        // Without its filter it does nothing and says nothing, and the server does not start.
+        if filters.close(Kind::Waiter).is_ok() && closed.send(Kind::Waiter).is_ok() {
+            work();
+        }
+        loop {
+            thread::park();
+        }
+    });
     thread.map(drop).map_err(ServeError::Thread)
 }
 
 fn serve_one(mut share: Share, news: &Sender<News>) {
-    let mut listener = Listener::from(share.socket);
-    let mut served = share.server.start(&mut listener);
-    drop(listener); // one connection; no other is accepted
-    if served.is_ok() {
-        served = share.server.wait();
-    }
+    let served = share.server.wait();
     let ending = match served {
         Ok(())
         | Err(DaemonError::HandleRequest(
@@ -250,10 +356,12 @@ fn serve_one(mut share: Share, news: &Sender<News>) {
             | VhostUserError::SocketBroken(_),
         )) => News::VmmGone,
         Err(error) => News::Failed(ServeError::Connection {
-            directory: share.directory,
+            directory: share.directory.clone(),
             why: error.to_string(),
         }),
     };
+    // The process ends with its last share, and what is left of this one with it.
+    std::mem::forget(share);
     // Without a receiver the process is ending.
     let _ = news.send(ending);
 }

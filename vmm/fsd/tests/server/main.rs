@@ -83,7 +83,6 @@ fn it_has_given_up_what_it_does_not_need() {
         assert_eq!(server.status(set), "00000000800000db", "{set}");
     }
     assert_eq!(server.status("NoNewPrivs:"), "1");
-    assert_eq!(server.status("Seccomp:"), "2");
     // No file of the host: only descriptors of /proc/self/fd, and those that are no files.
     for entry in fs::read_dir(server.proc("fd")).unwrap() {
         let path = entry.unwrap().path();
@@ -93,6 +92,22 @@ fn it_has_given_up_what_it_does_not_need() {
             assert_eq!(kind, libc::PROC_SUPER_MAGIC, "{path:?} is {target:?}");
         }
     }
+    // Each thread has its filter when the VMM has introduced itself.
+    let guests = [0, 1].map(|share| Guest::mount(server.connect(share)));
+    let threads = fs::read_dir(server.proc("task")).unwrap();
+    let filtered: Vec<String> = threads
+        .map(|thread| fs::read_to_string(thread.unwrap().path().join("status")).unwrap())
+        .map(|status| {
+            status
+                .lines()
+                .find(|line| line.starts_with("Seccomp:"))
+                .unwrap()
+                .into()
+        })
+        .collect();
+    // The first, the one for the control socket, and three for each share.
+    assert_eq!(filtered, ["Seccomp:\t2"; 8]);
+    drop(guests);
 }
 
 #[test]
@@ -202,7 +217,7 @@ fn both_shares_are_served_each_with_its_policy() {
     let missing = lookup(&mut shared, top.nodeid, "missing");
     assert_eq!(missing.err(), Some(libc::ENOENT));
     drop((private, shared));
-    assert_eq!(server.ended_within(SECOND).exit_status(), Some(0));
+    assert!(server.ended_within(SECOND).exit_status() == Some(0));
 }
 
 /// The guest looks up each time the link by which the host switches a whole volume.
@@ -266,7 +281,7 @@ fn it_ends_with_the_shim() {
     let mut server = Server::start();
     let _guest = Guest::mount(server.connect(0));
     drop(server.control.take());
-    assert_eq!(server.ended_within(SECOND).exit_status(), Some(0));
+    assert!(server.ended_within(SECOND).exit_status() == Some(0));
 }
 
 #[test]

@@ -193,6 +193,66 @@ fn names_are_made_and_removed() {
     assert!(root.server.is_running());
 }
 
+/// The rarer ways, which take calls of their own: as another user, by a descriptor, by a path of
+/// /proc/self/fd for what can't be opened.
+#[test]
+fn requests_go_the_rarer_ways_too() {
+    let mut root = Root::new();
+    let open_to_all = fuse::SetattrIn {
+        valid: 1,
+        mode: 0o777,
+        ..Default::default()
+    };
+    root.of_top(4, &bytes(open_to_all));
+    root.guest.user = 1000;
+    let (_, handle) = create(&mut root.guest, root.top, "mine").unwrap();
+    let directory = bytes(fuse::MkdirIn {
+        mode: 0o755,
+        umask: 0o22,
+    });
+    root.of_top(9, &named(directory, b"mine.d\0"));
+    root.of_top(6, b"mine.link\0target\0");
+    root.guest.user = 0;
+    let mine = lookup(&mut root.guest, root.top, "mine").unwrap();
+    assert_eq!((mine.attr.uid, mine.attr.gid), (1000.into(), 1000.into()));
+    // FATTR_MODE, FATTR_SIZE, FATTR_ATIME_NOW, FATTR_MTIME_NOW; each with FATTR_FH.
+    for valid in [1 << 0, 1 << 3, 1 << 7 | 1 << 8] {
+        let attributes = fuse::SetattrIn {
+            valid: valid | 1 << 6,
+            fh: handle,
+            mode: 0o600,
+            ..Default::default()
+        };
+        root.guest.call(4, mine.nodeid, &bytes(attributes)).unwrap();
+    }
+    let only_data = fuse::FsyncIn {
+        fh: handle,
+        fsync_flags: 1,
+        ..Default::default()
+    };
+    root.guest.call(20, mine.nodeid, &bytes(only_data)).unwrap();
+    let link = lookup(&mut root.guest, root.top, "mine.link")
+        .unwrap()
+        .nodeid;
+    let set = bytes(fuse::SetxattrInCompat { size: 3, flags: 0 });
+    let size = bytes(fuse::GetxattrIn {
+        size: 64,
+        padding: 0,
+    });
+    assert!(
+        root.guest
+            .call(21, link, &named(set, b"user.a\0one"))
+            .is_err()
+    );
+    assert!(root.guest.call(23, link, &size).unwrap().is_empty());
+    assert!(root.guest.call(24, link, b"user.a\0").is_err());
+    let unnamed = root
+        .guest
+        .call(18, mine.nodeid, &bytes(fuse::ReleaseIn::default()));
+    assert!(unnamed.is_err());
+    assert!(root.server.is_running());
+}
+
 #[test]
 fn a_directory_is_listed() {
     let mut root = Root::new();
