@@ -33,6 +33,13 @@ const EVENTS: usize = 256;
 /// How long the VM's own end may come after that of the agent's events.
 const OWN_END: Duration = Duration::from_millis(700);
 
+/// In bytes.
+const PAGE: u64 = 4096;
+/// As many files each guest may have the host remember, however small it is.
+const FEWEST_FILES: u64 = 128 << 10;
+/// And no more, however large: the kernel's own limit for a process is about this (fs.nr_open).
+const MOST_FILES: u64 = 1_000_000;
+
 /// A VM's processes. Dropped, they are killed.
 #[derive(Debug)]
 pub struct Vm {
@@ -65,7 +72,7 @@ impl Vm {
             streams: streams.into(),
             shares,
         };
-        let serve = fsd_boot();
+        let serve = fsd_boot(boot.memory_bytes);
         let (fsd, vmm) = tokio::join!(
             Fsd::start(parts, leaf, &serve, FsdFds { tree, sockets }),
             Vmm::start(parts, leaf, boot, resources),
@@ -182,7 +189,13 @@ fn vhost_user_sockets(state: &StateFolder) -> Result<(Vec<OwnedFd>, Vec<OwnedFd>
     Ok((listening, connected))
 }
 
-fn fsd_boot() -> FsdBoot {
+/// The guest may make the host remember one file for each of its pages: with 2 KiB for a file, that
+/// is at most half as much memory as the guest has.
+fn files(memory_bytes: u64) -> u64 {
+    (memory_bytes / PAGE).clamp(FEWEST_FILES, MOST_FILES)
+}
+
+fn fsd_boot(memory_bytes: u64) -> FsdBoot {
     let [rootfs, volumes] = PARTS;
     let share = |directory: &str, cache| FsdShare {
         directory: directory.to_owned(),
@@ -194,6 +207,7 @@ fn fsd_boot() -> FsdBoot {
             share(rootfs, CachePolicy::Private),
             share(volumes, CachePolicy::Shared),
         ],
+        files: files(memory_bytes),
     }
 }
 

@@ -34,6 +34,9 @@ pub struct FsdBoot {
     pub version: u32,
     /// The shares, in the order of [`FsdFds::sockets`].
     pub shares: Vec<FsdShare>,
+    /// How many files the guest may keep open or remember, in all shares together. Each holds about
+    /// 2 KiB of the host's kernel. The host's own limits may allow fewer.
+    pub files: u64,
 }
 
 /// The descriptors beside an [`FsdBoot`], in this order.
@@ -111,6 +114,7 @@ mod tests {
                 share("rootfs", CachePolicy::Private),
                 share("volumes", CachePolicy::Shared),
             ],
+            files: 1000,
         };
         for (sockets, good) in [(1, false), (2, true), (3, false)] {
             let (shim, fsd) = Channel::pair().unwrap();

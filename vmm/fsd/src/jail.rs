@@ -14,9 +14,6 @@ use caps::Capability;
 use kata_like_jail::JailError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How many descriptors the server asks for. Each inode that the guest knows holds one.
-const WANTED_FILES: u64 = 1_000_000;
-
 /// The descriptor table grows to this size before there are threads. Growing it later would wait
 /// for an RCU grace period at each doubling, in the middle of a guest's request.
 const READY_FILES: RawFd = 8192;
@@ -32,17 +29,17 @@ pub enum JailStepError {
     Jail(#[from] JailError),
 }
 
-/// Raises the limit of open files as far as the host allows; returns it.
-pub fn limit_files() -> Result<u64, JailStepError> {
+/// Sets the limit of open files to `wanted`, or as near to it as the host allows; returns it.
+pub fn limit_files(wanted: u64) -> Result<u64, JailStepError> {
     let allowed = std::fs::read_to_string("/proc/sys/fs/nr_open")
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(WANTED_FILES);
+        .unwrap_or(wanted);
     let files = |most: u64| Rlimit {
         current: Some(most),
         maximum: Some(most),
     };
-    let mut limit = WANTED_FILES.min(allowed);
+    let mut limit = wanted.min(allowed);
     if setrlimit(Resource::Nofile, files(limit)).is_err() {
         // Without CAP_SYS_RESOURCE the server has only the limit that it inherited.
         limit = getrlimit(Resource::Nofile)

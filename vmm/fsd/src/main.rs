@@ -80,7 +80,8 @@ fn run(control: &Channel) -> Result<(), FsdError> {
         other => return Err(FsdError::NotAlone(other)),
     }
     let (boot, fds) = FsdBoot::receive(control).map_err(FsdError::Boot)?;
-    let files = jail::limit_files().map_err(FsdError::Jail)?;
+    let wanted = boot.files.saturating_add(serve::RESERVED);
+    let files = jail::limit_files(wanted).map_err(FsdError::Jail)?;
     let keep: Vec<_> = std::iter::once(control.as_fd())
         .chain(std::iter::once(fds.tree.as_fd()))
         .chain(fds.sockets.iter().map(AsFd::as_fd))

@@ -38,6 +38,10 @@ const OWN_FILES: u64 = 256;
 /// Descriptors of the guest that the library does not count.
 const LOCK_FILES: u64 = MAX_OWNERS as u64;
 
+/// Descriptors that the server needs beside those of the guest that the library counts. Each inode
+/// that the guest knows holds one.
+pub const RESERVED: u64 = OWN_FILES + LOCK_FILES;
+
 /// How long the guest may keep names and attributes that only an administrator changes.
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -173,7 +177,7 @@ fn prepare(
 ) -> Result<Vec<Share>, ServeError> {
     let (files, count) = (request.files, request.shares.len());
     let budget = files
-        .checked_sub(OWN_FILES + LOCK_FILES)
+        .checked_sub(RESERVED)
         .and_then(|guest| guest.checked_div(count as u64))
         .filter(|budget| *budget >= OWN_FILES)
         .ok_or(ServeError::TooFewFiles {

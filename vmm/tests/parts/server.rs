@@ -70,6 +70,7 @@ impl FsServer {
         let boot = FsdBoot {
             version: VERSION,
             shares: shares.iter().map(share).collect(),
+            files: 65_536,
         };
         let (control, theirs) = Channel::pair().unwrap();
         let program = std::env::var_os("KATA_LIKE_FSD").expect("KATA_LIKE_FSD names the fs server");

@@ -250,7 +250,7 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn locks_and_owners_are_limited() {
-    crate::jail::limit_files().unwrap();
+    crate::jail::limit_files(1_000_000).unwrap();
     let guest = Guest::new();
     let handle = guest.open(libc::O_RDWR);
     for byte in 0..MAX_LOCKS as u64 {

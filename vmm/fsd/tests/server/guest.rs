@@ -127,6 +127,13 @@ impl Guest {
         self.reply(unique, REPLY)
     }
 
+    /// FUSE_FORGET of one look-up. It has no answer, only its buffers come back.
+    pub fn forget(&mut self, node: u64) {
+        let (_, request) = self.request(2, node, &1u64.to_ne_bytes());
+        self.send(&request);
+        self.wait(self.next - u16::from(self.waiting.is_some()));
+    }
+
     /// Sends one request beside the others, without waiting. Only one at a time.
     pub fn start(&mut self, opcode: u32, node: u64, body: &[u8]) {
         assert_eq!(self.waiting, None);

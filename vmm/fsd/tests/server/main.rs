@@ -19,11 +19,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use guest::{Guest, bytes, parse};
-use kata_like_boot::FsdReport;
+use kata_like_boot::{BORN_IN, FsdReport};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
-use server::{SECOND, Server, mount_tmpfs};
+use server::{FILES, SECOND, Server, mount_tmpfs};
 use virtiofsd::fuse::{self, EntryOut, OpenOut};
 
 const ATTR_SUBMOUNT: u32 = 1;
@@ -57,7 +57,7 @@ fn it_sees_the_share_and_nothing_else() {
 /// As process 1 of its namespace it can name no other process.
 #[test]
 fn it_refuses_to_run_beside_others() {
-    let mut server = Server::spawn_in(UnshareFlags::NEWIPC, &["rootfs"]);
+    let mut server = Server::spawn_as(UnshareFlags::NEWIPC, FILES, &["rootfs"]);
     let FsdReport::Failed { why } = server.report() else {
         panic!("it serves");
     };
@@ -318,6 +318,43 @@ fn without_a_control_socket_it_says_who_starts_it() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("started by the shim"));
+}
+
+/// A guest that never forgets a file is told that there is no room, and it alone.
+#[test]
+fn the_files_that_a_guest_keeps_are_bounded() {
+    const EACH: usize = 400;
+    let mut server = Server::spawn_as(BORN_IN, 2 * EACH as u64, &["rootfs", "volumes"]);
+    assert_eq!(server.report(), FsdReport::Serving);
+    for share in ["rootfs", "volumes"] {
+        for number in 0..2 * EACH {
+            fs::write(server.share.join(format!("{share}/{number}")), "").unwrap();
+        }
+    }
+    let mut guest = Guest::mount(server.connect(0));
+    let mut kept = Vec::new();
+    let refused = loop {
+        match lookup(&mut guest, 1, &kept.len().to_string()) {
+            Ok(entry) => kept.push(entry.nodeid),
+            Err(errno) => break errno,
+        }
+    };
+    assert_eq!(refused, libc::ENFILE);
+    // The share's root holds one as well, and so does an open file.
+    assert!((EACH - 10..=EACH).contains(&kept.len()), "{}", kept.len());
+    let open = fs::read_dir(server.proc("fd")).unwrap().count();
+    assert!(open < EACH + 100, "{open}");
+    for _ in 0..2000 {
+        let again = lookup(&mut guest, 1, &kept.len().to_string());
+        assert_eq!(again.err(), Some(libc::ENFILE));
+    }
+    // The other share has room, and so has this one when the guest forgets a file.
+    let mut other = Guest::mount(server.connect(1));
+    lookup(&mut other, 1, "0").unwrap();
+    guest.forget(kept.pop().unwrap());
+    lookup(&mut guest, 1, "0").unwrap();
+    lookup(&mut guest, 1, &kept.len().to_string()).unwrap();
+    assert!(server.is_running());
 }
 
 fn create(guest: &mut Guest, parent: u64, name: &str) -> Result<(u64, u64), i32> {

@@ -21,6 +21,9 @@ use rustix::thread::UnshareFlags;
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
+/// How many files a guest may keep where a test does not care.
+pub const FILES: u64 = 65_536;
+
 /// A server with a share of its own: `rootfs` (private) and `volumes` (shared).
 pub struct Server {
     process: Newborn,
@@ -41,10 +44,10 @@ impl Server {
     }
 
     pub fn spawn(directories: &[&str]) -> Self {
-        Self::spawn_in(BORN_IN, directories)
+        Self::spawn_as(BORN_IN, FILES, directories)
     }
 
-    pub fn spawn_in(namespaces: UnshareFlags, directories: &[&str]) -> Self {
+    pub fn spawn_as(namespaces: UnshareFlags, files: u64, directories: &[&str]) -> Self {
         kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
         let cut = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", cut).unwrap();
@@ -85,6 +88,7 @@ impl Server {
                     },
                 })
                 .collect(),
+            files,
         };
         let (ours, theirs) = Channel::pair().unwrap();
         let stderr = std::io::stderr();
