@@ -12,6 +12,7 @@ pub mod bpf;
 pub mod clone;
 pub mod command;
 pub mod fd;
+pub mod landlock;
 mod lock;
 pub mod mount;
 pub mod namespace;

@@ -154,7 +154,7 @@ pub const LONG: [(&str, &str); 0] = [];
 pub const WIDE: [&str; 0] = [];
 
 /// Files and folders of the product that have `unsafe` code.
-pub const UNSAFE: [&str; 26] = [
+pub const UNSAFE: [&str; 27] = [
     "agent/src/process.rs",
     "agent/src/runner/hooks.rs",
     "agent/src/runner/syscall.rs",
@@ -163,6 +163,7 @@ pub const UNSAFE: [&str; 26] = [
     "linux/src/clone.rs",
     "linux/src/command.rs",
     "linux/src/fd.rs",
+    "linux/src/landlock.rs",
     "linux/src/mount.rs",
     "linux/src/numbers.rs",
     "linux/src/signal.rs",

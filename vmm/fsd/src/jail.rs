@@ -1,17 +1,20 @@
 //! What the server gives up, and what it keeps because serving files needs it.
 //!
 //! `main` calls each step once: `limit_files` and `close_others` first, `drop_privileges` when the
-//! share is the root. The filters of system calls come later (`filters`).
+//! share is the root. `serve` calls `only_files_below`; the filters of system calls come later
+//! (`filters`).
 //!
 //! The server stays uid 0, since files belong to many users. It drops the capabilities that would
 //! reach beyond its files: without MKNOD a guest makes no device nodes; without SYS_ADMIN and
 //! DAC_READ_SEARCH no file is opened by a handle that skips its directory.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 
 use caps::Capability;
 use kata_like_jail::JailError;
+use kata_like_linux::landlock::{self, Access, Ruleset};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The descriptor table grows to this size before there are threads. Growing it later would wait
@@ -24,6 +27,9 @@ pub enum JailStepError {
     /// The descriptor limit or table.
     #[error("make room for open files")]
     Files(#[source] io::Error),
+    /// Landlock.
+    #[error("restrict the server to the share's files")]
+    Landlock(#[source] io::Error),
     /// A step of the jail that fsd and VMM share.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -64,6 +70,31 @@ pub fn close_others(keep: &[RawFd]) -> Result<(), JailStepError> {
 pub fn drop_privileges() -> Result<(), JailStepError> {
     kata_like_jail::drop_capabilities(&KEPT)?;
     Ok(kata_like_jail::no_new_privileges()?)
+}
+
+/// The first version of Landlock that lets a file be moved to another directory.
+const LANDLOCK_WITH_MOVES: u32 = 2;
+
+/// Gives up all files but those in and below `directories`, what is mounted there later included;
+/// also TCP, signals to other processes and their abstract sockets. Needs no_new_privs. As far as
+/// the kernel's Landlock goes; without one the server says so once.
+pub fn only_files_below(directories: &[File], proc_self_fd: &File) -> Result<(), JailStepError> {
+    let version = landlock::version();
+    if version < LANDLOCK_WITH_MOVES {
+        eprintln!("kata-like-fsd: no Landlock around the share (the kernel has version {version})");
+        return Ok(());
+    }
+    let restrict = || {
+        let rules = Ruleset::everything()?;
+        for directory in directories {
+            rules.except(directory, Access::SERVE)?;
+        }
+        // The library opens its working directory once. A file behind an entry of /proc/self/fd
+        // counts by its own place.
+        rules.except(proc_self_fd, Access::LIST)?;
+        rules.restrict_thread()
+    };
+    restrict().map_err(JailStepError::Landlock)
 }
 
 /// Needed to create files as any user, with any mode and file capability.

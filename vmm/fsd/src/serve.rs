@@ -28,6 +28,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::backend::{Backend, LockServer};
 use crate::closing::Closing;
 use crate::filters::{Filters, Kind};
+use crate::jail::{self, JailStepError};
 use crate::locks::{Locks, MAX_OWNERS};
 use crate::names::{Checked, Others, check_name};
 
@@ -90,6 +91,9 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// A step of the jail failed.
+    #[error(transparent)]
+    Jail(#[from] JailStepError),
     /// A thread does not say that it has its filter.
     #[error("wait for the filter of a thread: no word within {CLOSED_WITHIN:?}")]
     NotClosed,
@@ -132,6 +136,20 @@ pub fn start(
     control: &Channel,
     filters: &Filters,
 ) -> Result<Serving, ServeError> {
+    let open = |share: &FsdShare| {
+        let opened = check_directory(&share.directory).and_then(File::open);
+        opened.map_err(|source| ServeError::Directory {
+            directory: share.directory.clone(),
+            source,
+        })
+    };
+    let directories = request
+        .shares
+        .iter()
+        .map(open)
+        .collect::<Result<Vec<_>, _>>()?;
+    jail::only_files_below(&directories, &request.proc_self_fd)?;
+    drop(directories);
     let (closed, all_closed) = channel();
     let shares = prepare(request, filters, &closed)?;
     let (news, inbox) = channel();

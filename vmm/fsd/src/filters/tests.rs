@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 
 use kata_like_boot::BORN_IN;
+use kata_like_linux::landlock;
 use kata_like_linux::namespace::unshare;
 
 use super::*;
-use crate::jail::drop_privileges;
+use crate::jail::{drop_privileges, only_files_below};
 
 /// Runs `act` in a child. Returns its exit status, or 128 + the signal that ended it.
 fn in_child(act: impl FnOnce() -> i32) -> i32 {
@@ -166,6 +168,7 @@ fn kill_by_notice(victim: libc::pid_t, directory: &CString) -> i32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layer {
     Namespaces,
+    Landlock,
     Filter,
 }
 
@@ -185,7 +188,12 @@ fn attack(layers: &[Layer]) -> (i32, bool) {
             return 2;
         }
         in_child(|| {
+            let [Ok(own), Ok(fds)] = [directory.path(), "/proc/self/fd".as_ref()].map(File::open)
+            else {
+                return 3;
+            };
             if drop_privileges().is_err()
+                || (layers.contains(&Layer::Landlock) && only_files_below(&[own], &fds).is_err())
                 || (layers.contains(&Layer::Filter) && !closed(Kind::Worker))
             {
                 return 3;
@@ -212,6 +220,32 @@ fn no_signal_reaches_a_process_by_way_of_a_file() {
     assert_eq!(attack(&[]), (0, false));
     assert_eq!(attack(&[Layer::Namespaces]), (1, true));
     assert_eq!(attack(&[Layer::Filter]), (128 + libc::SIGSYS, true));
+    if landlock::version() >= 6 {
+        assert_eq!(attack(&[Layer::Landlock]), (0, true));
+    }
+}
+
+/// What Landlock leaves of the files if nothing else stood in the way.
+#[test]
+fn no_file_outside_of_the_share_can_be_opened() {
+    if landlock::version() < 2 {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let status = in_child(|| {
+        let [Ok(own), Ok(fds)] = [directory.path(), "/proc/self/fd".as_ref()].map(File::open)
+        else {
+            return 1;
+        };
+        if drop_privileges().is_err() || only_files_below(&[own], &fds).is_err() {
+            return 2;
+        }
+        let inside = std::fs::write(directory.path().join("file"), "").is_ok();
+        let outside = ["/etc/passwd", "/proc/1/environ", "/"].map(File::open);
+        let denied = |opened: &std::io::Result<File>| matches!(opened, Err(error) if error.raw_os_error() == Some(libc::EACCES));
+        i32::from(!inside || !outside.iter().all(denied))
+    });
+    assert_eq!(status, 0);
 }
 
 /// Process 1 of a namespace ignores signals of its own; the filter and abort(3) still end it.
