@@ -208,6 +208,7 @@ fn fsd_boot(memory_bytes: u64) -> FsdBoot {
             share(volumes, CachePolicy::Shared),
         ],
         files: files(memory_bytes),
+        memory_bytes,
     }
 }
 

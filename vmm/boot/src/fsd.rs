@@ -37,6 +37,8 @@ pub struct FsdBoot {
     /// How many files the guest may keep open or remember, in all shares together. Each holds about
     /// 2 KiB of the host's kernel. The host's own limits may allow fewer.
     pub files: u64,
+    /// The guest's memory in bytes. The server maps all of it.
+    pub memory_bytes: u64,
 }
 
 /// The descriptors beside an [`FsdBoot`], in this order.
@@ -115,6 +117,7 @@ mod tests {
                 share("volumes", CachePolicy::Shared),
             ],
             files: 1000,
+            memory_bytes: 64 << 20,
         };
         for (sockets, good) in [(1, false), (2, true), (3, false)] {
             let (shim, fsd) = Channel::pair().unwrap();

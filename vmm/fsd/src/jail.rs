@@ -1,6 +1,6 @@
 //! What the server gives up, and what it keeps because serving files needs it.
 //!
-//! `main` calls each step once: `limit_files` and `close_others` first, `drop_privileges` when the
+//! `main` calls each step once: the limits and `close_others` first, `drop_privileges` when the
 //! share is the root. `serve` calls `only_files_below`; the filters of system calls come later
 //! (`filters`).
 //!
@@ -21,18 +21,35 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// for an RCU grace period at each doubling, in the middle of a guest's request.
 const READY_FILES: RawFd = 8192;
 
+/// In bytes: the program, a stack and an arena of the allocator's for each thread, and a million
+/// files to remember.
+const OWN_ADDRESSES: u64 = 3 << 30;
+
 /// The step of the server's jailing that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum JailStepError {
     /// The descriptor limit or table.
     #[error("make room for open files")]
     Files(#[source] io::Error),
+    /// The limit of memory.
+    #[error("limit the memory")]
+    Memory(#[source] io::Error),
     /// Landlock.
     #[error("restrict the server to the share's files")]
     Landlock(#[source] io::Error),
     /// A step of the jail that fsd and VMM share.
     #[error(transparent)]
     Jail(#[from] JailError),
+}
+
+/// Limits the server's addresses to the guest's memory, twice while it is mapped anew, and its own.
+pub fn limit_memory(guest_bytes: u64) -> Result<(), JailStepError> {
+    let most = guest_bytes.saturating_mul(2).saturating_add(OWN_ADDRESSES);
+    let most = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(Resource::As, most).map_err(|errno| JailStepError::Memory(errno.into()))
 }
 
 /// Sets the limit of open files to `wanted`, or as near to it as the host allows; returns it.
@@ -98,6 +115,11 @@ pub fn only_files_below(directories: &[File], proc_self_fd: &File) -> Result<(),
 }
 
 /// Needed to create files as any user, with any mode and file capability.
+///
+/// A user namespace of its own would take nothing more: with every id mapped to itself, as files of
+/// all users need it, uid 0 in it is still the host's, and these capabilities still count for
+/// files. None of them reaches anything but files and ids. What it would add is another form of
+/// file capabilities on the host's disks.
 const KEPT: [Capability; 7] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,

@@ -80,6 +80,7 @@ fn run(control: &Channel) -> Result<(), FsdError> {
         other => return Err(FsdError::NotAlone(other)),
     }
     let (boot, fds) = FsdBoot::receive(control).map_err(FsdError::Boot)?;
+    jail::limit_memory(boot.memory_bytes).map_err(FsdError::Jail)?;
     let wanted = boot.files.saturating_add(serve::RESERVED);
     let files = jail::limit_files(wanted).map_err(FsdError::Jail)?;
     let keep: Vec<_> = std::iter::once(control.as_fd())

@@ -71,6 +71,7 @@ impl FsServer {
             version: VERSION,
             shares: shares.iter().map(share).collect(),
             files: 65_536,
+            memory_bytes: 4 << 30,
         };
         let (control, theirs) = Channel::pair().unwrap();
         let program = std::env::var_os("KATA_LIKE_FSD").expect("KATA_LIKE_FSD names the fs server");

@@ -13,7 +13,7 @@ use vm_memory::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-const MEMORY: usize = 4 << 20;
+pub const MEMORY: usize = 4 << 20;
 const QUEUE: u16 = 16;
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;

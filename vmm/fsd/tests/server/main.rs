@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use guest::{Guest, bytes, parse};
+use guest::{Guest, MEMORY, bytes, parse};
 use kata_like_boot::{BORN_IN, FsdReport};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
@@ -83,6 +83,17 @@ fn it_has_given_up_what_it_does_not_need() {
         assert_eq!(server.status(set), "00000000800000db", "{set}");
     }
     assert_eq!(server.status("NoNewPrivs:"), "1");
+    let limits = fs::read_to_string(server.proc("limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let words = line.unwrap().split_whitespace();
+        words.take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(limit("Max core file size"), ["0"; 2]);
+    let addresses = (2 * MEMORY as u64 + (3 << 30)).to_string();
+    assert_eq!(limit("Max address space"), [&addresses[..]; 2]);
+    let files: u64 = limit("Max open files")[1].parse().unwrap();
+    assert!(files < FILES + 2048, "{files}");
     // No file of the host: only descriptors of /proc/self/fd, and those that are no files.
     for entry in fs::read_dir(server.proc("fd")).unwrap() {
         let path = entry.unwrap().path();

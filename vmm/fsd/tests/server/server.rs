@@ -19,6 +19,8 @@ use rustix::mount::{
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 use rustix::thread::UnshareFlags;
 
+use crate::guest::MEMORY;
+
 pub const SECOND: Duration = Duration::from_secs(1);
 
 /// How many files a guest may keep where a test does not care.
@@ -89,6 +91,7 @@ impl Server {
                 })
                 .collect(),
             files,
+            memory_bytes: MEMORY as u64,
         };
         let (ours, theirs) = Channel::pair().unwrap();
         let stderr = std::io::stderr();
