@@ -182,6 +182,7 @@ pub const VHOST: &[Rule] = &[
     Rule::any(libc::SYS_sigaltstack),
     Rule::any(libc::SYS_exit),
     Rule::any(libc::SYS_exit_group),
+    Rule::any(libc::SYS_gettid),
 ];
 
 /// To wait, and to say why all of it ends.
@@ -194,8 +195,8 @@ pub const WAITER: &[Rule] = &[
     Rule::any(libc::SYS_brk),
     Rule::any(libc::SYS_sigaltstack),
     Rule::any(libc::SYS_exit_group),
+    Rule::any(libc::SYS_gettid),
     Rule::only(libc::SYS_mmap, NO_CODE),
-    Rule::only(libc::SYS_mprotect, NO_CODE),
 ];
 
 #[cfg(test)]

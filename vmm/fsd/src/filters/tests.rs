@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
-use kata_like_boot::BORN_IN;
+use kata_like_boot::{BORN_IN, Channel, FsdReport};
 use kata_like_linux::landlock;
 use kata_like_linux::namespace::unshare;
 
 use super::*;
 use crate::jail::{drop_privileges, only_files_below};
+use crate::last_words;
 
 /// Runs `act` in a child. Returns its exit status, or 128 + the signal that ended it.
 fn in_child(act: impl FnOnce() -> i32) -> i32 {
@@ -179,7 +181,7 @@ fn attack(layers: &[Layer]) -> (i32, bool) {
     let path = CString::new(directory.path().as_os_str().as_bytes()).unwrap();
     let victim = fork(|| {
         loop {
-            std::thread::sleep(std::time::Duration::from_secs(60));
+            std::thread::sleep(Duration::from_secs(60));
         }
     });
     let attacker = in_child(|| {
@@ -246,6 +248,30 @@ fn no_file_outside_of_the_share_can_be_opened() {
         i32::from(!inside || !outside.iter().all(denied))
     });
     assert_eq!(status, 0);
+}
+
+/// Behind each filter a panic is still printed and told to the shim, and ends the process.
+#[test]
+fn a_panic_behind_a_filter_is_told() {
+    for kind in [Kind::Worker, Kind::Vhost, Kind::Waiter] {
+        let (shim, server) = Channel::pair().unwrap();
+        let status = in_child(|| {
+            // The shim starts the server without it.
+            // SAFETY: the child has one thread, so nobody reads the environment meanwhile.
+            unsafe { std::env::remove_var("RUST_BACKTRACE") };
+            if last_words::install(&server).is_err() || drop_privileges().is_err() || !closed(kind)
+            {
+                return 1;
+            }
+            panic!("on purpose");
+        });
+        assert_eq!(status, 101, "{kind:?}");
+        let (report, _) = shim.receive_within(Duration::from_secs(1)).unwrap();
+        let FsdReport::Failed { why } = report else {
+            panic!("it serves");
+        };
+        assert!(why.contains("on purpose"), "{why}");
+    }
 }
 
 /// Process 1 of a namespace ignores signals of its own; the filter and abort(3) still end it.
