@@ -75,6 +75,29 @@ fn it_ends_by_a_kill_from_outside() {
     assert_eq!(ended.terminating_signal(), Some(libc::SIGKILL));
 }
 
+/// A call that the kernel begins anew must not be one that a filter forbids (restart_syscall(2)).
+#[test]
+fn it_goes_on_after_a_stop() {
+    let mut server = Server::start();
+    let mut guests = [0, 1].map(|share| Guest::mount(server.connect(share)));
+    for _ in 0..3 {
+        server.signal(Signal::STOP);
+        std::thread::sleep(SECOND / 50);
+        server.signal(Signal::CONT);
+        for guest in &mut guests {
+            assert_eq!(
+                lookup(guest, 1, "missing")
+                    .map(|entry| entry.nodeid)
+                    .unwrap_or(0),
+                0
+            );
+        }
+    }
+    assert!(server.is_running());
+    drop(guests);
+    assert_eq!(server.ended_within(SECOND).exit_status(), Some(0));
+}
+
 #[test]
 fn it_has_given_up_what_it_does_not_need() {
     let server = Server::start();
