@@ -6,7 +6,11 @@
 //!
 //! The guest can write all of it. We take every index modulo a size that is bounded here; every
 //! address must lie in guest memory; every text is cut and cleaned. What does not fit is left out.
-//! One pass reads at most [`MAX_RECORDS`] records of [`MAX_TEXT`] bytes.
+//!
+//! One pass runs on the event loop, so it is short whatever the guest claims: it looks at
+//! [`MAX_RECORDS`] records, reads [`MAX_BYTES`] of text and makes [`MAX_LINES`] lines at most, and
+//! holds the text of one record at a time. All descriptors may point to the same text of newlines:
+//! the sum of what records claim has nothing to do with the memory that they take.
 
 use std::fs::File;
 use std::io::Write;
@@ -20,11 +24,15 @@ use crate::virtio::GuestRam;
 /// The most bytes that we ever write to the log's file.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Bounds of one pass, whatever the guest's ring claims.
-const MAX_RECORDS: u64 = 1 << 16;
+/// Bounds of one pass, whatever the guest's ring claims. The guest's kernel has 2,048 records in 64
+/// KiB of text (CONFIG_LOG_BUF_SHIFT), and some more with many CPUs.
+const MAX_RECORDS: u64 = 1 << 14;
+const MAX_BYTES: usize = 4 << 20;
+const MAX_LINES: usize = 1 << 14;
 const MAX_COUNT_BITS: u32 = 20;
 const MAX_SIZE_BITS: u32 = 25;
-const MAX_TEXT: u64 = 1024;
+/// Of one record.
+const MAX_TEXT: usize = 1024;
 
 /// How many of the last lines the shim gets.
 const TAIL: usize = 20;
@@ -43,15 +51,17 @@ const FINALIZED: u64 = 2;
 const BLOCK_HEADER: u64 = 8;
 
 /// A panic's line contains this.
-const PANIC: &str = "Kernel panic - not syncing";
+const PANIC: &[u8] = b"Kernel panic - not syncing";
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
+/// A record of the ring, whose text is not read yet.
+struct Record {
     sequence: u64,
     nanoseconds: u64,
     /// Whether the kernel itself said it, and not a process through `/dev/kmsg`.
     kernel: bool,
-    text: String,
+    begin: u64,
+    next: u64,
+    length: u16,
 }
 
 /// One guest's log, and how much of it is in the file.
@@ -77,58 +87,103 @@ impl GuestLog {
         }
     }
 
-    /// Appends new lines to the file. If the file fails its owner loses lines; the VM goes on.
+    /// Appends new lines to the file: those of one pass, the next call has further ones. If the
+    /// file fails its owner loses lines; the VM goes on.
     pub fn write_new(&mut self) -> std::io::Result<()> {
+        let text = self.new_text().unwrap_or_default();
+        self.file.write_all(text.as_bytes())
+    }
+
+    fn new_text(&mut self) -> Option<String> {
         if self.full {
-            return Ok(());
+            return None;
         }
-        for line in self.read(self.next) {
-            self.next = self.next.max(line.sequence.saturating_add(1));
-            let text = format(&line);
-            let length = text.len() as u64 + 1;
-            if self.written + length > MAX_FILE {
-                self.full = true;
-                return writeln!(
-                    self.file,
-                    "[the log's limit of {MAX_FILE} bytes is reached]"
-                );
+        let ring = Ring::find(self.layout.as_ref()?, &self.memory)?;
+        let (mut new, mut lines, mut bytes) = (String::new(), 0, 0);
+        let mut buffer = [0; MAX_TEXT];
+        for record in ring.since(self.next) {
+            if lines >= MAX_LINES || bytes >= MAX_BYTES {
+                break;
             }
-            self.written += length;
-            writeln!(self.file, "{text}")?;
+            self.next = self.next.max(record.sequence.saturating_add(1));
+            let Some(text) = ring.text(&record, &mut buffer) else {
+                continue;
+            };
+            bytes += text.len();
+            for line in text.split(|byte| *byte == b'\n') {
+                let line = format(&record, line);
+                let length = line.len() as u64 + 1;
+                if self.written + length > MAX_FILE {
+                    self.full = true;
+                    let words = format!("[the log's limit of {MAX_FILE} bytes is reached]\n");
+                    new.push_str(&words);
+                    return Some(new);
+                }
+                self.written += length;
+                lines += 1;
+                new.push_str(&line);
+                new.push('\n');
+            }
         }
-        Ok(())
+        Some(new)
     }
 
     /// The last lines, oldest first.
     pub fn tail(&self) -> Vec<String> {
-        let lines = self.read(0);
-        let skipped = lines.len().saturating_sub(TAIL);
-        lines.iter().skip(skipped).map(format).collect()
+        let mut lines = Vec::new();
+        self.backwards(|record, text| {
+            let last = text.rsplit(|byte| *byte == b'\n');
+            lines.extend(
+                last.take(TAIL - lines.len())
+                    .map(|line| format(record, line)),
+            );
+            lines.len() < TAIL
+        });
+        lines.reverse();
+        lines
     }
 
-    /// The kernel's own words on why it panicked, if it did.
+    /// The kernel's own words on why it panicked, if it did: the first ones.
     pub fn panic(&self) -> Option<String> {
-        let lines = self.read(0).into_iter();
-        let mut panics = lines.filter(|line| line.kernel && line.text.contains(PANIC));
-        panics.next().map(|line| line.text)
+        let mut found = None;
+        self.backwards(|record, text| {
+            let mut lines = text.split(|byte| *byte == b'\n');
+            let is_it = |line: &&[u8]| line.windows(PANIC.len()).any(|part| part == PANIC);
+            if let Some(line) = lines.find(|line| record.kernel && is_it(line)) {
+                found = Some(clean(line));
+            }
+            true
+        });
+        found
     }
 
-    /// The lines from a sequence number on.
-    fn read(&self, from: u64) -> Vec<Line> {
-        let ring = self
-            .layout
-            .as_ref()
-            .and_then(|layout| Ring::find(layout, &self.memory));
-        ring.map_or(Vec::new(), |ring| ring.lines(from))
+    /// Shows the records and their texts from the newest on, until `more` is false or the pass has
+    /// read enough.
+    fn backwards(&self, mut more: impl FnMut(&Record, &[u8]) -> bool) {
+        let layout = self.layout.as_ref();
+        let Some(ring) = layout.and_then(|layout| Ring::find(layout, &self.memory)) else {
+            return;
+        };
+        let mut buffer = [0; MAX_TEXT];
+        let mut bytes = 0;
+        for (_, record) in ring.newest() {
+            let Some(text) = ring.text(&record, &mut buffer) else {
+                continue;
+            };
+            bytes += text.len();
+            if !more(&record, text) || bytes >= MAX_BYTES {
+                return;
+            }
+        }
     }
 }
 
-fn format(line: &Line) -> String {
+fn format(record: &Record, line: &[u8]) -> String {
     let (seconds, rest) = (
-        line.nanoseconds / 1_000_000_000,
-        line.nanoseconds % 1_000_000_000,
+        record.nanoseconds / 1_000_000_000,
+        record.nanoseconds % 1_000_000_000,
     );
-    format!("[{seconds:5}.{:06}] {}", rest / 1000, line.text)
+    format!("[{seconds:5}.{:06}] {}", rest / 1000, clean(line))
 }
 
 /// The ring, after its sizes were checked and its parts found.
@@ -169,18 +224,26 @@ impl<'a> Ring<'a> {
         })
     }
 
-    /// Searches from the newest record on: a frequent caller reads the new ones and one old one.
-    fn lines(&self, from: u64) -> Vec<Line> {
+    /// The records from the newest on, and how many steps each is behind it.
+    fn newest(&self) -> impl DoubleEndedIterator<Item = (u64, Record)> {
         let records = (self.head.wrapping_sub(self.tail) & ID_MASK).saturating_add(1);
         // The newest ones, if the guest claims more than there can be.
         let records = records.min(self.count).min(MAX_RECORDS);
-        let is_new = |record: &Vec<Line>| record.iter().all(|line| line.sequence >= from);
-        let mut found: Vec<_> = (0..records)
-            .filter_map(|step| self.record(self.head.wrapping_sub(step) & ID_MASK))
-            .take_while(is_new)
-            .collect();
-        found.reverse();
-        found.into_iter().flatten().collect()
+        (0..records).filter_map(|step| {
+            let record = self.record(self.head.wrapping_sub(step) & ID_MASK)?;
+            Some((step, record))
+        })
+    }
+
+    /// The records from a sequence number on, oldest first. Searches from the newest record on: a
+    /// frequent caller reads the new ones and one old one.
+    fn since(&self, from: u64) -> impl Iterator<Item = Record> {
+        let new = self
+            .newest()
+            .take_while(|(_, record)| record.sequence >= from);
+        let steps = new.last().map_or(0, |(step, _)| step + 1);
+        let ids = (0..steps).rev();
+        ids.filter_map(|step| self.record(self.head.wrapping_sub(step) & ID_MASK))
     }
 
     fn word(&self, base: u64, index: u64, size: u64, field: u64) -> Option<u64> {
@@ -189,8 +252,8 @@ impl<'a> Ring<'a> {
             .ok()
     }
 
-    /// The lines of the record `id`, if it is there and complete.
-    fn record(&self, id: u64) -> Option<Vec<Line>> {
+    /// The record `id`, if it is there and complete.
+    fn record(&self, id: u64) -> Option<Record> {
         let index = id % self.count;
         let layout = self.layout;
         let field = |offset| self.word(self.descriptors, index, layout.desc_size, offset);
@@ -198,31 +261,25 @@ impl<'a> Ring<'a> {
         if state & ID_MASK != id || !matches!(state >> 62, COMMITTED | FINALIZED) {
             return None;
         }
-        let (begin, next) = (field(layout.desc_begin)?, field(layout.desc_next)?);
-        let info = |offset| self.word(self.infos, index, layout.info_size, offset);
-        let (sequence, nanoseconds) = (info(layout.info_seq)?, info(layout.info_time)?);
         let info = |offset| element(self.infos, index, layout.info_size, offset);
-        let length: u16 = self.memory.read_obj(info(layout.info_text_len)?).ok()?;
         // The byte before `flags` and `level` is `facility`: 0 is the kernel's.
-        let facility: u8 = self
-            .memory
-            .read_obj(info(layout.info_level.checked_sub(1)?)?)
-            .ok()?;
-        let text = self.text(begin, next, u64::from(length))?;
-        let line = |text: &[u8]| Line {
-            sequence,
-            nanoseconds,
-            kernel: facility == 0,
-            text: clean(text),
-        };
-        let lines = text.split(|byte| *byte == b'\n');
-        Some(lines.map(line).collect())
+        let facility = info(layout.info_level.checked_sub(1)?)?;
+        let word = |offset| self.word(self.infos, index, layout.info_size, offset);
+        Some(Record {
+            sequence: word(layout.info_seq)?,
+            nanoseconds: word(layout.info_time)?,
+            kernel: self.memory.read_obj::<u8>(facility).ok()? == 0,
+            begin: field(layout.desc_begin)?,
+            next: field(layout.desc_next)?,
+            length: self.memory.read_obj(info(layout.info_text_len)?).ok()?,
+        })
     }
 
-    /// The text of a block. A block is in one piece: at its place or, if it would wrap, at 0.
-    fn text(&self, begin: u64, next: u64, length: u64) -> Option<Vec<u8>> {
+    /// The text of a record. Its block is in one piece: at its place or, if it would wrap, at 0.
+    fn text<'b>(&self, record: &Record, buffer: &'b mut [u8; MAX_TEXT]) -> Option<&'b [u8]> {
+        let Record { begin, next, .. } = *record;
         if begin & 1 != 0 {
-            return Some(Vec::new()); // a record without data
+            return Some(&[]); // a record without data
         }
         let (begin_wraps, next_wraps) = (begin / self.size, next / self.size);
         let (at, block) = if begin_wraps == next_wraps && begin < next {
@@ -232,12 +289,11 @@ impl<'a> Ring<'a> {
         } else {
             return None;
         };
-        let length = length.min(block.checked_sub(BLOCK_HEADER)?).min(MAX_TEXT);
-        let mut text = vec![0; length as usize];
+        let room = usize::try_from(block.checked_sub(BLOCK_HEADER)?).ok()?;
+        let length = usize::from(record.length).min(room).min(MAX_TEXT);
+        let text = buffer.get_mut(..length)?;
         let address = self.data.checked_add(at)?.checked_add(BLOCK_HEADER)?;
-        self.memory
-            .read_slice(&mut text, GuestAddress(address))
-            .ok()?;
+        self.memory.read_slice(text, GuestAddress(address)).ok()?;
         Some(text)
     }
 }

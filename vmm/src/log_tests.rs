@@ -200,6 +200,64 @@ fn without_a_layout_there_is_no_log() {
     assert!(log.tail().is_empty());
 }
 
+/// Every record of a large ring points to the same KiB of newlines: the guest needs 1 MiB for
+/// sixteen million lines.
+#[test]
+fn a_ring_full_of_newlines_costs_bounded_work() {
+    const COUNT: u64 = MAX_RECORDS;
+    const INFOS: u64 = 0x10_0000;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
+    let kernel = Kernel {
+        memory: Arc::new(memory),
+        next_id: 0,
+        next_position: 0,
+    };
+    kernel.put(0x800, TEXT_MAP + RING);
+    kernel.put(RING, u64::from(COUNT.ilog2()));
+    kernel.put(RING + 8, TEXT_MAP + 0x8000);
+    kernel.put(RING + 16, TEXT_MAP + INFOS);
+    kernel.put(RING + 24, COUNT);
+    kernel.put(RING + 32, 1);
+    kernel.put(RING + 0x40, 12);
+    kernel.put(RING + 0x48, TEXT_MAP + DESCRIPTORS);
+    let newlines = [b'\n'; MAX_TEXT];
+    let text = GuestAddress(DESCRIPTORS + BLOCK_HEADER);
+    kernel.memory.write_slice(&newlines, text).unwrap();
+    for id in 1..=COUNT {
+        let (descriptor, info) = (0x8000 + 24 * (id % COUNT), INFOS + 32 * (id % COUNT));
+        kernel.put(descriptor, FINALIZED << 62 | id);
+        kernel.put(descriptor + 16, BLOCK_HEADER + MAX_TEXT as u64);
+        kernel.put(info, id);
+        kernel.put(info + 16, MAX_TEXT as u64);
+    }
+    let before = peak_kib();
+    let (mut log, mut file) = kernel.log();
+    log.write_new().unwrap();
+    let lines = content(&mut file).lines().count();
+    assert!(
+        lines <= MAX_LINES + MAX_TEXT + 1,
+        "{lines} lines in one pass"
+    );
+    assert_eq!(log.tail(), vec!["[    0.000000] "; TAIL]);
+    assert_eq!(log.panic(), None);
+    let more = peak_kib() - before;
+    assert!(more < 64 << 10, "{more} KiB for one look");
+    // What one pass leaves is in the next ones.
+    log.write_new().unwrap();
+    assert!(content(&mut file).lines().count() > lines);
+}
+
+/// The most memory that this process has had (VmHWM of proc_pid_status(5)).
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
+}
+
 /// The largest ring that we believe costs bounded work.
 #[test]
 fn giant_claims_are_refused() {
