@@ -1,34 +1,29 @@
 //! The guest's log: the kernel's own printk ring, read from guest memory.
 //!
-//! `machine` appends new lines to the log's file on request and when the VM ends. A console would
-//! cost exits; the ring costs none, and has a panic's last lines. Facts:
+//! `machine` tells the shim new lines on request and when the VM ends; the shim has the file. A
+//! console would cost exits; the ring costs none, and has a panic's last lines. Facts:
 //! kernel/printk/printk_ringbuffer.{h,c}.
 //!
 //! The guest can write all of it. We take every index modulo a size that is bounded here; every
 //! address must lie in guest memory; every text is cut and cleaned. What does not fit is left out.
 //!
 //! One pass runs on the event loop, so it is short whatever the guest claims: it looks at
-//! [`MAX_RECORDS`] records, reads [`MAX_BYTES`] of text and makes [`MAX_LINES`] lines at most, and
-//! holds the text of one record at a time. All descriptors may point to the same text of newlines:
-//! the sum of what records claim has nothing to do with the memory that they take.
-
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+//! [`MAX_RECORDS`] records, reads [`MAX_BYTES`] of text, makes [`MAX_NEW`] bytes of lines or
+//! [`TAIL`] lines, and holds the text of one record at a time. All descriptors may point to the
+//! same text of newlines: the sum of what records claim has nothing to do with the memory that they
+//! take.
 
 use kata_like_boot::PrintkLayout;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::GuestRam;
 
-/// The most bytes that we ever write to the log's file.
-const MAX_FILE: u64 = 1 << 20;
-
 /// Bounds of one pass, whatever the guest's ring claims. The guest's kernel has 2,048 records in 64
 /// KiB of text (CONFIG_LOG_BUF_SHIFT), and some more with many CPUs.
 const MAX_RECORDS: u64 = 1 << 14;
 const MAX_BYTES: usize = 4 << 20;
-const MAX_LINES: usize = 1 << 14;
+/// What is told at once, without the lines of the last record.
+const MAX_NEW: usize = 16 << 10;
 const MAX_COUNT_BITS: u32 = 20;
 const MAX_SIZE_BITS: u32 = 25;
 /// Of one record.
@@ -64,68 +59,56 @@ struct Record {
     length: u16,
 }
 
-/// One guest's log, and how much of it is in the file.
+/// One guest's log, and how much of it was told.
 pub struct GuestLog {
     layout: Option<PrintkLayout>,
     memory: GuestRam,
-    file: File,
     next: u64,
-    written: u64,
-    full: bool,
+}
+
+/// New lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Each line ends with a newline. Less than 40 KiB.
+    pub text: String,
+    /// Whether there are more, for the next time.
+    pub more: bool,
 }
 
 impl GuestLog {
     /// Without a layout the log stays empty.
-    pub fn new(layout: Option<PrintkLayout>, memory: GuestRam, file: OwnedFd) -> Self {
+    pub fn new(layout: Option<PrintkLayout>, memory: GuestRam) -> Self {
         Self {
             layout,
             memory,
-            file: file.into(),
             next: 0,
-            written: 0,
-            full: false,
         }
     }
 
-    /// Appends new lines to the file: those of one pass, the next call has further ones. If the
-    /// file fails its owner loses lines; the VM goes on.
-    pub fn write_new(&mut self) -> std::io::Result<()> {
-        let text = self.new_text().unwrap_or_default();
-        self.file.write_all(text.as_bytes())
-    }
-
-    fn new_text(&mut self) -> Option<String> {
-        if self.full {
-            return None;
-        }
-        let ring = Ring::find(self.layout.as_ref()?, &self.memory)?;
-        let (mut new, mut lines, mut bytes) = (String::new(), 0, 0);
+    /// The lines since the last call, oldest first.
+    pub fn news(&mut self) -> News {
+        let mut news = News::default();
+        let layout = self.layout.as_ref();
+        let Some(ring) = layout.and_then(|layout| Ring::find(layout, &self.memory)) else {
+            return news;
+        };
         let mut buffer = [0; MAX_TEXT];
         for record in ring.since(self.next) {
-            if lines >= MAX_LINES || bytes >= MAX_BYTES {
+            if news.text.len() >= MAX_NEW {
+                news.more = true;
                 break;
             }
             self.next = self.next.max(record.sequence.saturating_add(1));
-            let Some(text) = ring.text(&record, &mut buffer) else {
-                continue;
-            };
-            bytes += text.len();
-            for line in text.split(|byte| *byte == b'\n') {
-                let line = format(&record, line);
-                let length = line.len() as u64 + 1;
-                if self.written + length > MAX_FILE {
-                    self.full = true;
-                    let words = format!("[the log's limit of {MAX_FILE} bytes is reached]\n");
-                    new.push_str(&words);
-                    return Some(new);
-                }
-                self.written += length;
-                lines += 1;
-                new.push_str(&line);
-                new.push('\n');
+            let text = ring.text(&record, &mut buffer);
+            for line in text
+                .iter()
+                .flat_map(|text| text.split(|byte| *byte == b'\n'))
+            {
+                news.text.push_str(&format(&record, line));
+                news.text.push('\n');
             }
         }
-        Some(new)
+        news
     }
 
     /// The last lines, oldest first.

@@ -1,8 +1,8 @@
 //! Rings as the kernel writes them, and as an attacker does.
 
-use std::io::{Read, Seek};
 use std::sync::Arc;
 
+use kata_like_boot::{End, EndReason, MAX_MESSAGE, VmReport};
 use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
 
@@ -95,52 +95,37 @@ impl Kernel {
         self.next_position = next;
     }
 
-    fn log(&self) -> (GuestLog, File) {
-        let file = tempfile::tempfile().unwrap();
-        let copy = file.try_clone().unwrap();
-        (
-            GuestLog::new(Some(layout()), self.memory.clone(), copy.into()),
-            file,
-        )
+    fn log(&self) -> GuestLog {
+        GuestLog::new(Some(layout()), self.memory.clone())
     }
 }
 
-fn content(file: &mut File) -> String {
-    let mut text = String::new();
-    file.rewind().unwrap();
-    file.read_to_string(&mut text).unwrap();
-    text
-}
-
 #[test]
-fn new_lines_are_appended_once() {
+fn new_lines_are_told_once() {
     let mut kernel = Kernel::new();
-    let (mut log, mut file) = kernel.log();
+    let mut log = kernel.log();
     kernel.say("first", 0);
-    log.write_new().unwrap();
+    assert_eq!(log.news().text, "[    1.234567] first\n");
     kernel.say("second\nthird", 0);
-    log.write_new().unwrap();
-    log.write_new().unwrap();
-    let expected = "[    1.234567] first\n[    1.234567] second\n[    1.234567] third\n";
-    assert_eq!(content(&mut file), expected);
+    let news = log.news();
+    assert_eq!(news.text, "[    1.234567] second\n[    1.234567] third\n");
+    assert!(!news.more);
+    assert_eq!(log.news(), News::default());
 }
 
-/// A line that is in the file is not read again, however long the log is.
+/// A line that was told is not read again, however long the log is.
 #[test]
-fn a_record_that_was_written_ends_a_look() {
+fn a_record_that_was_told_ends_a_look() {
     let mut kernel = Kernel::new();
-    let (mut log, mut file) = kernel.log();
+    let mut log = kernel.log();
     for text in ["first", "second"] {
         kernel.say(text, 0);
     }
-    log.write_new().unwrap();
+    log.news();
     // If an older record is read, this sequence number shows it: the kernel would not give it.
     kernel.put(INFOS, 1000);
     kernel.say("third", 0);
-    log.write_new().unwrap();
-    let text = content(&mut file);
-    assert_eq!(text.matches("first").count(), 1, "{text}");
-    assert_eq!(text.matches("third").count(), 1, "{text}");
+    assert_eq!(log.news().text, "[    1.234567] third\n");
 }
 
 #[test]
@@ -149,7 +134,7 @@ fn a_full_ring_gives_its_newest_records() {
     for number in 0..40 {
         kernel.say(&format!("a line with the number {number}"), 0);
     }
-    let tail = kernel.log().0.tail();
+    let tail = kernel.log().tail();
     // 256 bytes hold fewer than eight such lines; newer blocks overwrite older ones.
     assert_eq!(
         tail.last().unwrap(),
@@ -162,10 +147,10 @@ fn a_full_ring_gives_its_newest_records() {
 fn only_the_kernel_itself_can_panic() {
     let mut kernel = Kernel::new();
     kernel.say("Kernel panic - not syncing: says a user", 1);
-    assert_eq!(kernel.log().0.panic(), None);
+    assert_eq!(kernel.log().panic(), None);
     kernel.say("Kernel panic - not syncing: VFS", 0);
     assert_eq!(
-        kernel.log().0.panic().unwrap(),
+        kernel.log().panic().unwrap(),
         "Kernel panic - not syncing: VFS"
     );
 }
@@ -174,29 +159,14 @@ fn only_the_kernel_itself_can_panic() {
 fn nothing_that_a_terminal_obeys_passes() {
     let mut kernel = Kernel::new();
     kernel.say("\x1b[2J\rred\t\u{202e}", 0);
-    assert_eq!(kernel.log().0.tail(), ["[    1.234567] ?[2J?red ???"]);
-}
-
-#[test]
-fn the_file_is_bounded() {
-    let mut kernel = Kernel::new();
-    let (mut log, mut file) = kernel.log();
-    log.written = MAX_FILE - 30;
-    for _ in 0..3 {
-        kernel.say("fits", 0);
-        log.write_new().unwrap();
-    }
-    let text = content(&mut file);
-    assert_eq!(text.matches("fits").count(), 1, "{text}");
-    assert_eq!(text.matches("limit").count(), 1, "{text}");
+    assert_eq!(kernel.log().tail(), ["[    1.234567] ?[2J?red ???"]);
 }
 
 #[test]
 fn without_a_layout_there_is_no_log() {
     let kernel = Kernel::new();
-    let file = tempfile::tempfile().unwrap();
-    let mut log = GuestLog::new(None, kernel.memory.clone(), file.into());
-    log.write_new().unwrap();
+    let mut log = GuestLog::new(None, kernel.memory.clone());
+    assert_eq!(log.news(), News::default());
     assert!(log.tail().is_empty());
 }
 
@@ -231,20 +201,24 @@ fn a_ring_full_of_newlines_costs_bounded_work() {
         kernel.put(info + 16, MAX_TEXT as u64);
     }
     let before = peak_kib();
-    let (mut log, mut file) = kernel.log();
-    log.write_new().unwrap();
-    let lines = content(&mut file).lines().count();
-    assert!(
-        lines <= MAX_LINES + MAX_TEXT + 1,
-        "{lines} lines in one pass"
-    );
+    let mut log = kernel.log();
+    let news = log.news();
+    assert!(news.more);
+    assert!(news.text.len() < 40 << 10, "{} bytes", news.text.len());
     assert_eq!(log.tail(), vec!["[    0.000000] "; TAIL]);
     assert_eq!(log.panic(), None);
     let more = peak_kib() - before;
     assert!(more < 64 << 10, "{more} KiB for one look");
-    // What one pass leaves is in the next ones.
-    log.write_new().unwrap();
-    assert!(content(&mut file).lines().count() > lines);
+    // What one look leaves is in the next ones; and the longest last message is short enough.
+    assert!(log.news().more);
+    let end = VmReport::Ended(End {
+        reason: EndReason::Failed,
+        detail: String::new(),
+        log_tail: vec!["\"".repeat(MAX_TEXT); TAIL],
+        log: news.text,
+    });
+    let message = serde_json::to_vec(&end).unwrap();
+    assert!(message.len() < MAX_MESSAGE / 10 * 9, "{}", message.len());
 }
 
 /// The most memory that this process has had (VmHWM of proc_pid_status(5)).
@@ -269,7 +243,7 @@ fn giant_claims_are_refused() {
         let mut kernel = Kernel::new();
         kernel.say("hello", 0);
         kernel.put(address, u64::from(bits));
-        assert!(kernel.log().0.tail().is_empty());
+        assert!(kernel.log().tail().is_empty());
     }
 }
 
@@ -290,8 +264,9 @@ proptest! {
         for (address, value) in pointers {
             kernel.put(address, value);
         }
-        let (mut log, _file) = kernel.log();
-        log.write_new().unwrap();
+        let mut log = kernel.log();
+        let text = log.news().text;
+        prop_assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\n'));
         for line in log.tail() {
             prop_assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }

@@ -19,7 +19,7 @@ use crate::jail_list;
 use crate::kernel::{self, KernelError};
 use crate::kvm::{KvmError, Vm};
 use crate::layout::{ENTROPY_SLOT, FS_SLOT, FS_SLOTS, MAX_VCPUS, VSOCK_SLOT};
-use crate::log::GuestLog;
+use crate::log::{GuestLog, News};
 use crate::memory::{Memory, MemoryError};
 use crate::mptable::{self, MpTableError};
 use crate::reactor::{Event, Notices, Notifier, Reactor, ReactorError};
@@ -134,7 +134,7 @@ impl Machine {
             .map_err(thread("start a thread per vCPU"))?;
         jail_list::install()?;
         Ok(Self {
-            log: GuestLog::new(boot.printk, memory.ram().clone(), fds.guest_log),
+            log: GuestLog::new(boot.printk, memory.ram().clone()),
             vm,
             memory,
             slots,
@@ -154,8 +154,7 @@ impl Machine {
             Err(error) => (EndReason::Failed, one_line(&error)),
         };
         self.vcpus.stop(STOP_DEADLINE);
-        // The log's file may be full or gone: the end is still the end.
-        let _ = self.log.write_new();
+        let log = self.log.news().text;
         let log_tail = self.log.tail();
         let (reason, detail) = match (end, self.log.panic()) {
             ((EndReason::Reset | EndReason::TripleFault, _), Some(line)) => {
@@ -167,6 +166,7 @@ impl Machine {
             reason,
             detail,
             log_tail,
+            log,
         }
     }
 
@@ -196,9 +196,6 @@ impl Machine {
                                 match notice {
                                     Notice::AgentConnected => {
                                         report(VmReport::AgentConnected(self.figures()))?;
-                                        // So the whole boot is in the log's file, even if the shim
-                                        // never asks again.
-                                        let _ = self.log.write_new();
                                     }
                                     Notice::Vcpu(end) => return Err(vcpu_ended(end)),
                                 }
@@ -240,12 +237,10 @@ impl Machine {
                 vcpus: self.vcpus.states(STATE_DEADLINE),
                 queues: self.slots.queue_states(),
             }),
-            VmCommand::WriteLog => match self.log.write_new() {
-                Ok(()) => VmReport::LogWritten,
-                Err(error) => VmReport::Refused {
-                    why: format!("write the guest's log: {error}"),
-                },
-            },
+            VmCommand::ReadLog => {
+                let News { text, more } = self.log.news();
+                VmReport::Log { text, more }
+            }
             VmCommand::AddEntropy => {
                 let added = self.slots.fill(&self.vm, ENTROPY_SLOT, Box::new(Entropy));
                 filled(added.map(|()| ENTROPY_SLOT))

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
             reason: EndReason::Failed,
             detail,
             log_tail: Vec::new(),
+            log: String::new(),
         },
     };
     let status = end.reason.exit_status();
@@ -51,6 +52,7 @@ fn run(machine: Machine, control: &Channel) -> End {
         reason: EndReason::Failed,
         detail: "run the VM: the VMM panicked, its standard error says where".to_owned(),
         log_tail: Vec::new(),
+        log: String::new(),
     })
 }
 

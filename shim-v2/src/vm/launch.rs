@@ -10,6 +10,7 @@ use std::time::Duration;
 
 mod child;
 mod fsd;
+mod guest_log;
 mod parts;
 mod reports;
 mod vmm;

@@ -3,7 +3,6 @@
 //! Called by `pod` as it brings a pod up: [`Vm::start`], [`Vm::booted`], [`Vm::guest`],
 //! [`Vm::follow`].
 
-use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Mutex};
@@ -13,7 +12,6 @@ use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
 use kata_like_boot::{CachePolicy, FsdBoot, FsdFds, FsdShare, VERSION, VmBoot, VmShare};
 use kata_like_config::Config;
 use kata_like_config::state::{StateError, StateFolder, name};
-use rustix::fs::OFlags;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
@@ -66,8 +64,11 @@ impl Vm {
         let streams = state.listen(name::STREAMS);
         let streams =
             streams.map_err(|cause| Failure::failed("make the socket for streams", cause))?;
+        let log = state.create_file(name::GUEST_LOG);
+        let log =
+            log.map_err(|cause| Failure::failed("make the file of the guest's log", cause))?;
         let resources = Resources {
-            log: make_log(state, labels)?,
+            log,
             agent: theirs.into(),
             streams: streams.into(),
             shares,
@@ -209,21 +210,6 @@ fn fsd_boot(memory_bytes: u64) -> FsdBoot {
         ],
         files: files(memory_bytes),
         memory_bytes,
-    }
-}
-
-/// The VMM appends to the log. Its descriptor can do nothing else to what is there.
-fn make_log(state: &StateFolder, labels: &Labels) -> Result<File, Failure> {
-    let log = state
-        .create_file(name::GUEST_LOG)
-        .map_err(|cause| Failure::failed("make the file of the guest's log", cause))?;
-    labels.mark("guest's log", &log);
-    match rustix::fs::fcntl_setfl(&log, OFlags::APPEND) {
-        Ok(()) => Ok(log),
-        Err(errno) => {
-            let cause = std::io::Error::from(errno);
-            Err(Failure::failed("prepare the guest's log", cause))
-        }
     }
 }
 

@@ -24,6 +24,9 @@ use kata_like_linux::command::hand_over;
 
 /// How long a VMM may take to stop before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+/// How many parts of the guest's log are asked for: more than a guest that is not hostile has.
+const LOG_PARTS: usize = 64;
+
 /// How many bytes of a log are searched for its last line.
 const LOG_TAIL: u64 = 4096;
 
@@ -157,7 +160,6 @@ fn boot_with(config: &Config, kvm: &Path) -> Result<Booted, BootError> {
     let kernel = open("guest kernel", &config.kernel)?.into();
     let initrd = open("initrd", &config.initrd)?.into();
 
-    let guest_log = memfd("make a file for the guest's log")?;
     let (_agent, agent) = UnixStream::pair().map_err(prepare("make the agent's socket"))?;
     let streams =
         listening_socket().map_err(|errno| prepare("make the socket for streams")(errno.into()))?;
@@ -165,10 +167,6 @@ fn boot_with(config: &Config, kvm: &Path) -> Result<Booted, BootError> {
         kvm,
         kernel,
         initrd,
-        guest_log: guest_log
-            .try_clone()
-            .map_err(prepare("copy a descriptor"))?
-            .into(),
         agent: agent.into(),
         streams,
         shares: Vec::new(),
@@ -194,11 +192,7 @@ fn boot_with(config: &Config, kvm: &Path) -> Result<Booted, BootError> {
         return Err(vmm.explain("send the boot request to the VMM", source));
     }
     drop(fds);
-    let figures = vmm.wait_for_agent(
-        begin + config.boot_deadline,
-        config.boot_deadline,
-        guest_log,
-    )?;
+    let figures = vmm.wait_for_agent(begin + config.boot_deadline, config.boot_deadline)?;
     let took = begin.elapsed();
     vmm.stop();
     Ok(Booted {
@@ -280,12 +274,7 @@ impl Vmm {
         })
     }
 
-    fn wait_for_agent(
-        &mut self,
-        end: Instant,
-        deadline: Duration,
-        guest_log: File,
-    ) -> Result<Figures, BootError> {
+    fn wait_for_agent(&mut self, end: Instant, deadline: Duration) -> Result<Figures, BootError> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.control.receive_within::<VmReport>(left) {
@@ -293,7 +282,7 @@ impl Vmm {
                 Ok((VmReport::Ended(end), _)) => return Err(ended(end)),
                 Ok(_) => {}
                 Err(ChannelError::TimedOut(_)) => {
-                    let last_line = self.last_line_of_guest(guest_log);
+                    let last_line = self.last_line_of_guest();
                     return Err(BootError::Silent {
                         deadline,
                         last_line,
@@ -304,15 +293,24 @@ impl Vmm {
         }
     }
 
-    /// Asks for the guest's log, and waits for it a second at most.
-    fn last_line_of_guest(&self, guest_log: File) -> LastLine {
-        let asked = self.control.send(&VmCommand::WriteLog, &[]).is_ok();
-        if asked {
-            let _ = self
-                .control
-                .receive_within::<VmReport>(Duration::from_secs(1));
+    /// Asks for the guest's log, and waits for each part of it a second at most.
+    fn last_line_of_guest(&self) -> LastLine {
+        let mut last = LastLine(None);
+        for _ in 0..LOG_PARTS {
+            if self.control.send(&VmCommand::ReadLog, &[]).is_err() {
+                break;
+            }
+            match self.control.receive_within(Duration::from_secs(1)) {
+                Ok((VmReport::Log { text, more }, _)) => {
+                    last = LastLine(last_of(&text).0.or(last.0));
+                    if !more {
+                        break;
+                    }
+                }
+                _ => break,
+            }
         }
-        last_line(guest_log)
+        last
     }
 
     /// A broken control socket usually means a dead VMM; its last words or its status say more.
@@ -411,7 +409,10 @@ fn last_line(mut file: File) -> LastLine {
     if read.is_err() {
         return LastLine(None);
     }
-    let text = String::from_utf8_lossy(&bytes);
+    last_of(&String::from_utf8_lossy(&bytes))
+}
+
+fn last_of(text: &str) -> LastLine {
     let last = text.lines().map(str::trim).rfind(|line| !line.is_empty());
     LastLine(last.map(|line| line.chars().take(300).collect()))
 }

@@ -60,8 +60,6 @@ pub struct VmFds {
     pub kernel: OwnedFd,
     /// The initrd; only read.
     pub initrd: OwnedFd,
-    /// The VMM appends the guest's log to this file, up to a bound.
-    pub guest_log: OwnedFd,
     /// A connected stream socket. The guest's one connection to `agent_port` is joined to it.
     pub agent: OwnedFd,
     /// A listening stream socket. Each connection to it becomes one to `stream_port`.
@@ -70,7 +68,7 @@ pub struct VmFds {
     pub shares: Vec<OwnedFd>,
 }
 
-const FIXED_FDS: usize = 6;
+const FIXED_FDS: usize = 5;
 
 impl VmBoot {
     /// Sends the request, for the shim. The descriptors can be closed afterwards.
@@ -79,7 +77,6 @@ impl VmBoot {
             fds.kvm.as_fd(),
             fds.kernel.as_fd(),
             fds.initrd.as_fd(),
-            fds.guest_log.as_fd(),
             fds.agent.as_fd(),
             fds.streams.as_fd(),
         ];
@@ -110,7 +107,6 @@ impl VmBoot {
             kvm: next()?,
             kernel: next()?,
             initrd: next()?,
-            guest_log: next()?,
             agent: next()?,
             streams: next()?,
             shares: rest.collect(),
@@ -128,8 +124,8 @@ impl VmBoot {
 pub enum VmCommand {
     /// Counts exits and memory. Answer: [`VmReport::Figures`].
     Figures,
-    /// Appends new lines of the guest's log to its file. Answer: [`VmReport::LogWritten`].
-    WriteLog,
+    /// Tells new lines of the guest's log. Answer: [`VmReport::Log`].
+    ReadLog,
     /// Fills the entropy device's slot. Answer: [`VmReport::SlotFilled`] or [`VmReport::Refused`].
     AddEntropy,
     /// Fills a free slot with a disk. The descriptor beside the command is a block device or a
@@ -179,8 +175,13 @@ pub enum VmReport {
     Figures(Figures),
     /// Answers [`VmCommand::State`].
     State(VmState),
-    /// Answers [`VmCommand::WriteLog`].
-    LogWritten,
+    /// Answers [`VmCommand::ReadLog`].
+    Log {
+        /// Whole lines of printable ASCII; 40 KiB at most.
+        text: String,
+        /// Whether the next such command will have more.
+        more: bool,
+    },
     /// Answers [`VmCommand::AddEntropy`], [`VmCommand::AddDisk`] and [`VmCommand::AddInterface`]:
     /// the guest can bind the device as `virtio-mmio.<slot>`, counted from 0.
     SlotFilled {
@@ -208,6 +209,9 @@ pub struct End {
     pub detail: String,
     /// The guest log's last lines, oldest first, cleaned of control characters.
     pub log_tail: Vec<String>,
+    /// What of the guest's log was not asked for, as in [`VmReport::Log`].
+    #[serde(default)]
+    pub log: String,
 }
 
 /// The kinds of end. Each has an exit status of the VMM's process.
@@ -292,7 +296,6 @@ mod tests {
             kvm: fd(),
             kernel: fd(),
             initrd: fd(),
-            guest_log: fd(),
             agent: fd(),
             streams: fd(),
             shares: (0..shares).map(|_| fd()).collect(),

@@ -72,7 +72,7 @@ fn boot_until(end: Instant, initrd: &[u8], stands: &AtomicBool) -> u32 {
 /// wake it.
 fn look_at(guest: &mut Guest) {
     for look in 0..LOOKS {
-        for command in [VmCommand::Figures, VmCommand::State, VmCommand::WriteLog] {
+        for command in [VmCommand::Figures, VmCommand::State, VmCommand::ReadLog] {
             guest.control.send(&command, &[]).unwrap();
             match guest.control.receive_within(PATIENCE) {
                 Ok((VmReport::State(state), _)) => println!("look {look}: {state}"),

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
-use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -24,7 +23,7 @@ pub struct Guest {
     pub control: Channel,
     /// The host's end of the agent's connection.
     pub agent: UnixStream,
-    log: File,
+    log: String,
     folder: tempfile::TempDir,
 }
 
@@ -68,7 +67,6 @@ impl Guest {
         agent.set_read_timeout(Some(scaled(PATIENCE))).unwrap();
         let streams = UnixListener::bind(folder.path().join("streams")).unwrap();
         let layout = fs::read(kernel().with_file_name("printk.json")).unwrap();
-        let log = tempfile::tempfile().unwrap();
         let boot = VmBoot {
             version: VERSION,
             uid: 64_000,
@@ -91,7 +89,6 @@ impl Guest {
             kvm: kvm.unwrap().into(),
             kernel: kernel_image,
             initrd,
-            guest_log: log.try_clone().unwrap().into(),
             agent: vmm_agent.into(),
             streams: streams.into(),
             shares: setup
@@ -110,7 +107,7 @@ impl Guest {
             vmm,
             control,
             agent,
-            log,
+            log: String::new(),
             folder,
         }
     }
@@ -165,11 +162,17 @@ impl Guest {
 
     /// Everything that the guest has said so far.
     pub fn log(&mut self) -> String {
-        assert_eq!(self.ask(VmCommand::WriteLog), VmReport::LogWritten);
-        let mut text = String::new();
-        self.log.rewind().unwrap();
-        self.log.read_to_string(&mut text).unwrap();
-        text
+        loop {
+            match self.ask(VmCommand::ReadLog) {
+                VmReport::Log { text, more } => {
+                    self.log.push_str(&text);
+                    if !more {
+                        return self.log.clone();
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     /// Waits until the guest says `words`.

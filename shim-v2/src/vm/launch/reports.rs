@@ -4,8 +4,6 @@
 //! word by now: lines are cleaned and cut.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
 use std::sync::Mutex;
 
 use kata_like_boot::{ChannelError, End, EndReason, Figures, VmReport};
@@ -13,6 +11,7 @@ use kata_like_linux::watch::Watched;
 use tokio::sync::{oneshot, watch};
 
 use super::child::{Control, clean, last_act, next};
+use super::guest_log::GuestLog;
 use crate::spawn::Child;
 use kata_like_failure::one_line;
 use kata_like_linux::lock;
@@ -46,6 +45,7 @@ pub(super) async fn follow(
     control: &Watched<Control>,
     pending: &Pending,
     phase: &watch::Sender<Phase>,
+    log: &GuestLog,
     child: &Child,
 ) -> VmmEnd {
     let mut last = None;
@@ -57,8 +57,15 @@ pub(super) async fn follow(
             Ok(VmReport::AgentConnected(figures)) => {
                 phase.send_replace(Phase::Connected(figures));
             }
-            Ok(VmReport::Ended(end)) => last = Some(end),
+            Ok(VmReport::Ended(end)) => {
+                log.append(&end.log);
+                last = Some(end);
+            }
             Ok(answer) => {
+                // Here and not where it was asked for: who asked may be gone.
+                if let VmReport::Log { text, .. } = &answer {
+                    log.append(text);
+                }
                 let waiting = lock(pending).pop_front();
                 if let Some(waiting) = waiting {
                     let _ = waiting.send(answer);
@@ -114,21 +121,4 @@ pub(super) fn in_error(tail: &[String]) -> String {
             format!("; the guest's log ends with: {}", lines.join(" | "))
         }
     }
-}
-
-/// The last lines of a file, however long it is.
-pub(super) fn tail_of(file: &File) -> io::Result<Vec<String>> {
-    use std::os::unix::fs::FileExt;
-    let mut bytes = vec![0; 4096];
-    let length = file.metadata()?.len();
-    let start = length.saturating_sub(bytes.len() as u64);
-    let count = file.read_at(&mut bytes, start)?;
-    bytes.truncate(count);
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<String> = text
-        .lines()
-        .map(clean)
-        .filter(|line| !line.is_empty())
-        .collect();
-    Ok(lines)
 }

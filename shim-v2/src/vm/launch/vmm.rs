@@ -12,8 +12,9 @@ use kata_like_linux::watch::Watched;
 use tokio::sync::{oneshot, watch};
 
 use super::child::{Control, OWN_START, clean, getting_on, start};
+use super::guest_log::GuestLog;
 use super::parts::Parts;
-use super::reports::{Pending, Phase, VmmEnd, follow, in_error, tail_of};
+use super::reports::{Pending, Phase, VmmEnd, follow, in_error};
 use crate::spawn::Child;
 use kata_like_failure::{Failure, Kind};
 use kata_like_linux::lock;
@@ -36,12 +37,11 @@ struct Running {
     pending: Arc<Pending>,
     phase: watch::Receiver<Phase>,
     over: watch::Receiver<Option<VmmEnd>>,
-    log: File,
+    log: Arc<GuestLog>,
 }
 
 impl Vmm {
-    /// Starts it and waits until the VM is made and the jail is closed. `log` is the file of the
-    /// guest's log, to be read here.
+    /// Starts it and waits until the VM is made and the jail is closed.
     pub async fn start(
         parts: &Parts,
         cgroup: BorrowedFd<'_>,
@@ -61,15 +61,10 @@ impl Vmm {
             fd.try_clone()
                 .map_err(|cause| Failure::failed("copy a descriptor for the VMM", cause))
         };
-        let log_copy = resources
-            .log
-            .try_clone()
-            .map_err(|cause| Failure::failed("copy the descriptor of the guest's log", cause))?;
         let fds = VmFds {
             kvm: copy(&parts.kvm)?,
             kernel: copy(&parts.kernel)?,
             initrd: copy(&parts.initrd)?,
-            guest_log: log_copy.into(),
             agent: resources.agent,
             streams: resources.streams,
             shares: resources.shares,
@@ -83,20 +78,20 @@ impl Vmm {
             pending: Arc::default(),
             phase,
             over,
-            log: resources.log,
+            log: Arc::new(GuestLog::new(resources.log)),
         }));
         boot.send(&fds, &vmm.0.control.get_ref().0)
             .map_err(|cause| Failure::failed("send the boot request to the VMM", cause))?;
         drop(fds);
         let control = Arc::clone(&vmm.0.control);
         let pending = Arc::clone(&vmm.0.pending);
-        let log = vmm.0.log.try_clone();
+        let log = Arc::clone(&vmm.0.log);
         tokio::spawn(async move {
-            let mut over = follow(&control, &pending, &tell_phase, &child).await;
-            // A VMM that could not say it itself has left what it had written.
-            if let (Ok(log), false) = (log, over.has_log) {
+            let mut over = follow(&control, &pending, &tell_phase, &log, &child).await;
+            // A VMM that could not say it itself has left what it had told.
+            if !over.has_log {
                 over.why
-                    .push_str(&in_error(&tail_of(&log).unwrap_or_default()));
+                    .push_str(&in_error(&log.tail().unwrap_or_default()));
             }
             lock(&pending).clear();
             tell_over.send_replace(Some(over));
@@ -157,6 +152,8 @@ impl Vmm {
             if let Ok(reached) = tokio::time::timeout(step, dialled).await
                 && let Phase::Connected(figures) = reached?
             {
+                // So the whole boot is in the log's file, even if nobody ever asks again.
+                self.write_log().await;
                 return Ok(figures);
             }
             let now = self.progress().await.of_boot();
@@ -174,20 +171,14 @@ impl Vmm {
             return Err(Failure::new(
                 Kind::DeadlineExceeded,
                 // Looking for progress has just had the log written.
-                format!(
-                    "{why}{}",
-                    in_error(&tail_of(&self.0.log).unwrap_or_default())
-                ),
+                format!("{why}{}", in_error(&self.0.log.tail().unwrap_or_default())),
             ));
         }
     }
 
     /// What changes while a guest works.
     pub async fn progress(&self) -> Progress {
-        let log_length = match self.command(VmCommand::WriteLog).await {
-            Ok(_) => self.0.log.metadata().map_or(0, |about| about.len()),
-            Err(_) => 0,
-        };
+        let log_length = self.write_log().await;
         match self.command(VmCommand::Figures).await {
             Ok(VmReport::Figures(figures)) => Progress {
                 exits: figures.exits,
@@ -201,6 +192,17 @@ impl Vmm {
                 ..Progress::default()
             },
         }
+    }
+
+    /// Has what is new of the guest's log written to its file; answers the file's length.
+    async fn write_log(&self) -> u64 {
+        while !self.0.log.is_full() {
+            match self.command(VmCommand::ReadLog).await {
+                Ok(VmReport::Log { text, more: true }) if !text.is_empty() => {}
+                _ => break,
+            }
+        }
+        self.0.log.length()
     }
 
     /// An error's text, which ends with what the vCPUs do of a VM whose guest gets no further. The
