@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::layout::{MMIO_BASE, MMIO_SLOT_SIZE};
 use crate::legacy;
 use crate::virtio::DeviceError;
+use crate::virtio::life::Life;
 use crate::virtio::mmio::Slot;
 
 pub use crate::legacy::Effect;
@@ -16,12 +17,14 @@ pub use crate::legacy::Effect;
 #[derive(Clone)]
 pub struct Bus {
     slots: Arc<[Arc<Slot>]>,
+    life: Life,
 }
 
 impl Bus {
-    /// Takes the virtio-mmio slots in the order of their addresses.
-    pub fn new(slots: Arc<[Arc<Slot>]>) -> Self {
-        Self { slots }
+    /// Takes the virtio-mmio slots in the order of their addresses. `life` switches the devices in
+    /// them on and off.
+    pub fn new(slots: Arc<[Arc<Slot>]>, life: Life) -> Self {
+        Self { slots, life }
     }
 
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
@@ -40,15 +43,19 @@ impl Bus {
         }
     }
 
-    /// A memory-mapped write. An error means that a device failed on the host's side.
+    /// A memory-mapped write. Waits if it switches a device on or off. An error means that the
+    /// device failed on the host's side.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), DeviceError> {
-        match self.slot(address) {
-            Some((slot, offset)) => slot.write(offset, data),
+        let Some((slot, offset)) = self.slot(address) else {
+            return Ok(());
+        };
+        match slot.write(offset, data) {
+            Some(switch) => self.life.switch(slot, switch),
             None => Ok(()),
         }
     }
 
-    fn slot(&self, address: u64) -> Option<(&Slot, u64)> {
+    fn slot(&self, address: u64) -> Option<(&Arc<Slot>, u64)> {
         let offset = address.checked_sub(MMIO_BASE)?;
         let index = usize::try_from(offset / MMIO_SLOT_SIZE).ok()?;
         let slot = self.slots.get(index)?;

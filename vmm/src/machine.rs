@@ -26,6 +26,7 @@ use crate::reactor::{Event, Notices, Notifier, Reactor, ReactorError};
 use crate::slots::{Slots, SlotsError};
 use crate::vcpu::{VcpuEnd, Vcpus};
 use crate::virtio::fs::{BadTag, Fs};
+use crate::virtio::life::Life;
 use crate::virtio::rng::Entropy;
 use crate::virtio::vsock::{Endpoints, Vsock};
 use crate::virtio::{Device, DeviceError};
@@ -130,7 +131,8 @@ impl Machine {
         let vm_stats = Stats::of(vm.fd());
         let vcpu_stats = cpus.iter().map(Stats::of).collect();
         let ended = move |end| notifier.send(Notice::Vcpu(end));
-        let vcpus = Vcpus::start(cpus, Bus::new(slots.all()), ended)
+        let life = Life::start().map_err(thread("start the thread that switches devices"))?;
+        let vcpus = Vcpus::start(cpus, Bus::new(slots.all(), life), ended)
             .map_err(thread("start a thread per vCPU"))?;
         jail_list::install()?;
         Ok(Self {

@@ -1,8 +1,9 @@
 //! One thread that ends a connection when its other side does not answer in time.
 //!
-//! The vhost-user front end waits for its server's answers without a limit, on a vCPU's thread. So
-//! each exchange is announced here first. If its [`Guard`] is not dropped in time the thread shuts
-//! the connection down, the exchange fails, and the VM ends with a reason that says so.
+//! The vhost-user front end waits for its server's answers without a limit, on the thread that
+//! switches devices. So each exchange is announced here first. If its [`Guard`] is not dropped in
+//! time the thread shuts the connection down, the exchange fails, and the VM ends with a reason
+//! that says so.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;

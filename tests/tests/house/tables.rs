@@ -106,6 +106,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
     (
         "vmm/src/virtio",
         &[
+            "life",
             "block fs mmio net rng vsock",
             "worker",
             "mod",

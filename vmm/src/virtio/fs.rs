@@ -6,8 +6,8 @@
 //! may start while the guest's kernel boots.
 //!
 //! If the server dies the VM ends: the end-of-file of its socket is an error of the host's side.
-//! The front end waits for the server's answers on the vCPU that set DRIVER_OK or reset, at most
-//! for [`ANSWER_LIMIT`]. A server that hangs longer counts as dead.
+//! The front end waits for the server's answers on the thread that switches devices, at most for
+//! [`ANSWER_LIMIT`]. A server that hangs longer counts as dead.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -226,8 +226,8 @@ impl Device for Fs {
             queues.iter().enumerate().map(hand_over).collect()
         });
         let calls: Vec<EventFd> = calls?;
-        // Only now: while we wait for the server the event loop must not come to wait for this
-        // device.
+        // Only now: while we wait for the server the event loop could do nothing about an event of
+        // this device, and would find it again and again.
         for (token, call) in (0u32..).zip(&calls) {
             let host = &guest.host;
             host.watch(descriptor(call), Token(token), EventFlags::IN)?;

@@ -13,6 +13,10 @@
 //!
 //! InterruptStatus and InterruptACK need no lock of the device: a vCPU that takes an interrupt does
 //! not wait for a device at work.
+//!
+//! A vCPU's thread only reads and writes registers. A status write that switches the device on or
+//! off comes back as a [`Switch`], for the thread of `life` to carry out. The event loop waits for
+//! neither: while the lock is held it passes a device's event by, and epoll reports it again.
 
 mod registers;
 mod state;
@@ -63,6 +67,11 @@ pub enum SlotError {
     #[error("empty slot {0}: the guest's driver holds the device")]
     Held(usize),
 }
+
+/// A status write that switches a device on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the driver waits for it"]
+pub struct Switch(u32);
 
 /// One slot: empty, or a device and its registers.
 pub struct Slot {
@@ -166,18 +175,14 @@ impl Slot {
 
     /// Whether the slot holds no device. It is not empty while its device's driver is at work.
     pub fn is_empty(&self) -> bool {
-        let transport = self.transport.try_lock();
-        transport.is_ok_and(|transport| matches!(transport.state, State::Empty))
+        let transport = self.try_lock();
+        transport.is_some_and(|transport| matches!(transport.state, State::Empty))
     }
 
     /// Takes out a device that its driver has let go of. Returns its queues' eventfds, which the
     /// guest's notifications no longer signal. Never waits, not even for a driver at work.
     pub fn empty(&self) -> Result<Vec<Arc<EventFd>>, SlotError> {
-        let mut transport = match self.transport.try_lock() {
-            Ok(transport) => transport,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(SlotError::Held(self.index)),
-        };
+        let mut transport = self.try_lock().ok_or(SlotError::Held(self.index))?;
         match transport.state {
             // A bus also acknowledges a device that no driver has (ACKNOWLEDGE alone).
             State::Idle(_) if transport.status & DRIVER == 0 => {}
@@ -186,9 +191,8 @@ impl Slot {
         }
         transport.state = State::Empty;
         transport.facts = None;
-        transport.forget_driver();
+        self.forget_driver(&mut transport);
         transport.queues.clear();
-        self.interrupt.acknowledge(u32::MAX);
         Ok(std::mem::take(&mut transport.kicks))
     }
 
@@ -214,24 +218,25 @@ impl Slot {
         *register = value.to_le_bytes();
     }
 
-    /// The write of a register. A write to anything else is ignored.
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
-        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
-            return Ok(());
-        };
-        let value = u32::from_le_bytes(bytes);
+    /// The write of a register. A write to anything else is ignored. A switch is the caller's to
+    /// have carried out, by [`Slot::switch`].
+    pub fn write(&self, offset: u64, data: &[u8]) -> Option<Switch> {
+        let value = u32::from_le_bytes(data.try_into().ok()?);
         match offset {
             0x64 => self.interrupt.acknowledge(value),
             0x70 => return self.write_status(value),
             _ => self.lock().write(offset, value),
         }
-        Ok(())
+        None
     }
 
     /// Called when a descriptor of this slot's device is ready: a queue's notification or one of
-    /// the device.
+    /// the device. Never waits. While the device is switched, or a vCPU is at its registers,
+    /// nothing happens: descriptors are watched level-triggered, so what still counts comes again.
     pub fn ready(&self, token: u32) -> Result<(), DeviceError> {
-        let mut transport = self.lock();
+        let Some(mut transport) = self.try_lock() else {
+            return Ok(());
+        };
         let queue = token.checked_sub(QUEUE_TOKENS);
         if let Some(kick) = queue.and_then(|queue| transport.kicks.get(number::index(queue))) {
             // Level-triggered, so it must be read. EAGAIN: another thread has read it, and nothing
@@ -257,14 +262,35 @@ impl Slot {
         lock(&self.transport)
     }
 
-    fn write_status(&self, value: u32) -> Result<(), DeviceError> {
+    fn try_lock(&self) -> Option<MutexGuard<'_, Transport>> {
+        match self.transport.try_lock() {
+            Ok(transport) => Some(transport),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn write_status(&self, value: u32) -> Option<Switch> {
+        let mut transport = self.lock();
+        if transport.switches(value) {
+            return Some(Switch(value));
+        }
+        match value {
+            0 => self.forget_driver(&mut transport),
+            _ => transport.status |= transport.admitted(value),
+        }
+        None
+    }
+
+    /// Carries a switch out. This may wait for the host, with a deadline of the device's.
+    pub fn switch(&self, Switch(value): Switch) -> Result<(), DeviceError> {
         let mut transport = self.lock();
         if value == 0 {
             let result = self.make_idle(&mut transport);
-            transport.forget_driver();
-            self.interrupt.acknowledge(u32::MAX);
+            self.forget_driver(&mut transport);
             return result;
         }
+        // Another vCPU may have written meanwhile, so what counts is what may be set now.
         let bits = transport.admitted(value);
         transport.status |= bits;
         if bits & DRIVER_OK == 0 {
@@ -272,6 +298,11 @@ impl Slot {
         }
         let result = self.activate(&mut transport);
         self.settle(&mut transport, result)
+    }
+
+    fn forget_driver(&self, transport: &mut Transport) {
+        transport.forget_driver();
+        self.interrupt.acknowledge(u32::MAX);
     }
 
     /// The guest's fault: the device goes idle and asks for a reset. The host's fault: the
@@ -361,6 +392,14 @@ impl Transport {
         self.driver_features_select = 0;
         self.queue_select = 0;
         self.queues.fill(QueueRegisters::default());
+    }
+
+    /// Whether a status write switches the device on, or off.
+    fn switches(&self, value: u32) -> bool {
+        match value {
+            0 => matches!(self.state, State::Active(_)),
+            _ => self.admitted(value) & DRIVER_OK != 0,
+        }
     }
 
     /// The bits of a status write that may be set now and are not set yet.

@@ -98,7 +98,13 @@ impl World {
     }
 
     fn write(&self, offset: u64, value: u32) {
-        self.slot.write(offset, &value.to_le_bytes()).unwrap();
+        self.write_bytes(offset, &value.to_le_bytes());
+    }
+
+    fn write_bytes(&self, offset: u64, bytes: &[u8]) {
+        if let Some(switch) = self.slot.write(offset, bytes) {
+            self.slot.switch(switch).unwrap();
+        }
     }
 
     fn negotiate(&self) {
@@ -281,6 +287,53 @@ fn a_driver_at_fault_must_reset_and_a_failing_host_is_told() {
     assert!(matches!(world.slot.ready(7), Err(DeviceError::Host { .. })));
 }
 
+/// Only these two writes are more than registers, and only where they have an effect.
+#[test]
+fn what_switches_a_device_is_left_to_another_thread() {
+    let world = World::new();
+    let status = |value: u32| world.slot.write(0x70, &value.to_le_bytes());
+    assert_eq!(status(0), None);
+    world.negotiate();
+    assert_eq!(status(FAILED | DRIVER), None);
+    world.write(0x70, 0);
+    world.negotiate();
+    let all = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+    let on = status(all).unwrap();
+    assert_eq!(on, Switch(all));
+    assert_eq!(world.count(|seen| &seen.activated), 0);
+    world.slot.switch(on).unwrap();
+    // A switch that another vCPU has overtaken does nothing.
+    world.slot.switch(on).unwrap();
+    assert_eq!(world.count(|seen| &seen.activated), 1);
+    assert_eq!(status(all), None);
+    assert_eq!(status(0), Some(Switch(0)));
+}
+
+/// A device that is being switched has its slot's lock for as long as the host takes.
+#[test]
+fn the_loop_never_waits_for_a_device() {
+    let world = World::new();
+    world.switch_on();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let switched = world.slot.lock();
+        let slot = &world.slot;
+        scope.spawn(move || {
+            slot.ready(QUEUE_TOKENS).unwrap();
+            slot.ready(7).unwrap();
+            assert!(slot.queue_states().is_empty() && !slot.is_empty());
+            assert!(matches!(slot.empty(), Err(SlotError::Held(3))));
+            tell.send(()).unwrap();
+        });
+        let went_on = told.recv_timeout(std::time::Duration::from_secs(10));
+        drop(switched);
+        went_on.unwrap();
+    });
+    assert_eq!(world.count(|seen| &seen.notified), 0);
+    world.slot.ready(QUEUE_TOKENS).unwrap();
+    assert_eq!(world.count(|seen| &seen.notified), 1);
+}
+
 #[test]
 fn the_configuration_is_read_at_any_offset_and_size() {
     let world = World::new();
@@ -362,7 +415,7 @@ proptest! {
         }
         for (write, offset, mut bytes) in accesses {
             if write {
-                world.slot.write(offset, &bytes).unwrap();
+                world.write_bytes(offset, &bytes);
             } else {
                 world.slot.read(offset, &mut bytes);
             }

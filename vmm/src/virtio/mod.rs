@@ -17,10 +17,11 @@
 //!   loop. It is bounded, so a guest that never stops adding buffers can't hold the thread.
 //! - A chain that can't be filled yet goes back with [`Virtqueue::undo`].
 //! - All calls come with the device's lock held: `notified` and `ready` from the reactor's thread,
-//!   `activate` and `reset` from a vCPU's. The first two may not block. The others may block, with
-//!   a deadline, if nothing is registered with [`Activation::host`] meanwhile: then only vCPUs can
-//!   come to wait. After a reset a stale `ready` may still come, for a token of the device's
-//!   earlier life. It is harmless, since descriptors are non-blocking.
+//!   `activate` and `reset` from that of `life`. The first two may not block, and so neither may a
+//!   `reset` that follows their error. Else `activate` and `reset` may block, with a deadline, if
+//!   nothing is registered with [`Activation::host`] meanwhile: the reactor passes by what it can't
+//!   lock, and would find it ready again and again. After a reset a stale `ready` may still come,
+//!   for a token of the device's earlier life. It is harmless, since descriptors are non-blocking.
 //! - `reset` drops the queues. The device unregisters the descriptors that are still watched.
 
 #![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::as_conversions))]
@@ -29,6 +30,7 @@ pub(crate) mod block;
 pub mod chain;
 pub(crate) mod fs;
 mod guest;
+pub(crate) mod life;
 pub(crate) mod mmio;
 pub(crate) mod net;
 mod number;

@@ -197,14 +197,15 @@ impl Virtqueue {
     }
 
     /// Makes the reactor call `notified` for this queue again, after the others have had their
-    /// turn.
+    /// turn. A thread that waits for the queue's eventfd wakes.
     pub fn again(&self) {
         // EAGAIN: the counter is full, so a notification is pending.
         let _ = self.kick.write(1);
     }
 
-    /// Serves chains until the ring is empty, `serve` says later, or `size` chains are served (then
-    /// the other devices have their turn before the rest). Signals the driver once.
+    /// Serves chains until the ring is empty, `serve` says later, or `size` steps are done (then
+    /// the other devices have their turn before the rest). A look at a ring that only seemed to be
+    /// filled is a step, too: a vCPU may move the index to and fro. Signals the driver once.
     pub fn serve<E: From<QueueError>>(
         &mut self,
         mut serve: impl FnMut(Chain) -> Result<Served, E>,
@@ -216,13 +217,13 @@ impl Virtqueue {
                 self.again();
                 break;
             }
+            left -= 1;
             let Some(chain) = self.next_chain()? else {
                 if self.rearm()? {
                     continue;
                 }
                 break;
             };
-            left -= 1;
             match serve(chain)? {
                 Served::Done(chain) => {
                     self.give_back(chain)?;

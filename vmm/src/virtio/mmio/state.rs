@@ -13,7 +13,7 @@ impl Slot {
     /// The queues that an active device serves. Empty while another thread holds the device's lock:
     /// this never waits.
     pub fn queue_states(&self) -> Vec<QueueState> {
-        let Ok(transport) = self.transport.try_lock() else {
+        let Some(transport) = self.try_lock() else {
             return Vec::new();
         };
         let (State::Active(_), Some(facts)) = (&transport.state, &transport.facts) else {

@@ -18,6 +18,10 @@ const SHORT: usize = 1526;
 /// The same for a driver that also takes long segments.
 const LONG: usize = 65_562;
 
+/// How often one turn looks again at a ring that only seemed to be filled: a vCPU may move the
+/// index to and fro.
+const MAX_LOOKS: u32 = 16;
+
 /// What the receiving way waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -106,14 +110,20 @@ impl Receive {
     }
 
     /// Takes chains from the ring until the longest frame fits. False: the driver must give more
-    /// first.
+    /// first, or has made us look so often that others must have their turn.
     fn gather(&mut self) -> Result<bool, DeviceError> {
+        let mut looks = 0;
         while self.room < self.need {
             let Some(chain) = self.queue.next_chain()? else {
-                if self.queue.rearm()? {
-                    continue;
+                if !self.queue.rearm()? {
+                    return Ok(false);
                 }
-                return Ok(false);
+                looks += 1;
+                if looks > MAX_LOOKS {
+                    self.queue.again();
+                    return Ok(false);
+                }
+                continue;
             };
             let least = if self.mergeable { SIZE } else { self.need };
             if chain.writable() < least {
