@@ -19,7 +19,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_ctl,
-    libc::SYS_eventfd2,
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_sendmsg,
@@ -35,15 +34,13 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
-    // interfaces: readv and writev, as on streams; disks: reads and writes at an offset, and their
-    // size when they come (they are never opened here)
+    // interfaces: readv and writev, as on streams; disks: reads and writes at an offset (they are
+    // never opened here)
     libc::SYS_preadv,
     libc::SYS_pwritev,
     libc::SYS_fdatasync,
-    libc::SYS_lseek,
     // stats, log, entropy
     libc::SYS_fstat,
-    libc::SYS_newfstatat,
     libc::SYS_pread64,
     libc::SYS_getrandom,
     // memory and threads of the C library
@@ -68,9 +65,7 @@ const ALLOWED: &[libc::c_long] = &[
 ];
 
 /// KVM_RUN; KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_MP_STATE, KVM_GET_LAPIC and KVM_GET_MSRS (where a
-/// vCPU failed or stands); KVM_IRQFD and KVM_IOEVENTFD (a slot that is filled late); FIONBIO (an
-/// accepted stream, a tap); BLKSSZGET (a disk's block size); TUNGETIFF, TUNSETVNETHDRSZ and
-/// TUNSETOFFLOAD (a tap's kind, headers and offloads).
+/// vCPU failed or stands); TUNSETOFFLOAD (what the driver of an interface takes on itself).
 const IOCTLS: &[u32] = &[
     0xae80,
     0x8090_ae81,
@@ -78,12 +73,6 @@ const IOCTLS: &[u32] = &[
     0x8004_ae98,
     0x8400_ae8e,
     0xc008_ae88,
-    0x4020_ae76,
-    0x4040_ae79,
-    0x5421,
-    0x1268,
-    0x8004_54d2,
-    0x4004_54d8,
     0x4004_54d0,
 ];
 

@@ -162,25 +162,6 @@ impl Vm {
             .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
             .map_err(ioctl("connect a queue's notification"))
     }
-
-    /// Undoes [`Vm::connect_interrupt`].
-    pub fn disconnect_interrupt(&self, irq: &EventFd, pin: u32) -> Result<(), KvmError> {
-        self.fd
-            .unregister_irqfd(irq, pin)
-            .map_err(ioctl("disconnect a device's interrupt"))
-    }
-
-    /// Undoes [`Vm::connect_notification`].
-    pub fn disconnect_notification(
-        &self,
-        kick: &EventFd,
-        address: u64,
-        value: u32,
-    ) -> Result<(), KvmError> {
-        self.fd
-            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), value)
-            .map_err(ioctl("disconnect a queue's notification"))
-    }
 }
 
 fn add_memory(fd: &VmFd, memory: &Memory) -> Result<(), KvmError> {

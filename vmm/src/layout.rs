@@ -71,6 +71,14 @@ pub const SLOT_IRQS: [u32; 18] = [
     23, 23, // mem, balloon
 ];
 
+/// How many queues a device in each of these slots may have.
+pub const SLOT_QUEUES: [usize; SLOT_IRQS.len()] = [
+    2, 2, 3, 1, // fs, fs, vsock, entropy
+    2, 2, 2, 2, 2, 2, 2, 2, // net
+    1, 1, 1, 1, // blk
+    0, 0, // none yet
+];
+
 /// The first of the fs slots.
 pub const FS_SLOT: usize = 0;
 pub const FS_SLOTS: usize = 2;

@@ -25,7 +25,8 @@ use crate::mptable::{self, MpTableError};
 use crate::reactor::{Event, Notices, Notifier, Reactor, ReactorError};
 use crate::slots::{Slots, SlotsError};
 use crate::vcpu::{VcpuEnd, Vcpus};
-use crate::virtio::fs::{BadTag, Fs};
+use crate::virtio::block::Disk;
+use crate::virtio::fs::{BadShare, Fs};
 use crate::virtio::life::Life;
 use crate::virtio::rng::Entropy;
 use crate::virtio::vsock::{Endpoints, Vsock};
@@ -55,7 +56,7 @@ pub enum BuildError {
     #[error(transparent)]
     MpTable(#[from] MpTableError),
     #[error(transparent)]
-    Tag(#[from] BadTag),
+    Share(#[from] BadShare),
     #[error(transparent)]
     Slots(#[from] SlotsError),
     #[error(transparent)]
@@ -80,7 +81,8 @@ enum Notice {
 
 /// A machine that is ready to run.
 pub struct Machine {
-    vm: Vm,
+    /// Dropped, it takes the devices' connections with it.
+    _vm: Vm,
     memory: Arc<Memory>,
     slots: Slots,
     vcpus: Vcpus,
@@ -107,7 +109,7 @@ impl Machine {
 
         let reactor = Reactor::new()?;
         let (notifier, notices) = reactor.notices()?;
-        let mut slots = Slots::new(memory.ram(), &reactor)?;
+        let mut slots = Slots::new(&vm, memory.ram(), &reactor)?;
         if boot.shares.len() > FS_SLOTS {
             return Err(BuildError::Shares(boot.shares.len()));
         }
@@ -116,12 +118,12 @@ impl Machine {
         let watchdog = Watchdog::start().map_err(thread("start the watchdog's thread"))?;
         for (index, (share, connection)) in boot.shares.iter().zip(fds.shares).enumerate() {
             let device = Fs::new(&share.tag, connection, watchdog.clone())?;
-            slots.fill(&vm, FS_SLOT + index, Box::new(device))?;
+            slots.fill(FS_SLOT + index, Box::new(device))?;
         }
         let vsock = vsock(&boot, fds.agent, fds.streams, notifier.clone())?;
-        slots.fill(&vm, VSOCK_SLOT, vsock)?;
+        slots.fill(VSOCK_SLOT, vsock)?;
         if !cpuid::has_rdrand(vm.supported_cpuid()) {
-            slots.fill(&vm, ENTROPY_SLOT, Box::new(Entropy))?;
+            slots.fill(ENTROPY_SLOT, Box::new(Entropy))?;
         }
         slots.start_workers()?;
 
@@ -137,7 +139,7 @@ impl Machine {
         jail_list::install()?;
         Ok(Self {
             log: GuestLog::new(boot.printk, memory.ram().clone()),
-            vm,
+            _vm: vm,
             memory,
             slots,
             vcpus,
@@ -244,26 +246,23 @@ impl Machine {
                 VmReport::Log { text, more }
             }
             VmCommand::AddEntropy => {
-                let added = self.slots.fill(&self.vm, ENTROPY_SLOT, Box::new(Entropy));
+                let added = self.slots.fill(ENTROPY_SLOT, Box::new(Entropy));
                 filled(added.map(|()| ENTROPY_SLOT))
             }
-            VmCommand::AddDisk { read_only } => match <[OwnedFd; 1]>::try_from(fds) {
-                Ok([disk]) => filled(self.slots.add_disk(&self.vm, disk, read_only)),
-                Err(fds) => VmReport::Refused {
-                    why: format!("add a disk: {} descriptors instead of 1", fds.len()),
-                },
-            },
-            VmCommand::RemoveDisk { slot } => {
-                emptied(self.slots.remove_disk(&self.vm, slot as usize))
-            }
-            VmCommand::AddInterface { mac, mtu } => match <[OwnedFd; 1]>::try_from(fds) {
-                Ok([tap]) => filled(self.slots.add_interface(&self.vm, tap, mac, mtu)),
-                Err(fds) => VmReport::Refused {
-                    why: format!("add an interface: {} descriptors instead of 1", fds.len()),
-                },
-            },
+            VmCommand::AddDisk {
+                read_only,
+                bytes,
+                block_size,
+            } => filled(only(fds, "a disk").and_then(|file| {
+                let disk = Disk::new(file, bytes, block_size, read_only);
+                self.slots.add_disk(disk.map_err(SlotsError::Disk)?)
+            })),
+            VmCommand::RemoveDisk { slot } => emptied(self.slots.remove_disk(slot as usize)),
+            VmCommand::AddInterface { mac, mtu } => filled(
+                only(fds, "an interface").and_then(|tap| self.slots.add_interface(tap, mac, mtu)),
+            ),
             VmCommand::RemoveInterface { slot } => {
-                emptied(self.slots.remove_interface(&self.vm, slot as usize))
+                emptied(self.slots.remove_interface(slot as usize))
             }
         })
     }
@@ -311,6 +310,17 @@ fn vcpu_ended(end: VcpuEnd) -> (EndReason, String) {
         VcpuEnd::Failed(why) => (EndReason::Failed, why),
         VcpuEnd::OutOfMemory(why) => (EndReason::HostOutOfMemory, why),
         VcpuEnd::Stopped => (EndReason::Stopped, "a vCPU was stopped".to_owned()),
+    }
+}
+
+/// The one descriptor beside a command.
+fn only(fds: Vec<OwnedFd>, what: &'static str) -> Result<OwnedFd, SlotsError> {
+    match <[OwnedFd; 1]>::try_from(fds) {
+        Ok([fd]) => Ok(fd),
+        Err(fds) => Err(SlotsError::Descriptors {
+            what,
+            got: fds.len(),
+        }),
     }
 }
 

@@ -2,7 +2,8 @@
 //! again.
 //!
 //! Called by `machine`. `layout` says which slot is for what. The number of slots never changes;
-//! the guest's driver binds and unbinds a device when the agent asks it to.
+//! the guest's driver binds and unbinds a device when the agent asks it to. The eventfds of all
+//! slots are made and connected before the jail closes: filling a slot later takes no system call.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -12,11 +13,13 @@ use kata_like_boot::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kvm::{KvmError, Vm};
-use crate::layout::{DISK_SLOT, DISK_SLOTS, NET_SLOT, NET_SLOTS, SLOT_IRQS, slot_address};
+use crate::layout::{
+    DISK_SLOT, DISK_SLOTS, NET_SLOT, NET_SLOTS, SLOT_IRQS, SLOT_QUEUES, slot_address,
+};
 use crate::reactor::Reactor;
 use crate::virtio::block::{BadDisk, Block, Disk};
 use crate::virtio::mmio::{QUEUE_NOTIFY, Slot, SlotError};
-use crate::virtio::net::{BadTap, Net, Tap};
+use crate::virtio::net::{Net, Tap};
 use crate::virtio::worker::Worker;
 use crate::virtio::{Device, DeviceError, GuestRam, Interrupt};
 
@@ -28,6 +31,8 @@ pub enum SlotsError {
     Unknown { slot: usize, what: &'static str },
     #[error("add {what}: all {slots} slots for that are in use")]
     Full { what: &'static str, slots: usize },
+    #[error("add {what}: {got} descriptors instead of 1")]
+    Descriptors { what: &'static str, got: usize },
     /// The MTU is outside the standard's range (virtio 1.2, 5.1.4.2).
     #[error("add an interface: an MTU of {0} is below 68")]
     Mtu(u16),
@@ -36,10 +41,8 @@ pub enum SlotsError {
     #[error(transparent)]
     Disk(#[from] BadDisk),
     #[error(transparent)]
-    Tap(#[from] BadTap),
-    #[error(transparent)]
     Kvm(#[from] KvmError),
-    #[error("make an eventfd for a device's interrupt")]
+    #[error("make the eventfds of a slot for a device")]
     EventFd(#[source] std::io::Error),
     #[error("start the threads of devices")]
     Thread(#[source] std::io::Error),
@@ -61,18 +64,27 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Makes as many empty slots as the layout has.
-    pub fn new(memory: &GuestRam, reactor: &Reactor) -> Result<Self, SlotsError> {
-        let slot = |index| {
-            let irq = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(SlotsError::EventFd)?;
-            let interrupt = Arc::new(Interrupt::new(irq));
-            let slot = Slot::new(index, memory.clone(), interrupt, reactor.epoll());
+    /// Makes as many empty slots as the layout has, and connects them to KVM: the guest's
+    /// notification of a queue signals an eventfd from now on, whether there is a device or not.
+    pub fn new(vm: &Vm, memory: &GuestRam, reactor: &Reactor) -> Result<Self, SlotsError> {
+        let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(SlotsError::EventFd);
+        let slot = |(index, (pin, queues)): (usize, (&u32, &usize))| {
+            let interrupt = Arc::new(Interrupt::new(event()?));
+            let kicks = (0..*queues)
+                .map(|_| event().map(Arc::new))
+                .collect::<Result<Vec<_>, _>>()?;
+            if !kicks.is_empty() {
+                vm.connect_interrupt(interrupt.irq(), *pin)?;
+            }
+            for (queue, kick) in (0u32..).zip(&kicks) {
+                vm.connect_notification(kick, slot_address(index) + QUEUE_NOTIFY, queue)?;
+            }
+            let slot = Slot::new(index, memory.clone(), interrupt, reactor.epoll(), kicks);
             Ok(Arc::new(slot))
         };
+        let slots = SLOT_IRQS.iter().zip(&SLOT_QUEUES).enumerate().map(slot);
         Ok(Self {
-            slots: (0..SLOT_IRQS.len())
-                .map(slot)
-                .collect::<Result<_, SlotsError>>()?,
+            slots: slots.collect::<Result<_, SlotsError>>()?,
             workers: Workers::default(),
         })
     }
@@ -111,73 +123,37 @@ impl Slots {
         slots.flat_map(|slot| slot.queue_states()).collect()
     }
 
-    /// Puts a device into a slot and connects it; from then on the guest can bind it. If that fails
-    /// the slot is empty again.
-    pub fn fill(&self, vm: &Vm, index: usize, device: Box<dyn Device>) -> Result<(), SlotsError> {
-        let (slot, pin) = self.at(index)?;
-        let kicks = slot.fill(device)?;
-        let connected = vm
-            .connect_interrupt(slot.interrupt().irq(), pin)
-            .and_then(|()| {
-                (0u32..).zip(&kicks).try_for_each(|(queue, kick)| {
-                    vm.connect_notification(kick, slot_address(index) + QUEUE_NOTIFY, queue)
-                })
-            });
-        if let Err(error) = connected {
-            // No driver has seen it yet. Disconnecting what was not connected fails, which does no
-            // harm.
-            let _ = self.empty(vm, index);
-            return Err(error.into());
-        }
-        Ok(())
-    }
-
-    /// Takes a device that its driver has let go out of its slot, and drops it.
-    fn empty(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
-        let (slot, pin) = self.at(index)?;
-        let kicks = slot.empty()?;
-        let mut result = vm.disconnect_interrupt(slot.interrupt().irq(), pin);
-        for (queue, kick) in (0u32..).zip(&kicks) {
-            let address = slot_address(index) + QUEUE_NOTIFY;
-            result = result.and(vm.disconnect_notification(kick, address, queue));
-        }
-        Ok(result?)
+    /// Puts a device into a slot; from then on the guest can bind it.
+    pub fn fill(&self, index: usize, device: Box<dyn Device>) -> Result<(), SlotsError> {
+        Ok(self.at(index)?.fill(device)?)
     }
 
     /// Puts a disk into the first free slot for disks, and returns the slot's number.
-    pub fn add_disk(&self, vm: &Vm, file: OwnedFd, read_only: bool) -> Result<usize, SlotsError> {
+    pub fn add_disk(&self, disk: Disk) -> Result<usize, SlotsError> {
         let (slot, worker) = self.free("a disk", DISK_SLOT, &self.workers.disks)?;
-        let disk = Disk::new(file, read_only)?;
-        self.fill(vm, slot, Box::new(Block::new(disk, worker)))?;
+        self.fill(slot, Box::new(Block::new(disk, worker)))?;
         Ok(slot)
     }
 
     /// Takes a disk out of its slot and closes its descriptor.
-    pub fn remove_disk(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
-        self.remove(vm, index, DISK_SLOT..DISK_SLOT + DISK_SLOTS, " for disks")
+    pub fn remove_disk(&self, index: usize) -> Result<(), SlotsError> {
+        self.remove(index, DISK_SLOT..DISK_SLOT + DISK_SLOTS, " for disks")
     }
 
     /// Puts an interface over a tap into the first free slot for interfaces, and returns its
     /// number.
-    pub fn add_interface(
-        &self,
-        vm: &Vm,
-        tap: OwnedFd,
-        mac: [u8; 6],
-        mtu: u16,
-    ) -> Result<usize, SlotsError> {
+    pub fn add_interface(&self, tap: OwnedFd, mac: [u8; 6], mtu: u16) -> Result<usize, SlotsError> {
         if mtu < MIN_MTU {
             return Err(SlotsError::Mtu(mtu));
         }
         let (slot, worker) = self.free("an interface", NET_SLOT, &self.workers.nets)?;
-        let tap = Tap::new(tap)?;
-        self.fill(vm, slot, Box::new(Net::new(tap, mac, mtu, worker)))?;
+        self.fill(slot, Box::new(Net::new(Tap::new(tap), mac, mtu, worker)))?;
         Ok(slot)
     }
 
     /// Takes an interface out of its slot and closes its tap.
-    pub fn remove_interface(&self, vm: &Vm, index: usize) -> Result<(), SlotsError> {
-        self.remove(vm, index, NET_SLOT..NET_SLOT + NET_SLOTS, " for interfaces")
+    pub fn remove_interface(&self, index: usize) -> Result<(), SlotsError> {
+        self.remove(index, NET_SLOT..NET_SLOT + NET_SLOTS, " for interfaces")
     }
 
     /// The first empty slot from `first` on, and its thread.
@@ -196,9 +172,9 @@ impl Slots {
             .ok_or(SlotsError::Full { what, slots })
     }
 
+    /// Takes a device that its driver has let go out of its slot, and drops it.
     fn remove(
         &self,
-        vm: &Vm,
         index: usize,
         slots: Range<usize>,
         what: &'static str,
@@ -206,16 +182,11 @@ impl Slots {
         if !slots.contains(&index) {
             return Err(SlotsError::Unknown { slot: index, what });
         }
-        self.empty(vm, index)
+        Ok(self.at(index)?.empty()?)
     }
 
-    fn at(&self, index: usize) -> Result<(&Slot, u32), SlotsError> {
-        match (self.slots.get(index), SLOT_IRQS.get(index)) {
-            (Some(slot), Some(pin)) => Ok((slot, *pin)),
-            _ => Err(SlotsError::Unknown {
-                slot: index,
-                what: "",
-            }),
-        }
+    fn at(&self, slot: usize) -> Result<&Slot, SlotsError> {
+        let found = self.slots.get(slot).map(Arc::as_ref);
+        found.ok_or(SlotsError::Unknown { slot, what: "" })
     }
 }

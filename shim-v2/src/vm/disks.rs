@@ -12,16 +12,16 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::agent::GuestDisk;
 use super::guest::Guest;
+use super::launch::DiskFile;
 use crate::spec::DiskPart;
 use crate::steps::blocking;
 use kata_like_failure::{Failure, Kind};
@@ -113,7 +113,7 @@ impl Disks {
     async fn add(&self, part: &DiskPart) -> Result<u32, Failure> {
         let wanted = part.clone();
         let device = blocking(move || open(&wanted)).await?;
-        let slot = self.guest.vmm.add_disk(&device, part.read_only).await?;
+        let slot = self.guest.vmm.add_disk(&device).await?;
         if let Err(error) = self.guest.agent.bind_device(slot).await {
             if let Err(error) = self.guest.vmm.remove_disk(slot).await {
                 tracing::warn!("{}", error.one_line());
@@ -157,7 +157,7 @@ impl Disks {
 }
 
 /// Opens a block device by its number, exclusively. Its path says where it may be found, no more.
-fn open(part: &DiskPart) -> Result<OwnedFd, Failure> {
+fn open(part: &DiskPart) -> Result<DiskFile, Failure> {
     let DiskPart { major, minor, .. } = part;
     let by_number = PathBuf::from(format!("/dev/block/{major}:{minor}"));
     let number = rustix::fs::makedev(*major, *minor);
@@ -187,7 +187,7 @@ fn open(part: &DiskPart) -> Result<OwnedFd, Failure> {
     ))
 }
 
-fn open_at(path: &Path, number: u64, read_only: bool) -> Result<OwnedFd, Errno> {
+fn open_at(path: &Path, number: u64, read_only: bool) -> Result<DiskFile, Errno> {
     // First what it is: opening a device of another kind could do something.
     let about = rustix::fs::statat(CWD, path, rustix::fs::AtFlags::empty())?;
     let is_it = |about: &rustix::fs::Stat| {
@@ -202,11 +202,16 @@ fn open_at(path: &Path, number: u64, read_only: bool) -> Result<OwnedFd, Errno> 
         OFlags::RDWR
     };
     let flags = access | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let device = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-    match is_it(&rustix::fs::fstat(&device)?) {
-        true => Ok(device),
-        false => Err(Errno::NODEV),
+    let file = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    if !is_it(&rustix::fs::fstat(&file)?) {
+        return Err(Errno::NODEV);
     }
+    Ok(DiskFile {
+        bytes: rustix::fs::seek(&file, SeekFrom::End(0))?,
+        block_size: rustix::fs::ioctl_blksszget(&file)?,
+        file,
+        read_only,
+    })
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ mod vmm;
 
 pub use fsd::{Fsd, FsdEnd};
 pub use parts::Parts;
-pub use vmm::{Resources, Vmm, log_figures};
+pub use vmm::{DiskFile, Resources, Vmm, log_figures};
 
 /// How long one child's end may take to follow the other's that caused it.
 const CONSEQUENCE: Duration = Duration::from_millis(500);

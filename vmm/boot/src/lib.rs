@@ -20,7 +20,9 @@ pub use fsd::{CachePolicy, FsdBoot, FsdFds, FsdReport, FsdShare};
 pub use kvm::{KVM, KvmUnavailable, open_kvm};
 pub use printk::PrintkLayout;
 pub use state::{Activity, QueueState, VcpuState, VmState};
-pub use vm::{End, EndReason, Figures, HugePages, VmBoot, VmCommand, VmFds, VmReport, VmShare};
+pub use vm::{
+    End, EndReason, Figures, HugePages, TAP_HEADER, VmBoot, VmCommand, VmFds, VmReport, VmShare,
+};
 
 use rustix::thread::UnshareFlags;
 

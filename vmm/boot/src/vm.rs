@@ -9,6 +9,10 @@ use crate::{BOOT_DEADLINE, Channel, ChannelError, PrintkLayout, VERSION, VmState
 /// The first of the VMMs' user ids. systemd documents no range that reaches here.
 const FIRST_UID: u32 = 1_900_000_000;
 
+/// The size of the header before each frame of a tap, in bytes: `struct virtio_net_hdr_v1` (virtio
+/// 1.2, 5.1.6).
+pub const TAP_HEADER: usize = 12;
+
 /// The host's pages behind guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -129,11 +133,16 @@ pub enum VmCommand {
     /// Fills the entropy device's slot. Answer: [`VmReport::SlotFilled`] or [`VmReport::Refused`].
     AddEntropy,
     /// Fills a free slot with a disk. The descriptor beside the command is a block device or a
-    /// regular file; its content is never interpreted. Answer: [`VmReport::SlotFilled`] or
+    /// regular file, open for reading and, unless `read_only`, for writing. Its content is never
+    /// interpreted, and the VMM asks nothing of it. Answer: [`VmReport::SlotFilled`] or
     /// [`VmReport::Refused`].
     AddDisk {
         /// Whether the disk refuses writes.
         read_only: bool,
+        /// Its size; at least 512.
+        bytes: u64,
+        /// The size of its own blocks in bytes; a power of two from 512 to 65,536.
+        block_size: u32,
     },
     /// Empties a disk's slot that its driver has let go. Answer: [`VmReport::SlotEmptied`] or
     /// [`VmReport::Refused`].
@@ -142,8 +151,8 @@ pub enum VmCommand {
         slot: u32,
     },
     /// Fills a free slot with a network interface. The descriptor beside the command is a tap,
-    /// attached with `IFF_NO_PI` and `IFF_VNET_HDR`. Answer: [`VmReport::SlotFilled`] or
-    /// [`VmReport::Refused`].
+    /// attached with `IFF_NO_PI` and `IFF_VNET_HDR`, non-blocking, with headers of [`TAP_HEADER`]
+    /// bytes. Answer: [`VmReport::SlotFilled`] or [`VmReport::Refused`].
     AddInterface {
         /// The Ethernet address.
         mac: [u8; 6],

@@ -48,10 +48,18 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// The server's connection. Tokens 0 and 1 are the queues' interrupts.
 const CONNECTION: Token = Token(1 + REQUEST_QUEUES);
 
-/// A tag that no device can have.
+/// Why a share gets no device.
 #[derive(Debug, thiserror::Error)]
-#[error("the tag {0:?} of a share: must have 1 to {TAG_SIZE} bytes and no NUL")]
-pub struct BadTag(String);
+pub enum BadShare {
+    #[error("the tag {0:?} of a share: must have 1 to {TAG_SIZE} bytes and no NUL")]
+    Tag(String),
+    #[error("make the descriptors of share {tag:?}")]
+    Descriptors {
+        tag: String,
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// The idle device.
 pub struct Fs {
@@ -60,14 +68,20 @@ pub struct Fs {
     server: Frontend,
     /// The same connection, watched for its end.
     connection: Arc<UnixStream>,
+    /// By which the server asks for a queue's interrupt.
+    calls: [EventFd; QUEUES],
     watchdog: Watchdog,
     owned: bool,
 }
 
 impl Fs {
     /// Makes a device that the guest mounts as `tag`. The other end of `connection` serves it.
-    pub fn new(tag: &str, connection: OwnedFd, watchdog: Watchdog) -> Result<Self, BadTag> {
-        let bad = || BadTag(tag.to_owned());
+    pub fn new(tag: &str, connection: OwnedFd, watchdog: Watchdog) -> Result<Self, BadShare> {
+        let bad = || BadShare::Tag(tag.to_owned());
+        let failed = |source| BadShare::Descriptors {
+            tag: tag.to_owned(),
+            source,
+        };
         if tag.is_empty() || tag.contains('\0') {
             return Err(bad());
         }
@@ -77,12 +91,14 @@ impl Fs {
         name.copy_from_slice(tag.as_bytes());
         queues.copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
         let stream = UnixStream::from(connection);
-        let watched = stream.try_clone().map_err(|_| bad())?;
+        let watched = stream.try_clone().map_err(failed)?;
+        let call = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(failed);
         Ok(Self {
             tag: tag.to_owned(),
             config,
             server: Frontend::from_stream(stream, number::wide(QUEUES)),
             connection: Arc::new(watched),
+            calls: [call()?, call()?],
             watchdog,
             owned: false,
         })
@@ -152,15 +168,13 @@ impl Fs {
         Ok(())
     }
 
-    /// Hands one queue over. Returns the eventfd by which the server asks for an interrupt.
+    /// Hands one queue over.
     fn hand_over(
         &mut self,
         index: usize,
         queue: &Virtqueue,
         memory: &GuestRam,
-    ) -> Result<EventFd, DeviceError> {
-        let call = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
-            .map_err(self.failed("take an eventfd for interrupts"))?;
+    ) -> Result<(), DeviceError> {
         let layout = queue.layout();
         // `Virtqueue::new` has checked size and addresses.
         let address = |guest| {
@@ -182,13 +196,14 @@ impl Fs {
         self.server.set_vring_num(index, size).map_err(step())?;
         self.server.set_vring_addr(index, &rings).map_err(step())?;
         self.server.set_vring_base(index, 0).map_err(step())?;
-        self.server.set_vring_call(index, &call).map_err(step())?;
+        if let Some(call) = self.calls.get(index) {
+            self.server.set_vring_call(index, call).map_err(step())?;
+        }
         self.server
             .set_vring_kick(index, queue.kick())
             .map_err(step())?;
         let enabled = self.server.clone().set_vring_enable(index, true);
-        enabled.map_err(step())?;
-        Ok(call)
+        enabled.map_err(step())
     }
 }
 
@@ -220,15 +235,14 @@ impl Device for Fs {
         let queues = (0..QUEUES)
             .map(|index| guest.take_queue(index))
             .collect::<Result<Vec<_>, _>>()?;
-        let calls = self.in_time(|device| {
+        self.in_time(|device| {
             device.introduce(guest.features, &guest.memory)?;
-            let hand_over = |(index, queue)| device.hand_over(index, queue, &guest.memory);
-            queues.iter().enumerate().map(hand_over).collect()
-        });
-        let calls: Vec<EventFd> = calls?;
+            let mut queues = queues.iter().enumerate();
+            queues.try_for_each(|(index, queue)| device.hand_over(index, queue, &guest.memory))
+        })?;
         // Only now: while we wait for the server the event loop could do nothing about an event of
         // this device, and would find it again and again.
-        for (token, call) in (0u32..).zip(&calls) {
+        for (token, call) in (0u32..).zip(&self.calls) {
             let host = &guest.host;
             host.watch(descriptor(call), Token(token), EventFlags::IN)?;
         }
@@ -238,7 +252,6 @@ impl Device for Fs {
             .watch(&self.connection, CONNECTION, EventFlags::RDHUP)?;
         Ok(Box::new(Running {
             device: *self,
-            calls,
             host: guest.host,
             interrupt: guest.interrupt,
         }))
@@ -248,7 +261,6 @@ impl Device for Fs {
 /// The running device. It only passes interrupts on.
 struct Running {
     device: Fs,
-    calls: Vec<EventFd>,
     host: HostEvents,
     interrupt: Arc<Interrupt>,
 }
@@ -260,7 +272,7 @@ impl Active for Running {
     }
 
     fn ready(&mut self, token: Token) -> Result<(), DeviceError> {
-        match self.calls.get(number::index(token.0)) {
+        match self.device.calls.get(number::index(token.0)) {
             Some(call) => {
                 if call.read().is_ok() {
                     self.interrupt.raise(Interrupt::USED);
@@ -276,8 +288,8 @@ impl Active for Running {
     }
 
     fn reset(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceError> {
-        for call in self.calls.drain(..) {
-            self.host.unwatch(descriptor(&call))?;
+        for call in &self.device.calls {
+            self.host.unwatch(descriptor(call))?;
         }
         self.host.unwatch(&self.device.connection)?;
         self.device.in_time(|device| {

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use kata_like_linux::lock;
 use rustix::event::epoll::EventFlags;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::number;
 use super::queue::QueueLayout;
@@ -55,12 +55,9 @@ const FAILED: u32 = 128;
 pub enum SlotError {
     #[error("fill slot {0}: it holds a device already")]
     Taken(usize),
-    #[error("fill slot {slot}: make an eventfd for a queue")]
-    EventFd {
-        slot: usize,
-        #[source]
-        source: std::io::Error,
-    },
+    /// The slot is meant for another kind of device.
+    #[error("fill slot {slot}: the device has {queues} queues")]
+    Queues { slot: usize, queues: usize },
     #[error("empty slot {0}: it holds no device")]
     Empty(usize),
     /// The guest's driver has not let go of it.
@@ -119,12 +116,14 @@ struct Transport {
 }
 
 impl Slot {
-    /// Makes an empty slot. `interrupt` is connected to the slot's pin when the slot is filled.
+    /// Makes an empty slot. `interrupt` is connected to the slot's pin; the guest's notifications
+    /// signal `kicks`, one for each queue that a device here may have.
     pub fn new(
         index: usize,
         memory: GuestRam,
         interrupt: Arc<Interrupt>,
         epoll: Arc<OwnedFd>,
+        kicks: Vec<Arc<EventFd>>,
     ) -> Self {
         Self {
             index,
@@ -134,7 +133,7 @@ impl Slot {
             transport: Mutex::new(Transport {
                 state: State::Empty,
                 facts: None,
-                kicks: Vec::new(),
+                kicks,
                 queues: Vec::new(),
                 status: 0,
                 driver_features: 0,
@@ -145,23 +144,21 @@ impl Slot {
         }
     }
 
-    /// Puts a device in. Returns an eventfd per queue, for the guest's notifications to signal.
-    pub fn fill(&self, device: Box<dyn Device>) -> Result<Vec<Arc<EventFd>>, SlotError> {
+    /// Puts a device in.
+    pub fn fill(&self, device: Box<dyn Device>) -> Result<(), SlotError> {
+        // An empty slot is never being switched: this waits for a register's access at most.
         let mut transport = self.lock();
         if !matches!(transport.state, State::Empty) {
             return Err(SlotError::Taken(self.index));
         }
         let queue_sizes = device.queue_sizes().to_vec();
-        let kicks = queue_sizes
-            .iter()
-            .map(|_| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| SlotError::EventFd {
+        if queue_sizes.len() > transport.kicks.len() {
+            return Err(SlotError::Queues {
                 slot: self.index,
-                source,
-            })?;
+                queues: queue_sizes.len(),
+            });
+        }
         transport.queues = vec![QueueRegisters::default(); queue_sizes.len()];
-        transport.kicks = kicks.clone();
         transport.facts = Some(Facts {
             kind: device.kind(),
             features: device.features(),
@@ -170,7 +167,7 @@ impl Slot {
             serves_queues: device.serves_queues(),
         });
         transport.state = State::Idle(device);
-        Ok(kicks)
+        Ok(())
     }
 
     /// Whether the slot holds no device. It is not empty while its device's driver is at work.
@@ -179,9 +176,9 @@ impl Slot {
         transport.is_some_and(|transport| matches!(transport.state, State::Empty))
     }
 
-    /// Takes out a device that its driver has let go of. Returns its queues' eventfds, which the
-    /// guest's notifications no longer signal. Never waits, not even for a driver at work.
-    pub fn empty(&self) -> Result<Vec<Arc<EventFd>>, SlotError> {
+    /// Takes out a device that its driver has let go of, and drops it. Never waits, not even for a
+    /// driver at work.
+    pub fn empty(&self) -> Result<(), SlotError> {
         let mut transport = self.try_lock().ok_or(SlotError::Held(self.index))?;
         match transport.state {
             // A bus also acknowledges a device that no driver has (ACKNOWLEDGE alone).
@@ -193,12 +190,7 @@ impl Slot {
         transport.facts = None;
         self.forget_driver(&mut transport);
         transport.queues.clear();
-        Ok(std::mem::take(&mut transport.kicks))
-    }
-
-    /// The interrupt, to be connected when the slot is filled.
-    pub fn interrupt(&self) -> &Interrupt {
-        &self.interrupt
+        Ok(())
     }
 
     /// The read of a register. Anything that is no register reads as 0.

@@ -1,9 +1,9 @@
 //! A thread that serves a device's queues from DRIVER_OK to the reset, and then waits for the next
 //! device.
 //!
-//! The threads are made before the jail closes, one for each slot that may need one: the jail lets
-//! none start. An idle thread holds nothing of a device or a guest. [`Serving`] is the device's
-//! side of a thread at work.
+//! The threads and their eventfds are made before the jail closes, one for each slot that may need
+//! one: the jail lets none start. An idle thread holds nothing of a device or a guest. [`Serving`]
+//! is the device's side of a thread at work.
 //!
 //! What must hold: after a reset nothing touches the guest's rings or buffers. So the reset waits,
 //! at most [`STOP_LIMIT`], for the work in progress.
@@ -27,7 +27,7 @@ const STACK: usize = 256 << 10;
 /// How long a thread may delay a reset before the VM is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// A one-shot flag that a thread can poll on.
+/// A flag that a thread can poll on.
 #[derive(Clone)]
 pub struct Signal {
     raised: Arc<AtomicBool>,
@@ -43,10 +43,16 @@ impl Signal {
         })
     }
 
-    /// Raises the flag for good.
+    /// Raises the flag until it is lowered.
     pub fn raise(&self) {
         self.raised.store(true, Ordering::SeqCst);
         let _ = self.event.write(1); // EAGAIN: the counter is full, so it is readable
+    }
+
+    /// Lowers the flag, for the next job.
+    fn lower(&self) {
+        let _ = self.event.read(); // EAGAIN: it was not raised
+        self.raised.store(false, Ordering::SeqCst);
     }
 
     pub fn is_raised(&self) -> bool {
@@ -73,11 +79,16 @@ pub trait Job: Send + 'static {
 
 /// A thread that serves one device at a time.
 #[derive(Clone)]
-pub struct Worker(Sender<Box<dyn FnOnce() + Send>>);
+pub struct Worker {
+    jobs: Sender<Box<dyn FnOnce() + Send>>,
+    stop: Signal,
+    ended: Signal,
+}
 
 impl Worker {
     /// Starts the thread. It ends when nobody can give it a job any more.
     pub fn start(name: String) -> io::Result<Self> {
+        let (stop, ended) = (Signal::new()?, Signal::new()?);
         let (jobs, inbox) = channel::<Box<dyn FnOnce() + Send>>();
         let thread = thread::Builder::new().name(name).stack_size(STACK);
         thread.spawn(move || {
@@ -85,7 +96,7 @@ impl Worker {
                 job();
             }
         })?;
-        Ok(Self(jobs))
+        Ok(Self { jobs, stop, ended })
     }
 }
 
@@ -104,8 +115,6 @@ type Over<H> = (H, Result<(), DeviceError>);
 /// A thread at work, as its device sees it.
 pub struct Serving<H> {
     worker: Worker,
-    stop: Signal,
-    ended: Signal,
     over: Receiver<Over<H>>,
     /// What the device had, if the thread ended by itself because the guest broke its rings.
     stopped: Option<H>,
@@ -120,24 +129,23 @@ impl<H: Send + 'static> Serving<H> {
         host: HostEvents,
         token: Token,
     ) -> Result<Self, DeviceError> {
-        let failed = |source| DeviceError::host("take an eventfd for a device's thread", source);
-        let stop = Signal::new().map_err(failed)?;
-        let ended = Signal::new().map_err(failed)?;
-        host.watch(descriptor(ended.event()), token, EventFlags::IN)?;
+        worker.stop.lower();
+        host.watch(descriptor(worker.ended.event()), token, EventFlags::IN)?;
         let (tell, over) = channel();
-        let (stopped, raise) = (stop.clone(), Raise(ended.clone()));
+        let (stop, ended) = (worker.stop.clone(), worker.ended.clone());
         let work = move || {
-            let result = job.serve(&stopped);
+            // Not before: the end of the last job, which raises it, may just be under way.
+            ended.lower();
+            let raise = Raise(ended);
+            let result = job.serve(&stop);
             // Without a receiver the device is gone, and its parts are closed here.
             let _ = tell.send((job.finish(), result));
             drop(raise);
         };
-        let sent = worker.0.send(Box::new(work));
+        let sent = worker.jobs.send(Box::new(work));
         sent.map_err(|_| DeviceError::host("serve a device", "its thread is gone"))?;
         Ok(Self {
             worker,
-            stop,
-            ended,
             over,
             stopped: None,
             host,
@@ -161,11 +169,11 @@ impl<H: Send + 'static> Serving<H> {
 
     /// Stops the thread. When this returns the thread touches nothing of the guest any more.
     pub fn end(mut self) -> Result<(H, Worker), DeviceError> {
-        self.host.unwatch(descriptor(self.ended.event()))?;
+        self.host.unwatch(descriptor(self.worker.ended.event()))?;
         let host = match self.stopped.take() {
             Some(host) => host,
             None => {
-                self.stop.raise();
+                self.worker.stop.raise();
                 let over = self.over.recv_timeout(STOP_LIMIT);
                 // Whatever the thread reports as the driver's fault, the driver has given up by
                 // itself.

@@ -128,7 +128,11 @@ impl Guest {
     }
 
     pub fn add_disk(&mut self, disk: &File, read_only: bool) -> VmReport {
-        let command = VmCommand::AddDisk { read_only };
+        let command = VmCommand::AddDisk {
+            read_only,
+            bytes: disk.metadata().unwrap().len(),
+            block_size: 512,
+        };
         self.control.send(&command, &[disk.as_fd()]).unwrap();
         self.report()
     }

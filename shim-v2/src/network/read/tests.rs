@@ -6,6 +6,8 @@ use std::net::{IpAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use kata_like_boot::TAP_HEADER;
+
 use super::later::Later;
 use super::*;
 
@@ -216,19 +218,21 @@ fn every_frame_takes_the_way_over_the_tap_both_ways() {
             let error = join(namespace.as_fd()).map(drop).unwrap_err();
             assert!(error.one_line().contains("another virtual machine"));
             let mut tap = File::from(taps.into_iter().next().unwrap());
+            // The VMM waits for a tap in another way.
+            rustix::io::ioctl_fionbio(&tap, false).unwrap();
             udp.send_to(b"pong", "10.1.0.2:9").unwrap();
             let mut bytes = [0; 2000];
             let frame = loop {
                 let count = tap.read(&mut bytes).unwrap();
-                // behind the header of a tap that is told no other
-                let frame = bytes[10..count].to_vec();
+                let frame = bytes[TAP_HEADER..count].to_vec();
                 if frame[12..14] == [8, 0] {
                     break frame; // the far kernel's own neighbour discovery may come first
                 }
             };
             assert_eq!(frame[..6], [2, 0, 0, 0, 0, 8]);
             assert!(frame.ends_with(b"pong"), "{frame:?}");
-            tap.write_all(&[vec![0; 10], datagram()].concat()).unwrap();
+            tap.write_all(&[vec![0; TAP_HEADER], datagram()].concat())
+                .unwrap();
             let mut bytes = [0; 10];
             let (count, from) = udp.recv_from(&mut bytes).unwrap();
             assert_eq!(

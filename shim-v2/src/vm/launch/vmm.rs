@@ -230,9 +230,14 @@ impl Vmm {
     }
 
     /// Puts a disk into a free slot; answers N of the guest's `virtio-mmio.N`.
-    pub async fn add_disk(&self, disk: &OwnedFd, read_only: bool) -> Result<u32, Failure> {
-        let command = VmCommand::AddDisk { read_only };
-        match self.command_within(SLOT, command, &[disk.as_fd()]).await? {
+    pub async fn add_disk(&self, disk: &DiskFile) -> Result<u32, Failure> {
+        let command = VmCommand::AddDisk {
+            read_only: disk.read_only,
+            bytes: disk.bytes,
+            block_size: disk.block_size,
+        };
+        let file = disk.file.as_fd();
+        match self.command_within(SLOT, command, &[file]).await? {
             VmReport::SlotFilled { slot } => Ok(slot),
             other => Err(refused("add a disk to the virtual machine", &other)),
         }
@@ -324,6 +329,19 @@ async fn wait_for_phase(
 ) -> Option<Phase> {
     let reached = phase.wait_for(|phase| is_it(phase)).await;
     reached.ok().map(|phase| phase.clone())
+}
+
+/// An open block device, and what the VMM may not ask of it.
+#[derive(Debug)]
+pub struct DiskFile {
+    /// Open for reading and, unless `read_only`, for writing.
+    pub file: OwnedFd,
+    /// Its size.
+    pub bytes: u64,
+    /// The size of its own blocks in bytes.
+    pub block_size: u32,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
 }
 
 /// The descriptors that a VM gets beside those of [`Parts`].

@@ -20,7 +20,7 @@ use self::features::FEATURES;
 use self::job::Frames;
 use self::receive::Receive;
 use self::send::Send;
-pub use self::tap::{BadTap, Tap};
+pub use self::tap::Tap;
 use super::worker::{Serving, Worker};
 use super::{Activation, Active, Device, DeviceError, Kind, RING_FEATURES, Token};
 

@@ -1,32 +1,18 @@
 //! A tap of the host: one read or write is one frame, with a header before it.
 //!
-//! The shim opens the tap and chooses its name and place. We check that it can serve as a device at
-//! all (Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h).
+//! The shim makes the tap, chooses its place, and sets all that never changes (Linux
+//! Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use kata_like_boot::TAP_HEADER;
 use kata_like_linux::tun;
 
 use super::features::{FEATURE_GUEST_CSUM, FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6};
 use super::header::SIZE;
-use crate::virtio::number;
 
-#[derive(Debug, thiserror::Error)]
-pub enum BadTap {
-    /// The kernel says that it is no tap.
-    #[error("add an interface: the descriptor is not an attached tap")]
-    NoTap(#[source] io::Error),
-    /// It is attached with flags other than those we need.
-    #[error("add an interface: the descriptor's flags are {0:#x}, not a tap's with vnet headers")]
-    Flags(libc::c_int),
-    #[error("add an interface: {step}")]
-    Set {
-        step: &'static str,
-        #[source]
-        source: io::Error,
-    },
-}
+const _: () = assert!(SIZE == TAP_HEADER);
 
 /// An attached tap. Dropping it closes the descriptor; with the last descriptor the interface goes.
 #[derive(Debug)]
@@ -37,25 +23,9 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Takes the descriptor if it is a tap whose frames have virtio's header.
-    pub fn new(file: OwnedFd) -> Result<Self, BadTap> {
-        let flags = tun::flags(&file).map_err(BadTap::NoTap)?;
-        // IFF_NO_PI can't be compared: in the answer its bit means IFF_NOFILTER.
-        let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR;
-        if flags & wanted != wanted || flags & libc::IFF_MULTI_QUEUE != 0 {
-            return Err(BadTap::Flags(flags));
-        }
-        number::int(SIZE)
-            .and_then(|size| tun::set_header_size(&file, size))
-            .map_err(|source| BadTap::Set {
-                step: "set the size of its headers",
-                source,
-            })?;
-        rustix::io::ioctl_fionbio(&file, true).map_err(|errno| BadTap::Set {
-            step: "make it non-blocking",
-            source: errno.into(),
-        })?;
-        Ok(Self { file, is_tap: true })
+    /// Takes a tap that is non-blocking, and whose frames have virtio's header.
+    pub fn new(file: OwnedFd) -> Self {
+        Self { file, is_tap: true }
     }
 
     /// From now on leaves to the driver what it takes, by the negotiated features.
