@@ -21,6 +21,12 @@ pub(crate) enum Call {
     Duplicate { from: c_int, to: c_int },
     /// unshare(2) with `CLONE_…` flags.
     Unshare(c_int),
+    /// tgkill(2).
+    SignalThread {
+        process: c_int,
+        thread: c_int,
+        signal: c_int,
+    },
     /// exit_group(2).
     Exit(c_int),
 }
@@ -35,6 +41,14 @@ impl Call {
             ),
             Self::Duplicate { from, to } => (libc::SYS_dup3, [from.into(), to.into(), 0]),
             Self::Unshare(kinds) => (libc::SYS_unshare, [kinds.into(), 0, 0]),
+            Self::SignalThread {
+                process,
+                thread,
+                signal,
+            } => (
+                libc::SYS_tgkill,
+                [process.into(), thread.into(), signal.into()],
+            ),
             Self::Exit(status) => (libc::SYS_exit_group, [status.into(), 0, 0]),
         };
         // SAFETY: each call of the list above takes integers only, three at most, so whatever their

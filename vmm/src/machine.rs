@@ -1,7 +1,8 @@
 //! The machine: puts the parts together, runs them, says how it ended.
 //!
-//! Called by `main`. The order is: memory, VM, kernel, devices, vCPUs, jail, run. Before `run` an
-//! error is the whole answer; from then on every end is an [`End`].
+//! Called by `main`. The order is: memory, jail of the process, VM, kernel, devices, vCPUs, jails
+//! of the threads, run. Before `run` an error is the whole answer; from then on every end is an
+//! [`End`].
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,11 +12,13 @@ use kata_like_boot::{
     Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport, VmState,
 };
 use kata_like_failure::one_line;
+use kata_like_jail::seccomp::Threads;
+use rustix::process::getpid;
 
 use crate::bus::Bus;
 use crate::cpuid;
 use crate::figures::Stats;
-use crate::jail_list;
+use crate::jail_list::{Jails, Kind};
 use crate::kernel::{self, KernelError};
 use crate::kvm::{KvmError, Vm};
 use crate::layout::{ENTROPY_SLOT, FS_SLOT, FS_SLOTS, MAX_VCPUS, VSOCK_SLOT};
@@ -95,37 +98,41 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine and closes the jail around this process. Only `control` and the
-    /// descriptors of the request stay open.
-    pub fn build(boot: VmBoot, fds: VmFds) -> Result<Self, BuildError> {
+    /// Builds the machine. The process gives up what it has before it reads a byte of the guest's
+    /// kernel; each thread closes its jail before this returns. Only `control` and the descriptors
+    /// of the request stay open.
+    pub fn build(boot: VmBoot, mut fds: VmFds) -> Result<Self, BuildError> {
         let count = boot.vcpus;
         if count == 0 || count > MAX_VCPUS {
             return Err(BuildError::Vcpus { vcpus: count });
         }
+        if boot.shares.len() > FS_SLOTS {
+            return Err(BuildError::Shares(boot.shares.len()));
+        }
         let memory = Arc::new(Memory::new(boot.memory_bytes, boot.huge_pages)?);
+        let process = getpid();
+        // Before the first thread: this concerns the calling one, and those that it starts.
+        kata_like_jail::drop_identity(boot.uid)?;
+        Kind::Boot.filter(process)?.install(Threads::Calling)?;
         let vm = Vm::new(fds.kvm, memory.clone())?;
         let entry = kernel::load(memory.ram(), memory.ranges(), fds.kernel, fds.initrd)?;
         mptable::write(memory.ram(), count)?;
 
+        let mut jails = Jails::new(process);
         let reactor = Reactor::new()?;
         let (notifier, notices) = reactor.notices()?;
         let mut slots = Slots::new(&vm, memory.ram(), &reactor)?;
-        if boot.shares.len() > FS_SLOTS {
-            return Err(BuildError::Shares(boot.shares.len()));
-        }
-        // Before the first thread: dropping the identity concerns the calling thread only.
-        kata_like_jail::drop_identity(boot.uid)?;
-        let watchdog = Watchdog::start().map_err(thread("start the watchdog's thread"))?;
-        for (index, (share, connection)) in boot.shares.iter().zip(fds.shares).enumerate() {
-            let device = Fs::new(&share.tag, connection, watchdog.clone())?;
-            slots.fill(FS_SLOT + index, Box::new(device))?;
-        }
+        let shares = std::mem::take(&mut fds.shares);
+        fill_shares(&slots, &boot, shares, &mut jails)?;
         let vsock = vsock(&boot, fds.agent, fds.streams, notifier.clone())?;
         slots.fill(VSOCK_SLOT, vsock)?;
         if !cpuid::has_rdrand(vm.supported_cpuid()) {
             slots.fill(ENTROPY_SLOT, Box::new(Entropy))?;
         }
-        slots.start_workers()?;
+        slots.start_workers(&mut jails)?;
+        let door = jails.door(Kind::Life)?;
+        let life = Life::start(|| door.close())
+            .map_err(thread("start the thread that switches devices"))?;
 
         let cpus = (0..count)
             .map(|id| vm.create_vcpu(id, count, entry))
@@ -133,10 +140,14 @@ impl Machine {
         let vm_stats = Stats::of(vm.fd());
         let vcpu_stats = cpus.iter().map(Stats::of).collect();
         let ended = move |end| notifier.send(Notice::Vcpu(end));
-        let life = Life::start().map_err(thread("start the thread that switches devices"))?;
-        let vcpus = Vcpus::start(cpus, Bus::new(slots.all(), life), ended)
+        let doors = jails.doors(Kind::Vcpu, cpus.len())?.into_iter();
+        let firsts = doors.map(|door| || door.close());
+        let cpus = cpus.into_iter().zip(firsts).collect();
+        let vcpus = Vcpus::start(process, cpus, Bus::new(slots.all(), life), ended)
             .map_err(thread("start a thread per vCPU"))?;
-        jail_list::install()?;
+        let own = Kind::Loop.filter(process)?;
+        jails.closed()?;
+        own.install(Threads::Calling)?;
         Ok(Self {
             log: GuestLog::new(boot.printk, memory.ram().clone()),
             _vm: vm,
@@ -340,6 +351,23 @@ fn emptied(result: Result<(), SlotsError>) -> VmReport {
             why: one_line(&error),
         },
     }
+}
+
+/// A file system device for each share.
+fn fill_shares(
+    slots: &Slots,
+    boot: &VmBoot,
+    connections: Vec<OwnedFd>,
+    jails: &mut Jails,
+) -> Result<(), BuildError> {
+    let door = jails.door(Kind::Watchdog)?;
+    let watchdog =
+        Watchdog::start(|| door.close()).map_err(thread("start the watchdog's thread"))?;
+    for (index, (share, connection)) in boot.shares.iter().zip(connections).enumerate() {
+        let device = Fs::new(&share.tag, connection, watchdog.clone())?;
+        slots.fill(FS_SLOT + index, Box::new(device))?;
+    }
+    Ok(())
 }
 
 fn thread(step: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {

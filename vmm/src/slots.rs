@@ -12,6 +12,7 @@ use std::sync::Arc;
 use kata_like_boot::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::jail_list::{Jails, Kind};
 use crate::kvm::{KvmError, Vm};
 use crate::layout::{
     DISK_SLOT, DISK_SLOTS, NET_SLOT, NET_SLOTS, SLOT_IRQS, SLOT_QUEUES, slot_address,
@@ -44,6 +45,8 @@ pub enum SlotsError {
     Kvm(#[from] KvmError),
     #[error("make the eventfds of a slot for a device")]
     EventFd(#[source] std::io::Error),
+    #[error(transparent)]
+    Jail(#[from] kata_like_jail::JailError),
     #[error("start the threads of devices")]
     Thread(#[source] std::io::Error),
 }
@@ -59,7 +62,7 @@ struct Workers {
 
 pub struct Slots {
     slots: Arc<[Arc<Slot>]>,
-    /// A thread for each slot of an interface or a disk; started before the jail closes.
+    /// A thread for each slot of an interface or a disk; started before the guest runs.
     workers: Workers,
 }
 
@@ -94,17 +97,19 @@ impl Slots {
         self.slots.clone()
     }
 
-    /// Starts the threads for interfaces and disks. Call it once, before the jail closes.
-    pub fn start_workers(&mut self) -> Result<(), SlotsError> {
-        let start = |name, count| {
-            (0..count)
-                .map(|number| Worker::start(format!("{name}{number}")))
-                .collect::<Result<_, _>>()
-                .map_err(SlotsError::Thread)
+    /// Starts the threads for interfaces and disks. Call it once, before the guest runs.
+    pub fn start_workers(&mut self, jails: &mut Jails) -> Result<(), SlotsError> {
+        let mut start = |name, kind, count| {
+            let mut workers = Vec::new();
+            for (number, door) in jails.doors(kind, count)?.into_iter().enumerate() {
+                let worker = Worker::start(format!("{name}{number}"), || door.close());
+                workers.push(worker.map_err(SlotsError::Thread)?);
+            }
+            Ok::<_, SlotsError>(workers)
         };
         self.workers = Workers {
-            nets: start("net", NET_SLOTS)?,
-            disks: start("disk", DISK_SLOTS)?,
+            nets: start("net", Kind::Net, NET_SLOTS)?,
+            disks: start("disk", Kind::Disk, DISK_SLOTS)?,
         };
         Ok(())
     }

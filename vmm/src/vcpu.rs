@@ -1,22 +1,27 @@
 //! The run loop of a vCPU: one thread each, one arm per exit reason.
 //!
-//! `machine` starts the threads before the jail closes; they wait at a gate until it is closed. A
-//! thread ends with the guest or when it is told to. It always says so by a notice, even if it
-//! panics. Facts: Linux Documentation/virt/kvm/api.rst, section 5.
+//! `machine` starts the threads; each closes its jail, and all wait at a gate until every thread's
+//! is closed. A vCPU stops with the guest or when it is told to. Its thread always says so by a
+//! notice, even if it panics, and then rests until the process ends: a thread's own end takes calls
+//! that the jail forbids. Facts: Linux Documentation/virt/kvm/api.rst, section 5.
 
 mod state;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex, MutexGuard};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kata_like_boot::VcpuState;
 use kata_like_failure::one_line;
 use kata_like_linux::lock;
+use kata_like_linux::signal::to_thread;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use rustix::process::Pid;
+use rustix::thread::gettid;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::{Bus, Effect};
 
@@ -48,8 +53,17 @@ pub struct Shared {
     bus: Bus,
     user_exits: AtomicU64,
     stop: AtomicBool,
-    questions: Vec<Question>,
+    threads: Vec<Thread>,
     gate: Barrier,
+}
+
+/// What the machine knows of a vCPU's thread.
+#[derive(Default)]
+struct Thread {
+    id: OnceLock<Pid>,
+    /// The vCPU runs no more.
+    over: AtomicBool,
+    question: Question,
 }
 
 /// Asks a vCPU's thread what the vCPU does.
@@ -61,14 +75,15 @@ struct Question {
 
 pub struct Vcpus {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    process: Pid,
 }
 
 impl Vcpus {
-    /// Starts a thread per vCPU; none runs before [`Vcpus::open_gate`]. Each thread calls `ended`
-    /// once.
-    pub fn start(
-        vcpus: Vec<VcpuFd>,
+    /// Starts a thread per vCPU in `process`, which is this one. Each does its `first` before all
+    /// else; none runs before [`Vcpus::open_gate`]. Each calls `ended` once.
+    pub fn start<F: FnOnce() + Send + 'static>(
+        process: Pid,
+        vcpus: Vec<(VcpuFd, F)>,
         bus: Bus,
         ended: impl Fn(VcpuEnd) + Clone + Send + 'static,
     ) -> io::Result<Self> {
@@ -80,30 +95,28 @@ impl Vcpus {
             bus,
             user_exits: AtomicU64::new(0),
             stop: AtomicBool::new(false),
-            questions: vcpus.iter().map(|_| Question::default()).collect(),
+            threads: vcpus.iter().map(|_| Thread::default()).collect(),
             gate: Barrier::new(vcpus.len() + 1),
         });
-        let mut threads = Vec::with_capacity(vcpus.len());
-        for (id, mut vcpu) in vcpus.into_iter().enumerate() {
-            let shared = shared.clone();
-            let last_words = LastWords {
-                ended: ended.clone(),
-                end: VcpuEnd::Failed(format!("the thread of vCPU {id} panicked")),
-            };
+        for (id, (mut vcpu, first)) in vcpus.into_iter().enumerate() {
+            let (shared, ended) = (shared.clone(), ended.clone());
             let body = move || {
-                let mut last_words = last_words;
+                let own = shared.threads.get(id);
+                let _ = own.map(|own| own.id.set(gettid()));
+                first();
                 shared.gate.wait();
-                let end = shared.run(&mut vcpu, id);
-                last_words.end = end;
-                drop(last_words);
+                let end = catch_unwind(AssertUnwindSafe(|| shared.run(&mut vcpu, id)));
+                let panicked = |_| VcpuEnd::Failed(format!("the thread of vCPU {id} panicked"));
+                ended(end.unwrap_or_else(panicked));
+                if let Some(own) = own {
+                    own.over.store(true, Ordering::SeqCst);
+                }
+                kata_like_jail::rest();
             };
-            threads.push(
-                thread::Builder::new()
-                    .name(format!("vcpu{id}"))
-                    .spawn(body)?,
-            );
+            let thread = thread::Builder::new().name(format!("vcpu{id}"));
+            thread.spawn(body)?;
         }
-        Ok(Self { shared, threads })
+        Ok(Self { shared, process })
     }
 
     /// Lets the vCPUs run.
@@ -120,46 +133,39 @@ impl Vcpus {
     /// device is left behind, since the process is about to end.
     pub fn stop(&self, deadline: Duration) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.kick_while(deadline, |_, thread| !thread.is_finished());
+        self.kick_while(deadline, |thread| !thread.over.load(Ordering::SeqCst));
     }
 
     /// Takes each vCPU out of the guest for a moment and reads what it does. `None`: it did not
     /// come out within `deadline`.
     pub fn states(&self, deadline: Duration) -> Vec<Option<VcpuState>> {
-        let questions = &self.shared.questions;
-        for question in questions {
+        let questions = || self.shared.threads.iter().map(|thread| &thread.question);
+        for question in questions() {
             question.take();
             question.open.store(true, Ordering::SeqCst);
         }
-        self.kick_while(deadline, |id, _| {
-            questions
-                .get(id)
-                .is_some_and(|question| question.open.load(Ordering::SeqCst))
+        self.kick_while(deadline, |thread| {
+            thread.question.open.load(Ordering::SeqCst)
         });
-        questions.iter().map(Question::take).collect()
+        questions().map(Question::take).collect()
     }
 
     /// Signals the vCPUs for which `wanted` is true until there are none, at most for `deadline`.
-    fn kick_while(
-        &self,
-        deadline: Duration,
-        mut wanted: impl FnMut(usize, &JoinHandle<()>) -> bool,
-    ) {
+    fn kick_while(&self, deadline: Duration, wanted: impl Fn(&Thread) -> bool) {
         let end = Instant::now() + deadline;
         while Instant::now() < end {
             let mut any = false;
-            for (id, thread) in self.threads.iter().enumerate() {
-                if !wanted(id, thread) {
-                    continue;
-                }
+            for thread in self.shared.threads.iter().filter(|thread| wanted(thread)) {
                 any = true;
-                // A signal that comes just before KVM_RUN is lost; the next one is not.
-                let _ = thread.kill(SIGRTMIN());
+                if let Some(id) = thread.id.get() {
+                    // A signal that comes just before KVM_RUN is lost; the next one is not.
+                    let _ = to_thread(self.process, *id, SIGRTMIN());
+                }
             }
             if !any {
                 return;
             }
-            thread::sleep(KICK_INTERVAL);
+            thread::park_timeout(KICK_INTERVAL);
         }
     }
 }
@@ -185,26 +191,14 @@ impl Question {
     }
 }
 
-/// Reports how a thread ended when it is dropped: at the thread's end, or while it unwinds.
-struct LastWords<F: Fn(VcpuEnd)> {
-    ended: F,
-    end: VcpuEnd,
-}
-
-impl<F: Fn(VcpuEnd)> Drop for LastWords<F> {
-    fn drop(&mut self) {
-        (self.ended)(self.end.clone());
-    }
-}
-
 impl Shared {
     fn run(&self, vcpu: &mut VcpuFd, id: usize) -> VcpuEnd {
         loop {
             if self.stop.load(Ordering::SeqCst) {
                 return VcpuEnd::Stopped;
             }
-            if let Some(question) = self.questions.get(id) {
-                question.answer(vcpu);
+            if let Some(thread) = self.threads.get(id) {
+                thread.question.answer(vcpu);
             }
             let exit = vcpu.run();
             self.user_exits.fetch_add(1, Ordering::Relaxed);

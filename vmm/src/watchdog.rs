@@ -27,11 +27,16 @@ struct Watched {
 pub struct Watchdog(Sender<Watched>);
 
 impl Watchdog {
-    /// Starts the thread; it ends when there is no watchdog left.
-    pub fn start() -> io::Result<Self> {
+    /// Starts the thread, which does `first` before all else. It rests when there is no
+    /// watchdog left.
+    pub fn start(first: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (sender, inbox) = channel();
         let thread = thread::Builder::new().name("watchdog".to_owned());
-        thread.stack_size(STACK).spawn(move || watch(&inbox))?;
+        thread.stack_size(STACK).spawn(move || {
+            first();
+            watch(&inbox);
+            kata_like_jail::rest();
+        })?;
         Ok(Self(sender))
     }
 
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn only_an_exchange_that_lasts_is_ended() {
-        let watchdog = Watchdog::start().unwrap();
+        let watchdog = Watchdog::start(|| ()).unwrap();
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(ours);
         let soon = Duration::from_millis(20);

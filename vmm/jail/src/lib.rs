@@ -28,6 +28,11 @@ pub struct JailError {
 }
 
 impl JailError {
+    /// A thread has not closed its jail in time.
+    pub fn late() -> Self {
+        Self::new("wait for all threads", io::ErrorKind::TimedOut.into())
+    }
+
     pub(crate) fn new(step: &'static str, source: io::Error) -> Self {
         Self { step, source }
     }
@@ -73,6 +78,14 @@ pub fn drop_capabilities(keep: &[Capability]) -> Result<(), JailError> {
 /// anything (prctl(2), PR_SET_NO_NEW_PRIVS). Seccomp filters need this, too.
 pub fn no_new_privileges() -> Result<(), JailError> {
     set_no_new_privs(true).map_err(failed("set no_new_privs"))
+}
+
+/// For a thread that has nothing to do any more, and whose jail forbids the calls of a thread's
+/// end. It goes with the process.
+pub fn rest() -> ! {
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Closes every file descriptor from 3 up that is not in `keep`: if a parent forgot close-on-exec,

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -305,10 +306,12 @@ impl Active for Running {
     }
 }
 
-/// Whether the other side is really gone, and this is not just a stale event.
+/// Whether the other side is really gone, and this is not just a stale event. A server that says
+/// something without being asked counts as gone.
 fn ended(connection: &UnixStream) -> bool {
-    let mut waiting = [PollFd::new(connection, PollFlags::RDHUP)];
-    poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let looked = recv(connection, &mut [0_u8; 1][..], look);
+    !matches!(looked, Err(Errno::AGAIN | Errno::INTR))
 }
 
 #[cfg(test)]
@@ -320,7 +323,7 @@ mod tests {
     }
 
     fn watchdog() -> Watchdog {
-        Watchdog::start().unwrap()
+        Watchdog::start(|| ()).unwrap()
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! event loop may never wait. So `bus` hands such a write to this thread. The vCPU waits until the
 //! write has had its effect, as its driver expects; the loop goes on with everything else.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
@@ -32,15 +33,20 @@ struct Order {
 pub struct Life(Sender<Order>);
 
 impl Life {
-    /// Starts the thread. It ends when nobody can order anything any more.
-    pub fn start() -> io::Result<Self> {
+    /// Starts the thread, which does `first` before all else. It rests when nobody can order
+    /// anything any more.
+    pub fn start(first: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (orders, inbox) = channel::<Order>();
         let thread = thread::Builder::new().name("life".to_owned());
         thread.stack_size(STACK).spawn(move || {
+            first();
             while let Ok(Order { slot, switch, done }) = inbox.recv() {
+                // After a panic nothing is sent, and the vCPU sees that.
+                let switched = catch_unwind(AssertUnwindSafe(|| slot.switch(switch)));
                 // The vCPU may have given up; then the VM is about to end.
-                let _ = done.send(slot.switch(switch));
+                let _ = switched.map(|result| done.send(result));
             }
+            kata_like_jail::rest();
         })?;
         Ok(Self(orders))
     }

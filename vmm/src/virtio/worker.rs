@@ -9,6 +9,7 @@
 //! at most [`STOP_LIMIT`], for the work in progress.
 
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -86,15 +87,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. It ends when nobody can give it a job any more.
-    pub fn start(name: String) -> io::Result<Self> {
+    /// Starts the thread, which does `first` before all else. It rests when nobody can give it a
+    /// job any more.
+    pub fn start(name: String, first: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (stop, ended) = (Signal::new()?, Signal::new()?);
         let (jobs, inbox) = channel::<Box<dyn FnOnce() + Send>>();
         let thread = thread::Builder::new().name(name).stack_size(STACK);
         thread.spawn(move || {
+            first();
             while let Ok(job) = inbox.recv() {
-                job();
+                // A job that panics has told nothing: its device sees that.
+                let _ = catch_unwind(AssertUnwindSafe(job));
             }
+            kata_like_jail::rest();
         })?;
         Ok(Self { jobs, stop, ended })
     }

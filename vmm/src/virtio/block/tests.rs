@@ -54,7 +54,7 @@ impl World {
         // Writable even where the disk is read-only: the device itself must refuse writes.
         let open = File::options().read(true).write(true).open(file.path());
         let disk = Disk::new(open.unwrap().into(), SECTORS * 512, 512, read_only).unwrap();
-        let block = Block::new(disk, Worker::start("disk".to_owned()).unwrap());
+        let block = Block::new(disk, Worker::start("disk".to_owned(), || ()).unwrap());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let mut world = Self {

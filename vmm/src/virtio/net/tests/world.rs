@@ -50,7 +50,7 @@ impl World {
     pub fn over(tap: Tap, far: UnixDatagram, features: u64) -> Self {
         far.set_read_timeout(Some(PATIENCE)).unwrap();
         let thread = format!("net{}", far_name(&far));
-        let worker = Worker::start(thread.clone()).unwrap();
+        let worker = Worker::start(thread.clone(), || ()).unwrap();
         let net = Net::new(tap, [2, 0, 0, 0, 0, 9], 1500, worker);
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
