@@ -13,7 +13,7 @@ use kata_like_boot::{
 };
 use kata_like_failure::one_line;
 use kata_like_jail::seccomp::Threads;
-use rustix::process::getpid;
+use rustix::process::{Pid, Resource, getpid};
 
 use crate::bus::Bus;
 use crate::cpuid;
@@ -41,6 +41,13 @@ const STOP_DEADLINE: Duration = Duration::from_millis(500);
 
 /// How long the vCPUs may take to say what they do. Devices wait meanwhile.
 const STATE_DEADLINE: Duration = Duration::from_millis(500);
+
+/// The most open files: as many as vsock has streams, and those of all slots, vCPUs and threads.
+const MAX_FILES: u64 = 1024 + 256;
+
+/// The most address space beside guest memory, in bytes: most of it for the stacks of 32 vCPUs'
+/// threads.
+const ELBOW_ROOM: u64 = 256 << 20;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -111,9 +118,7 @@ impl Machine {
         }
         let memory = Arc::new(Memory::new(boot.memory_bytes, boot.huge_pages)?);
         let process = getpid();
-        // Before the first thread: this concerns the calling one, and those that it starts.
-        kata_like_jail::drop_identity(boot.uid)?;
-        Kind::Boot.filter(process)?.install(Threads::Calling)?;
+        confine(&boot, process)?;
         let vm = Vm::new(fds.kvm, memory.clone())?;
         let entry = kernel::load(memory.ram(), memory.ranges(), fds.kernel, fds.initrd)?;
         mptable::write(memory.ram(), count)?;
@@ -351,6 +356,31 @@ fn emptied(result: Result<(), SlotsError>) -> VmReport {
             why: one_line(&error),
         },
     }
+}
+
+/// Gives up what the process has beside its descriptors. Before the first thread: most of this
+/// concerns the calling one, and those that it starts.
+fn confine(boot: &VmBoot, process: Pid) -> Result<(), BuildError> {
+    kata_like_jail::enter_empty_root()?;
+    kata_like_jail::drop_identity(boot.uid)?;
+    if !kata_like_jail::shut_out()? {
+        eprintln!("kata-like-vmm: the kernel has no Landlock: files are kept off by the rest");
+    }
+    // Nothing here writes to a file: guest memory has its size. A write to one is an error, not the
+    // process's end. Threads are not limited: at the first KVM_RUN the kernel makes one in this
+    // process (kvm-nx-lpage-recovery), and one of our own takes calls that are forbidden soon.
+    kata_like_linux::signal::ignore(libc::SIGXFSZ).map_err(|source| BuildError::Io {
+        step: "ignore the signal of a file's limit",
+        source,
+    })?;
+    for (what, most) in [
+        (Resource::Fsize, 0),
+        (Resource::Nofile, MAX_FILES),
+        (Resource::As, boot.memory_bytes.saturating_add(ELBOW_ROOM)),
+    ] {
+        kata_like_jail::limit(what, most)?;
+    }
+    Ok(Kind::Boot.filter(process)?.install(Threads::Calling)?)
 }
 
 /// A file system device for each share.

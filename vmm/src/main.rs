@@ -3,6 +3,7 @@
 //! The shim starts it with one connected socket as descriptor 3 and nothing else (crate `boot`). It
 //! says everything there.
 
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
@@ -17,7 +18,10 @@ fn main() -> ExitCode {
     // two numbers, and no other thread exists that could allocate meanwhile.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     // The standard hook reads files for a backtrace, which the jail forbids.
-    set_hook(Box::new(|panic| eprintln!("kata-like-vmm: {panic}")));
+    set_hook(Box::new(|panic| {
+        // Standard error may be a file, and those can't be written to in the jail.
+        let _ = writeln!(io::stderr(), "kata-like-vmm: {panic}");
+    }));
     let control = match inherited(CONTROL_FD) {
         Ok(control) => Channel::from_fd(control),
         Err(error) => {
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
     if let (Err(_), VmReport::Ended(end)) = (control.send(&last, &[]), &last) {
         // The shim is gone, or a person started the program: print a line, and exit with the
         // status.
-        eprintln!("kata-like-vmm: {}", end.detail);
+        let _ = writeln!(io::stderr(), "kata-like-vmm: {}", end.detail);
     }
     // Not `return`: a vCPU thread that did not stop must not delay the exit.
     std::process::exit(status.into())

@@ -7,13 +7,17 @@
 //! then [`drop_identity`] or [`drop_capabilities`] with [`no_new_privileges`], and last a
 //! [`seccomp::Filter`], which forbids all the others.
 
+mod root;
 pub mod seccomp;
+
+pub use root::enter_empty_root;
 
 use std::io;
 use std::os::fd::RawFd;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use kata_like_linux::fd::close;
+use kata_like_linux::landlock;
 use rustix::fs::{Gid, Uid};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -80,6 +84,28 @@ pub fn no_new_privileges() -> Result<(), JailError> {
     set_no_new_privs(true).map_err(failed("set no_new_privs"))
 }
 
+/// Gives up all that the kernel's Landlock knows: every file by its path, TCP, signals to other
+/// processes and their abstract sockets. Needs [`no_new_privileges`]. False: the kernel has no
+/// Landlock, or it is switched off, and nothing has changed.
+pub fn shut_out() -> Result<bool, JailError> {
+    if landlock::version() == 0 {
+        return Ok(false);
+    }
+    landlock::Ruleset::everything()
+        .and_then(landlock::Ruleset::restrict_thread)
+        .map_err(failed("give up all files by Landlock"))?;
+    Ok(true)
+}
+
+/// The process may have `most` of a resource from now on, and never more (getrlimit(2)).
+pub fn limit(what: Resource, most: u64) -> Result<(), JailError> {
+    let both = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(what, both).map_err(failed("limit what the process may have"))
+}
+
 /// For a thread that has nothing to do any more, and whose jail forbids the calls of a thread's
 /// end. It goes with the process.
 pub fn rest() -> ! {
@@ -131,11 +157,7 @@ fn clear(set: CapSet, step: &'static str) -> Result<(), JailError> {
 fn no_core_dump() -> Result<(), JailError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(failed("forbid dumps and tracing"))?;
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).map_err(failed("forbid core dumps"))
+    limit(Resource::Core, 0)
 }
 
 fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {

@@ -227,3 +227,51 @@ fn a_list_that_says_two_things_of_a_call_is_refused() {
     let none = [Check::one_of(1, &[])];
     assert!(Filter::new(&[Rule::only(libc::SYS_fcntl, &none)]).is_err());
 }
+
+#[test]
+fn an_empty_root_holds_nothing_and_takes_nothing() {
+    let status = in_child(|| {
+        if super::enter_empty_root().is_err() {
+            return 1;
+        }
+        let names = |path: &str| std::fs::read_dir(path).map(Iterator::count);
+        if names("/").ok() != Some(0) || names("..").ok() != Some(0) {
+            return 2;
+        }
+        if names("/proc/self").is_ok() {
+            return 3;
+        }
+        let made = std::fs::File::create("/new").map_err(|error| error.kind());
+        i32::from(made.err() != Some(std::io::ErrorKind::ReadOnlyFilesystem))
+    });
+    assert_eq!(status, 0);
+}
+
+/// Where the kernel has Landlock: not even root opens a file.
+#[test]
+fn no_path_leads_to_a_file() {
+    let status = in_child(|| match super::shut_out() {
+        Ok(true) => {
+            let opened = std::fs::File::open("/dev/null").map_err(|error| error.kind());
+            match opened.err() {
+                Some(std::io::ErrorKind::PermissionDenied) => 0,
+                _ => 2,
+            }
+        }
+        Ok(false) => i32::from(kata_like_linux::landlock::version() != 0),
+        Err(_) => 1,
+    });
+    assert_eq!(status, 0);
+}
+
+#[test]
+fn a_limit_is_for_good() {
+    let status = in_child(|| {
+        let most = rustix::process::Resource::Nofile;
+        if super::limit(most, 3).is_err() || super::drop_identity(1_900_000_001).is_err() {
+            return 1;
+        }
+        i32::from(super::limit(most, 4).is_ok() || rustix::io::dup(std::io::stderr()).is_ok())
+    });
+    assert_eq!(status, 0);
+}

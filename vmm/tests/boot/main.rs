@@ -166,9 +166,32 @@ fn the_running_vmm_is_jailed() {
             "{line:?} in {status}"
         );
     }
-    for thread in fs::read_dir(format!("{process}/task")).unwrap() {
-        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
-        assert!(status.contains("Seccomp:\t2"), "{status}");
+    let threads = fs::read_dir(format!("{process}/task")).unwrap();
+    let threads: Vec<_> = threads.map(|thread| thread.unwrap().path()).collect();
+    // Loop, watchdog, life, vCPU, interfaces, disks; some kernels have one of KVM's own.
+    assert!(matches!(threads.len(), 16 | 17), "{}", threads.len());
+    for thread in threads {
+        let status = fs::read_to_string(thread.join("status")).unwrap();
+        // That of the boot, and its own.
+        for line in ["Seccomp:\t2", "Seccomp_filters:\t2"] {
+            assert!(status.contains(line), "{status}");
+        }
+    }
+    let root = fs::read_dir(format!("{process}/root")).unwrap();
+    assert_eq!(root.count(), 0, "the root directory is not empty");
+    let mounts = |of: &str| fs::read_link(format!("{of}/ns/mnt")).unwrap();
+    assert_ne!(mounts(&process), mounts("/proc/self"));
+    let limits = fs::read_to_string(format!("{process}/limits")).unwrap();
+    for (what, most) in [
+        ("Max core file size", 0),
+        ("Max file size", 0),
+        ("Max open files", 1280),
+        ("Max address space", 512 << 20),
+    ] {
+        let line = limits.lines().find_map(|line| line.strip_prefix(what));
+        let words: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
+        let most = most.to_string();
+        assert_eq!(words[..2], [&most, &most], "{what} in {limits}");
     }
 }
 

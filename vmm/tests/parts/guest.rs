@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -130,7 +131,7 @@ impl Guest {
     pub fn add_disk(&mut self, disk: &File, read_only: bool) -> VmReport {
         let command = VmCommand::AddDisk {
             read_only,
-            bytes: disk.metadata().unwrap().len(),
+            bytes: { disk }.seek(SeekFrom::End(0)).unwrap(),
             block_size: 512,
         };
         self.control.send(&command, &[disk.as_fd()]).unwrap();
