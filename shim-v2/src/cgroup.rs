@@ -430,6 +430,7 @@ mod tests {
             namespaces: rustix::thread::UnshareFlags::empty(),
             mounts: None,
             label: None,
+            oom_score: None,
             descriptors: &[],
         })
         .unwrap();

@@ -153,6 +153,7 @@ async fn run_one(
             namespaces: UnshareFlags::empty(),
             mounts: place.mounts.as_ref().map(|mounts| mounts.as_fd()),
             label: None,
+            oom_score: None,
             descriptors: &[
                 Some(input.as_fd()),
                 Some(stdout.as_fd()),

@@ -43,6 +43,7 @@ mod hooks;
 mod host_side;
 mod limits;
 mod mounts;
+mod oom_score;
 pub mod process;
 mod sandbox;
 mod sources;

@@ -68,6 +68,8 @@ pub struct HostPart {
     pub memory_limit: Option<u64>,
     /// Its own CPU quota in microseconds.
     pub cpu_quota: Option<i64>,
+    /// Its oom_score_adj, as it is given.
+    pub oom_score: Option<i32>,
     /// What it may use, for the size of a VM that is made for it.
     pub size: SizePart,
     /// Its labels of SELinux.
@@ -175,6 +177,7 @@ pub fn split(
         resolv_conf: mounts::resolv_conf(&spec, bundle),
         memory_limit: size::own_memory(&spec),
         cpu_quota: size::own_quota(&spec),
+        oom_score: (spec.process().as_ref()).and_then(|process| process.oom_score_adj()),
         size: size_of(&spec)?,
         labels: labels_of(&spec),
     };

@@ -55,16 +55,17 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// Starts the stand-in of `task`. `empty` is the path of an empty directory. Blocks for as long
-    /// as an exec takes; needs a runtime of tokio.
+    /// Starts the stand-in of `task`. `empty` is the path of an empty directory, `oom_score` its
+    /// oom_score_adj. Blocks for as long as an exec takes; needs a runtime of tokio.
     pub fn start(
         task: &str,
         cgroup: BorrowedFd,
         network: Network,
         empty: &Path,
+        oom_score: i32,
     ) -> Result<Self, StandInError> {
         let arguments = ["containerd-shim-kata-like-v2", ARGUMENT, task];
-        Self::start_as(&arguments, task, Some(cgroup), network, empty)
+        Self::start_as(&arguments, task, Some(cgroup), network, empty, oom_score)
     }
 
     fn start_as(
@@ -73,6 +74,7 @@ impl StandIn {
         cgroup: Option<BorrowedFd>,
         network: Network,
         empty: &Path,
+        oom_score: i32,
     ) -> Result<Self, StandInError> {
         let io = |step| {
             move |source| StandInError::Io {
@@ -94,6 +96,7 @@ impl StandIn {
             namespaces: UnshareFlags::empty(),
             mounts: None,
             label: None,
+            oom_score: Some(oom_score),
             descriptors: &[Some(ends.as_fd()), None, Some(stderr.as_fd())],
         })
         .map_err(|source| StandInError::Birth {
@@ -188,7 +191,7 @@ mod tests {
 
     fn start(empty: &Path) -> StandIn {
         let arguments = ["x", "--exact", "stand_in::tests::as_process", "--ignored"];
-        StandIn::start_as(&arguments, "task", None, Network::New, empty).unwrap()
+        StandIn::start_as(&arguments, "task", None, Network::New, empty, 0).unwrap()
     }
 
     async fn settled(pid: u32, empty: &Path) {

@@ -273,6 +273,7 @@ fn give_birth(
         namespaces: UnshareFlags::empty(),
         mounts: None,
         label: None,
+        oom_score: None,
         descriptors: &[&[None, None, log.as_ref().map(AsFd::as_fd)], &handed[..]].concat(),
     })?;
     raise_oom_score(newborn.pid);

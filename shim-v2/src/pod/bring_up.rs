@@ -16,8 +16,9 @@ use kata_like_config::Config;
 use kata_like_config::state::{NetworkLock, Process, Record, StateError, StateFolder, name};
 use tokio::sync::mpsc;
 
+use super::oom_score::OomScore;
 use super::sandbox::Sandbox;
-use super::{cleanup, sources};
+use super::{cleanup, oom_score, sources};
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::network::namespace::Namespace;
 use crate::network::pod_network::PodNetwork;
@@ -31,7 +32,7 @@ use crate::vm::agent::Event;
 use crate::vm::clock::Clock;
 use crate::vm::disks::Disks;
 use crate::vm::guest::Guest;
-use crate::vm::launch::Parts;
+use crate::vm::launch::{Parts, Place};
 use crate::vm::ledger::{Ledger, process_of};
 use crate::vm::machine::{self, Vm};
 use crate::vm::memory::MemoryNames;
@@ -46,6 +47,8 @@ pub(super) struct Request {
     pub(super) id: String,
     /// The first container's id, most often the sandbox's too.
     pub(super) first: String,
+    /// It runs nothing: CRI's pause container.
+    pub(super) placeholder: bool,
     /// The first container's bundle.
     pub(super) bundle: PathBuf,
     /// The configuration file named by the runtime's options; none: the installed one.
@@ -150,6 +153,8 @@ struct Read {
     memory_names: MemoryNames,
     memory: MemorySize,
     boot: VmBoot,
+    /// What the pod's processes are born with.
+    oom_score: i32,
 }
 
 impl Build for Making {
@@ -215,7 +220,12 @@ impl Making {
         let default = u64::from(config.memory_mib) << 20;
         let memory = split.host.size.memory(default, host_memory())?;
         let labels = split.host.labels.clone().on_this_host(config.selinux);
-        let parts = Parts::open(&config, labels.process.clone())?;
+        let oom_score = oom_score::at_birth(split.host.oom_score, request.placeholder);
+        let place = Place {
+            label: labels.process.clone(),
+            oom_score,
+        };
+        let parts = Parts::open(&config, place)?;
         let vcpus = split
             .host
             .size
@@ -230,6 +240,7 @@ impl Making {
             memory_names,
             memory,
             boot,
+            oom_score,
         });
         Ok(())
     }
@@ -326,13 +337,13 @@ impl Making {
         let cgroup = made(self.cgroup.as_ref())?.as_fd().try_clone_to_owned();
         let cgroup = cgroup.step(|| "copy a descriptor")?;
         let (task, empty) = (self.request.first.clone(), state.path().join(name::EMPTY));
-        let joined = given.clone();
+        let (joined, oom_score) = (given.clone(), read.oom_score);
         let stand_in = blocking(move || {
             let network = match &joined {
                 Some(given) => Network::Join(given.as_fd()),
                 None => Network::New,
             };
-            StandIn::start(&task, cgroup.as_fd(), network, &empty)
+            StandIn::start(&task, cgroup.as_fd(), network, &empty, oom_score)
                 .step(|| "make the pod's network namespace")
         });
         let stand_in = stand_in.await?;
@@ -404,6 +415,7 @@ impl Making {
         let read = self.read.ok_or_else(none)?;
         let (guest, happened) = self.guest.ok_or_else(none)?;
         let stand_in = lock(&self.stand_in).take();
+        let ledger = self.ledger.ok_or_else(none)?;
         let first = First {
             split: read.split,
             cgroup: self.cgroup.ok_or_else(none)?,
@@ -414,9 +426,10 @@ impl Making {
             disks: Arc::new(Disks::new(guest.clone())),
             guest,
             network: self.network.ok_or_else(none)?,
+            oom_score: Arc::new(OomScore::new(Arc::clone(&ledger), read.oom_score)),
+            ledger,
             share: self.share.ok_or_else(none)?,
             state: self.state.ok_or_else(none)?,
-            ledger: self.ledger.ok_or_else(none)?,
             memory_names: Mutex::new(read.memory_names),
             labels: read.labels,
             host_mounts: self.request.host_mounts,

@@ -191,12 +191,13 @@ impl Pod {
                 None => tokio::time::sleep(POLL).await,
             }
         }
-        self.bring_up(request).await
+        self.bring_up(container, request).await
     }
 
     /// Makes the sandbox for its first container. The slot is `Changing` before and settled after.
     async fn bring_up(
         self: &Arc<Self>,
+        container: &Container,
         request: &CreateRequest,
     ) -> Result<(Arc<Sandbox>, Option<First>), Failure> {
         let network = lock(&self.network).take();
@@ -204,6 +205,7 @@ impl Pod {
             namespace: self.namespace.clone(),
             id: self.id.clone(),
             first: request.id.clone(),
+            placeholder: container.role == Role::CriSandbox,
             bundle: request.bundle.clone(),
             config_path: request.config_path.clone(),
             host_mounts: self.host_mounts.clone(),

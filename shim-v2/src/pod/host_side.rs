@@ -17,7 +17,7 @@ use super::bring_up::First;
 use super::hooks::ContainerHooks;
 use super::limits::Limits;
 use super::sandbox::Sandbox;
-use super::{mounts, sources};
+use super::{mounts, oom_score, sources};
 use crate::cgroup::{self, Cgroup};
 use crate::network::resolver::ResolvConf;
 use crate::share::RootfsMount;
@@ -239,11 +239,12 @@ impl Making<'_> {
         let (hooks, cgroups_path) = (host.hooks.clone(), host.cgroups_path.clone());
         let (wanted, root) = (host.volumes.clone(), host.root.clone());
         let rootfs = self.request.rootfs.clone();
+        let oom_score = self.enter_oom_score(host.oom_score, undo).await?;
         let born = self.born.take();
         let stand_in = async {
             match born {
                 Some(born) => Ok(born),
-                None => stand_in(self.sandbox, &id, cgroups_path.as_deref()).await,
+                None => stand_in(self.sandbox, &id, cgroups_path.as_deref(), oom_score).await,
             }
         };
         let mounts = mounts::make(
@@ -265,6 +266,7 @@ impl Making<'_> {
         };
         let ledger = Arc::clone(&self.sandbox.ledger);
         ledger.add(&id, stand_in.pid(), cgroup.made());
+        self.sandbox.oom_score.catch_up(oom_score);
         let (task, is_first, own) = (id.clone(), self.is_first, Arc::clone(&cgroup));
         undo.push(async move {
             // The first container's cgroup holds the leaf that the shim lives in: it goes with the
@@ -308,6 +310,21 @@ impl Making<'_> {
         };
         let _ = self.host_side.place.set(place);
         Ok(())
+    }
+
+    /// The pod's score follows the container's from now on; answers what its stand-in is born with,
+    /// or was.
+    async fn enter_oom_score(&self, wanted: Option<i32>, undo: &Undo) -> Result<i32, Failure> {
+        let (pod, placeholder) = (&self.sandbox.oom_score, self.request.placeholder);
+        if !placeholder {
+            pod.add(&self.request.id, wanted);
+            let (pod, task) = (Arc::clone(pod), self.request.id.clone());
+            undo.push(async move { pod.remove(&task) }).await?;
+        }
+        Ok(match self.is_first {
+            true => oom_score::at_birth(wanted, placeholder),
+            false => pod.now(),
+        })
     }
 
     fn resolv_conf(&self, host: &HostPart) -> ResolvConf {
@@ -375,13 +392,14 @@ async fn stand_in(
     sandbox: &Arc<Sandbox>,
     id: &str,
     cgroups_path: Option<&str>,
+    oom_score: i32,
 ) -> Result<(Cgroup, StandIn), Failure> {
     let failed = |cause| Failure::failed(format!("make the cgroup of container {id}"), cause);
     let path = cgroup::path_of(cgroups_path, &sandbox.namespace, id).map_err(failed)?;
     let cgroup = Cgroup::create(&path).map_err(failed)?;
     let (task, sandbox) = (id.to_owned(), Arc::clone(sandbox));
     blocking(move || {
-        let stand_in = start_stand_in(&sandbox, &task, &cgroup).map_err(|cause| {
+        let stand_in = start_stand_in(&sandbox, &task, &cgroup, oom_score).map_err(|cause| {
             cgroup::remove(cgroup.made(), Duration::ZERO);
             Failure::failed(format!("make container {task}'s place on the host"), cause)
         })?;
@@ -395,10 +413,11 @@ pub(super) fn start_stand_in(
     sandbox: &Sandbox,
     task: &str,
     cgroup: &Cgroup,
+    oom_score: i32,
 ) -> Result<StandIn, StandInError> {
     let network = Network::Join(sandbox.network.namespace().as_fd());
     let empty = sandbox.state.path().join(name::EMPTY);
-    StandIn::start(task, cgroup.as_fd(), network, &empty)
+    StandIn::start(task, cgroup.as_fd(), network, &empty, oom_score)
 }
 
 /// Removes a container's cgroup, with what a hook has left behind in it.

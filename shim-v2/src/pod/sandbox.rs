@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use kata_like_config::state::StateFolder;
 use kata_like_linux::lock;
 
+use super::oom_score::OomScore;
 use crate::network::pod_network::PodNetwork;
 use crate::selinux::Labels;
 use crate::share::Share;
@@ -30,6 +31,7 @@ pub(super) struct Sandbox {
     pub(super) share: Arc<Share>,
     pub(super) state: Arc<StateFolder>,
     pub(super) ledger: Arc<Ledger>,
+    pub(super) oom_score: Arc<OomScore>,
     pub(super) disks: Arc<Disks>,
     /// The names of the pod's memory volumes.
     pub(super) memory_names: Mutex<MemoryNames>,

@@ -204,19 +204,20 @@ async fn born(
     container: &Container,
     process: &Process,
 ) -> Result<Child, Failure> {
-    let task = container.id.clone();
+    let (task, oom_score) = (container.id.clone(), sandbox.oom_score.now());
     let (shared, cgroup) = (
         Arc::clone(sandbox),
         Arc::clone(&container.host_side.place()?.cgroup),
     );
     let stand_in = blocking(move || {
-        start_stand_in(&shared, &task, &cgroup)
+        start_stand_in(&shared, &task, &cgroup, oom_score)
             .map_err(|cause| Failure::failed(format!("exec in container {task}"), cause))
     });
     let stand_in = stand_in.await?;
     let child = stand_in.child().clone();
     *lock(&process.stand_in) = Some(stand_in);
     sandbox.ledger.add(&container.id, child.pid, &[]);
+    sandbox.oom_score.catch_up(oom_score);
     if container.host_side.has_ended() {
         container.end_stand_in(process).await;
         sandbox.ledger.remove(&container.id);

@@ -17,6 +17,7 @@ fn shell<'a>(arguments: &'a [&'a str], descriptors: &'a [Option<BorrowedFd<'a>>]
         namespaces: rustix::thread::UnshareFlags::empty(),
         mounts: None,
         label: None,
+        oom_score: None,
         descriptors,
     }
 }

@@ -16,7 +16,7 @@ mod reports;
 mod vmm;
 
 pub use fsd::{Fsd, FsdEnd};
-pub use parts::Parts;
+pub use parts::{Parts, Place};
 pub use vmm::{DiskFile, Resources, Vmm, log_figures};
 
 /// How long one child's end may take to follow the other's that caused it.

@@ -83,6 +83,15 @@ impl Ledger {
         self.note(&mut inner);
     }
 
+    /// The pod's processes, but for the shim.
+    pub fn processes(&self) -> Vec<Process> {
+        let inner = self.inner();
+        let own = [inner.pod.vmm, inner.pod.fsd].into_iter().flatten();
+        let tasks = inner.tasks.values();
+        own.chain(tasks.flat_map(|task| task.stand_ins.iter().copied()))
+            .collect()
+    }
+
     /// The state folder is about to be removed: nothing is written any more.
     pub fn close(&self) {
         self.inner().closed = true;
@@ -154,7 +163,7 @@ mod tests {
 
         ledger.add("a", own, &["/pod/a".into(), "/pod".into()]);
         ledger.add("b", own, &["/pod/b".into(), "/pod".into()]);
-        assert_eq!(read().stand_ins.len(), 2);
+        assert_eq!((read().stand_ins.len(), ledger.processes().len()), (2, 2));
         assert_eq!(read().cgroups.len(), 3);
         assert_eq!(read().cgroups.last(), Some(&PathBuf::from("/pod")));
         ledger.add("c", own, &["/other/c".into(), "/other".into()]);

@@ -86,6 +86,7 @@ impl FsServer {
             namespaces: BORN_IN,
             mounts: None,
             label: None,
+            oom_score: None,
             descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
         })
         .unwrap();

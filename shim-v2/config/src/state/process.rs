@@ -4,7 +4,8 @@
 //! since boot) tells a reused pid from the process that the record means, and a signal goes through
 //! a pidfd that was opened before the check, so that nobody else can be hit.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -63,6 +64,25 @@ impl Process {
             Err(errno) => Err(errno.into()),
         }
     }
+
+    /// Sets what the kernel adds to its badness when memory runs out (proc_pid_oom_score_adj(5),
+    /// −1000 to 1000); `false` if it is gone.
+    pub fn set_oom_score(&self, score: i32) -> io::Result<bool> {
+        let set = || {
+            // Opened before the check: if the process lives then, it had the pid at the opening.
+            let path = format!("/proc/{}/oom_score_adj", self.pid);
+            let mut file = File::options().write(true).open(path)?;
+            if self.open()?.is_none() {
+                return Ok(false);
+            }
+            file.write_all(score.to_string().as_bytes())?;
+            Ok(true)
+        };
+        match set() {
+            Err(error) if is_gone(&error) => Ok(false),
+            done => done,
+        }
+    }
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -111,6 +131,7 @@ mod tests {
         };
         assert!(other.open().unwrap().is_none());
         assert!(!other.signal(Signal::KILL).unwrap());
+        assert!(!other.set_oom_score(1000).unwrap());
     }
 
     #[test]
@@ -120,9 +141,15 @@ mod tests {
             .spawn()
             .unwrap();
         let process = Process::of(child.id() as i32).unwrap();
+        assert!(process.set_oom_score(1000).unwrap());
+        let path = format!("/proc/{}/oom_score_adj", process.pid);
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "1000\n");
+        let error = process.set_oom_score(1001).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert!(process.signal(Signal::KILL).unwrap());
         child.wait().unwrap();
         assert!(process.open().unwrap().is_none());
+        assert!(!process.set_oom_score(1000).unwrap());
         assert!(
             Process {
                 pid: -1,

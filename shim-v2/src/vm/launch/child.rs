@@ -12,6 +12,7 @@ use kata_like_linux::watch::Watched;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 
+use super::parts::Place;
 use crate::spawn::{Birth, Child, Exit, Network, birth};
 use kata_like_failure::{Failure, Kind};
 
@@ -34,12 +35,12 @@ impl AsFd for Control {
     }
 }
 
-/// Starts a program with a control socket, under a label of SELinux if there is one.
+/// Starts a program with a control socket, as `place` says.
 pub(super) fn start(
     what: &str,
     program: &Path,
     cgroup: Option<BorrowedFd>,
-    label: Option<&str>,
+    place: &Place,
 ) -> Result<(Child, Watched<Control>), Failure> {
     let failed = |step: &str| format!("{step} of the {what}");
     let (ours, theirs) = Channel::pair()
@@ -55,7 +56,8 @@ pub(super) fn start(
         network: Network::New,
         namespaces: BORN_IN,
         mounts: None,
-        label,
+        label: place.label.as_deref(),
+        oom_score: Some(place.oom_score),
         descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
     })
     .map_err(|cause| Failure::failed(format!("start the {what}"), cause))?;

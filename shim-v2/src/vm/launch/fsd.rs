@@ -36,8 +36,7 @@ impl Fsd {
         boot: &FsdBoot,
         fds: FsdFds,
     ) -> Result<Self, Failure> {
-        let label = parts.label.as_deref();
-        let (child, control) = start("fs server", &parts.fsd, Some(cgroup), label)?;
+        let (child, control) = start("fs server", &parts.fsd, Some(cgroup), &parts.place)?;
         let (tell, over) = watch::channel(None);
         let fsd = Self { child, over };
         boot.send(&fds, &control.get_ref().0)

@@ -18,13 +18,21 @@ pub struct Parts {
     pub(super) kernel: OwnedFd,
     pub(super) initrd: OwnedFd,
     pub(super) printk: Option<PrintkLayout>,
-    pub(super) label: Option<String>,
+    pub(super) place: Place,
+}
+
+/// What VMM and fs server are born under.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// The SELinux label, if the host has one for them.
+    pub label: Option<String>,
+    /// Their oom_score_adj.
+    pub oom_score: i32,
 }
 
 impl Parts {
-    /// Opens all of it, or tells what is missing. VMM and fs server are to run under the SELinux
-    /// label `label`.
-    pub fn open(config: &Config, label: Option<String>) -> Result<Self, Failure> {
+    /// Opens all of it, or tells what is missing.
+    pub fn open(config: &Config, place: Place) -> Result<Self, Failure> {
         for (what, path) in [("VMM", &config.vmm), ("fs server", &config.fsd)] {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(|errno| {
                 Failure::failed(
@@ -41,7 +49,7 @@ impl Parts {
             kernel: open("guest kernel", &config.kernel)?.into(),
             initrd: open("guest image", &config.initrd)?.into(),
             printk: read_printk(&config.printk)?,
-            label,
+            place,
         })
     }
 

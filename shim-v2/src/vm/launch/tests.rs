@@ -35,7 +35,7 @@ fn config(place: &Path) -> Config {
 #[test]
 fn a_missing_part_is_named() {
     let place = tempfile::tempdir().unwrap();
-    let line = Parts::open(&Config::defaults(place.path()), None)
+    let line = Parts::open(&Config::defaults(place.path()), Place::default())
         .unwrap_err()
         .one_line();
     assert!(
@@ -62,7 +62,7 @@ async fn start_vmm(script: &str) -> Result<Vmm, Failure> {
         kernel: null(),
         initrd: null(),
         printk: None,
-        label: None,
+        place: Place::default(),
     };
     let boot = VmBoot {
         version: kata_like_boot::VERSION,
@@ -156,7 +156,7 @@ async fn a_fs_server_that_refuses_is_heard() {
         format!(r#"{TAKE} send($s, '{{"failed":{{"why":"jail the fs server: no"}}}}', 0);"#);
     let mut config = config(place.path());
     config.fsd = program(place.path(), &script);
-    let (child, control) = start("fs server", &config.fsd, None, None).unwrap();
+    let (child, control) = start("fs server", &config.fsd, None, &Place::default()).unwrap();
     control.get_ref().0.send(&"boot", &[]).unwrap();
     let report: FsdReport = next(&control).await.unwrap();
     assert_eq!(
@@ -204,14 +204,14 @@ async fn a_child_is_waited_for_as_long_as_it_works() {
     let patience = Duration::from_millis(300);
     let never = std::future::pending::<()>;
     let path = program(place.path(), "sleep 60;");
-    let (child, _control) = start("program", &path, None, None).unwrap();
+    let (child, _control) = start("program", &path, None, &Place::default()).unwrap();
     let error = getting_on("program", "x", &child, patience, never()).await;
     let line = error.unwrap_err().one_line();
     assert!(line.contains("no word from the program"), "{line}");
     child.kill();
 
     let path = program(place.path(), "1 while 1;");
-    let (child, _control) = start("program", &path, None, None).unwrap();
+    let (child, _control) = start("program", &path, None, &Place::default()).unwrap();
     let later = tokio::time::sleep(patience * 5);
     let done = getting_on("program", "x", &child, patience, later).await;
     assert!(done.is_ok(), "{done:?}");

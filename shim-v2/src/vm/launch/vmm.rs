@@ -69,7 +69,7 @@ impl Vmm {
             streams: resources.streams,
             shares: resources.shares,
         };
-        let (child, control) = start("VMM", &parts.vmm, cgroup, parts.label.as_deref())?;
+        let (child, control) = start("VMM", &parts.vmm, cgroup, &parts.place)?;
         let (tell_phase, phase) = watch::channel(Phase::Starting);
         let (tell_over, over) = watch::channel(None);
         let vmm = Self(Arc::new(Running {

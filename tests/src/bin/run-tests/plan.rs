@@ -55,7 +55,7 @@ pub const PARTS: [Part; 11] = [
     part(
         "faults and hostile",
         7,
-        &["faults", "bad_input", "slow_hosts", "figures"],
+        &["faults", "bad_input", "slow_hosts", "figures", "processes"],
     ),
 ];
 

@@ -105,6 +105,7 @@ impl Server {
             namespaces,
             mounts: None,
             label: None,
+            oom_score: None,
             descriptors: &[None, None, Some(stderr.as_fd()), Some(theirs.as_fd())],
         })
         .unwrap();
