@@ -6,6 +6,11 @@
 //! unmounted here follows there. All of it lives in the shim's own mount namespace, a slave of the
 //! host's ([`own_namespace`]): nothing of it is seen outside, and it goes with the shim.
 //!
+//! What the host mounts below an `rslave` volume later comes as the host has it, without flags of
+//! ours: the kernel can't add any on the way, and the fs server's copy is out of our reach. Two
+//! layers do for it what NODEV and NOSUID do elsewhere: the server opens no device, and nothing is
+//! run through the share. No layer does what RDONLY does, so `rro` with `rslave` is refused.
+//!
 //! Invariants: a guest can't write to the share itself, only to what is mounted below (the mount is
 //! read-only; names are made through a descriptor from before the bind); no device node works and
 //! no set-user-id bit counts through it on the host; a path below a root file system, which the
@@ -29,6 +34,7 @@ use crate::file_systems;
 use crate::selinux::Labels;
 use crate::spec::Volume;
 use kata_like_failure::{Failure, Kind};
+use kata_like_spec::ReadOnly;
 
 mod filesystem;
 mod mount;
@@ -204,9 +210,10 @@ impl Share {
         set_following(tree.as_fd(), volume.follows).map_err(|cause| {
             Failure::failed(format!("{}: set the propagation", volume.field), cause)
         })?;
-        if volume.read_only {
-            // Below the top only what the host has made read-only is: as `ro` means to runc.
-            set_flags(tree.as_fd(), RDONLY, false).map_err(|cause| {
+        if volume.read_only != ReadOnly::No {
+            // Of `ro` only the top, as under runc: below it is what the host has made so.
+            let below = volume.read_only == ReadOnly::All;
+            set_flags(tree.as_fd(), RDONLY, below).map_err(|cause| {
                 Failure::failed(format!("{}: make read-only", volume.field), cause)
             })?;
         }

@@ -30,6 +30,19 @@ pub const MOUNT_TYPE: Refusal = row(
 );
 /// A mount option that asks for mapped ids.
 pub const MAPPED_OPTION: Refusal = row("mounts[].options", MAPPED_IDS, Find::Spec(mapped_option));
+/// A bind mount that is read-only for ever, and gets what the host mounts later.
+pub const READ_ONLY_SLAVE: Refusal = row(
+    "mounts[].options rro",
+    "what the host mounts there later comes as the host has it, and can't be made read-only: \
+     leave out rslave, or ask for ro",
+    Find::Spec(|spec| {
+        mounts(spec, |mount| {
+            let found = last_of(mount, &["rslave", "slave"])?;
+            let refused = is_bind(mount) && read_only(mount) == ReadOnly::All;
+            refused.then(|| format!(".options rro with {found}"))
+        })
+    }),
+);
 /// A bind mount that is to be propagated to the host.
 pub const SHARED_MOUNT: Refusal = row(
     "mounts[].options rshared",
@@ -268,6 +281,7 @@ pub static TABLE: &[Refusal] = &[
     ),
     MOUNT_TYPE,
     MAPPED_OPTION,
+    READ_ONLY_SLAVE,
     SHARED_MOUNT,
     MOUNT_SOURCE,
     HOST_NETWORK,
@@ -407,6 +421,35 @@ pub fn mount_field(index: usize, mount: &Mount) -> String {
 pub fn is_bind(mount: &Mount) -> bool {
     let mut options = mount.options().iter().flatten();
     mount.typ().as_deref() == Some("bind") || options.any(|it| it == "bind" || it == "rbind")
+}
+
+/// How much of a bind mount is read-only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadOnly {
+    /// Nothing but what the host has made so.
+    #[default]
+    No,
+    /// The mount itself, and not those below it: `ro`.
+    Top,
+    /// The mount and all below it: `rro`.
+    All,
+}
+
+/// How much of a bind mount its options make read-only. Of contrary options the last one counts,
+/// and those for all mounts come after those for the top, as under runc.
+pub fn read_only(mount: &Mount) -> ReadOnly {
+    let top = last_of(mount, &["ro", "rw"]);
+    match (last_of(mount, &["rro", "rrw"]), top) {
+        (Some("rro"), _) => ReadOnly::All,
+        (None, Some("ro")) => ReadOnly::Top,
+        _ => ReadOnly::No,
+    }
+}
+
+fn last_of<'a>(mount: &'a Mount, wanted: &[&str]) -> Option<&'a str> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let mut options = options.iter().map(String::as_str);
+    options.rfind(|option| wanted.contains(option))
 }
 
 fn mount_type(spec: &Spec) -> Option<String> {

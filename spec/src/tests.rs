@@ -146,6 +146,10 @@ fn of_places() -> Examples {
             "mounts[1] (/a).options: \"ridmap\"",
             mount("options", json!(["bind", "ridmap"])),
         ),
+        (
+            "mounts[1] (/a).options rro with rslave",
+            mount("options", json!(["rbind", "rslave", "rro"])),
+        ),
     ]
 }
 
@@ -266,6 +270,29 @@ fn an_exec_and_an_update_are_asked_for_their_part() {
     let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
     assert!(refuse_resources(&resources).is_err());
     assert!(refuse_process(spec.process().as_ref().unwrap()).is_ok());
+}
+
+#[test]
+fn what_is_below_is_told_from_the_top() {
+    let cases = [
+        (json!(["rbind"]), ReadOnly::No),
+        (json!(["rbind", "ro"]), ReadOnly::Top),
+        (json!(["rbind", "ro", "rw"]), ReadOnly::No),
+        (json!(["rbind", "rro"]), ReadOnly::All),
+        (json!(["rbind", "rro", "rw"]), ReadOnly::All),
+        (json!(["rbind", "ro", "rro", "rrw"]), ReadOnly::No),
+    ];
+    for (options, wanted) in cases {
+        let spec = with("/mounts/1/options", options.clone());
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        let mounts = spec.mounts().as_ref().unwrap();
+        assert_eq!(read_only(&mounts[1]), wanted, "{options}");
+    }
+    for fine in [json!(["rbind", "rslave", "ro"]), json!(["rslave", "rro"])] {
+        let mut spec = with("/mounts/1/options", fine.clone());
+        spec["mounts"][1]["type"] = "tmpfs".into();
+        assert!(refused(spec).is_none(), "{fine}");
+    }
 }
 
 #[test]

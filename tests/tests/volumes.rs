@@ -174,33 +174,6 @@ fn a_file_is_shared_alone() -> TestResult {
     pod.remove()
 }
 
-/// Root in the guest, with every remount, can't write to a read-only volume: the host itself
-/// refuses.
-#[test]
-fn read_only_is_the_hosts_word() -> TestResult {
-    let host = Host::shared()?;
-    let volume = Directory::new(&host)?;
-    fs::write(volume.join("file"), "kept\n")?;
-    let mount = volume.at("/data", "rbind:ro");
-    let script = "mount -o remount,bind,rw /data; echo changed >/data/file; touch /data/new";
-    let options = ["--mount", mount.as_str(), "--cap-add", "CAP_SYS_ADMIN"];
-    let output = host
-        .run(&host.name("read-only"), &options, &["sh", "-c", script])
-        .output()?;
-    if is_oracle() {
-        return Ok(()); // a program that may remount may write
-    }
-    assert_ne!(output.status, 0);
-    assert!(
-        output.error_text().contains("Read-only file system"),
-        "{}",
-        output.both()
-    );
-    assert_eq!(fs::read_to_string(volume.join("file"))?, "kept\n");
-    assert!(!volume.join("new").exists());
-    Ok(())
-}
-
 /// What the host mounts below a volume is there if it was mounted before the start and the bind is
 /// recursive. A later mount appears only if the volume's mount is a slave of the host's.
 #[test]

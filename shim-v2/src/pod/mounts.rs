@@ -10,6 +10,7 @@ use crate::spec::Volume;
 use crate::steps::{Undo, blocking};
 use crate::vm::memory;
 use kata_like_failure::Failure;
+use kata_like_spec::ReadOnly;
 
 /// A container's mounts in the pod's share.
 pub(super) struct Mounts {
@@ -70,7 +71,8 @@ pub(super) async fn make(
 /// Puts the sources of a container's bind mounts into the share.
 fn add_volumes(sandbox: &Sandbox, volumes: &[Volume]) -> Result<Vec<SharedVolume>, Failure> {
     let on_memory = |volume: &Volume| {
-        !volume.read_only && memory::look(&volume.source).is_ok_and(|found| found.is_some())
+        volume.read_only == ReadOnly::No
+            && memory::look(&volume.source).is_ok_and(|found| found.is_some())
     };
     if volumes.iter().any(on_memory) {
         cgroup::limits::lift(&sandbox.limited);

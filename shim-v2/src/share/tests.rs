@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::mount::MountFlags;
+
 use super::*;
 
 /// Runs `work` in a thread with a mount namespace of its own; the rest of the tests see nothing.
@@ -40,7 +42,7 @@ fn bind_of(source: &Path) -> RootfsMount {
     }
 }
 
-pub(super) fn volume(name: &str, source: &Path, read_only: bool) -> Volume {
+pub(super) fn volume(name: &str, source: &Path, read_only: ReadOnly) -> Volume {
     Volume {
         name: name.into(),
         field: "mounts[0] (/x)".into(),
@@ -63,7 +65,7 @@ fn a_root_and_volumes_come_and_go() {
 
         let rootfs = share.add_rootfs("a", &bundle, &[bind_of(&image)]).unwrap();
         let file = share
-            .add_volume(&volume("volume-1", &place.join("file"), true))
+            .add_volume(&volume("volume-1", &place.join("file"), ReadOnly::Top))
             .unwrap();
         let seen = state.path().join(name::SHARE);
         assert!(seen.join("rootfs/a/etc").is_dir());
@@ -143,6 +145,47 @@ fn an_overlay_of_many_layers_is_mounted() {
     });
 }
 
+/// `ro` is the top's, as under runc, and `rro` that of all mounts, of each for itself.
+#[test]
+fn what_is_read_only_is_so_for_the_host() {
+    apart(|place| {
+        let state = state(place);
+        let share = Share::create(&state, &Labels::default()).unwrap();
+        let source = place.join("source");
+        fs::create_dir_all(source.join("below")).unwrap();
+        let below = source.join("below");
+        rustix::mount::mount("none", &below, "tmpfs", MountFlags::empty(), None).unwrap();
+        fs::create_dir(below.join("deep")).unwrap();
+        let deep = below.join("deep");
+        rustix::mount::mount("none", &deep, "tmpfs", MountFlags::empty(), None).unwrap();
+        let names = [ReadOnly::No, ReadOnly::Top, ReadOnly::All]
+            .map(|read_only| volumes::name(&volume("", &source, read_only)).unwrap());
+        assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2]);
+        let top = share.add_volume(&volume("top", &source, ReadOnly::Top));
+        let all = share.add_volume(&volume("all", &source, ReadOnly::All));
+        let seen = state.path().join(name::SHARE).join("volumes");
+        for (path, writable) in [
+            ("top/x", false),
+            ("top/below/x", true),
+            ("top/below/deep/x", true),
+            ("all/x", false),
+            ("all/below/y", false),
+            ("all/below/deep/y", false),
+        ] {
+            match fs::write(seen.join(path), "") {
+                Ok(()) => assert!(writable, "{path}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+                    assert!(!writable, "{path}");
+                }
+            }
+        }
+        fs::write(deep.join("host's"), "").unwrap(); // the host's own mounts are as they were
+        drop((top, all));
+        drop(share);
+    });
+}
+
 /// It is seen as what it is; that nobody answers there is the guest kernel's to say.
 #[test]
 fn a_socket_is_shared_as_one() {
@@ -152,7 +195,9 @@ fn a_socket_is_shared_as_one() {
         let share = Share::create(&state, &Labels::default()).unwrap();
         let socket = place.join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let mounted = share.add_volume(&volume("v", &socket, false)).unwrap();
+        let mounted = share
+            .add_volume(&volume("v", &socket, ReadOnly::No))
+            .unwrap();
         let seen = share.path.join("volumes/v");
         assert!(fs::metadata(&seen).unwrap().file_type().is_socket());
         drop(mounted);
@@ -168,12 +213,12 @@ fn what_can_t_be_shared_is_refused_and_nothing_stays() {
         let before = mounts_below(place);
         let device = Path::new("/dev/null");
         let line = share
-            .add_volume(&volume("v", device, false))
+            .add_volume(&volume("v", device, ReadOnly::No))
             .unwrap_err()
             .one_line();
         assert!(line.contains("a device of the host can't"), "{line}");
         let line = share
-            .add_volume(&volume("v", &place.join("x"), false))
+            .add_volume(&volume("v", &place.join("x"), ReadOnly::No))
             .unwrap_err()
             .one_line();
         assert!(
@@ -181,7 +226,7 @@ fn what_can_t_be_shared_is_refused_and_nothing_stays() {
             "{line}"
         );
         let line = share
-            .add_volume(&volume("../v", place, false))
+            .add_volume(&volume("../v", place, ReadOnly::No))
             .unwrap_err()
             .one_line();
         assert!(line.contains("is not a name"), "{line}");

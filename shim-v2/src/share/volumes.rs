@@ -16,6 +16,7 @@ use super::mount::Mounted;
 use crate::spec::Volume;
 use kata_like_failure::{Failure, Kind};
 use kata_like_linux::lock;
+use kata_like_spec::ReadOnly;
 
 /// The name of a volume: that of the file or directory that its source leads to now, and of how it
 /// is shown.
@@ -27,7 +28,8 @@ pub fn name(volume: &Volume) -> Result<String, Failure> {
         Failure::failed(step, std::io::Error::from(errno))
     })?;
     let how: String = [
-        (volume.read_only, 'r'),
+        (volume.read_only == ReadOnly::Top, 'r'),
+        (volume.read_only == ReadOnly::All, 'R'),
         (volume.recursive, 'b'),
         (volume.follows, 's'),
     ]
@@ -50,7 +52,7 @@ pub fn of_root(root: Option<PathBuf>) -> Result<Volume, Failure> {
         name: String::new(),
         field: "root.path".into(),
         source,
-        read_only: false,
+        read_only: ReadOnly::No,
         recursive: true,
         follows: false,
     };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kata_like_agent_protocol::agent::{self, MemoryVolume, bind};
 use kata_like_failure::Failure;
-use kata_like_spec::{SHARED_MOUNT, is_bind, mount_field};
+use kata_like_spec::{ReadOnly, SHARED_MOUNT, is_bind, mount_field};
 use oci_spec::runtime::{Mount, Spec};
 
 use super::parts::{absolute, bad};
@@ -46,8 +46,8 @@ pub struct Volume {
     pub field: String,
     /// Where it lies on the host.
     pub source: PathBuf,
-    /// Whether the host itself refuses writes.
-    pub read_only: bool,
+    /// How much of it the host itself keeps from being written.
+    pub read_only: ReadOnly,
     /// Whether what is mounted below it comes along.
     pub recursive: bool,
     /// Whether what the host mounts below it later comes along, too.
@@ -164,11 +164,10 @@ fn volume_of(mount: &Mount, field: String, bundle: &Path) -> Result<Volume, Fail
         .ok_or_else(|| bad(&format!("{field} is a bind mount without a source")))?;
     let recursive = options(mount).any(|option| option == "rbind");
     let follows = options(mount).any(|option| option == "rslave" || option == "slave");
-    // The last one counts, as with mount(8).
-    let read_only = options(mount)
-        .filter(|option| matches!(*option, "ro" | "rw" | "rro"))
-        .last()
-        .is_some_and(|option| option != "rw");
+    let read_only = match kata_like_spec::read_only(mount) {
+        ReadOnly::All if !recursive => ReadOnly::Top, // there is nothing below
+        read_only => read_only,
+    };
     Ok(Volume {
         name: String::new(),
         source: absolute(bundle, source),

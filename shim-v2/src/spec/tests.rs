@@ -3,6 +3,8 @@
 use kata_like_agent_protocol::agent::{bind, join::Whose};
 use kata_like_failure::Kind;
 
+use kata_like_spec::ReadOnly;
+
 use super::size::{LEAST, MIB, SANDBOX_MEMORY, SANDBOX_PERIOD, SANDBOX_QUOTA};
 use super::*;
 use crate::file_systems;
@@ -167,9 +169,9 @@ fn bind_mounts_become_volumes() {
         panic!("{:?}", split.host.volumes);
     };
     assert_eq!(hosts.source, Path::new("/host/hosts"));
-    assert!(hosts.read_only && hosts.recursive);
+    assert!(hosts.read_only == ReadOnly::Top && hosts.recursive);
     assert_eq!(data.source, Path::new("/bundle/data"));
-    assert!(!data.read_only && !data.recursive);
+    assert!(data.read_only == ReadOnly::No && !data.recursive);
     let text = String::from_utf8_lossy(&split.guest.spec);
     assert!(
         !text.contains("/host/") && !text.contains("/run/shm"),

@@ -51,7 +51,9 @@ fn what_is_of_the_host_s_kernel_is_taken_out_of_a_tree() {
         plant(&host);
         let before = mount_table::read().unwrap().len();
 
-        let whole = share.add_volume(&volume("whole", &host, false)).unwrap();
+        let whole = share
+            .add_volume(&volume("whole", &host, ReadOnly::No))
+            .unwrap();
         let wanted = [
             "a tmpfs tmpfs",
             "above tmpfs",
@@ -106,7 +108,7 @@ fn what_the_path_leads_to_counts_and_nothing_stays() {
         let share = Share::create(&state, &Labels::default()).unwrap();
         let before = mount_table::read().unwrap().len();
         for source in ["/proc", "/proc/self/status", "/sys/kernel"] {
-            let refused = share.add_volume(&volume("v", Path::new(source), false));
+            let refused = share.add_volume(&volume("v", Path::new(source), ReadOnly::No));
             let refused = refused.unwrap_err();
             assert_eq!(refused.kind(), Kind::Unsupported);
             let wanted = format!("mounts[0] (/x) with source {source} of type ");

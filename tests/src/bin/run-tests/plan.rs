@@ -32,6 +32,7 @@ pub const PARTS: [Part; 11] = [
             "oci",
             "oci_1_7",
             "volumes",
+            "read_only",
             "databases",
             "pods",
             "task_states",
