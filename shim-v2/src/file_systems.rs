@@ -19,6 +19,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use kata_like_failure::Failure;
 use kata_like_spec::MOUNT_SOURCE;
 
+pub mod in_memory;
 pub mod mount_table;
 
 /// TMPFS_MAGIC of linux/magic.h, which devtmpfs has as well.

@@ -34,6 +34,13 @@ impl Drop for Directory {
     }
 }
 
+/// The size of the tmpfs that holds the roots of containers and these directories, in bytes. What a
+/// container writes there is memory of its pod on the host.
+pub fn memory_of_roots() -> TestResult<u64> {
+    let about = rustix::fs::statfs("/run")?;
+    Ok(about.f_blocks * u64::try_from(about.f_bsize)?)
+}
+
 /// The `ctr --mount` argument for a file or directory of the host.
 pub fn bind(source: &Path, target: &str, options: &str) -> String {
     format!(

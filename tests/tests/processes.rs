@@ -10,8 +10,10 @@ use kata_like_tests::rootfs::Rootfs;
 use kata_like_tests::shim_pod::ShimPod;
 use kata_like_tests::task::{Streams, Task};
 use kata_like_tests::task_api::done;
-use kata_like_tests::{CtrContainer, Host, TestResult, failure, kata_like_only};
+use kata_like_tests::volume::{bind, memory_of_roots};
+use kata_like_tests::{CtrContainer, Directory, Host, TestResult, failure, kata_like_only};
 use rustix::fs::StatVfsMountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 const PAGE: &str = include_str!("../../docs/processes.md");
 
@@ -322,6 +324,60 @@ fn limit(it: &Seen, name: &str) -> TestResult<String> {
         true => "containerd's".to_owned(),
         false => own,
     })
+}
+
+/// The host's limit of the cgroup that holds all of a pod.
+fn memory_max(pod: &CtrContainer) -> TestResult<u64> {
+    let leaf = pod.process("vmm")?.read("cgroup")?;
+    let leaf = leaf.trim().strip_prefix("0::").unwrap_or_default();
+    let cgroup = Path::new(leaf)
+        .parent()
+        .map_or("", |it| it.to_str().unwrap_or_default());
+    let read = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup{cgroup}/{file}"));
+    assert_eq!(read("memory.oom.group")?, "1\n");
+    let max = read("memory.max")?;
+    max.trim()
+        .parse()
+        .map_err(|_| failure(format!("memory.max of {cgroup} is {max}")))
+}
+
+/// Also a pod without a limit, and one that may write to memory of the host.
+#[test]
+fn every_pod_has_a_memory_limit() -> TestResult {
+    kata_like_only!();
+    const MIB: u64 = 1 << 20;
+    let overhead = |guest: u64| 96 * MIB + guest / 128;
+    let host = Host::shared()?;
+    let plain = host.start("plain", &[], &["sleep", "1000"])?;
+    let (default, roots) = (2048 * MIB, memory_of_roots()?);
+    let wanted = 2 * default + overhead(default) + roots;
+    assert_eq!(memory_max(&plain)?, wanted, "memory_mib is 2048");
+    plain.remove()?;
+
+    let place = Directory::new(&host)?;
+    let tmpfs = place.join("memory");
+    fs::create_dir(&tmpfs)?;
+    let size = c"size=48m";
+    rustix::mount::mount("none", &tmpfs, "tmpfs", MountFlags::empty(), size)?;
+    let mounts = ["/written:rbind:rw", "/read:rbind:ro", "/file:rbind:rw"].map(|mount| {
+        let (target, options) = mount.split_once(':').unwrap_or_default();
+        bind(&tmpfs, target, options)
+    });
+    let mut options = vec!["--memory-limit", "134217728"];
+    for mount in &mounts {
+        options.extend(["--mount", mount]);
+    }
+    let result = (|| {
+        let pod = host.start("limited", &options, &["sleep", "1000"])?;
+        let guest = 258 * MIB;
+        assert_eq!(
+            memory_max(&pod)?,
+            guest + overhead(guest) + roots + 48 * MIB
+        );
+        pod.remove()
+    })();
+    rustix::mount::unmount(&tmpfs, UnmountFlags::DETACH)?;
+    result
 }
 
 /// The pod's processes but for the shim have one score: the highest of the containers.

@@ -5,18 +5,24 @@
 //! it rules controllers out there (cgroup-v2.rst, "No Internal Process Constraint"). A container's
 //! limits are the guest's to apply, never the host's: the VM as a whole is what the host sees.
 //!
-//! The memory limit is the guest's memory and [`overhead`]. All of the first may be used, and the
-//! second has room for the rest, so that in ordinary use nothing of the pod is killed. What exceeds
-//! it takes the whole pod at once and not some part of it: a runaway helper, or files on a tmpfs of
-//! the host, which count as memory of the pod that writes them, under every runtime. So a pod
-//! without a limit of its own gets none here either, and one that has such a volume to write to
-//! loses it.
+//! Every VM has a memory limit: neither a guest nor a helper that it has taken over can use more of
+//! the host than that. It is the guest's memory and [`overhead`], so that in ordinary use nothing
+//! of the pod is killed. A pod that nobody has given a limit has the guest's memory again, for what
+//! the host's kernel holds for files that the guest knows: some 2 KiB for each, about twice what
+//! the guest has. A tmpfs of the host that the pod may write to adds its size, since its files
+//! count as memory of the pod that writes them, under every runtime. What exceeds the limit takes
+//! the whole pod at once and not some part of it.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
+use kata_like_failure::one_line;
+use kata_like_linux::lock;
 use rustix::fs::{Mode, OFlags};
 
 use super::{Cgroup, CgroupError, ROOT, io_error, is_marked};
+use crate::file_systems::in_memory::InMemory;
 
 const MIB: u64 = 1 << 20;
 
@@ -36,23 +42,90 @@ pub fn overhead(guest_memory: u64) -> u64 {
     PROCESSES + guest_memory / TABLES
 }
 
-/// Limits the pod whose sandbox container has this cgroup; `guest_memory` is that of a guest that
-/// was sized by a limit. Where the host has no such controllers it is an error that nothing but a
-/// warning need come of.
-pub fn set(cgroup: &Cgroup, guest_memory: Option<u64>) -> Result<(), CgroupError> {
-    if !is_marked(&cgroup.fd) {
-        // Somebody else made it, and has set what it wants.
-        return Ok(());
+/// The limits of a pod.
+#[derive(Debug)]
+pub struct Limits {
+    /// The cgroup of the sandbox's own container.
+    cgroup: PathBuf,
+    /// Not if somebody else has made the cgroup, and set what it wants.
+    is_ours: bool,
+    guest_memory: u64,
+    /// In bytes, without the room for file systems.
+    memory: u64,
+    /// The sizes of file systems in memory, by the numbers of their devices.
+    room: Mutex<BTreeMap<u64, u64>>,
+}
+
+/// What the host may mount later in a volume that the pod has as an `rslave`. No file system has
+/// this number.
+pub const LATER: InMemory = InMemory {
+    device: u64::MAX,
+    size: 0,
+};
+
+impl Limits {
+    /// Those of the pod whose sandbox container has this cgroup. `guest_memory` is in bytes,
+    /// `is_limited` whether a limit has sized it.
+    pub fn of(cgroup: &Cgroup, guest_memory: u64, is_limited: bool) -> Self {
+        let again = if is_limited { 0 } else { guest_memory };
+        Self {
+            cgroup: cgroup.path.clone(),
+            is_ours: is_marked(&cgroup.fd),
+            guest_memory,
+            memory: guest_memory
+                .saturating_add(overhead(guest_memory))
+                .saturating_add(again),
+            room: Mutex::default(),
+        }
     }
-    if !cgroup.path.join("memory.max").exists() {
-        enable(&cgroup.path);
+
+    /// Sets them. Where the host has no such controllers it is an error that nothing but a warning
+    /// need come of.
+    pub fn set(&self) -> Result<(), CgroupError> {
+        if !self.is_ours {
+            return Ok(());
+        }
+        if !self.cgroup.join("memory.max").exists() {
+            enable(&self.cgroup);
+        }
+        self.write("memory.max", &self.memory.to_string())?;
+        self.write("memory.oom.group", "1")?;
+        self.write("pids.max", &MAX_PROCESSES.to_string())
     }
-    if let Some(memory) = guest_memory {
-        let limit = memory.saturating_add(overhead(memory));
-        write(cgroup, "memory.max", &limit.to_string())?;
+
+    /// Makes room for file systems that the pod may write to. It stays, as the files do.
+    pub fn make_room(&self, for_them: impl IntoIterator<Item = InMemory>) {
+        let mut room = lock(&self.room);
+        let before = room.len();
+        for found in for_them {
+            let size = match found.size {
+                0 => self.guest_memory,
+                size => size,
+            };
+            room.entry(found.device).or_insert(size);
+        }
+        // Without the file there is no limit.
+        if room.len() == before || !self.is_ours || !self.cgroup.join("memory.max").exists() {
+            return;
+        }
+        let limit = room
+            .values()
+            .copied()
+            .fold(self.memory, u64::saturating_add);
+        if let Err(error) = self.write("memory.max", &limit.to_string()) {
+            tracing::warn!("{}", one_line(&error));
+        }
     }
-    write(cgroup, "memory.oom.group", "1")?;
-    write(cgroup, "pids.max", &MAX_PROCESSES.to_string())
+
+    fn write(&self, file: &'static str, value: &str) -> Result<(), CgroupError> {
+        let path = self.cgroup.join(file);
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let written = rustix::fs::open(&path, flags, Mode::empty())
+            .and_then(|fd| rustix::io::write(&fd, value.as_bytes()));
+        written
+            .map(drop)
+            .map_err(|errno| io_error("limit", &path, errno))
+    }
 }
 
 /// Enables the controllers from the root down to the cgroup's parent, as far as that is possible.
@@ -71,17 +144,6 @@ fn enable(path: &Path) {
     }
 }
 
-/// Takes the memory limit away again: the pod may write to a tmpfs of the host, whose files count
-/// as its memory and have their own size as a limit.
-pub fn lift(cgroup: &Path) {
-    // Without the file there is no limit.
-    if cgroup.join("memory.max").exists()
-        && let Err(error) = std::fs::write(cgroup.join("memory.max"), "max")
-    {
-        tracing::warn!("lift the memory limit of {}: {error}", cgroup.display());
-    }
-}
-
 /// Whether the pod whose sandbox container has this cgroup was killed for a limit on the host: a
 /// line that says which.
 pub fn killed(cgroup: &Path) -> Option<String> {
@@ -97,15 +159,6 @@ pub fn killed(cgroup: &Path) -> Option<String> {
             limit.trim_end()
         )
     })
-}
-
-fn write(cgroup: &Cgroup, file: &'static str, value: &str) -> Result<(), CgroupError> {
-    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let written = rustix::fs::openat(&cgroup.fd, file, flags, Mode::empty())
-        .and_then(|fd| rustix::io::write(&fd, value.as_bytes()));
-    written
-        .map(drop)
-        .map_err(|errno| io_error("limit", &cgroup.path.join(file), errno))
 }
 
 #[cfg(test)]
@@ -135,5 +188,48 @@ mod tests {
             assert!(overhead(memory) > tables, "{memory}");
         }
         assert_eq!(overhead(2 * gib), 112 * MIB);
+    }
+
+    /// Not on a cgroup: files of its names take the same numbers.
+    #[test]
+    fn every_vm_has_a_limit_with_room_for_what_it_may_write() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("memory.max");
+        let limits = |memory, again| Limits {
+            cgroup: place.path().to_owned(),
+            is_ours: true,
+            guest_memory: memory,
+            memory: memory + overhead(memory) + again,
+            room: Mutex::default(),
+        };
+        for name in ["memory.max", "memory.oom.group", "pids.max"] {
+            std::fs::write(place.path().join(name), "").unwrap();
+        }
+        let max = || {
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(&file, "").unwrap(); // a file of a cgroup is not appended to
+            text.parse::<u64>().unwrap()
+        };
+        let guest = 256 * MIB;
+        let own = limits(guest, 0);
+        own.set().unwrap();
+        let first = max();
+        assert_eq!(first, guest + overhead(guest));
+        let tmpfs = |device, size| InMemory { device, size };
+        own.make_room([tmpfs(1, 10 * MIB), tmpfs(1, 10 * MIB)]);
+        assert_eq!(max(), first + 10 * MIB);
+        own.make_room([tmpfs(1, 10 * MIB)]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "", "nothing new");
+        own.make_room([tmpfs(2, 0), LATER]);
+        assert_eq!(max(), first + 10 * MIB + 2 * guest);
+        own.make_room([tmpfs(3, u64::MAX)]);
+        assert_eq!(max(), u64::MAX);
+        let foreign = Limits {
+            is_ours: false,
+            ..limits(guest, 0)
+        };
+        foreign.set().unwrap();
+        foreign.make_room([tmpfs(1, MIB)]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use super::oom_score::OomScore;
 use super::sandbox::Sandbox;
 use super::{cleanup, oom_score, sources};
+use crate::cgroup::limits::Limits;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::network::namespace::Namespace;
 use crate::network::pod_network::PodNetwork;
@@ -134,6 +135,7 @@ struct Making {
     ledger: Option<Arc<Ledger>>,
     cgroup: Option<Cgroup>,
     leaf: Option<Cgroup>,
+    limits: Option<Limits>,
     share: Option<Arc<Share>>,
     stand_in: Arc<Mutex<Option<StandIn>>>,
     network: Option<Arc<PodNetwork>>,
@@ -192,6 +194,7 @@ impl Making {
             ledger: None,
             cgroup: None,
             leaf: None,
+            limits: None,
             share: None,
             stand_in: Arc::default(),
             network: None,
@@ -294,12 +297,14 @@ impl Making {
         .await?;
         let own = Cgroup::create(&read.cgroup).step(step)?;
         ledger.change(|record| record.cgroups = leaf.made().to_vec())?;
-        let limited = read.split.host.size.memory;
-        if let Err(error) = cgroup::limits::set(&own, limited.map(|_| read.memory.bytes)) {
+        let is_limited = read.split.host.size.memory.is_some();
+        let limits = Limits::of(&own, read.memory.bytes, is_limited);
+        if let Err(error) = limits.set() {
             let line = kata_like_failure::one_line(&error);
             tracing::warn!("{line}; the pod runs without this limit on the host");
         }
         (self.cgroup, self.leaf) = (Some(own), Some(leaf));
+        self.limits = Some(limits);
         Ok(())
     }
 
@@ -433,7 +438,7 @@ impl Making {
             memory_names: Mutex::new(read.memory_names),
             labels: read.labels,
             host_mounts: self.request.host_mounts,
-            limited: Path::new(cgroup::ROOT).join(&read.cgroup),
+            limits: self.limits.ok_or_else(none)?,
             memory: read.memory,
             vcpus: read.boot.vcpus,
             made: undo,

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::sandbox::Sandbox;
-use crate::cgroup;
+use crate::cgroup::limits::LATER;
+use crate::file_systems::in_memory::{self, InMemory};
 use crate::share::{Mounted, RootfsMount, SharedVolume, volumes};
 use crate::spec::Volume;
 use crate::steps::{Undo, blocking};
-use crate::vm::memory;
 use kata_like_failure::Failure;
 use kata_like_spec::ReadOnly;
 
@@ -60,6 +60,7 @@ pub(super) async fn make(
             wanted.push(root.clone());
             mounts.root_volume = Some(root.name);
         } else {
+            sandbox.limits.make_room(in_root(&rootfs));
             mounts.root = sandbox.share.add_rootfs(&id, &bundle, &rootfs)?;
         }
         mounts.volumes = add_volumes(&sandbox, &wanted)?;
@@ -70,15 +71,39 @@ pub(super) async fn make(
 
 /// Puts the sources of a container's bind mounts into the share.
 fn add_volumes(sandbox: &Sandbox, volumes: &[Volume]) -> Result<Vec<SharedVolume>, Failure> {
-    let on_memory = |volume: &Volume| {
-        volume.read_only == ReadOnly::No
-            && memory::look(&volume.source).is_ok_and(|found| found.is_some())
-    };
-    if volumes.iter().any(on_memory) {
-        cgroup::limits::lift(&sandbox.limited);
+    for volume in volumes {
+        sandbox.limits.make_room(in_volume(volume));
     }
     volumes
         .iter()
         .map(|volume| sandbox.share.add_volume(volume))
+        .collect()
+}
+
+/// Where a container that writes to a volume fills memory of the host.
+fn in_volume(volume: &Volume) -> Vec<InMemory> {
+    let top = volume.read_only == ReadOnly::No;
+    let below = volume.recursive && volume.read_only != ReadOnly::All;
+    let mut found = Vec::new();
+    if top {
+        found.extend(in_memory::at(&volume.source));
+    }
+    if below {
+        found.extend(in_memory::below(&volume.source));
+    }
+    if volume.follows {
+        found.push(LATER);
+    }
+    found
+}
+
+/// The same for its root: the directory that an overlay writes to, or the source of a bind mount.
+fn in_root(rootfs: &[RootfsMount]) -> Vec<InMemory> {
+    let written = rootfs.iter().filter_map(|mount| match mount.kind.as_str() {
+        "overlay" => (mount.options.iter()).find_map(|option| option.strip_prefix("upperdir=")),
+        _ => Some(mount.source.as_str()),
+    });
+    written
+        .filter_map(|path| in_memory::at(Path::new(path)))
         .collect()
 }

@@ -4,13 +4,13 @@
 //! that of the host's parts, so that it can write back what it holds of them.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kata_like_config::state::StateFolder;
 use kata_like_linux::lock;
 
 use super::oom_score::OomScore;
+use crate::cgroup::limits::Limits;
 use crate::network::pod_network::PodNetwork;
 use crate::selinux::Labels;
 use crate::share::Share;
@@ -39,8 +39,8 @@ pub(super) struct Sandbox {
     pub(super) labels: Labels,
     /// containerd's mount namespace, where hooks run.
     pub(super) host_mounts: Option<Arc<OwnedFd>>,
-    /// The first container's cgroup, which has the pod's limits on the host.
-    pub(super) limited: PathBuf,
+    /// The pod's limits on the host.
+    pub(super) limits: Limits,
     /// The VM's memory.
     pub(super) memory: MemorySize,
     pub(super) vcpus: u8,
