@@ -20,6 +20,8 @@ mod numbers;
 pub mod signal;
 pub mod socket;
 pub mod tun;
+#[cfg(feature = "users")]
+pub mod users;
 #[cfg(feature = "tokio")]
 pub mod watch;
 

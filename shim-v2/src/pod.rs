@@ -48,6 +48,7 @@ pub mod process;
 mod sandbox;
 mod sources;
 mod start;
+mod uid;
 mod update;
 
 use container::{Container, Process};

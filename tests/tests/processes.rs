@@ -222,7 +222,8 @@ fn user(it: &Seen) -> TestResult<String> {
         let text = other.read("status").unwrap_or_default();
         status(&text, "Uid").is_ok_and(|ids| ids.split(' ').any(|other| other == id))
     });
-    match is_own && is_unique && it.status("Groups")?.is_empty() {
+    let is_free = (2_100_000_000..2_100_065_536).contains(&id.parse::<u32>()?);
+    match is_own && is_free && is_unique && it.status("Groups")?.is_empty() {
         true => Ok("its own".to_owned()),
         false => Ok(format!("{ids:?} {}", it.status("Groups")?)),
     }

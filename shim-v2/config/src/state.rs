@@ -14,6 +14,7 @@
 mod network;
 mod process;
 mod record;
+mod uid;
 
 use std::fs::File;
 use std::io;
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 pub use network::{NetworkId, NetworkLock, Occupied};
 pub use process::Process;
 pub use record::{Network, RECORD_VERSION, Record, StandIn};
+pub use uid::UIDS;
 
 /// The parent of all state folders.
 pub const ROOT: &str = "/run/kata-like";
@@ -209,9 +211,10 @@ impl StateFolder {
         format!("/proc/self/fd/{}/{name}", self.folder.as_raw_fd()).into()
     }
 
-    /// Removes the folder and all that is in it. Crosses no mount and follows no link: what is
-    /// still mounted below makes it fail with "Device or resource busy".
+    /// Removes the folder and all that is in it; the pod's user id is free. Crosses no mount and
+    /// follows no link: what is still mounted below makes it fail with "Device or resource busy".
     pub fn remove(self) -> Result<(), StateError> {
+        self.free_uid();
         let mut budget = MAX_ENTRIES;
         remove_content(self.folder.as_fd(), &self.path, 0, &mut budget)?;
         match rustix::fs::unlinkat(&self.root, &self.name, AtFlags::REMOVEDIR) {

@@ -11,14 +11,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kata_like_boot::VmBoot;
 use kata_like_config::Config;
 use kata_like_config::state::{NetworkLock, Process, Record, StateError, StateFolder, name};
 use tokio::sync::mpsc;
 
 use super::oom_score::OomScore;
 use super::sandbox::Sandbox;
-use super::{cleanup, oom_score, sources};
+use super::{cleanup, oom_score, sources, uid};
 use crate::cgroup::limits::Limits;
 use crate::cgroup::{self, Cgroup, LEAF};
 use crate::network::namespace::Namespace;
@@ -154,7 +153,7 @@ struct Read {
     split: Split,
     memory_names: MemoryNames,
     memory: MemorySize,
-    boot: VmBoot,
+    vcpus: u8,
     /// What the pod's processes are born with.
     oom_score: i32,
 }
@@ -233,7 +232,6 @@ impl Making {
             .host
             .size
             .vcpus(config.max_vcpus, kata_like_config::online_cpus());
-        let boot = machine::boot(&config, memory.bytes, vcpus, &parts);
         self.read = Some(Read {
             config,
             parts,
@@ -242,7 +240,7 @@ impl Making {
             split,
             memory_names,
             memory,
-            boot,
+            vcpus,
             oom_score,
         });
         Ok(())
@@ -383,13 +381,16 @@ impl Making {
         let (read, state) = (made(self.read.as_ref())?, made(self.state.as_ref())?);
         let leaf = made(self.leaf.as_ref())?.as_fd();
         let tree = made(self.share.as_ref())?.tree()?;
-        let vm = Vm::start(&read.parts, &read.boot, state, tree, leaf, &read.labels).await?;
+        let uid = uid::take(state).await?;
+        let (memory, vcpus) = (read.memory.bytes, read.vcpus);
+        let boot = machine::boot(&read.config, memory, vcpus, &read.parts, uid);
+        let vm = Vm::start(&read.parts, &boot, state, tree, leaf, &read.labels).await?;
         let vm = Arc::new(vm);
         let running = Arc::clone(&vm);
         undo.push(async move { running.stop().await }).await?;
         let (vmm, fsd) = vm.pids();
         made(self.ledger.as_ref())?.change(|record| {
-            record.uid = Some(read.boot.uid);
+            record.uid = Some(uid);
             record.vmm = process_of(vmm);
             record.fsd = process_of(fsd);
         })?;
@@ -440,7 +441,7 @@ impl Making {
             host_mounts: self.request.host_mounts,
             limits: self.limits.ok_or_else(none)?,
             memory: read.memory,
-            vcpus: read.boot.vcpus,
+            vcpus: read.vcpus,
             made: undo,
             host_only: self.host_only,
             stopping: tokio::sync::Mutex::default(),

@@ -213,11 +213,11 @@ fn fsd_boot(memory_bytes: u64) -> FsdBoot {
     }
 }
 
-/// What a VM is booted with.
-pub fn boot(config: &Config, memory_bytes: u64, vcpus: u8, parts: &Parts) -> VmBoot {
+/// What a VM is booted with whose VMM has this user id.
+pub fn boot(config: &Config, memory_bytes: u64, vcpus: u8, parts: &Parts, uid: u32) -> VmBoot {
     VmBoot {
         version: VERSION,
-        uid: VmBoot::own_uid(),
+        uid,
         memory_bytes,
         vcpus,
         huge_pages: match config.hugepages {

@@ -170,6 +170,7 @@ pub const UNSAFE: [&str; 28] = [
     "linux/src/signal.rs",
     "linux/src/socket.rs",
     "linux/src/tun.rs",
+    "linux/src/users.rs",
     "linux/src/watch.rs",
     "tools/test-host/src/counter.rs",
     "tools/test-host/src/direct.rs",

@@ -6,9 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BOOT_DEADLINE, Channel, ChannelError, PrintkLayout, VERSION, VmState};
 
-/// The first of the VMMs' user ids. systemd documents no range that reaches here.
-const FIRST_UID: u32 = 1_900_000_000;
-
 /// The size of the header before each frame of a tap, in bytes: `struct virtio_net_hdr_v1` (virtio
 /// 1.2, 5.1.6).
 pub const TAP_HEADER: usize = 12;
@@ -86,12 +83,6 @@ impl VmBoot {
         ];
         all.extend(fds.shares.iter().map(AsFd::as_fd));
         to.send(self, &all)
-    }
-
-    /// The user id of the calling process's one VMM: the first id plus the caller's pid. No two
-    /// living processes have the same.
-    pub fn own_uid() -> u32 {
-        FIRST_UID + std::process::id()
     }
 
     /// Receives the request, for the VMM. It must come within ten seconds. Checks version and

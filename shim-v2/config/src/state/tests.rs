@@ -246,3 +246,82 @@ fn a_network_namespace_s_lock_is_handed_over() {
     let other = File::open("/dev/null").unwrap();
     assert!(NetworkLock::inherited(other.into()).is_none());
 }
+
+/// What links there are: number and text.
+fn uids(root: &Root) -> Vec<(u32, String)> {
+    let entries = fs::read_dir(root.path()).unwrap().flatten();
+    let links = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let number = name.strip_prefix("vmm:uid:")?.parse().ok()?;
+        let text = fs::read_link(entry.path()).unwrap();
+        Some((number, text.into_os_string().into_string().unwrap()))
+    });
+    let mut links: Vec<_> = links.collect();
+    links.sort();
+    links
+}
+
+#[test]
+fn a_user_id_is_one_pod_s_until_its_state_is_removed() {
+    let root = Root::new();
+    let (web, db) = (root.create("web").unwrap(), root.create("db").unwrap());
+    let (first, second) = (web.take_uid().unwrap(), db.take_uid().unwrap());
+    assert!(UIDS.contains(&first) && UIDS.contains(&second) && first != second);
+    let of = |pod: &str| format!("pod default:{pod}");
+    let mut wanted = vec![(first, of("web")), (second, of("db"))];
+    wanted.sort();
+    assert_eq!(uids(&root), wanted);
+    // Another one, since that is somebody's.
+    let third = web.take_uid().unwrap();
+    assert!(third != first && third != second);
+    assert_eq!(uids(&root).len(), 2);
+    web.remove().unwrap();
+    db.remove().unwrap();
+    assert!(uids(&root).is_empty());
+}
+
+/// A shim that was killed between any two steps, and a folder that somebody else has removed.
+#[test]
+fn a_dead_pod_s_user_id_is_taken_over_and_no_living_one_s() {
+    let root = Root::new();
+    let (web, db) = (root.create("web").unwrap(), root.create("db").unwrap());
+    let uid = web.take_uid().unwrap();
+    fs::remove_dir_all(web.path()).unwrap();
+    drop(web);
+    assert_eq!(uids(&root).len(), 1, "the link is there");
+    assert_eq!(db.take_uid().unwrap(), uid);
+    assert_eq!(uids(&root), [(uid, "pod default:db".to_owned())]);
+    // Killed before the folder had its own link: the number is the folder's all the same.
+    fs::remove_file(db.path().join("uid")).unwrap();
+    let other = root.create("other").unwrap();
+    assert_ne!(other.take_uid().unwrap(), uid);
+    let again = root.open("db").unwrap().unwrap();
+    again.remove().unwrap();
+    let new = root.create("db").unwrap();
+    assert_eq!(new.take_uid().unwrap(), uid, "that of one with its name");
+    // What is no link of ours is left alone.
+    let foreign = root.path().join(format!("vmm:uid:{uid}"));
+    fs::remove_file(&foreign).unwrap();
+    fs::write(&foreign, "").unwrap();
+    assert_ne!(new.take_uid().unwrap(), uid);
+    new.remove().unwrap();
+    assert!(foreign.exists());
+}
+
+#[test]
+fn many_at_once_get_a_user_id_each() {
+    let root = Root::new();
+    let uids: std::collections::BTreeSet<u32> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16)
+            .map(|number| {
+                let root = &root;
+                scope.spawn(move || {
+                    let pod = root.create(&format!("pod-{number}")).unwrap();
+                    pod.take_uid().unwrap()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    assert_eq!(uids.len(), 16);
+}

@@ -1,0 +1,58 @@
+//! A user id for the pod's VMM that is nobody's: no other pod's, and no user's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_like_config::state::{StateFolder, UIDS};
+use kata_like_linux::users;
+use tokio::sync::oneshot;
+
+use crate::steps::blocking;
+use kata_like_failure::{Failure, Kind};
+
+/// How long the host's database of users may take to answer. One that asks a server which is gone
+/// takes minutes; no pod waits for that, since nobody gives out these numbers.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How many numbers are tried.
+const TRIES: usize = 16;
+
+/// Takes one; it is free again when the state folder is removed.
+pub(super) async fn take(state: &Arc<StateFolder>) -> Result<u32, Failure> {
+    for _ in 0..TRIES {
+        let folder = Arc::clone(state);
+        let uid = blocking(move || {
+            let taken = folder.take_uid();
+            taken.map_err(|cause| Failure::failed("take a user id for the VMM", cause))
+        });
+        let uid = uid.await?;
+        if !is_somebody_s(uid).await {
+            return Ok(uid);
+        }
+        tracing::info!("user id {uid} is a user's of this host: the VMM takes another");
+    }
+    let (first, last) = (UIDS.start, UIDS.end - 1);
+    Err(Failure::new(
+        Kind::Failed,
+        format!(
+            "take a user id for the VMM: this host has users with {TRIES} of the numbers tried, of {first} to {last}"
+        ),
+    ))
+}
+
+async fn is_somebody_s(uid: u32) -> bool {
+    let (tell, answer) = oneshot::channel();
+    // Not a thread of the runtime's: one that gets no answer would keep the shim from ending.
+    let thread = std::thread::Builder::new();
+    let asked = thread.spawn(move || drop(tell.send(users::is_known(uid))));
+    if let Err(error) = asked {
+        tracing::warn!("start a thread that looks up user id {uid}: {error}");
+    }
+    let why = match tokio::time::timeout(ANSWER, answer).await {
+        Ok(Ok(Ok(known))) => return known,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(_)) => "nobody asks".to_owned(),
+        Err(_) => format!("no answer within {ANSWER:?}"),
+    };
+    tracing::warn!("look up user id {uid}, which is taken for nobody's: {why}");
+    false
+}
