@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use kata_like_config::{Config, HugePages};
 
+use crate::exposure;
+
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const SELINUX_ENFORCES: &str = "/sys/fs/selinux/enforce";
 const MOUNTINFO: &str = "/proc/self/mountinfo";
@@ -63,6 +65,7 @@ pub fn notes(config: &Config, huge_pages: u64) -> Vec<String> {
                 .into(),
         );
     }
+    notes.extend(exposure::notes(Path::new("/")));
     notes
 }
 

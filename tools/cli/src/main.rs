@@ -6,6 +6,7 @@
 //! the right flag.
 
 mod boot;
+mod exposure;
 mod host;
 mod runc;
 
