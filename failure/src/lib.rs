@@ -135,13 +135,27 @@ pub fn one_line(error: &(dyn Error + 'static)) -> String {
     line.replace(['\n', '\r'], " ")
 }
 
-/// A line that the guest may have written, made safe to print: no control characters, at most
-/// `longest` characters.
+/// A line that the guest may have written, made safe to print: nothing that moves a cursor, turns
+/// the direction of a text, breaks a line or can't be seen, and at most `longest` characters.
 pub fn clean(line: &str, longest: usize) -> String {
+    let shown = |char: char| !char.is_control() && !is_unseen(char);
     line.chars()
-        .map(|char| if char.is_control() { ' ' } else { char })
+        .map(|char| if shown(char) { char } else { ' ' })
         .take(longest)
         .collect()
+}
+
+/// Whether Unicode 16 has the character as a format character (Cf), as a separator of lines (Zl) or
+/// paragraphs (Zp), or as one that is not shown (Default_Ignorable_Code_Point).
+fn is_unseen(char: char) -> bool {
+    matches!(char,
+        '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+        | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}'
+        | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+        | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -169,6 +183,47 @@ mod tests {
         let line = clean(&format!("a\u{1b}[2J\n{}", "x".repeat(5000)), 2000);
         assert_eq!(line.chars().count(), 2000);
         assert!(line.starts_with("a [2J x"), "{line}");
+    }
+
+    #[test]
+    fn nothing_turns_or_hides_a_text() {
+        for unseen in [
+            '\u{202e}',
+            '\u{2066}',
+            '\u{200b}',
+            '\u{200f}',
+            '\u{2028}',
+            '\u{ad}',
+            '\u{feff}',
+            '\u{e0041}',
+            '\u{fe0f}',
+            '\u{9b}',
+            '\u{7f}',
+            '\0',
+        ] {
+            assert_eq!(clean(&format!("a{unseen}b"), 9), "a b", "{unseen:?}");
+        }
+        let shown = "äÖß 漢字 עברית हिन्दी e\u{301} 🦀 − \u{a0}";
+        assert_eq!(clean(shown, 99), shown);
+    }
+
+    /// The standard library has a table of its own of what is not printed.
+    #[test]
+    fn what_is_replaced_is_printed_nowhere_else() {
+        let marks = ['\u{34f}', '\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}'];
+        let mark = |char: &char| {
+            let variations = ('\u{fe00}'..='\u{fe0f}').contains(char)
+                || ('\u{e0100}'..='\u{e01ef}').contains(char)
+                || ('\u{17b4}'..='\u{17b5}').contains(char)
+                || ('\u{180b}'..='\u{180f}').contains(char);
+            variations || marks.contains(char)
+        };
+        let unseen = ('\0'..=char::MAX).filter(|char| is_unseen(*char));
+        for char in unseen.filter(|char| !mark(char)) {
+            // Behind another character a mark is printed, and what has no shape is not.
+            let escaped = format!("a{char}").escape_debug().to_string();
+            assert!(escaped.starts_with("a\\u{"), "{char:?} {escaped}");
+        }
     }
 
     #[derive(Debug, thiserror::Error)]
