@@ -9,7 +9,7 @@ use kata_like_agent_protocol::agent::{
     ConnectRequest, CreateContainerRequest, Event as EventMessage, NameQuestion, OutOfMemory,
     ProcessExited, Streams as StreamsMessage, Unwritten as UnwrittenMessage,
 };
-use kata_like_agent_protocol::{is_name, status};
+use kata_like_agent_protocol::{MOST_EVENTS, is_name, status};
 use kata_like_failure::Failure;
 use kata_like_netlink::address_bytes;
 
@@ -132,7 +132,15 @@ pub fn size(width: u32, height: u32) -> Result<(u16, u16), Failure> {
     }
 }
 
-/// What the host is told unasked.
+/// How many events may be in one answer.
+pub fn most_events(most: u32) -> ttrpc::Result<usize> {
+    match usize::try_from(most) {
+        Ok(most @ 1..=MOST_EVENTS) => Ok(most),
+        _ => Err(status::of(&Failure::bad("most", format!("{most} events")))),
+    }
+}
+
+/// An event as the host is told of it.
 pub fn event_message(event: Event) -> EventMessage {
     let mut message = EventMessage::new();
     match event {

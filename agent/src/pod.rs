@@ -44,7 +44,6 @@ pub struct Pod {
     around: Arc<Surroundings>,
     dialled_at_ns: i64,
     started: AtomicBool,
-    listened_to: AtomicBool,
     /// Whether the end is done. `None`: nobody has asked for it.
     ending: OnceLock<watch::Receiver<bool>>,
 }
@@ -78,7 +77,6 @@ impl Pod {
             around: Arc::new(around),
             dialled_at_ns,
             started: AtomicBool::new(false),
-            listened_to: AtomicBool::new(false),
             ending: OnceLock::new(),
         }
     }
@@ -104,17 +102,14 @@ impl Pod {
         })
     }
 
-    /// Takes the one right to call [`Pod::next_event`].
-    pub fn listen(&self) -> Result<(), Failure> {
-        match self.listened_to.swap(true, Ordering::Relaxed) {
-            true => Err(Failure::wrong_state("the stream of events", "open", "new")),
-            false => Ok(()),
-        }
-    }
-
-    /// Waits for the next event, in order.
-    pub async fn next_event(&self) -> Event {
-        self.around.events.next().await
+    /// The first `most` events after the `received` first ones; see [`Events::after`].
+    pub async fn events_after(
+        &self,
+        received: u64,
+        most: usize,
+        patience: Duration,
+    ) -> Result<Vec<Event>, Failure> {
+        self.around.events.after(received, most, patience).await
     }
 
     /// Follows a step of the host's clock, in either direction.
@@ -137,6 +132,7 @@ impl Pod {
         if !self.started.load(Ordering::Relaxed) {
             return Err(Failure::wrong_state("the pod", "new", "started"));
         }
+        self.around.events.have_room()?;
         disks::renumber(&mut creation.spec, &creation.disks, device::disk)?;
         let mut joins = creation.joins.iter();
         let users = joins.find(|(kind, _)| *kind == LinuxNamespaceType::User);

@@ -11,16 +11,15 @@ use futures::StreamExt;
 use futures::stream;
 use kata_like_agent_protocol::agent::{
     ConfigureNetworkRequest, ConnectRequest, ContainerRequest, CreateContainerRequest,
-    CreateContainerResponse, DeviceRequest, Empty, Event as EventMessage, EventsRequest,
-    ExecRequest, ExecResponse, ListProcessesResponse, Process as ProcessMessage,
-    ResizeTerminalRequest, ServeNamesRequest, SetTimeRequest, ShutdownResponse, SignalRequest,
-    StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse,
+    CreateContainerResponse, DeviceRequest, Empty, ExecRequest, ExecResponse, NextEventsRequest,
+    NextEventsResponse, ResizeTerminalRequest, ServeNamesRequest, SetTimeRequest, ShutdownResponse,
+    SignalRequest, StartContainerRequest, StartPodRequest, StartPodResponse, StatsResponse,
     Unwritten as UnwrittenMessage, UpdateRequest,
 };
 use kata_like_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use kata_like_agent_protocol::{PROTOCOL_VERSION, status};
 use kata_like_failure::Failure;
-use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
+use ttrpc::r#async::{Server, TtrpcContext};
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::container::Container;
@@ -35,6 +34,8 @@ use crate::spec;
 
 /// How long the machine waits for the host to hang up, after the answer to Shutdown.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long a call for events waits for the first: then its answer is empty.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// Answers the host until it hangs up.
 pub async fn serve(connection: Connection, pod: Arc<Pod>) -> ttrpc::Result<()> {
@@ -89,18 +90,18 @@ impl Agent for Service {
         })
     }
 
-    async fn events(
+    async fn next_events(
         &self,
         _: &TtrpcContext,
-        _: EventsRequest,
-        host: ServerStreamSender<EventMessage>,
-    ) -> ttrpc::Result<()> {
-        self.pod.listen().map_err(|error| status::of(&error))?;
-        loop {
-            // A failure here ends the connection, and that ends the machine.
-            host.send(&convert::event_message(self.pod.next_event().await))
-                .await?;
-        }
+        request: NextEventsRequest,
+    ) -> ttrpc::Result<NextEventsResponse> {
+        let most = convert::most_events(request.most)?;
+        let next = self.pod.events_after(request.received, most, QUIET);
+        let next = next.await.map_err(|error| status::of(&error))?;
+        Ok(NextEventsResponse {
+            events: next.into_iter().map(convert::event_message).collect(),
+            ..Default::default()
+        })
     }
 
     async fn create_container(
@@ -191,24 +192,6 @@ impl Agent for Service {
         let result = container.resize(&request.exec, width, height);
         result.map_err(|error| status::of(&error))?;
         Ok(Empty::new())
-    }
-
-    async fn list_processes(
-        &self,
-        _: &TtrpcContext,
-        request: ContainerRequest,
-    ) -> ttrpc::Result<ListProcessesResponse> {
-        let container = self.container(request.container)?;
-        let processes = container.processes().map_err(|error| status::of(&error))?;
-        let message = |(pid, exec)| ProcessMessage {
-            pid,
-            exec,
-            ..Default::default()
-        };
-        Ok(ListProcessesResponse {
-            processes: processes.into_iter().map(message).collect(),
-            ..Default::default()
-        })
     }
 
     async fn stats(

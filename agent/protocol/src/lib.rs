@@ -18,7 +18,14 @@ pub mod agent_ttrpc {
 pub mod status;
 
 /// Version of `agent.proto` and of what is said about it there.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
+
+/// The longest answer of the agent in bytes, its envelope included: what the largest calls come to,
+/// `Stats` and `NextEvents`, several times over.
+pub const MAX_ANSWER: usize = 64 << 10;
+
+/// The most events in one answer.
+pub const MOST_EVENTS: usize = 64;
 
 /// The host's vsock port that the agent dials, once, to be called on that connection.
 pub const AGENT_PORT: u32 = 1024;

@@ -16,13 +16,18 @@ const CODES: [(Kind, Code); 5] = [
     (Kind::DeadlineExceeded, Code::DEADLINE_EXCEEDED),
 ];
 
+/// The longest text of a status in characters: with it an answer stays below
+/// [`MAX_ANSWER`](crate::MAX_ANSWER).
+const MAX_TEXT: usize = 8000;
+
 /// The status that answers a call which ended with `failure`: its code, and the chain of causes on
-/// one line.
+/// one line, cut off after 8000 characters.
 pub fn of(failure: &Failure) -> ttrpc::Error {
     let kind = failure.kind();
     let found = CODES.iter().find(|(of, _)| *of == kind);
     let code = found.map_or(Code::UNKNOWN, |(_, code)| *code);
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, one_line(failure)))
+    let line: String = one_line(failure).chars().take(MAX_TEXT).collect();
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, line))
 }
 
 /// The kind of the failure that a status with `code` tells of.
@@ -52,5 +57,7 @@ mod tests {
             assert_eq!(status.code(), Code::UNKNOWN);
         }
         assert_eq!(kind(Code::UNIMPLEMENTED), Kind::Failed);
+        let long = of(&Failure::new(Kind::Failed, "\u{1f980}".repeat(1 << 20)));
+        assert!(long.to_string().len() < crate::MAX_ANSWER);
     }
 }

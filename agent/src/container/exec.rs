@@ -26,6 +26,7 @@ impl Container {
         if self.placeholder.is_some() {
             return Err(self.runs_nothing());
         }
+        self.around.events.have_room()?;
         let (init, cgroup) = {
             let mut state = self.state();
             let (Some(init), Some(cgroup), true) = (

@@ -1,15 +1,14 @@
-//! What the host asks of a container's processes: signals, the size of a terminal, a list.
+//! What the host asks of a container's processes: signals, the size of a terminal.
 //!
 //! Called by `service.rs`. Each call answers at once, whatever else the container is doing.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use kata_like_failure::{Failure, Step};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::container::{Container, SIGKILL};
-use crate::process::{self, Process};
+use crate::process;
 
 impl Container {
     /// Sends a signal to the init, or to an exec.
@@ -61,25 +60,6 @@ impl Container {
         let process = self.process(exec).ok_or_else(|| self.no_process(exec))?;
         let resized = process.streams().resize(width, height);
         resized.step(|| format!("resize the terminal of {}", self.named(exec)))
-    }
-
-    /// Lists the processes, the init first, with the names of execs.
-    pub fn processes(&self) -> Result<Vec<(u32, String)>, Failure> {
-        let mut pids = self.cgroup()?.pids().step(|| "list its processes")?;
-        let state = self.state();
-        let init = state.init.as_ref().map(|init| init.pid());
-        pids.sort_by_key(|pid| Some(*pid) != init);
-        let exec = |pid| {
-            let mut execs = state.execs.iter();
-            let process = |process: &Option<Arc<Process>>| process.as_ref().map(|it| it.pid());
-            execs
-                .find(|exec| process(exec.1) == Some(pid))
-                .map_or("", |(name, _)| name)
-        };
-        Ok(pids
-            .into_iter()
-            .map(|pid| (pid, exec(pid).to_owned()))
-            .collect())
     }
 
     /// Whether the container has processes, zombies aside.

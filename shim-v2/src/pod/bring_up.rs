@@ -409,7 +409,7 @@ impl Making {
         let clock = Clock::watch().step(watch)?;
         let guest = vm.guest(Arc::clone(state), &self.request.id).await?;
         let memory = made(self.read.as_ref())?.memory;
-        let happened = vm.follow(&guest, memory).await?;
+        let happened = vm.follow(&guest, memory);
         clock.follow(guest.clone()).step(watch)?;
         self.guest = Some((guest, happened));
         Ok(())

@@ -18,6 +18,7 @@ use super::process::{Exit, Exited};
 use super::sandbox::Sandbox;
 use super::{KILL, KILLED, Pod, Slot};
 use crate::bundle;
+use crate::log::Budget;
 use crate::vm::agent::Event;
 use crate::vm::ending;
 
@@ -72,7 +73,10 @@ impl Pod {
             entry.map(|entry| Arc::clone(&entry.container))
         };
         let Some(container) = container else {
-            tracing::warn!("the guest sent an event of an unknown process");
+            static STRANGE: Budget = Budget::new();
+            STRANGE.spend(|left_out| {
+                tracing::warn!(left_out, "the guest sent an event of an unknown container");
+            });
             return;
         };
         if !container.tells_out_of_memory() {
@@ -81,10 +85,17 @@ impl Pod {
         if let Ok(sandbox) = container.sandbox() {
             let limit = container.host_side.limits().memory;
             let limit = limits::out_of_memory(limit, &sandbox.memory);
-            tracing::warn!(container = id, "out of memory: {limit}");
+            static TOLD: Budget = Budget::new();
+            TOLD.spend(|left_out| {
+                tracing::warn!(container = id, left_out, "out of memory: {limit}");
+            });
         }
         if let Err(error) = bundle::note_out_of_memory(&container.bundle) {
-            tracing::warn!(container = id, %error, "note in the bundle that memory ran out");
+            static FAILED: Budget = Budget::new();
+            FAILED.spend(|left_out| {
+                let what = "note in the bundle that memory ran out";
+                tracing::warn!(container = id, %error, left_out, "{what}");
+            });
         }
         self.events
             .publish(TaskEvent::OutOfMemory { container: id });

@@ -2,7 +2,8 @@
 //!
 //! Called by `machine` with the end of the socket that the VMM joins to the agent's dial. The
 //! agent's messages stop here. Whatever comes from the guest is hostile: a text is cleaned and cut,
-//! a number checked against its range, a name must be one that the shim gave.
+//! a number checked against its range, a name must be one that the shim gave. How much of it may
+//! come is decided by `gate`, how often by `follow`.
 //!
 //! A call goes on when its caller leaves. It is given up when the VM ends, when the guest shows no
 //! progress for [`PATIENCE`], or at its own limit.
@@ -19,6 +20,7 @@ use protobuf::MessageField;
 use rustix::system::uname;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::with_duration;
 
@@ -29,10 +31,14 @@ use kata_like_failure::{Failure, Kind};
 mod control;
 mod event;
 mod figures;
+mod follow;
+mod gate;
 mod network;
 mod streams;
 
+use event::clean;
 pub use event::{Event, NameQuestion};
+use gate::{Gate, Offence};
 pub use network::{GuestInterface, Interface};
 use streams::streams_of;
 pub use streams::{StreamTokens, new_token};
@@ -45,13 +51,12 @@ const LOOK: Duration = Duration::from_secs(2);
 const MAKE: Duration = Duration::from_secs(300);
 /// The limit of calls that only ask or tell.
 const ASK: Duration = Duration::from_secs(30);
-/// The longest text of the guest's in an error.
-const MAX_TEXT: usize = 2000;
 
 /// The agent, as the shim's server. Clones share the connection.
 #[derive(Clone)]
 pub struct Agent {
     client: AgentClient,
+    offence: Offence,
     vmm: Vmm,
     /// The guest has shown no progress while it owed an answer.
     stuck: Arc<AtomicBool>,
@@ -66,9 +71,10 @@ impl std::fmt::Debug for Agent {
 impl Agent {
     /// Takes the connection. Needs a runtime of tokio.
     pub fn new(connection: UnixStream, vmm: Vmm) -> Self {
-        let client = ttrpc::asynchronous::Client::new(Socket::from(connection));
+        let (client, offence) = client(connection);
         Self {
-            client: AgentClient::new(client),
+            client,
+            offence,
             vmm,
             stuck: Arc::default(),
         }
@@ -79,7 +85,8 @@ impl Agent {
         self.stuck.load(Ordering::SeqCst)
     }
 
-    /// Makes a call and waits for its answer. The work is a task of its own.
+    /// Makes a call and waits for its answer. The work is a task of its own, which ends with a call
+    /// that is given up.
     async fn call<T: Send + 'static>(
         &self,
         what: &str,
@@ -87,6 +94,18 @@ impl Agent {
         work: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
     ) -> Result<T, Failure> {
         let mut work = tokio::spawn(work);
+        let answer = self.answer(what, limit, &mut work).await;
+        // Of one that was answered nothing is left.
+        work.abort();
+        answer
+    }
+
+    async fn answer<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut work: &mut JoinHandle<ttrpc::Result<T>>,
+    ) -> Result<T, Failure> {
         let begin = Instant::now();
         let (mut progress, mut changed) = (None, begin);
         loop {
@@ -119,6 +138,9 @@ impl Agent {
         let status = match error {
             ttrpc::Error::RpcStatus(status) => status,
             other => {
+                if let Some(why) = self.offence.get() {
+                    return gone(what, why);
+                }
                 // A connection that breaks is the VM's end most often, which says more.
                 if let Ok(why) =
                     tokio::time::timeout(Duration::from_secs(1), self.vmm.ended()).await
@@ -151,42 +173,13 @@ impl Agent {
 
     /// Follows the agent's events in a task of its own. The answer is why the events have ended,
     /// when they have.
-    pub async fn follow_events(
-        &self,
-        events: mpsc::Sender<Event>,
-    ) -> Result<oneshot::Receiver<String>, Failure> {
-        let what = "follow the guest's events";
-        let request = agent::EventsRequest::new();
-        let client = self.client.clone();
-        // No deadline: the call lasts as long as the pod.
-        let opened = async move {
-            client
-                .events(ttrpc::context::Context::default(), &request)
-                .await
-        };
-        let mut stream = self.call(what, ASK, opened).await?;
+    pub fn follow_events(&self, events: mpsc::Sender<Event>) -> oneshot::Receiver<String> {
+        let followed = follow::follow(self.client.clone(), Arc::clone(&self.offence), events);
         let (tell, ended) = oneshot::channel();
         tokio::spawn(async move {
-            let why = loop {
-                match stream.recv().await {
-                    Ok(Some(event)) => match event::checked(event) {
-                        // Where many wait, the guest waits too.
-                        Some(event) => {
-                            if events.send(event).await.is_err() {
-                                break "nobody listens to the pod's events".to_owned();
-                            }
-                        }
-                        None => tracing::warn!("the guest sent an event that is not one"),
-                    },
-                    Ok(None) => break "the agent has ended its events".to_owned(),
-                    Err(error) => {
-                        break format!("the agent is gone: {}", clean(&error.to_string()));
-                    }
-                }
-            };
-            let _ = tell.send(why);
+            let _ = tell.send(followed.await);
         });
-        Ok(ended)
+        ended
     }
 
     /// Makes a container.
@@ -382,6 +375,14 @@ pub struct PodStarted {
     pub agent_version: String,
 }
 
+/// The client of an agent on this connection, and what the guest does to have it ended.
+fn client(connection: UnixStream) -> (AgentClient, Offence) {
+    let gate = Gate::new(connection);
+    let offence = gate.offence();
+    let client = ttrpc::asynchronous::Client::new(Socket::new(gate));
+    (AgentClient::new(client), offence)
+}
+
 /// CLOCK_REALTIME in nanoseconds.
 fn host_time_ns() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -403,9 +404,4 @@ fn gone(what: &str, why: &str) -> Failure {
 
 fn late(what: &str, why: &str) -> Failure {
     Failure::new(Kind::DeadlineExceeded, format!("{what}: {why}"))
-}
-
-/// A text of the guest's.
-fn clean(text: &str) -> String {
-    kata_like_failure::clean(text, MAX_TEXT)
 }

@@ -129,13 +129,9 @@ impl Vm {
 
     /// Follows the guest's events. From now on the end of any part ends the VM, which is the last
     /// event. Where the VM lacked memory, its reason has `memory`.
-    pub async fn follow(
-        &self,
-        guest: &Guest,
-        memory: MemorySize,
-    ) -> Result<mpsc::Receiver<Event>, Failure> {
+    pub fn follow(&self, guest: &Guest, memory: MemorySize) -> mpsc::Receiver<Event> {
         let (events, happened) = mpsc::channel(EVENTS);
-        let events_over = guest.agent.follow_events(events.clone()).await?;
+        let events_over = guest.agent.follow_events(events.clone());
         // Children only: this task must not keep the VM alive.
         let (vmm, fsd) = (self.vmm.child().clone(), self.fsd.child().clone());
         let over = either_ended(self.vmm.ended(), self.fsd.ended());
@@ -162,7 +158,7 @@ impl Vm {
                 let _ = events.send(Event::Ended { reason }).await;
             }
         });
-        Ok(happened)
+        happened
     }
 
     /// Ends VMM and fs server.

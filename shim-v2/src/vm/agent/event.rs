@@ -1,4 +1,4 @@
-//! The guest's events, checked: names, ranges, times.
+//! The guest's events, checked: names, ranges, times. Its other texts are cleaned.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,6 +7,8 @@ use kata_like_agent_protocol::{TOKEN_LENGTH, agent, is_name};
 
 /// The latest time that is taken for one: 2^62 ns, in the year 2116.
 const MAX_TIME: i64 = 1 << 62;
+/// The longest text of the guest's in an error, in characters.
+const MAX_TEXT: usize = 2000;
 
 /// What the guest says by itself, or happens to it, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +47,11 @@ pub struct NameQuestion {
     pub address: IpAddr,
     /// Whether it came by TCP.
     pub tcp: bool,
+}
+
+/// A text of the guest's.
+pub(super) fn clean(text: &str) -> String {
+    kata_like_failure::clean(text, MAX_TEXT)
 }
 
 /// An event that can be.
