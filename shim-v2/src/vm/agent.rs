@@ -30,7 +30,7 @@ use kata_like_failure::{Failure, Kind};
 
 mod control;
 mod event;
-mod figures;
+pub mod figures;
 mod follow;
 mod gate;
 mod network;

@@ -4,9 +4,11 @@ use containerd_shim_protos::cgroups_v2::metrics as cgroups;
 
 use kata_like_agent_protocol::agent::{DeviceIo, HugePages, StatsResponse};
 use kata_like_failure::Failure;
+use protobuf::MessageDyn;
 use ttrpc::Code;
 
 use super::*;
+use crate::vm::agent::figures::{CPU_KEYS, EVENT_KEYS, MEMORY_KEYS, bounded};
 
 fn any_of(type_url: &str, value: &[u8]) -> Any {
     Any {
@@ -213,6 +215,50 @@ fn stats_are_those_of_a_cgroup_v2() {
         panic!("{:?}", metrics.hugetlb);
     };
     assert_eq!((pages.pagesize.as_str(), pages.current), ("2MB", 11));
+}
+
+/// What is taken of the guest's files is what containerd is told: no key is missing, and none is
+/// taken for nothing.
+#[test]
+fn each_key_that_is_taken_is_told() {
+    let file = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), 7)).collect();
+    let keys = [CPU_KEYS.as_slice(), &MEMORY_KEYS, &EVENT_KEYS];
+    let told = |without: &str| {
+        let [cpu, memory, events] = keys.map(|keys| {
+            let kept = keys.iter().filter(|key| **key != without).copied();
+            file(&kept.collect::<Vec<_>>())
+        });
+        let stats = bounded(StatsResponse {
+            cpu_stat: cpu,
+            memory_stat: memory,
+            memory_events: events,
+            ..Default::default()
+        });
+        let any = super::super::stats::any(&stats).expect("a small message");
+        let metrics = cgroups::Metrics::parse_from_bytes(&any.value).expect("our own message");
+        let parts: [&dyn MessageDyn; 3] =
+            [&*metrics.cpu, &*metrics.memory, &*metrics.memory_events];
+        parts.map(|part| part.write_to_bytes_dyn().expect("a small message"))
+    };
+    let all = told("");
+    for key in keys.concat() {
+        assert_ne!(told(key), all, "{key} is taken and not told");
+    }
+    let missing = |message: &dyn MessageDyn| {
+        let all = message.descriptor_dyn();
+        let missing = all.fields().filter(|field| !field.has_field(message));
+        missing.map(|field| field.name().to_owned()).collect()
+    };
+    let cpu = cgroups::CPUStat::parse_from_bytes(&all[0]).expect("our own message");
+    let memory = cgroups::MemoryStat::parse_from_bytes(&all[1]).expect("our own message");
+    let events = cgroups::MemoryEvents::parse_from_bytes(&all[2]).expect("our own message");
+    let none: [Vec<String>; 3] = [missing(&cpu), missing(&memory), missing(&events)];
+    // What is in other files, or is not told.
+    let cpu = ["psi", "nr_bursts", "burst_usec"];
+    let usage = ["usage", "usage_limit", "swap_usage", "swap_limit"];
+    let peaks = ["max_usage", "swap_max_usage", "psi"];
+    let wanted = [cpu.as_slice(), &usage, &peaks].concat();
+    assert_eq!(none.concat(), wanted);
 }
 
 #[test]
