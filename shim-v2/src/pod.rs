@@ -41,6 +41,7 @@ mod exits;
 mod freeze;
 mod hooks;
 mod host_side;
+mod kill;
 mod limits;
 mod mounts;
 mod oom_score;
@@ -278,63 +279,6 @@ impl Pod {
             exec: exec.exec,
         });
         Ok(())
-    }
-
-    /// Signals a process; with `all` every process of the container.
-    pub async fn kill(
-        self: Arc<Self>,
-        id: String,
-        exec: String,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), Failure> {
-        let (container, process) = self.find(&id, &exec)?;
-        // With `all` an exec is named for nothing, as with runc.
-        let all = all && exec.is_empty();
-        {
-            let life = process.life();
-            if life.has_exited() {
-                return if all { Ok(()) } else { Err(finished()) };
-            }
-            if !exec.is_empty() && life.status() == Status::Created && !life.is_under_way() {
-                return Err(Failure::new(
-                    Kind::WrongState,
-                    format!("exec {exec:?} of container {id:?} is not started"),
-                ));
-            }
-        }
-        let sandbox = Arc::clone(container.sandbox()?);
-        let pod = Arc::clone(&self);
-        let killed = at_once(async move {
-            let killed = sandbox.guest.agent.signal(&id, &exec, signal, all).await;
-            if killed.is_ok() && signal == KILL && exec.is_empty() {
-                pod.expect_exit(&sandbox, process);
-            }
-            if let Err(error) = &killed
-                && error.kind() == Kind::DeadlineExceeded
-                && signal == KILL
-            {
-                // A guest that can't even be told to kill holds nothing worth keeping.
-                pod.give_up(
-                    &sandbox,
-                    &format!("SIGKILL went unanswered: {}", error.one_line()),
-                )
-                .await;
-            }
-            killed
-        });
-        match killed.await {
-            // The signal is on its way; that it has not arrived yet is nothing a caller could see.
-            None => Ok(()),
-            Some(Err(error)) if error.kind() == Kind::NotFound => {
-                if all {
-                    Ok(())
-                } else {
-                    Err(finished())
-                }
-            }
-            Some(killed) => Ok(killed?),
-        }
     }
 
     /// Sets the size of a process's terminal.

@@ -39,6 +39,8 @@ pub(super) struct Process {
     pub(super) size: Mutex<(u32, u32)>,
     /// `CloseIO` came before the streams were there.
     pub(super) stdin_closed: AtomicBool,
+    /// An init's: it was killed in the guest, and its exit is waited for.
+    pub(super) kill_expected: AtomicBool,
 }
 
 impl Process {
@@ -60,6 +62,7 @@ impl Process {
             stand_in: Mutex::default(),
             size: Mutex::new((0, 0)),
             stdin_closed: AtomicBool::new(false),
+            kill_expected: AtomicBool::new(false),
         }
     }
 

@@ -20,7 +20,6 @@ use super::{KILL, KILLED, Pod, Slot};
 use crate::bundle;
 use crate::log::Budget;
 use crate::vm::agent::Event;
-use crate::vm::ending;
 
 /// How long the execs of an init that has exited may take until their exits are told.
 const EXECS_DEADLINE: Duration = Duration::from_secs(10);
@@ -105,19 +104,6 @@ impl Pod {
     pub(super) async fn give_up(self: &Arc<Self>, sandbox: &Arc<Sandbox>, reason: &str) {
         self.lose_all(&Arc::downgrade(sandbox), reason);
         self.stop_sandbox(sandbox).await;
-    }
-
-    /// An init that was killed goes: it may have much to write back, and is waited for as long as
-    /// that becomes less. One that does not go takes the pod with it.
-    pub(super) fn expect_exit(self: &Arc<Self>, sandbox: &Arc<Sandbox>, init: Arc<Process>) {
-        let (pod, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
-        tokio::spawn(async move {
-            let is_gone = || init.life().has_exited();
-            if let Err(why) = ending::killed(&sandbox.guest, is_gone).await {
-                let reason = format!("SIGKILL had no effect: {why}");
-                pod.give_up(&sandbox, &reason).await;
-            }
-        });
     }
 
     /// Tells every exit of a sandbox whose VM has ended.

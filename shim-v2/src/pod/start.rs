@@ -136,11 +136,12 @@ impl Pod {
     /// Watches a stand-in. If it ends and we have not ended it, somebody has killed it: then its
     /// task is killed too.
     pub(super) fn watch_stand_in(
-        &self,
+        self: &Arc<Self>,
         container: &Arc<Container>,
         process: &Arc<Process>,
         stand_in: Child,
     ) {
+        let pod = Arc::clone(self);
         let (container, process) = (Arc::downgrade(container), Arc::downgrade(process));
         tokio::spawn(async move {
             let exit = stand_in.exited().await;
@@ -161,8 +162,9 @@ impl Pod {
                 exec,
                 "the task's stand-in {exit}: its task is killed too"
             );
-            let agent = &sandbox.guest.agent;
-            if let Err(error) = agent.signal(id, exec, KILL, process.is_init()).await {
+            let all = process.is_init();
+            let killed = pod.signal(sandbox, &container, &process, KILL, all);
+            if let Err(error) = killed.await {
                 let error = error.one_line();
                 tracing::warn!(
                     container = id,

@@ -85,6 +85,11 @@ impl Agent {
         self.stuck.load(Ordering::SeqCst)
     }
 
+    /// The guest was found not to move any more.
+    pub fn is_found_stuck(&self) {
+        self.stuck.store(true, Ordering::SeqCst);
+    }
+
     /// Makes a call and waits for its answer. The work is a task of its own, which ends with a call
     /// that is given up.
     async fn call<T: Send + 'static>(
@@ -127,7 +132,7 @@ impl Agent {
             if now != progress {
                 (progress, changed) = (now, Instant::now());
             } else if changed.elapsed() >= PATIENCE {
-                self.stuck.store(true, Ordering::SeqCst);
+                self.is_found_stuck();
                 let why = format!("the guest has shown no progress for {PATIENCE:?}");
                 return Err(late(what, &self.vmm.with_state(&why).await));
             }
@@ -297,15 +302,15 @@ impl Agent {
     }
 
     /// Has the guest end, and answers what the host does not have yet of what its containers have
-    /// written. Nothing: it resets.
+    /// written. Nothing: it resets. Called again and again, so that each answer comes soon.
     pub async fn shutdown(&self) -> Result<Option<Unwritten>, Failure> {
         let client = self.client.clone();
         let work = async move {
             client
-                .shutdown(with_duration(MAKE), &agent::Empty::new())
+                .shutdown(with_duration(ASK), &agent::Empty::new())
                 .await
         };
-        let answer = self.call("shut the guest down", MAKE, work).await?;
+        let answer = self.call("shut the guest down", ASK, work).await?;
         let left = answer.left.unwrap_or_default();
         Ok((!answer.done).then(|| Unwritten::of(&left)))
     }

@@ -11,8 +11,11 @@ use super::guest::Guest;
 
 /// For how long what is left may not become less at the end of a pod.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The same for a process that was killed: giving back much memory takes its time, too.
-const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a process that was killed: giving back much memory takes its time, too, and a lock
+/// that it waits for may hold it for half a minute.
+pub const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a placeholder, which has neither.
+pub const PLACEHOLDER_PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at one.
 const LOOK: Duration = Duration::from_secs(2);
 /// For how long it may become less: a guest that gives its bytes back one by one is not waited for.
@@ -45,8 +48,12 @@ pub async fn write_back(guest: &Guest) {
 
 /// Waits until a process that was killed is gone, or the VM is. The error is why there is nothing
 /// to wait for.
-pub async fn killed(guest: &Guest, is_gone: impl Fn() -> bool) -> Result<(), String> {
-    let mut watch = Watch::new(KILL_PATIENCE);
+pub async fn killed(
+    guest: &Guest,
+    patience: Duration,
+    is_gone: impl Fn() -> bool,
+) -> Result<(), String> {
+    let mut watch = Watch::new(patience);
     loop {
         tokio::time::sleep(LOOK).await;
         if is_gone() || guest.is_ending() {
