@@ -49,6 +49,7 @@ pub mod process;
 mod sandbox;
 mod sources;
 mod start;
+mod stats;
 mod uid;
 mod update;
 
@@ -232,10 +233,21 @@ impl Pod {
         Ok(std::iter::once(init).chain(execs).collect())
     }
 
-    /// A container's stats, until it is deleted.
-    pub async fn stats(&self, id: &str) -> Result<StatsResponse, Failure> {
+    /// A container's stats, until it is deleted: those of now, or the last ones.
+    pub async fn stats(&self, id: &str) -> Result<Arc<StatsResponse>, Failure> {
         let (container, _) = self.find(id, "")?;
-        container.sandbox()?.guest.agent.stats(id).await
+        let agent = container.sandbox()?.guest.agent.clone();
+        let late = |why| {
+            let text = format!("read the stats of container {id}: {why}");
+            Failure::new(Kind::DeadlineExceeded, text)
+        };
+        if agent.is_stuck() {
+            return Err(late("the guest has shown no progress"));
+        }
+        let asked = id.to_owned();
+        let ask = || async move { agent.stats(&asked).await };
+        let answer = container.stats.within(AT_ONCE, ask).await;
+        answer.unwrap_or_else(|| Err(late("the guest does not answer, and there are none yet")))
     }
 
     /// Makes an exec known; it has no process before its start.

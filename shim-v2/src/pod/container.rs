@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::host_side::HostSide;
 use super::process::{Exit, Freeze, Life, Status};
 use super::sandbox::Sandbox;
+use super::stats::Stats;
 use crate::bundle::Role;
 use crate::share::RootfsMount;
 use crate::stand_in::StandIn;
@@ -87,6 +88,7 @@ pub(super) struct Container {
     pub(super) init: Arc<Process>,
     pub(super) execs: Mutex<HashMap<String, Arc<Process>>>,
     pub(super) freeze: Mutex<Freeze>,
+    pub(super) stats: Stats,
     /// When it was last told that the container ran out of memory.
     out_of_memory: Mutex<Option<Instant>>,
     /// Told when a deletion has ended.
@@ -111,6 +113,7 @@ impl Container {
             init: Arc::new(init),
             execs: Mutex::default(),
             freeze: Mutex::default(),
+            stats: Stats::default(),
             out_of_memory: Mutex::default(),
             deleted: watch::Sender::new(()),
         }
