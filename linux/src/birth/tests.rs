@@ -1,3 +1,5 @@
+//! Children of the test, and what they are born with.
+
 use super::*;
 use std::io::Read;
 
