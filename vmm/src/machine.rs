@@ -361,7 +361,11 @@ fn emptied(result: Result<(), SlotsError>) -> VmReport {
 /// Gives up what the process has beside its descriptors. Before the first thread: most of this
 /// concerns the calling one, and those that it starts.
 fn confine(boot: &VmBoot, process: Pid) -> Result<(), BuildError> {
-    kata_like_jail::enter_empty_root()?;
+    if !kata_like_jail::enter_empty_root()? {
+        eprintln!(
+            "kata-like-vmm: the SELinux label forbids an empty root: it keeps files off alone"
+        );
+    }
     kata_like_jail::drop_identity(boot.uid)?;
     if !kata_like_jail::shut_out()? {
         eprintln!("kata-like-vmm: the kernel has no Landlock: files are kept off by the rest");

@@ -2,6 +2,7 @@
 
 use kata_like_linux::namespace::unshare;
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
@@ -14,7 +15,10 @@ use crate::{JailError, failed};
 /// From now on `/` is an empty directory that nothing can be added to, and the only mount in a
 /// mount namespace of the process's own. Open files stay. For a process with one thread; needs
 /// CAP_SYS_ADMIN.
-pub fn enter_empty_root() -> Result<(), JailError> {
+///
+/// False: the process has an SELinux label that may not use such a directory, and its root is what
+/// it was. Nothing else refuses root a directory, and that label itself keeps files off.
+pub fn enter_empty_root() -> Result<bool, JailError> {
     let step = "make an empty root directory";
     let tmpfs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed(step))?;
     // Room for nothing but the root directory itself, were it ever writable.
@@ -33,9 +37,13 @@ pub fn enter_empty_root() -> Result<(), JailError> {
     mount_change(c"/", private).map_err(failed("cut the mount namespace off the host's"))?;
     let onto_root = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&root, c"", CWD, c"/", onto_root).map_err(failed("attach the empty root"))?;
-    fchdir(&root).map_err(failed("change into the empty root"))?;
+    match fchdir(&root) {
+        Err(Errno::ACCESS) => return Ok(false),
+        entered => entered.map_err(failed("change into the empty root"))?,
+    }
     pivot_root(c".", c".").map_err(failed("take the empty root"))?;
     // Both roots are at "." now, with the old one on top (pivot_root(2)).
     unmount(c".", UnmountFlags::DETACH).map_err(failed("detach the old root directory"))?;
-    chdir(c"/").map_err(failed("change into the new root directory"))
+    chdir(c"/").map_err(failed("change into the new root directory"))?;
+    Ok(true)
 }
