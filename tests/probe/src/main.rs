@@ -10,11 +10,14 @@
 //! It unmounts and renames what it can. So it does nothing if the root has no file `MARK`, which no
 //! machine has and the tests put into each container's root.
 //!
+//! As `/init` of a guest it is a hostile agent (`agent`).
+//!
 //! Roles, by the first argument: `pause` waits for ever; `hook FILE` is a hook that stores its
 //! input in FILE; those in `tools` do what busybox can't; anything else prints the report.
 
 #![no_main]
 
+mod agent;
 mod attempts;
 mod places;
 mod process;
@@ -36,6 +39,9 @@ const MARK: &str = "/.root-of-a-probe";
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
     let arguments: Vec<String> = std::env::args().collect();
+    if std::process::id() == 1 && arguments.first().is_some_and(|called| called == "/init") {
+        agent::serve();
+    }
     if let Some(line) = tools::run(arguments.get(1..).unwrap_or_default()) {
         return c_int::from(writeln!(std::io::stdout(), "{line}").is_err());
     }

@@ -55,8 +55,15 @@ pub const PARTS: [Part; 11] = [
     part("callers", 5, &["docker", "callers"]),
     part(
         "faults and hostile",
-        7,
-        &["faults", "bad_input", "slow_hosts", "figures", "processes"],
+        14,
+        &[
+            "faults",
+            "hostile_agent",
+            "bad_input",
+            "slow_hosts",
+            "figures",
+            "processes",
+        ],
     ),
 ];
 
