@@ -7,7 +7,7 @@
 //! mapping is the guest's alone until its kernel writes it back; the test measures how long that
 //! takes.
 //!
-//! `KATA_LIKE_KILL_ROUNDS` is the number of kills, by default 200; the databases' share grows with
+//! `KATA_LIKE_KILL_ROUNDS` is the number of kills, by default 100; the databases' share grows with
 //! it. `KATA_LIKE_KILL_SEED` repeats the moments of an earlier run, as far as moments can be
 //! repeated.
 
@@ -32,7 +32,7 @@ const MAPPED_BOUND: Duration = Duration::from_secs(5);
 fn rounds() -> TestResult<u64> {
     match std::env::var("KATA_LIKE_KILL_ROUNDS") {
         Ok(text) => Ok(text.parse()?),
-        Err(_) => Ok(200),
+        Err(_) => Ok(100),
     }
 }
 
