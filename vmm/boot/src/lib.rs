@@ -41,4 +41,4 @@ const BOOT_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The version of the messages in this crate. A child refuses any other version; its error has
 /// both.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
