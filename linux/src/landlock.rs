@@ -5,10 +5,11 @@
 //! thread to take them.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-const VERSION: u64 = 1 << 0; // LANDLOCK_CREATE_RULESET_VERSION
-const PATH_BENEATH: u64 = 1; // LANDLOCK_RULE_PATH_BENEATH
+use crate::numbers;
+
+const PATH_BENEATH: usize = 1; // LANDLOCK_RULE_PATH_BENEATH
 
 /// What is done to files, as the bits of `LANDLOCK_ACCESS_FS_…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,16 +63,57 @@ struct Beneath {
 
 /// The version of the kernel's Landlock, from 1 on; 0 where it has none or it is switched off.
 pub fn version() -> u32 {
-    // SAFETY: with this flag the kernel takes no structure: a null pointer and no size.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<Handled>(),
-            0usize,
-            VERSION,
-        )
-    };
-    u32::try_from(version).unwrap_or(0)
+    let version = numbers::Call::LandlockVersion.answer();
+    version.map_or(0, |version| u32::try_from(version).unwrap_or(0))
+}
+
+/// The calls that read a structure.
+#[derive(Clone, Copy)]
+enum Call<'a> {
+    /// landlock_create_ruleset(2).
+    Create(&'a Handled),
+    /// landlock_add_rule(2).
+    Add(BorrowedFd<'a>, &'a Beneath),
+}
+
+impl Call<'_> {
+    /// Makes the call. Returns the descriptor that it has made, if it makes one.
+    fn make(self) -> io::Result<Option<OwnedFd>> {
+        let (number, arguments) = match self {
+            Self::Create(handled) => (
+                libc::SYS_landlock_create_ruleset,
+                [
+                    std::ptr::from_ref(handled) as usize,
+                    size_of::<Handled>(),
+                    0,
+                    0,
+                ],
+            ),
+            Self::Add(ruleset, beneath) => (
+                libc::SYS_landlock_add_rule,
+                [
+                    ruleset.as_raw_fd() as usize,
+                    PATH_BENEATH,
+                    std::ptr::from_ref(beneath) as usize,
+                    0,
+                ],
+            ),
+        };
+        let [first, second, third, fourth] = arguments;
+        // SAFETY: of the first call the kernel reads as many bytes at the first argument as the
+        // second says, the size of the structure there; of the second, for this kind of rule, one
+        // `struct landlock_path_beneath_attr` at the third, which is one. Both are borrowed until
+        // the call returns. What the first returns is a new descriptor that nobody else owns; the
+        // second returns 0.
+        unsafe {
+            let answer = libc::syscall(number, first, second, third, fourth);
+            match (self, RawFd::try_from(answer)) {
+                (Self::Create(_), Ok(made)) if made >= 0 => Ok(Some(OwnedFd::from_raw_fd(made))),
+                (Self::Add(..), Ok(0)) => Ok(None),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+    }
 }
 
 /// What a thread is going to give up, and the exceptions.
@@ -86,24 +128,11 @@ impl Ruleset {
     /// abstract sockets. ENOSYS or EOPNOTSUPP where there is no Landlock.
     pub fn everything() -> io::Result<Self> {
         let handled = Handled::by(version());
-        // SAFETY: the kernel reads as many bytes at the first argument as the second says, the
-        // size of the structure there. Upon success it returns a new descriptor that nobody else
-        // owns.
-        unsafe {
-            let made = libc::syscall(
-                libc::SYS_landlock_create_ruleset,
-                std::ptr::from_ref(&handled),
-                size_of::<Handled>(),
-                0u64,
-            );
-            match RawFd::try_from(made) {
-                Ok(descriptor) if descriptor >= 0 => Ok(Self {
-                    descriptor: OwnedFd::from_raw_fd(descriptor),
-                    handled,
-                }),
-                _ => Err(io::Error::last_os_error()),
-            }
-        }
+        let descriptor = Call::Create(&handled).make()?;
+        Ok(Self {
+            descriptor: descriptor.ok_or(io::ErrorKind::Unsupported)?,
+            handled,
+        })
     }
 
     /// Except `access` to what is in and below `directory`, mounts that come later included.
@@ -112,38 +141,18 @@ impl Ruleset {
             allowed: access.0 & self.handled.files,
             parent: directory.as_fd().as_raw_fd(),
         };
-        // SAFETY: for this kind of rule the kernel reads one `struct landlock_path_beneath_attr`
-        // at the third argument, and `beneath` is one.
-        let added = unsafe {
-            libc::syscall(
-                libc::SYS_landlock_add_rule,
-                self.descriptor.as_raw_fd(),
-                PATH_BENEATH,
-                std::ptr::from_ref(&beneath),
-                0u64,
-            )
-        };
-        match added {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        Call::Add(self.descriptor.as_fd(), &beneath)
+            .make()
+            .map(drop)
     }
 
     /// From now on it holds for the calling thread and those that it makes, for ever. EPERM without
     /// no_new_privs.
     pub fn restrict_thread(self) -> io::Result<()> {
-        // SAFETY: landlock_restrict_self takes a descriptor and flags.
-        let restricted = unsafe {
-            libc::syscall(
-                libc::SYS_landlock_restrict_self,
-                self.descriptor.as_raw_fd(),
-                0u64,
-            )
-        };
-        match restricted {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        numbers::Call::LandlockRestrict {
+            ruleset: self.descriptor.as_raw_fd(),
         }
+        .make()
     }
 }
 

@@ -21,7 +21,6 @@ pub mod signal;
 pub mod socket;
 pub mod tun;
 #[cfg(feature = "users")]
-pub mod users;
 #[cfg(feature = "tokio")]
 pub mod watch;
 

@@ -27,6 +27,10 @@ pub(crate) enum Call {
         thread: c_int,
         signal: c_int,
     },
+    /// landlock_create_ruleset(2) with LANDLOCK_CREATE_RULESET_VERSION: no structure.
+    LandlockVersion,
+    /// landlock_restrict_self(2).
+    LandlockRestrict { ruleset: c_int },
     /// exit_group(2).
     Exit(c_int),
 }
@@ -34,6 +38,11 @@ pub(crate) enum Call {
 impl Call {
     /// Makes the call.
     pub(crate) fn make(self) -> io::Result<()> {
+        self.answer().map(drop)
+    }
+
+    /// Makes the call, and returns what it returns.
+    pub(crate) fn answer(self) -> io::Result<c_long> {
         let (number, [first, second, third]): (c_long, [c_long; 3]) = match self {
             Self::CloseRange { first, last, flags } => (
                 libc::SYS_close_range,
@@ -49,13 +58,17 @@ impl Call {
                 libc::SYS_tgkill,
                 [process.into(), thread.into(), signal.into()],
             ),
+            Self::LandlockVersion => (libc::SYS_landlock_create_ruleset, [0, 0, 1]),
+            Self::LandlockRestrict { ruleset } => {
+                (libc::SYS_landlock_restrict_self, [ruleset.into(), 0, 0])
+            }
             Self::Exit(status) => (libc::SYS_exit_group, [status.into(), 0, 0]),
         };
         // SAFETY: each call of the list above takes integers only, three at most, so whatever their
         // values, the kernel touches no memory of this process.
         match unsafe { libc::syscall(number, first, second, third) } {
             -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
+            answer => Ok(answer),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kata_like_config::state::{StateFolder, UIDS};
-use kata_like_linux::users;
+use nix::errno::Errno;
+use nix::unistd::{Uid, User};
 use tokio::sync::oneshot;
 
 use crate::steps::blocking;
@@ -39,11 +40,25 @@ pub(super) async fn take(state: &Arc<StateFolder>) -> Result<u32, Failure> {
     ))
 }
 
+/// Whether a user of the host has this number, as the name service switch knows it: files, and
+/// whatever else nsswitch.conf(5) names, which may be asked over a network. Blocks for as long as
+/// that takes.
+fn is_known(uid: u32) -> nix::Result<bool> {
+    match User::from_uid(Uid::from_raw(uid)) {
+        // What some services say of a number that they don't know (getpwuid(3), "ERRORS").
+        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(false),
+        answer => Ok(answer?.is_some()),
+    }
+}
+
 async fn is_somebody_s(uid: u32) -> bool {
     let (tell, answer) = oneshot::channel();
     // Not a thread of the runtime's: one that gets no answer would keep the shim from ending.
     let thread = std::thread::Builder::new();
-    let asked = thread.spawn(move || drop(tell.send(users::is_known(uid))));
+    let asked = thread.spawn(move || {
+        // It fails where nobody waits any more.
+        let _ = tell.send(is_known(uid));
+    });
     if let Err(error) = asked {
         tracing::warn!("start a thread that looks up user id {uid}: {error}");
     }
@@ -55,4 +70,15 @@ async fn is_somebody_s(uid: u32) -> bool {
     };
     tracing::warn!("look up user id {uid}, which is taken for nobody's: {why}");
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_known_and_not_every_number_is() {
+        assert!(is_known(0).unwrap());
+        assert!(!is_known(UIDS.start).unwrap());
+    }
 }
