@@ -20,7 +20,6 @@ mod numbers;
 pub mod signal;
 pub mod socket;
 pub mod tun;
-#[cfg(feature = "users")]
 #[cfg(feature = "tokio")]
 pub mod watch;
 

@@ -126,6 +126,7 @@ const DISK: &[Rule] = &[
 const WATCHDOG: &[Rule] = &[
     Rule::any(libc::SYS_clock_gettime),
     Rule::any(libc::SYS_shutdown),
+    Rule::any(libc::SYS_close), // a connection that its device has let go of meanwhile
 ];
 
 /// What makes a VM of a `/dev/kvm`: its version and extensions, the VM, its memory, interrupt
@@ -234,7 +235,7 @@ impl Kind {
             // To the vCPUs' threads, that they come out of the guest.
             rules.push(Rule::only(libc::SYS_tgkill, to_us));
         }
-        if cfg!(debug_assertions) && matches!(self, Self::Loop | Self::Life) {
+        if cfg!(debug_assertions) && matches!(self, Self::Loop | Self::Life | Self::Watchdog) {
             rules.extend(DEBUG);
         }
         rules

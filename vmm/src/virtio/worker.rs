@@ -143,8 +143,11 @@ impl<H: Send + 'static> Serving<H> {
             ended.lower();
             let raise = Raise(ended);
             let result = job.serve(&stop);
-            // Without a receiver the device is gone, and its parts are closed here.
-            let _ = tell.send((job.finish(), result));
+            // Without a receiver the device is gone, and the VM is about to end. Its parts stay
+            // open until then: this thread may close nothing.
+            if let Err(unheard) = tell.send((job.finish(), result)) {
+                std::mem::forget(unheard);
+            }
             drop(raise);
         };
         let sent = worker.jobs.send(Box::new(work));
