@@ -10,9 +10,9 @@
 //! other container the score stays as it was, since what the last one has used is still there.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kata_like_linux::lock;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::vm::ledger::Ledger;
 
@@ -106,7 +106,6 @@ impl OomScore {
     }
 
     fn scores(&self) -> MutexGuard<'_, Scores> {
-        // Nothing panics while it is held, and each change is whole by itself.
         lock(&self.scores)
     }
 }
