@@ -285,10 +285,14 @@ impl Container {
                 }
             }
         };
-        let started = match start {
-            Some(start) => start.start().await,
-            None => Ok(()),
+        let started = async {
+            self.set_network().await?;
+            match start {
+                Some(start) => start.start().await,
+                None => Ok(()),
+            }
         };
+        let started = started.await;
         let mut state = self.state();
         // The init may have run and exited meanwhile.
         if matches!(state.phase, Phase::Starting) && started.is_ok() {
@@ -298,6 +302,21 @@ impl Container {
             self.kill(&state);
         }
         started
+    }
+
+    /// Writes the sysctls of the pod's network, whose interfaces are there by now.
+    async fn set_network(&self) -> Result<(), Failure> {
+        let (spec, guest) = (&self.made_of.spec, &self.made_of.guest_namespaces);
+        let sysctls = spec.linux().as_ref().and_then(|it| it.sysctl().as_ref());
+        if sysctls.is_none_or(HashMap::is_empty) {
+            return Ok(());
+        }
+        let joined: Vec<_> = self.joins().iter().map(|(kind, _)| *kind).collect();
+        let (spec, guest) = (spec.clone(), guest.clone());
+        blocking("set the pod's network", move || {
+            runner::apply_to_guest_network(&spec, &joined, &guest)
+        })
+        .await
     }
 
     fn init_exited(&self, init: &Process, exit: Exit) {

@@ -3,8 +3,12 @@
 //! Called by `service.rs` before the first container starts, and for later changes. The VMM has put
 //! a device for each interface into a slot. Everything here is a copy of something that works on
 //! the host: addresses are not tried for duplicates again, and there are no routes but the host's.
+//! A container's sysctl may have turned IPv6 off on an interface meanwhile. What is IPv6 is left out
+//! there, as the host's kernel would remove it.
 
+use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use kata_like_failure::{Failure, Kind, Step};
 use kata_like_netlink::{Address, Change, Link, Named, Neighbour, Route, Socket};
@@ -50,12 +54,21 @@ pub fn configure(network: &Network) -> Result<(), Failure> {
     }
     let links = socket.links().step(|| "list the interfaces")?;
     for route in in_order(&network.routes) {
-        let route = route_here(route, &links)?;
+        let mut route = route_here(route, &links)?;
+        let leads = !route.hops.is_empty();
+        let to = route.destination;
+        route.hops.retain(|hop| takes(&links, hop.link, to));
+        if leads && route.hops.is_empty() {
+            continue;
+        }
         let added = socket.add_route(&route);
         added.step(|| format!("add {}", described(&route)))?;
     }
     for neighbour in &network.neighbours {
         let neighbour = neighbour_here(neighbour, &links)?;
+        if !takes(&links, neighbour.link, neighbour.address) {
+            continue;
+        }
         let added = socket.add_neighbour(&neighbour);
         added.step(|| format!("add neighbour {}", neighbour.address))?;
     }
@@ -165,6 +178,13 @@ fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), 
         set("change the state", Change::Down)?;
     }
     for address in &interface.addresses {
+        if address.local.is_ipv6() && ipv6_is_off(name) {
+            log::info!(
+                "interface {name} has no {}: IPv6 is off there",
+                address.local
+            );
+            continue;
+        }
         let address = Address {
             link: index,
             flags: flags(address),
@@ -179,6 +199,20 @@ fn set_up(socket: &mut Socket, interface: &Interface, index: u32) -> Result<(), 
         })?;
     }
     Ok(())
+}
+
+/// Whether the interface with this number takes what belongs to this address.
+fn takes(links: &[Link], number: u32, address: IpAddr) -> bool {
+    let mut links = links.iter();
+    let link = links.find(|link| link.index == number);
+    address.is_ipv4() || !link.is_some_and(|link| ipv6_is_off(&link.name))
+}
+
+/// Whether a sysctl has turned IPv6 off on an interface (Documentation/networking/ip-sysctl.rst,
+/// `disable_ipv6`).
+fn ipv6_is_off(name: &str) -> bool {
+    let off = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
+    off.is_ok_and(|off| off.trim() == "1")
 }
 
 /// The routes come separately, and the host has looked for duplicates.
@@ -235,7 +269,6 @@ fn find(links: &[Link], name: &str) -> Result<u32, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::IpAddr;
 
     use kata_like_netlink::Hop;
 
@@ -294,6 +327,14 @@ mod tests {
             let left: Vec<_> = left.filter(|it| it.table == 254).collect();
             assert_eq!(left, []);
             network.remove = false;
+
+            // Where IPv6 is off, its routes are left out.
+            fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap();
+            network.routes = vec![route("fd33::", None), route("10.4.0.0", None)];
+            configure(&network).unwrap();
+            let made = socket.routes().unwrap();
+            let made = |wanted: &str| made.iter().any(|it| it.destination.to_string() == wanted);
+            assert!(made("10.4.0.0") && !made("fd33::"));
 
             network.routes = vec![route("10.3.0.0", Some("10.9.0.1"))];
             let error = configure(&network).unwrap_err();

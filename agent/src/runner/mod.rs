@@ -49,6 +49,7 @@ pub use client::{Start, create, exec, first_process, hold_in_users};
 pub use namespaces::has_users;
 pub use placeholder::{PAUSE, hold, pause};
 pub use request::{Bind, ExecRequest, InitRequest, Joined, PlaceholderRequest, Stdio};
+pub use sysctl::apply_to_guest_network;
 
 use channel::Channel;
 use error::{Result, Told};

@@ -1,7 +1,12 @@
 //! The spec's sysctls, and the names of the container's host and domain.
 //!
-//! Called by `init` and `placeholder`. We write them through a procfs of our own that is mounted
-//! nowhere: something from the image or its volumes may cover the container's.
+//! Called by `init` and `placeholder`; those of the guest's own network by `container` at the start.
+//! We write them through a procfs of our own that is mounted nowhere: something from the image or
+//! its volumes may cover the container's.
+//!
+//! A network's sysctls come after its interfaces and addresses, as under runc: some name an
+//! interface, and `default` is meant for interfaces that are still to come. The guest's own network
+//! is complete before the first start, so that is when its sysctls are written.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -58,13 +63,48 @@ pub(super) fn check(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     Ok(())
 }
 
-/// In the runner: writes the sysctls of a network that is not the container's own, whatever user
-/// namespace it has.
+/// In the runner, which has joined the network: writes the sysctls of another container's network,
+/// whatever user namespace it has. Of the guest's own network it only looks whether they are there.
 pub(super) fn apply_to_network(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
-    if namespaces.is_new(Kind::Network) {
-        return Ok(());
+    if namespaces.is_joined(Kind::Network) {
+        return write_those(spec, of_network, procfs);
     }
-    write_those(spec, |path| path.starts_with("net/"), procfs)
+    if is_guests(namespaces) {
+        let known = |path: &str| of_network(path) && interface(path).is_none();
+        return for_those(spec, known, procfs, |procfs, key, _, path| {
+            open(procfs, path)
+                .map(drop)
+                .step(|| format!("find sysctl {key}"))
+        });
+    }
+    Ok(())
+}
+
+/// In the agent, as a container starts: writes the sysctls of the guest's own network, if that is
+/// the container's.
+pub fn apply_to_guest_network(spec: &Spec, joined: &[Kind], guest: &[Kind]) -> Result<()> {
+    match is_guests(&Namespaces::of(spec, joined, guest)?) {
+        true => write_those(spec, of_network, procfs),
+        false => Ok(()),
+    }
+}
+
+/// Whether the container lives in the guest's own network, which is the pod's.
+fn is_guests(namespaces: &Namespaces) -> bool {
+    !namespaces.is_new(Kind::Network) && !namespaces.is_joined(Kind::Network)
+}
+
+fn of_network(path: &str) -> bool {
+    path.starts_with("net/")
+}
+
+/// The interface that a sysctl is about, which may not be there yet.
+fn interface(path: &str) -> Option<&str> {
+    let parts: Vec<_> = path.split('/').collect();
+    match parts[..] {
+        ["net", _, "conf" | "neigh", name, _] if !matches!(name, "all" | "default") => Some(name),
+        _ => None,
+    }
 }
 
 /// In the container's process: writes all others.
@@ -80,7 +120,7 @@ pub(super) fn apply_through(
     procfs: fn() -> rustix::io::Result<OwnedFd>,
 ) -> Result<()> {
     let own_network = namespaces.is_new(Kind::Network);
-    let wanted = |path: &str| own_network || !path.starts_with("net/");
+    let wanted = |path: &str| own_network || !of_network(path);
     write_those(spec, wanted, procfs)
 }
 
@@ -88,6 +128,18 @@ fn write_those(
     spec: &Spec,
     wanted: impl Fn(&str) -> bool,
     procfs: fn() -> rustix::io::Result<OwnedFd>,
+) -> Result<()> {
+    for_those(spec, wanted, procfs, |procfs, key, value, path| {
+        write(procfs, path, value).step(|| format!("write sysctl {key} = {value:?}"))
+    })
+}
+
+/// Does something with each sysctl of the spec whose path is wanted.
+fn for_those(
+    spec: &Spec,
+    wanted: impl Fn(&str) -> bool,
+    procfs: fn() -> rustix::io::Result<OwnedFd>,
+    act: impl Fn(&OwnedFd, &str, &str, &str) -> Result<()>,
 ) -> Result<()> {
     let mut listed = listed(spec)
         .filter(|(key, _)| wanted(&path(key)))
@@ -97,7 +149,7 @@ fn write_those(
     }
     let procfs = procfs().step(|| "open a procfs to write sysctls")?;
     for (key, value) in listed {
-        write(&procfs, &path(key), value).step(|| format!("write sysctl {key} = {value:?}"))?;
+        act(&procfs, key, value, &path(key))?;
     }
     Ok(())
 }
@@ -152,14 +204,17 @@ fn procfs() -> rustix::io::Result<OwnedFd> {
 }
 
 fn write(procfs: &OwnedFd, path: &str, value: &str) -> std::io::Result<()> {
-    let file = rustix::fs::openat2(
+    std::fs::File::from(open(procfs, path)?).write_all(value.as_bytes())
+}
+
+fn open(procfs: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat2(
         procfs,
         format!("sys/{path}"),
         OFlags::WRONLY | OFlags::CLOEXEC,
         Mode::empty(),
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
-    )?;
-    std::fs::File::from(file).write_all(value.as_bytes())
+    )
 }
 
 #[cfg(test)]
@@ -177,6 +232,15 @@ mod tests {
             path("net/ipv4/conf/eth0.1/forwarding"),
             "net/ipv4/conf/eth0.1/forwarding"
         );
+    }
+
+    #[test]
+    fn a_sysctl_may_name_an_interface() {
+        assert_eq!(interface("net/ipv4/conf/eth0/forwarding"), Some("eth0"));
+        assert_eq!(interface("net/ipv6/neigh/a.7/retrans_time"), Some("a.7"));
+        assert_eq!(interface("net/ipv6/conf/all/disable_ipv6"), None);
+        assert_eq!(interface("net/ipv4/neigh/default/gc_thresh1"), None);
+        assert_eq!(interface("net/core/somaxconn"), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod later;
 mod resolver;
 mod routes;
 mod shared;
+mod sysctls;
 
 use std::fs;
 use std::io::{Read, Write};
