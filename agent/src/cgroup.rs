@@ -8,6 +8,7 @@
 mod apply;
 mod file;
 mod freezer;
+mod huge_pages;
 mod limits;
 mod resources;
 mod stats;
@@ -87,6 +88,7 @@ impl Cgroup {
             let _ = fs::remove_dir(&directory);
             return Err(error);
         }
+        huge_pages::limits_changed(root, limits);
         Ok(Self {
             directory,
             oom_kills: Mutex::new(0),
@@ -96,7 +98,14 @@ impl Cgroup {
     /// Changes the limits, all or none. This may take a while, in which the kernel frees memory.
     pub fn update(&self, change: &Change) -> Result<(), Failure> {
         apply::check_use(&self.directory, change.only_below)?;
-        apply::apply(&self.directory, &change.limits)
+        apply::apply(&self.directory, &change.limits)?;
+        huge_pages::limits_changed(self.root(), &change.limits);
+        Ok(())
+    }
+
+    /// Where all containers' cgroups are.
+    fn root(&self) -> &Path {
+        self.directory.parent().unwrap_or(Path::new(ROOT))
     }
 
     pub fn directory(&self) -> &Path {
@@ -191,7 +200,10 @@ impl Cgroup {
         loop {
             let result = self.kill_and_remove();
             match result {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    huge_pages::cgroup_gone(self.root());
+                    return Ok(());
+                }
                 Err(error) if tokio::time::Instant::now() >= end => {
                     let directory = self.directory.display();
                     return Err(error).step(|| format!("remove cgroup {directory}"));

@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use kata_like_tests::annotations::SANDBOX_MEMORY;
 use kata_like_tests::kernel_options::{FILES, OPTIONS};
+use kata_like_tests::probe::{TOOL, Tool};
 use kata_like_tests::process::until;
 use kata_like_tests::pty::OnTerminal;
+use kata_like_tests::rootfs::Rootfs;
 use kata_like_tests::volume::memory_of_roots;
 use kata_like_tests::{
     CtrContainer, CtrPod, Host, IMAGE, TestResult, failure, figures, kata_like_only, runtime,
     userland,
 };
+use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
@@ -261,4 +264,92 @@ fn a_pod_that_takes_all_its_memory_stays_within_its_limit() -> TestResult {
         pod.remove()?;
     }
     sandbox.remove()
+}
+
+/// What bounds a container beside its own limits, as files below /proc/sys. Each is at least as
+/// large in the guest as on the host.
+const BOUNDS: [&str; 33] = [
+    "fs/aio-max-nr",
+    "fs/file-max",
+    "fs/inotify/max_queued_events",
+    "fs/inotify/max_user_instances",
+    "fs/inotify/max_user_watches",
+    "fs/mqueue/msg_max",
+    "fs/mqueue/msgsize_max",
+    "fs/mqueue/queues_max",
+    "fs/nr_open",
+    "fs/pipe-max-size",
+    "fs/pipe-user-pages-soft",
+    "kernel/keys/maxbytes",
+    "kernel/keys/maxkeys",
+    "kernel/keys/root_maxbytes",
+    "kernel/keys/root_maxkeys",
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/ngroups_max",
+    "kernel/pid_max",
+    "kernel/shmall",
+    "kernel/shmmax",
+    "kernel/shmmni",
+    "kernel/threads-max",
+    "net/core/somaxconn",
+    "net/ipv4/tcp_max_syn_backlog",
+    "user/max_ipc_namespaces",
+    "user/max_mnt_namespaces",
+    "user/max_net_namespaces",
+    "user/max_pid_namespaces",
+    "user/max_user_namespaces",
+    "user/max_uts_namespaces",
+    "vm/max_map_count",
+];
+
+/// A container may ask for what it may ask for on the host, whatever the VM's size is. Its hard
+/// limit of pending signals is the kernel's rule of one for two threads.
+#[test]
+fn the_kernel_s_bounds_are_no_lower_than_the_host_s() -> TestResult {
+    let host = Host::shared()?;
+    let cat = format!("cd /proc/sys && cat {} && ulimit -Hi", BOUNDS.join(" "));
+    let seen = host.run(&host.name("bounds"), &[], &["sh", "-c", &cat]);
+    let seen = seen.ok()?.text();
+    let seen: Vec<&str> = seen.lines().collect();
+    assert_eq!(seen.len(), BOUNDS.len() + 1, "{seen:?}");
+    for (file, inside) in BOUNDS.iter().zip(&seen) {
+        let outside = fs::read_to_string(format!("/proc/sys/{file}"))?;
+        let (inside, outside): (u128, u128) = (inside.parse()?, outside.trim().parse()?);
+        assert!(inside >= outside, "{file}: {inside}, on the host {outside}");
+    }
+    let signals = seen[BOUNDS.len()];
+    if signals != "unlimited" {
+        let threads = fs::read_to_string("/proc/sys/kernel/threads-max")?;
+        let (signals, threads): (u64, u64) = (signals.parse()?, threads.trim().parse()?);
+        assert!(signals >= threads / 2, "{signals} of {threads}");
+    }
+    Ok(())
+}
+
+/// A limit of huge pages reserves them, beside the memory limit.
+#[test]
+fn a_limit_of_huge_pages_reserves_them() -> TestResult {
+    kata_like_only!(); // under runc the pool is the host's
+    let host = Host::shared()?;
+    let tool = Tool::new(&host)?;
+    let rootfs = Rootfs::mount(&host)?;
+    let script =
+        format!("grep HugePages_Total /proc/meminfo; {TOOL} huge 16777216; {TOOL} huge 18874368");
+    let mut spec = rootfs.spec(&["sh", "-c", &script])?;
+    spec["linux"]["resources"]["hugepageLimits"] =
+        json!([{"pageSize": "1GB", "limit": 0}, {"pageSize": "2MB", "limit": 16 * MIB}]);
+    spec["linux"]["resources"]["memory"]["limit"] = json!(64 * MIB);
+    if let Some(mounts) = spec["mounts"].as_array_mut() {
+        mounts.push(
+            json!({"type": "bind", "source": tool.path(), "destination": TOOL,
+            "options": ["bind", "ro"]}),
+        );
+    }
+    let run = rootfs.run(&["--rm"], &host.name("huge"), &spec)?.ok()?;
+    let seen = run.text();
+    let seen: Vec<&str> = seen.split_whitespace().collect();
+    assert_eq!(seen, ["HugePages_Total:", "8", "written", "ENOMEM"]);
+    Ok(())
 }

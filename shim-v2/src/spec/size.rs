@@ -10,6 +10,8 @@ use kata_like_failure::{Failure, Kind};
 pub struct SizePart {
     /// The memory limit in bytes, and the key that it is from.
     pub memory: Option<(u64, &'static str)>,
+    /// Huge pages of 2 MiB, in bytes: beside the memory limit, as Kubernetes counts them.
+    pub huge_pages: u64,
     /// CPU quota and period in microseconds.
     pub cpu: Option<(u64, u64)>,
 }
@@ -73,6 +75,16 @@ pub(super) fn own_memory(spec: &Spec) -> Option<u64> {
         .filter(|limit| *limit > 0)
 }
 
+/// A container's own limit of 2 MiB pages in bytes. One that is larger than any host's memory is
+/// there to be no limit.
+fn own_huge_pages(spec: &Spec) -> u64 {
+    let limits = resources(spec).and_then(|all| all.hugepage_limits().as_ref());
+    let mut limits = limits.into_iter().flatten();
+    let limit = limits.find(|limit| limit.page_size() == "2MB");
+    let limit = limit.and_then(|limit| u64::try_from(limit.limit()).ok());
+    limit.filter(|limit| *limit < NO_LIMIT).unwrap_or(0)
+}
+
 /// A container's own CPU quota in microseconds.
 pub(super) fn own_quota(spec: &Spec) -> Option<i64> {
     resources(spec)?.cpu().as_ref()?.quota()
@@ -115,6 +127,7 @@ pub(super) fn size_of(spec: &Spec) -> Result<SizePart, Failure> {
             (None, Some(limit)) => Some((limit, OWN_KEY)),
             (None, None) => None,
         },
+        huge_pages: own_huge_pages(spec),
         cpu: pod_cpu.or(own_cpu),
     })
 }
@@ -124,12 +137,14 @@ pub(super) const MIB: u64 = 1 << 20;
 const OVERHEAD: u64 = 128 * MIB;
 /// The least memory of a VM that is sized by a limit.
 pub(super) const LEAST: u64 = 256 * MIB;
+/// 16 TiB.
+const NO_LIMIT: u64 = 1 << 44;
 /// The most vCPUs that the VMM takes.
 const MOST_VCPUS: u64 = 32;
 
 impl SizePart {
-    /// The VM's memory: `default` bytes without a limit, which the host must have; else the limit
-    /// and what the guest itself needs, which is 128 MiB and a 64th for its page structs (64 bytes
+    /// The VM's memory: `default` bytes without a limit, which the host must have; else the limit,
+    /// huge pages and what the guest itself needs, which is 128 MiB and a 64th for its page structs (64 bytes
     /// for each 4 KiB), at least 256 MiB, and no more than the host has.
     pub fn memory(&self, default: u64, host: u64) -> Result<MemorySize, Failure> {
         let most = (host / (2 * MIB) * (2 * MIB)).max(LEAST);
@@ -149,6 +164,7 @@ impl SizePart {
                 key: DEFAULT_KEY,
             });
         };
+        let limit = limit.saturating_add(self.huge_pages);
         let wanted = limit.saturating_add(OVERHEAD).saturating_add(limit / 64);
         Ok(MemorySize {
             bytes: wanted.clamp(LEAST, most).div_ceil(2 * MIB) * (2 * MIB),

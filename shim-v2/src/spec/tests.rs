@@ -431,7 +431,7 @@ fn the_vm_follows_the_limits() {
     assert_eq!(none.vcpus(2, 8), 2);
     let limited = |memory| SizePart {
         memory: Some((memory, SANDBOX_MEMORY)),
-        cpu: None,
+        ..SizePart::default()
     };
     assert_eq!(bytes(limited(1), gib, 16 * gib), LEAST);
     assert_eq!(bytes(limited(gib), gib, 16 * gib), gib + 144 * MIB);
@@ -444,9 +444,14 @@ fn the_vm_follows_the_limits() {
     let odd = bytes(limited(300 * MIB + 1), gib, 16 * gib);
     assert!(odd % (2 * MIB) == 0 && odd > 428 * MIB, "{odd}");
     let quota = |cpu| SizePart {
-        memory: None,
         cpu: Some(cpu),
+        ..SizePart::default()
     };
+    let with_huge_pages = SizePart {
+        huge_pages: 64 * MIB,
+        ..limited(gib)
+    };
+    assert_eq!(bytes(with_huge_pages, gib, 16 * gib), gib + 210 * MIB);
     assert_eq!(quota((150_000, 100_000)).vcpus(4, 8), 2);
     assert_eq!(quota((1, 100_000)).vcpus(4, 8), 1);
     assert_eq!(quota((9_000_000, 100_000)).vcpus(4, 8), 8);
@@ -456,7 +461,8 @@ fn the_vm_follows_the_limits() {
 #[test]
 fn the_pod_s_sums_go_before_the_container_s_own_limit() {
     let split = try_split(|s| {
-        s["linux"]["resources"] = serde_json::json!({"memory": {"limit": 5}, "cpu": {"quota": 7}});
+        s["linux"]["resources"] = serde_json::json!({"memory": {"limit": 5}, "cpu": {"quota": 7},
+            "hugepageLimits": [{"pageSize": "1GB", "limit": 0}, {"pageSize": "2MB", "limit": 4096}]});
         s["annotations"] = serde_json::json!({SANDBOX_MEMORY: "1000", SANDBOX_QUOTA: "0"});
     })
     .unwrap();
@@ -464,6 +470,7 @@ fn the_pod_s_sums_go_before_the_container_s_own_limit() {
         split.host.size,
         SizePart {
             memory: Some((1000, SANDBOX_MEMORY)),
+            huge_pages: 4096,
             cpu: Some((7, 100_000))
         }
     );

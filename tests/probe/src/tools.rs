@@ -1,6 +1,6 @@
 //! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a
 //! database's log, records that say how far they have come, stores through mappings, a full file
-//! system, a file system's features, the clock to the nanosecond, a server of many connections, a
+//! system, a file system's features, huge pages, the clock to the nanosecond, a server of many connections, a
 //! program without BPF.
 //!
 //! Each tool prints one line: what it found, or the error's name. `features` prints many lines;
@@ -46,6 +46,7 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "features" => features::report(text(1)?),
         "carried" => features::carried(text(1)?),
         "log-check" => log::check(text(1)?),
+        "huge" => mapping::huge(text(1)?),
         "ticks" => ticks(text(1)?),
         "records" => records::write(text(1)?, arguments.get(2..)?),
         _ => return None,

@@ -42,6 +42,21 @@ pub fn store(path: &str, bytes: &str, then: &str) -> io::Result<String> {
     }
 }
 
+/// Writes into this many bytes of huge pages.
+pub fn huge(bytes: &str) -> io::Result<String> {
+    let length: usize = bytes.parse().map_err(io::Error::other)?;
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, kind, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is as long and writable, and nobody has a reference to it.
+    unsafe { start.cast::<u8>().write_bytes(7, length) };
+    Ok("written".into())
+}
+
 /// Prints how much of a file is as it was stored.
 pub fn stored(path: &str, bytes: &str) -> io::Result<String> {
     let bytes: u64 = bytes.parse().map_err(io::Error::other)?;
