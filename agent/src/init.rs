@@ -48,9 +48,14 @@ const MOUNTS: [Kernel; 7] = [
 
 /// What kubelet and the distributions set on a host of containers, and what keeps a container from
 /// learning about the kernel that it shares with its pod, or from wearing it out.
-const SYSCTLS: [(&str, &str); 16] = [
+///
+/// What the kernel derives from the size of memory, or systemd raises, is as large as a large
+/// host's: a container may ask for whatever it may ask for there, and the pod's memory bounds it.
+const SYSCTLS: [(&str, &str); 28] = [
+    ("fs/file-max", "9223372036854775807"),
     ("fs/inotify/max_user_instances", "8192"),
-    ("fs/inotify/max_user_watches", "524288"),
+    ("fs/inotify/max_user_watches", "1048576"),
+    ("fs/nr_open", "1073741816"),
     ("kernel/dmesg_restrict", "1"),
     ("kernel/keys/root_maxbytes", "25000000"),
     ("kernel/keys/root_maxkeys", "1000000"),
@@ -58,8 +63,18 @@ const SYSCTLS: [(&str, &str); 16] = [
     ("kernel/panic_on_oops", "1"),
     ("kernel/pid_max", "4194304"),
     ("kernel/printk_devkmsg", "on"),
+    ("kernel/threads-max", THREADS),
     ("kernel/unprivileged_bpf_disabled", "2"),
     ("net/core/bpf_jit_harden", "1"),
+    ("net/ipv4/tcp_max_syn_backlog", "4096"),
+    ("user/max_cgroup_namespaces", NAMESPACES),
+    ("user/max_ipc_namespaces", NAMESPACES),
+    ("user/max_mnt_namespaces", NAMESPACES),
+    ("user/max_net_namespaces", NAMESPACES),
+    ("user/max_pid_namespaces", NAMESPACES),
+    ("user/max_time_namespaces", NAMESPACES),
+    ("user/max_user_namespaces", NAMESPACES),
+    ("user/max_uts_namespaces", NAMESPACES),
     // What a process has stored through a mapping is on the host after two seconds. No timer runs
     // while nothing is dirty.
     ("vm/dirty_expire_centisecs", "100"),
@@ -68,6 +83,14 @@ const SYSCTLS: [(&str, &str); 16] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
 ];
+
+/// As many threads as there are pids.
+const THREADS: &str = "4194304";
+/// Of each kind: half as many as threads, which is the kernel's own rule (kernel/fork.c,
+/// `fork_init`).
+const NAMESPACES: &str = "2097152";
+/// Pending signals of a user, by the same rule.
+const SIGNALS: u64 = 2_097_152;
 
 /// The agent's own limit of open files: five for each process of a container, and more.
 const OPEN_FILES: u64 = 1 << 20;
@@ -151,6 +174,8 @@ fn limits() -> Result<(), Failure> {
     setrlimit(Resource::Nofile, limit(Some(OPEN_FILES)))
         .step(|| format!("allow {OPEN_FILES} open files"))?;
     setrlimit(Resource::Nproc, limit(None)).step(|| "lift the limit of processes")?;
+    setrlimit(Resource::Sigpending, limit(Some(SIGNALS)))
+        .step(|| format!("allow {SIGNALS} pending signals"))?;
     // No process inherits it: the runner sets a score for each.
     fs::write("/proc/self/oom_score_adj", "-1000").step(|| "exempt PID 1 from the OOM killer")
 }
