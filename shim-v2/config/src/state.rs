@@ -52,6 +52,9 @@ pub mod name {
 }
 
 const PRIVATE_DIRECTORY: Mode = Mode::RWXU;
+/// The bits of [`PRIVATE_DIRECTORY`].
+const PRIVATE: u32 = 0o700;
+const OTHERS_MAY_WRITE: u32 = 0o022;
 const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// Why a state folder can't be used.
@@ -149,7 +152,7 @@ impl StateFolder {
         let name = folder_name(namespace, id)?;
         let path = root.join(&name);
         let missing = |error: &StateError| matches!(error, StateError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
-        let root = match open_checked(CWD, root, root) {
+        let root = match open_root(root) {
             Err(error) if missing(&error) => return Ok(None),
             other => other?,
         };
@@ -264,13 +267,44 @@ fn folder_name(namespace: &str, id: &str) -> Result<String, StateError> {
 /// Makes `/run/kata-like` where it is missing, and opens it.
 fn make_root(root: &Path) -> Result<OwnedFd, StateError> {
     match rustix::fs::mkdir(root, PRIVATE_DIRECTORY) {
-        Ok(()) | Err(Errno::EXIST) => open_checked(CWD, root, root),
+        Ok(()) | Err(Errno::EXIST) => open_root(root),
         Err(errno) => Err(StateError::io("make", root, errno)),
     }
 }
 
+/// Opens `/run/kata-like`. A package or an administrator may have made it with an ordinary mode. As
+/// long as nobody else could write there, nothing can have been planted: it gets the mode that it
+/// should have.
+fn open_root(root: &Path) -> Result<OwnedFd, StateError> {
+    let (folder, mode) = open_own(CWD, root, root)?;
+    if mode != PRIVATE && mode & OTHERS_MAY_WRITE == 0 {
+        rustix::fs::fchmod(&folder, PRIVATE_DIRECTORY)
+            .map_err(|errno| StateError::io("set the mode of", root, errno))?;
+        let root = root.display();
+        tracing::info!("{root} had mode {mode:04o}: it has 0700 now, for root alone");
+        return Ok(folder);
+    }
+    refuse_mode(mode, root).map(|()| folder)
+}
+
 /// Opens a directory that belongs to us alone: no link, our owner, mode 0700.
 fn open_checked(at: BorrowedFd, name: &Path, path: &Path) -> Result<OwnedFd, StateError> {
+    let (folder, mode) = open_own(at, name, path)?;
+    refuse_mode(mode, path).map(|()| folder)
+}
+
+fn refuse_mode(mode: u32, path: &Path) -> Result<(), StateError> {
+    match mode {
+        PRIVATE => Ok(()),
+        _ => Err(StateError::not_safe(
+            path,
+            format!("its mode is {mode:04o}, not 0700"),
+        )),
+    }
+}
+
+/// Opens a directory of our own, and tells its mode.
+fn open_own(at: BorrowedFd, name: &Path, path: &Path) -> Result<(OwnedFd, u32), StateError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = match rustix::fs::openat(at, name, flags, Mode::empty()) {
         Ok(folder) => folder,
@@ -287,14 +321,7 @@ fn open_checked(at: BorrowedFd, name: &Path, path: &Path) -> Result<OwnedFd, Sta
             format!("it belongs to uid {owner}, not to {us}"),
         ));
     }
-    let mode = stat.st_mode & 0o7777;
-    if mode != 0o700 {
-        return Err(StateError::not_safe(
-            path,
-            format!("its mode is {mode:04o}, not 0700"),
-        ));
-    }
-    Ok(folder)
+    Ok((folder, stat.st_mode & 0o7777))
 }
 
 fn remove_content(

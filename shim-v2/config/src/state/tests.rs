@@ -111,9 +111,12 @@ fn a_planted_folder_or_link_is_refused() {
     fs::remove_file(root.path()).unwrap();
 
     fs::create_dir(root.path()).unwrap();
-    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let error = root.create("pod").unwrap_err().to_string();
-    assert!(error.ends_with("its mode is 0755, not 0700"), "{error}");
+    for (mode, text) in [(0o777, "0777"), (0o770, "0770"), (0o702, "0702")] {
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let error = root.create("pod").unwrap_err().to_string();
+        let text = format!("its mode is {text}, not 0700");
+        assert!(error.ends_with(&text), "{error}");
+    }
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
 
     symlink(elsewhere.path(), root.path().join("default:pod")).unwrap();
@@ -124,6 +127,24 @@ fn a_planted_folder_or_link_is_refused() {
     symlink("/etc/passwd", folder.path().join(name::RECORD)).unwrap();
     assert!(folder.read_record().is_err());
     assert!(fs::read_dir(elsewhere.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn a_root_that_others_may_only_read_becomes_private() {
+    let root = Root::new();
+    fs::create_dir(root.path()).unwrap();
+    let open = || fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mode = || fs::metadata(root.path()).unwrap().permissions().mode() & 0o7777;
+    open();
+    let folder = root.create("pod").unwrap();
+    assert_eq!(mode(), 0o700);
+    open();
+    assert!(root.open("pod").unwrap().is_some());
+    assert_eq!(mode(), 0o700);
+
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let error = root.open("pod").unwrap_err().to_string();
+    assert!(error.ends_with("its mode is 0755, not 0700"), "{error}");
 }
 
 #[test]
