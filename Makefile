@@ -88,6 +88,7 @@ stage: build kernel image
 
 install: build kernel image ## installs below DESTDIR, in PREFIX
 	@$(MAKE) --no-print-directory copy
+	$(if $(DESTDIR),,@tools/huge-pages)
 
 # Whatever runs keeps its file: each new one gets its name by a rename.
 define put
