@@ -51,9 +51,12 @@ pub fn prepare() -> Result<(), Failure> {
     write(agent, "cgroup.procs", "0")?;
     let controllers = fs::read_to_string(root.join("cgroup.controllers"))
         .step(|| format!("read the controllers of {ROOT}"))?;
-    for controller in controllers.split_whitespace() {
-        write(root, "cgroup.subtree_control", &format!("+{controller}"))?;
-    }
+    // In one write: the kernel stops all processes' forks and waits for each.
+    let all: Vec<_> = controllers
+        .split_whitespace()
+        .map(|it| format!("+{it}"))
+        .collect();
+    write(root, "cgroup.subtree_control", &all.join(" "))?;
     write(agent, "memory.min", AGENT_MEMORY)
 }
 
