@@ -27,7 +27,7 @@ guest = $(CARGO_TARGET_DIR)/guest-files$(suffix)
 installed = $(CARGO_TARGET_DIR)/installed$(suffix)
 run_tests := $(CARGO) run --quiet --locked -p kata-like-tests --bin run-tests --
 
-.PHONY: help setup run test check shell logs build agent probe kernel image stage install uninstall clean
+.PHONY: help setup run test check bench shell logs build agent probe kernel image stage install uninstall clean
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -47,6 +47,12 @@ check: setup ## what one runs before each commit: formatting, lints, unit tests,
 # It builds and installs through this file.
 test: setup ## runs all tests in test hosts, after check; with TEST=BINARY::TEST only that one, in a minute
 	@$(run_tests) $(if $(TEST),--only '$(TEST)')
+
+# With COMPARE=FILE it says what has changed since the results in that file.
+bench: ## measures kata-like beside runc and others in one run; ROUNDS=11, COMPARE=FILE
+	@tools/setup bench
+	@$(run_tests) --bench $(or $(ROUNDS),11)
+	@$(if $(COMPARE),$(CARGO_TARGET_DIR)/debug/bench compare $(COMPARE) $(CARGO_TARGET_DIR)/bench/bench.json)
 
 shell: setup ## a test host with containerd up and a shell in it; with TEST=BINARY only that test binary is built
 	@$(run_tests) --shell $(TEST)

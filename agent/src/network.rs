@@ -3,8 +3,8 @@
 //! Called by `service.rs` before the first container starts, and for later changes. The VMM has put
 //! a device for each interface into a slot. Everything here is a copy of something that works on
 //! the host: addresses are not tried for duplicates again, and there are no routes but the host's.
-//! A container's sysctl may have turned IPv6 off on an interface meanwhile. What is IPv6 is left out
-//! there, as the host's kernel would remove it.
+//! A container's sysctl may have turned IPv6 off on an interface meanwhile. What is IPv6 is left
+//! out there, as the host's kernel would remove it.
 
 use std::fs;
 use std::io;

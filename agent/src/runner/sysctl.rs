@@ -1,8 +1,8 @@
 //! The spec's sysctls, and the names of the container's host and domain.
 //!
-//! Called by `init` and `placeholder`; those of the guest's own network by `container` at the start.
-//! We write them through a procfs of our own that is mounted nowhere: something from the image or
-//! its volumes may cover the container's.
+//! Called by `init` and `placeholder`; those of the guest's own network by `container` at the
+//! start. We write them through a procfs of our own that is mounted nowhere: something from the
+//! image or its volumes may cover the container's.
 //!
 //! A network's sysctls come after its interfaces and addresses, as under runc: some name an
 //! interface, and `default` is meant for interfaces that are still to come. The guest's own network

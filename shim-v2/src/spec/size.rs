@@ -144,8 +144,8 @@ const MOST_VCPUS: u64 = 32;
 
 impl SizePart {
     /// The VM's memory: `default` bytes without a limit, which the host must have; else the limit,
-    /// huge pages and what the guest itself needs, which is 128 MiB and a 64th for its page structs (64 bytes
-    /// for each 4 KiB), at least 256 MiB, and no more than the host has.
+    /// huge pages and what the guest itself needs, which is 128 MiB and a 64th for its page structs
+    /// (64 bytes for each 4 KiB), at least 256 MiB, and no more than the host has.
     pub fn memory(&self, default: u64, host: u64) -> Result<MemorySize, Failure> {
         let most = (host / (2 * MIB) * (2 * MIB)).max(LEAST);
         let Some((limit, key)) = self.memory else {

@@ -1,12 +1,13 @@
 //! What busybox has no command for: locks, shared mappings, UNIX sockets, unnamed files, inotify, a
 //! database's log, records that say how far they have come, stores through mappings, a full file
-//! system, a file system's features, huge pages, the clock to the nanosecond, a server of many connections, a
-//! program without BPF.
+//! system, a file system's features, huge pages, the time of operations on files, the clock to the
+//! nanosecond, a server of many connections, a program without BPF.
 //!
 //! Each tool prints one line: what it found, or the error's name. `features` prints many lines;
 //! tools that go on report each step. Nothing here changes anything but the named files.
 
 mod features;
+mod files;
 mod locks;
 mod log;
 mod mapping;
@@ -46,6 +47,7 @@ pub fn run(arguments: &[String]) -> Option<String> {
         "features" => features::report(text(1)?),
         "carried" => features::carried(text(1)?),
         "log-check" => log::check(text(1)?),
+        "files" => files::times(text(1)?, text(2)?),
         "huge" => mapping::huge(text(1)?),
         "ticks" => ticks(text(1)?),
         "records" => records::write(text(1)?, arguments.get(2..)?),

@@ -79,6 +79,8 @@ pub fn house(repository: &Path, count: &mut Count) -> TestResult {
         "--lib",
         "--bin",
         "run-tests",
+        "--bin",
+        "bench",
         "--test",
         "house",
         "--no-fail-fast",
@@ -187,7 +189,8 @@ pub fn make(repository: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn cargo(repository: &Path, arguments: &[&str]) -> Command {
+/// `cargo` in the repository.
+pub fn cargo(repository: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(repository);
     command

@@ -97,6 +97,25 @@ pub fn run_in_shell(arguments: &[String]) -> TestResult<bool> {
     Ok(count.all_passed())
 }
 
+/// `WORK INSTALLED BENCH ROUNDS FILE`: runs the bench.
+pub fn run_bench(arguments: &[String]) -> TestResult<bool> {
+    let [work, installed, bench, rounds, file] = arguments else {
+        return Err(failure(
+            "no working folder, installed folder, bench, rounds or file",
+        ));
+    };
+    install(Path::new(installed))?;
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let (path, tools) = (variable("PATH"), variable("TEST_HOST_TOOLS"));
+    let mut command = Command::new(bench);
+    command
+        .args(["run", rounds, file])
+        .env("PATH", format!("{PREFIX}/bin:{tools}/runc:{path}"))
+        .env("KATA_LIKE_PREFIX", PREFIX)
+        .env(oracle::PROBE, Path::new(work).join("probe"));
+    Ok(command.status()?.success())
+}
+
 /// Whether this host is the one that runs it.
 fn claim(work: &Path, name: &str, number: &str) -> TestResult<bool> {
     match File::create_new(work.join("claims").join(name)) {

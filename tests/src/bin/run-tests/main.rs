@@ -8,10 +8,11 @@
 //! | `run-tests INSTALLED [TEST-BINARY…]` | the integration tests, or these, on a tree |
 //! | `run-tests --only BINARY[::TEST]` | one test, or those whose names hold that text (`quick`) |
 //! | `run-tests --shell [BINARY]` | a test host with a shell in it (`quick`) |
+//! | `run-tests --bench ROUNDS` | kata-like beside other runtimes (`measure`) |
 //! | `run-tests --check` | formatting, lints, unit tests, the house |
 //! | `run-tests --logs` | what the last failure left (`logs`) |
 //!
-//! Within a test host it runs again, with `inside` or `in-shell` (`inside`).
+//! Within a test host it runs again, with `inside`, `in-shell` or `in-bench` (`inside`).
 
 mod builds;
 mod count;
@@ -20,6 +21,7 @@ mod hosts;
 mod inside;
 mod libtest;
 mod logs;
+mod measure;
 mod plan;
 mod quick;
 mod reader;
@@ -76,6 +78,8 @@ fn run(arguments: &[String]) -> TestResult<bool> {
     match (first, rest) {
         ("inside", rest) => inside::run(rest),
         ("in-shell", rest) => inside::run_in_shell(rest),
+        ("in-bench", rest) => inside::run_bench(rest),
+        ("--bench", [rounds]) => measure::bench(&Folders::find()?, rounds),
         ("--only", [test]) => quick::only(&Folders::find()?, test),
         ("--shell", rest) => quick::shell(&Folders::find()?, rest.first().map(String::as_str)),
         ("--check", []) => check(&Folders::find()?),
