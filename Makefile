@@ -62,7 +62,7 @@ logs: ## shows what the last failure of a test left
 
 build: setup ## builds the programs of the host, and the agent of the guest
 	$(CARGO) build --profile $(PROFILE) --locked -p containerd-shim-kata-like-v2 -p kata-like-vmm \
-		-p kata-like-fsd -p kata-like -p guest-image
+		-p kata-like-fsd -p kata-like-proxy -p kata-like -p guest-image
 	$(MAKE) --no-print-directory agent
 
 # The flags hold for what runs in the guest only, since a target is named: macros and build scripts are shared with the
@@ -110,6 +110,7 @@ copy:
 	$(call put,755,$(programs)/kata-like,$(PREFIX)/bin/kata-like)
 	$(call put,755,$(programs)/kata-like-vmm,$(PREFIX)/libexec/kata-like/kata-like-vmm)
 	$(call put,755,$(programs)/kata-like-fsd,$(PREFIX)/libexec/kata-like/kata-like-fsd)
+	$(call put,755,$(programs)/kata-like-proxy,$(PREFIX)/libexec/kata-like/kata-like-proxy)
 	$(call put,644,$(guest)/vmlinux,$(PREFIX)/share/kata-like/vmlinux)
 	$(call put,644,$(guest)/printk.json,$(PREFIX)/share/kata-like/printk.json)
 	$(call put,644,$(guest)/initrd.img,$(PREFIX)/share/kata-like/initrd.img)

@@ -24,7 +24,7 @@ pub mod limits;
 /// Where cgroup2 is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
-/// The cgroup of shim, VMM and fs server, below that of the sandbox's first container.
+/// The cgroup of shim, VMM, fs server and proxy, below that of the sandbox's first container.
 pub const LEAF: &str = "kata-like";
 
 const MARK: &str = "trusted.kata-like";

@@ -27,9 +27,9 @@ use kata_like_config::state::NetworkLock;
 use tokio::sync::watch;
 
 use crate::stdio::StdioPaths;
-use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::{Failure, Kind};
 use kata_like_linux::lock;
+use kata_like_proxy::Stats as Figures;
 
 mod bring_up;
 pub mod cleanup;
@@ -234,7 +234,7 @@ impl Pod {
     }
 
     /// A container's stats, until it is deleted: those of now, or the last ones.
-    pub async fn stats(&self, id: &str) -> Result<Arc<StatsResponse>, Failure> {
+    pub async fn stats(&self, id: &str) -> Result<Arc<Figures>, Failure> {
         let (container, _) = self.find(id, "")?;
         let agent = container.sandbox()?.guest.agent.clone();
         let late = |why| {

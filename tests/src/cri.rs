@@ -226,7 +226,7 @@ impl Pod<'_> {
         self.process("vmm")
     }
 
-    /// The pid of its `shim`, `vmm` or `fsd`.
+    /// The pid of its `shim`, `vmm`, `fsd` or `proxy`.
     pub fn process(&self, name: &str) -> TestResult<i64> {
         let path = Path::new("/run/kata-like").join(format!("{NAMESPACE}:{}", self.id));
         let record = fs::read(path.join("shim.json"))?;

@@ -118,7 +118,8 @@ impl<'host> CtrContainer<'host> {
         PathBuf::from("/run/kata-like").join(format!("{NAMESPACE}:{}", self.id))
     }
 
-    /// One of the pod's processes on the host, by its name in the record: `vmm`, `fsd` or `shim`.
+    /// One of the pod's processes on the host, by its name in the record: `vmm`, `fsd`, `proxy` or
+    /// `shim`.
     pub fn process(&self, role: &str) -> TestResult<Process> {
         if is_oracle() {
             // runc's shim keeps no record; its arguments name the pod.

@@ -55,6 +55,12 @@ fn killing_the_fs_server_ends_the_pod() -> TestResult {
     kill_and_expect_end("fsd")
 }
 
+#[test]
+fn killing_the_proxy_ends_the_pod() -> TestResult {
+    kata_like_only!();
+    kill_and_expect_end("proxy")
+}
+
 /// containerd runs `delete` for each container of a dead shim. Within five seconds the whole pod is
 /// gone, its exits are told, and the hooks that undo others have run once each.
 #[test]
@@ -81,11 +87,17 @@ fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     let second = start(&container, Role::Container, Some(&network))?;
     let events = host.events()?;
     let shim = first.process("shim")?;
-    let vmm = (!is_oracle()).then(|| first.process("vmm")).transpose()?;
+    let roles: &[&str] = match is_oracle() {
+        true => &[],
+        false => &["vmm", "fsd", "proxy"],
+    };
+    let others = roles.iter().map(|role| first.process(role));
+    let others: Vec<Process> = others.collect::<TestResult<_>>()?;
     let killed = Instant::now();
     shim.signal(Signal::KILL)?;
-    if let Some(vmm) = vmm {
-        until("the VMM is gone", SECOND, || !vmm.is_alive())?;
+    for other in others {
+        let gone = format!("{} is gone", other.name);
+        until(&gone, SECOND, || !other.is_alive())?;
     }
     for id in [&sandbox, &container] {
         let exit = events.exit(id, id, 10 * SECOND)?;

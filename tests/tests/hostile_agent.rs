@@ -1,9 +1,9 @@
-//! A guest that belongs to an attacker, from its agent on: the pod's shim stays small, answers
-//! within a second, logs little, and the pod can be removed.
+//! A guest that belongs to an attacker, from its agent on: the pod's shim and proxy stay small, the
+//! shim answers within a second, logs little, and the pod can be removed.
 //!
 //! The guest is the product's kernel with an initrd of the test's own, in which the static program
 //! of `tests/probe` is `/init` (`tests/probe/src/agent.rs` has the cases). What needs no guest is
-//! in the shim's own tests (`shim-v2/src/vm/agent/follow/tests.rs`).
+//! in the proxy's own tests (`shim-v2/proxy/src/follow/tests.rs`).
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use kata_like_tests::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What a shim may hold in memory of its own.
+/// What shim and proxy may each hold in memory of its own.
 const MOST_KIB: u64 = 64 << 10;
 /// How many lines a pod may add to the host's log.
 const MOST_LINES: usize = 100;
@@ -89,6 +89,7 @@ fn archive(entries: &[Entry]) -> Vec<u8> {
 struct Hostile<'host> {
     pod: CtrContainer<'host>,
     shim: Process,
+    proxy: Process,
     api: TaskApi,
     _image: Image,
 }
@@ -99,6 +100,7 @@ impl<'host> Hostile<'host> {
         let pod = image.start(host, case)?;
         Ok(Self {
             shim: pod.process("shim")?,
+            proxy: pod.process("proxy")?,
             api: TaskApi::connect(&host.bundle(pod.id()), SERVICES[1])?,
             pod,
             _image: image,
@@ -119,7 +121,7 @@ impl<'host> Hostile<'host> {
         }
     }
 
-    /// State and Stats answer, and the shim is small.
+    /// State and Stats answer, and shim and proxy are small.
     fn stays_well(&self) -> TestResult {
         let id = self.pod.id();
         let state = api::StateRequest {
@@ -134,6 +136,12 @@ impl<'host> Hostile<'host> {
         self.answers::<api::StatsResponse>("Stats", &stats)?;
         let kib = self.shim.anonymous_kib()?;
         assert!(kib < MOST_KIB, "the shim has {kib} KiB");
+        // It is gone when the pod has ended.
+        match self.proxy.anonymous_kib() {
+            Ok(kib) => assert!(kib < MOST_KIB, "the proxy has {kib} KiB"),
+            Err(error) if self.proxy.is_alive() => return Err(error),
+            Err(_) => {}
+        }
         Ok(())
     }
 

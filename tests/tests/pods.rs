@@ -135,7 +135,10 @@ fn a_crash_loop_in_a_living_pod_leaks_nothing() -> TestResult {
     let count = || -> TestResult<Vec<usize>> {
         match is_oracle() {
             true => Ok(Vec::new()),
-            false => ["shim", "fsd", "vmm"].into_iter().map(held).collect(),
+            false => ["shim", "fsd", "vmm", "proxy"]
+                .into_iter()
+                .map(held)
+                .collect(),
         }
     };
     let (files, footprint) = (count()?, host.footprint());

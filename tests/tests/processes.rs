@@ -18,7 +18,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 const PAGE: &str = include_str!("../../docs/processes.md");
 
 /// The columns of the table.
-const PROCESSES: [&str; 4] = ["VMM", "fs server", "shim", "stand-in"];
+const PROCESSES: [&str; 5] = ["VMM", "fs server", "proxy", "shim", "stand-in"];
 
 /// A row of the table, and how it is seen in `/proc`.
 type Fact = (&'static str, fn(&Seen) -> TestResult<String>);
@@ -135,12 +135,13 @@ fn each_process_is_as_the_page_has_it() -> TestResult {
 }
 
 /// In the order of [`PROCESSES`].
-fn processes(pod: &CtrContainer) -> TestResult<[Process; 4]> {
+fn processes(pod: &CtrContainer) -> TestResult<[Process; 5]> {
     let (_, stand_in) = pod.status()?;
     let stand_in = Process::find(stand_in).ok_or_else(|| failure("no stand-in"))?;
     Ok([
         pod.process("vmm")?,
         pod.process("fsd")?,
+        pod.process("proxy")?,
         pod.process("shim")?,
         stand_in,
     ])
@@ -222,7 +223,7 @@ fn user(it: &Seen) -> TestResult<String> {
         let text = other.read("status").unwrap_or_default();
         status(&text, "Uid").is_ok_and(|ids| ids.split(' ').any(|other| other == id))
     });
-    let is_free = (2_100_000_000..2_100_065_536).contains(&id.parse::<u32>()?);
+    let is_free = (2_100_000_000..2_100_131_072).contains(&id.parse::<u32>()?);
     match is_own && is_free && is_unique && it.status("Groups")?.is_empty() {
         true => Ok("its own".to_owned()),
         false => Ok(format!("{ids:?} {}", it.status("Groups")?)),
@@ -406,7 +407,8 @@ fn the_pod_s_score_follows_its_containers() -> TestResult {
     let scores = || -> TestResult<i32> {
         let mut found = Vec::new();
         let (_, sandbox) = pod.first().status()?;
-        let names = [pod.first().process("vmm")?, pod.first().process("fsd")?];
+        let names = ["vmm", "fsd", "proxy"].map(|role| pod.first().process(role));
+        let names: Vec<Process> = names.into_iter().collect::<TestResult<_>>()?;
         let stand_ins = Process::all().into_iter().filter(|it| {
             it.name == "stand-in" && (it.pid == sandbox || it.parent == names[0].parent)
         });

@@ -144,7 +144,7 @@ fn no_vhost_module_is_needed() -> TestResult {
     kata_like_only!();
     let host = Host::shared()?;
     let pod = host.start("no-vhost", &[], &["sleep", "1000"])?;
-    for role in ["shim", "vmm", "fsd"] {
+    for role in ["shim", "vmm", "fsd", "proxy"] {
         let process = pod.process(role)?;
         let mut files = 0;
         for entry in fs::read_dir(format!("/proc/{}/fd", process.pid))?.flatten() {

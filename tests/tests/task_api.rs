@@ -223,7 +223,7 @@ struct InUse {
 
 impl InUse {
     fn of(pod: &ShimPod, task: &Task) -> TestResult<Self> {
-        let processes = ["shim", "fsd", "vmm"].map(|role| pod.first().process(role));
+        let processes = ["shim", "fsd", "vmm", "proxy"].map(|role| pod.first().process(role));
         let processes: Vec<Process> = processes.into_iter().collect::<TestResult<_>>()?;
         // Without a cgroup namespace of its own a container sees the guest's cgroups.
         let script = "cut -f 1 /proc/sys/fs/file-nr; cut -d / -f 2 /proc/loadavg | cut -d ' ' -f 1; \

@@ -83,6 +83,7 @@ impl Config {
 struct Keys {
     vmm: Option<Spanned<PathBuf>>,
     fsd: Option<Spanned<PathBuf>>,
+    proxy: Option<Spanned<PathBuf>>,
     kernel: Option<Spanned<PathBuf>>,
     initrd: Option<Spanned<PathBuf>>,
     printk: Option<Spanned<PathBuf>>,
@@ -139,6 +140,9 @@ pub(crate) fn apply(path: &Path, config: &mut Config) -> Result<(), ConfigError>
     }
     if let Some(fsd) = file.absolute(keys.fsd)? {
         config.fsd = fsd;
+    }
+    if let Some(proxy) = file.absolute(keys.proxy)? {
+        config.proxy = proxy;
     }
     if let Some(kernel) = file.absolute(keys.kernel)? {
         config.kernel = kernel;

@@ -68,6 +68,8 @@ pub struct Config {
     pub vmm: PathBuf,
     /// The program `kata-like-fsd`.
     pub fsd: PathBuf,
+    /// The program `kata-like-proxy`.
+    pub proxy: PathBuf,
     /// The guest kernel, an ELF `vmlinux`.
     pub kernel: PathBuf,
     /// The guest's initrd.
@@ -83,7 +85,7 @@ pub struct Config {
     pub hugepages: HugePages,
     /// How much is written to the log.
     pub log_level: LogLevel,
-    /// Whether the VMM and the fs server run under the SELinux label that the pod's spec gives.
+    /// Whether VMM, fs server and proxy run under the SELinux label that the pod's spec gives.
     pub selinux: bool,
     /// How long a guest may take from its first instruction to the agent's dial.
     pub boot_deadline: Duration,
@@ -97,6 +99,7 @@ impl Config {
         Self {
             vmm: libexec.join("kata-like-vmm"),
             fsd: libexec.join("kata-like-fsd"),
+            proxy: libexec.join("kata-like-proxy"),
             kernel: share.join("vmlinux"),
             initrd: share.join("initrd.img"),
             printk: share.join("printk.json"),

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 pub use network::{NetworkId, NetworkLock, Occupied};
 pub use process::Process;
 pub use record::{Network, RECORD_VERSION, Record, StandIn};
-pub use uid::UIDS;
+pub use uid::{UIDS, proxy_uid};
 
 /// The parent of all state folders.
 pub const ROOT: &str = "/run/kata-like";

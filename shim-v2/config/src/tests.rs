@@ -116,7 +116,7 @@ fn the_default_file_says_the_defaults() {
     assert_eq!(load(&[("config.toml", &keys)]).unwrap(), defaults);
     assert_eq!(
         keys.lines().count(),
-        11,
+        12,
         "a key is missing from the file:\n{keys}"
     );
 }

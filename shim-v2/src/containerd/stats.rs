@@ -5,15 +5,15 @@
 //! bursts, interfaces, which are the pod's).
 
 use containerd_shim_protos::cgroups_v2::metrics as cgroups;
-use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::Failure;
+use kata_like_proxy::Stats;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 
 use super::convert;
 
 /// A container's stats, as those of a cgroup v2.
-pub fn any(stats: &StatsResponse) -> Result<Any, Failure> {
+pub fn any(stats: &Stats) -> Result<Any, Failure> {
     let io = stats.io.iter().map(|device| cgroups::IOEntry {
         major: device.major,
         minor: device.minor,
@@ -49,7 +49,7 @@ pub fn any(stats: &StatsResponse) -> Result<Any, Failure> {
     convert::any("io.containerd.cgroups.v2.Metrics", &metrics)
 }
 
-fn cpu(stats: &StatsResponse) -> cgroups::CPUStat {
+fn cpu(stats: &Stats) -> cgroups::CPUStat {
     let of = |key: &str| stats.cpu_stat.get(key).copied().unwrap_or_default();
     cgroups::CPUStat {
         usage_usec: of("usage_usec"),
@@ -62,7 +62,7 @@ fn cpu(stats: &StatsResponse) -> cgroups::CPUStat {
     }
 }
 
-fn memory(stats: &StatsResponse) -> cgroups::MemoryStat {
+fn memory(stats: &Stats) -> cgroups::MemoryStat {
     let of = |key: &str| stats.memory_stat.get(key).copied().unwrap_or_default();
     cgroups::MemoryStat {
         anon: of("anon"),
@@ -109,7 +109,7 @@ fn memory(stats: &StatsResponse) -> cgroups::MemoryStat {
     }
 }
 
-fn events(stats: &StatsResponse) -> cgroups::MemoryEvents {
+fn events(stats: &Stats) -> cgroups::MemoryEvents {
     let of = |key: &str| stats.memory_events.get(key).copied().unwrap_or_default();
     cgroups::MemoryEvents {
         low: of("low"),

@@ -107,7 +107,7 @@ impl fmt::Display for Step {
             Self::Cgroups => "cgroups",
             Self::Share => "share",
             Self::Network => "network",
-            Self::Processes => "VMM and fs server",
+            Self::Processes => "VMM, fs server and proxy",
             Self::Boot => "guest's boot",
             Self::Agent => "agent",
         })
@@ -388,11 +388,12 @@ impl Making {
         let vm = Arc::new(vm);
         let running = Arc::clone(&vm);
         undo.push(async move { running.stop().await }).await?;
-        let (vmm, fsd) = vm.pids();
+        let [vmm, fsd, proxy] = vm.pids();
         made(self.ledger.as_ref())?.change(|record| {
             record.uid = Some(uid);
             record.vmm = process_of(vmm);
             record.fsd = process_of(fsd);
+            record.proxy = process_of(proxy);
         })?;
         self.vm = Some(vm);
         Ok(())
@@ -486,7 +487,7 @@ mod tests {
             "cgroups",
             "share",
             "network",
-            "VMM and fs server",
+            "VMM, fs server and proxy",
             "guest's boot",
             "agent",
         ];

@@ -226,7 +226,7 @@ fn network_by_spec(root: &Path, id: &str, bundle: &Path) -> Option<NetworkId> {
 fn kill_all(record: &Record) {
     let stand_ins = record.stand_ins.iter().map(|stand_in| &stand_in.process);
     // The shim first: it must not report what is done to the others.
-    let all = [&record.shim, &record.vmm, &record.fsd]
+    let all = [&record.shim, &record.vmm, &record.fsd, &record.proxy]
         .into_iter()
         .flatten();
     let living: Vec<OwnedFd> = all

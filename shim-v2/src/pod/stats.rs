@@ -9,9 +9,9 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kata_like_agent_protocol::agent::StatsResponse;
 use kata_like_failure::{Failure, Kind};
 use kata_like_linux::lock;
+use kata_like_proxy::Stats as Figures;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -21,7 +21,7 @@ pub(super) struct Stats(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
-    last: Option<Arc<StatsResponse>>,
+    last: Option<Arc<Figures>>,
     asking: Option<Asking>,
 }
 
@@ -37,7 +37,7 @@ struct Asking {
     answer: watch::Receiver<Option<Answer>>,
 }
 
-type Answer = Result<Arc<StatsResponse>, Arc<Failure>>;
+type Answer = Result<Arc<Figures>, Arc<Failure>>;
 
 impl Stats {
     /// The guest's answer if it is there within `limit`, or else the last one that was good. `ask`
@@ -46,9 +46,9 @@ impl Stats {
         &self,
         limit: Duration,
         ask: impl FnOnce() -> F,
-    ) -> Option<Result<Arc<StatsResponse>, Failure>>
+    ) -> Option<Result<Arc<Figures>, Failure>>
     where
-        F: Future<Output = Result<StatsResponse, Failure>> + Send + 'static,
+        F: Future<Output = Result<Figures, Failure>> + Send + 'static,
     {
         let (mut answer, since) = {
             let mut known = lock(&self.0);
@@ -92,7 +92,7 @@ impl Known {
 }
 
 impl Asking {
-    fn begin(call: impl Future<Output = Result<StatsResponse, Failure>> + Send + 'static) -> Self {
+    fn begin(call: impl Future<Output = Result<Figures, Failure>> + Send + 'static) -> Self {
         let (tell, answer) = watch::channel(None);
         tokio::spawn(async move {
             let answer = call.await.map(Arc::new).map_err(Arc::new);
@@ -111,14 +111,14 @@ mod tests {
 
     use super::*;
 
-    fn figures(memory_usage: u64) -> StatsResponse {
-        StatsResponse {
+    fn figures(memory_usage: u64) -> Figures {
+        Figures {
             memory_usage,
             ..Default::default()
         }
     }
 
-    fn usage(answer: Option<Result<Arc<StatsResponse>, Failure>>) -> Option<u64> {
+    fn usage(answer: Option<Result<Arc<Figures>, Failure>>) -> Option<u64> {
         answer.map(|answer| answer.unwrap().memory_usage)
     }
 

@@ -1,9 +1,9 @@
-//! A user id for the pod's VMM that is nobody's: no other pod's, and no user's.
+//! User ids for the pod's VMM and its proxy that are nobody's: no other pod's, and no user's.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kata_like_config::state::{StateFolder, UIDS};
+use kata_like_config::state::{StateFolder, UIDS, proxy_uid};
 use nix::errno::Errno;
 use nix::unistd::{Uid, User};
 use tokio::sync::oneshot;
@@ -17,7 +17,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// How many numbers are tried.
 const TRIES: usize = 16;
 
-/// Takes one; it is free again when the state folder is removed.
+/// Takes the VMM's, which gives the proxy's ([`proxy_uid`]); both are free again when the state
+/// folder is removed.
 pub(super) async fn take(state: &Arc<StateFolder>) -> Result<u32, Failure> {
     for _ in 0..TRIES {
         let folder = Arc::clone(state);
@@ -26,10 +27,12 @@ pub(super) async fn take(state: &Arc<StateFolder>) -> Result<u32, Failure> {
             taken.map_err(|cause| Failure::failed("take a user id for the VMM", cause))
         });
         let uid = uid.await?;
-        if !is_somebody_s(uid).await {
+        let proxy = proxy_uid(uid);
+        let (vmm_s, proxy_s) = tokio::join!(is_somebody_s(uid), is_somebody_s(proxy));
+        if !vmm_s && !proxy_s {
             return Ok(uid);
         }
-        tracing::info!("user id {uid} is a user's of this host: the VMM takes another");
+        tracing::info!("user id {uid} or {proxy} is a user's of this host: the pod takes others");
     }
     let (first, last) = (UIDS.start, UIDS.end - 1);
     Err(Failure::new(

@@ -1,9 +1,8 @@
-//! The shim's side of the agent's one connection: calls with deadlines, events checked.
+//! The calls into the guest, with deadlines, and its events.
 //!
-//! Called by `machine` with the end of the socket that the VMM joins to the agent's dial. The
-//! agent's messages stop here. Whatever comes from the guest is hostile: a text is cleaned and cut,
-//! a number checked against its range, a name must be one that the shim gave. How much of it may
-//! come is decided by `gate`, how often by `follow`.
+//! Called by `machine` with the proxy, which alone reads what the agent sends. What the proxy says
+//! is hostile, too, for it may have been taken over: a text is cleaned and cut here again, a number
+//! checked against its range, and a name must be one that the shim gave.
 //!
 //! A call goes on when its caller leaves. It is given up when the VM ends, when the guest shows no
 //! progress for [`PATIENCE`], or at its own limit.
@@ -13,32 +12,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kata_like_agent_protocol::PROTOCOL_VERSION;
-use kata_like_agent_protocol::agent_ttrpc::AgentClient;
-use kata_like_agent_protocol::{agent, status as codes};
-use protobuf::MessageField;
+use kata_like_agent_protocol::{PROTOCOL_VERSION, agent};
+use kata_like_proxy::wire::{Answer, Method};
+use kata_like_proxy::{Stats, clean};
+use protobuf::{Message, MessageField};
 use rustix::system::uname;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use ttrpc::asynchronous::transport::Socket;
-use ttrpc::context::with_duration;
 
-use super::launch::Vmm;
+use super::launch::{Proxy, Vmm};
 use crate::spec::GuestPart;
 use kata_like_failure::{Failure, Kind};
 
 mod control;
-mod event;
-pub mod figures;
 mod follow;
-mod gate;
 mod network;
 mod streams;
 
-use event::clean;
-pub use event::{Event, NameQuestion};
-use gate::{Gate, Offence};
+pub use kata_like_proxy::{Event, NameQuestion};
 pub use network::{GuestInterface, Interface};
 use streams::streams_of;
 pub use streams::{StreamTokens, new_token};
@@ -51,12 +41,13 @@ const LOOK: Duration = Duration::from_secs(2);
 const MAKE: Duration = Duration::from_secs(300);
 /// The limit of calls that only ask or tell.
 const ASK: Duration = Duration::from_secs(30);
+/// How long the VM's own end may come after that of the agent's connection.
+const OWN_END: Duration = Duration::from_secs(1);
 
 /// The agent, as the shim's server. Clones share the connection.
 #[derive(Clone)]
 pub struct Agent {
-    client: AgentClient,
-    offence: Offence,
+    proxy: Proxy,
     vmm: Vmm,
     /// The guest has shown no progress while it owed an answer.
     stuck: Arc<AtomicBool>,
@@ -69,12 +60,10 @@ impl std::fmt::Debug for Agent {
 }
 
 impl Agent {
-    /// Takes the connection. Needs a runtime of tokio.
-    pub fn new(connection: UnixStream, vmm: Vmm) -> Self {
-        let (client, offence) = client(connection);
+    /// The agent that the proxy listens to.
+    pub fn new(proxy: Proxy, vmm: Vmm) -> Self {
         Self {
-            client,
-            offence,
+            proxy,
             vmm,
             stuck: Arc::default(),
         }
@@ -90,37 +79,57 @@ impl Agent {
         self.stuck.store(true, Ordering::SeqCst);
     }
 
-    /// Makes a call and waits for its answer. The work is a task of its own, which ends with a call
-    /// that is given up.
-    async fn call<T: Send + 'static>(
+    /// Makes a call that has nothing more to say than that it was carried out.
+    async fn call(
         &self,
         what: &str,
-        limit: Duration,
-        work: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let mut work = tokio::spawn(work);
-        let answer = self.answer(what, limit, &mut work).await;
-        // Of one that was answered nothing is left.
-        work.abort();
-        answer
+        limit: Limit,
+        method: Method,
+        request: &impl Message,
+    ) -> Result<(), Failure> {
+        match self.ask(what, limit, method, request).await? {
+            Answer::Done => Ok(()),
+            _ => Err(strange(what)),
+        }
     }
 
-    async fn answer<T>(
+    /// Makes a call and waits for its answer.
+    async fn ask(
+        &self,
+        what: &str,
+        limit: Limit,
+        method: Method,
+        request: &impl Message,
+    ) -> Result<Answer, Failure> {
+        let request = request.write_to_bytes();
+        let request = request.map_err(|error| Failure::failed(what, error))?;
+        let answer = self.proxy.call(method, limit.of_agent, request);
+        match self.answered(what, limit.of_caller, answer).await? {
+            Answer::Refused { kind, why } => Err(Failure::new(kind, clean(&why)).during(what)),
+            Answer::Offence { why } => Err(gone(what, &clean(&why))),
+            Answer::Broken { why } => {
+                // A connection that breaks is the VM's end most often, which says more.
+                let ended = tokio::time::timeout(OWN_END, self.vmm.ended()).await;
+                let why = ended.unwrap_or_else(|_| format!("call the agent: {}", clean(&why)));
+                Err(gone(what, &why))
+            }
+            answer => Ok(answer),
+        }
+    }
+
+    async fn answered(
         &self,
         what: &str,
         limit: Duration,
-        mut work: &mut JoinHandle<ttrpc::Result<T>>,
-    ) -> Result<T, Failure> {
+        answer: impl Future<Output = Result<Answer, Failure>>,
+    ) -> Result<Answer, Failure> {
+        tokio::pin!(answer);
         let begin = Instant::now();
         let (mut progress, mut changed) = (None, begin);
         loop {
             tokio::select! {
                 biased;
-                answer = &mut work => return match answer {
-                    Ok(Ok(answer)) => Ok(answer),
-                    Ok(Err(error)) => Err(self.refused(what, error).await),
-                    Err(panic) => Err(Failure::failed(what, panic)),
-                },
+                answer = &mut answer => return answer.map_err(|error| error.during(what)),
                 why = self.vmm.ended() => return Err(gone(what, &why)),
                 () = tokio::time::sleep(LOOK.min(limit)) => {}
             }
@@ -139,26 +148,6 @@ impl Agent {
         }
     }
 
-    async fn refused(&self, what: &str, error: ttrpc::Error) -> Failure {
-        let status = match error {
-            ttrpc::Error::RpcStatus(status) => status,
-            other => {
-                if let Some(why) = self.offence.get() {
-                    return gone(what, why);
-                }
-                // A connection that breaks is the VM's end most often, which says more.
-                if let Ok(why) =
-                    tokio::time::timeout(Duration::from_secs(1), self.vmm.ended()).await
-                {
-                    return gone(what, &why);
-                }
-                return Failure::failed(format!("{what}: call the agent"), other);
-            }
-        };
-        let kind = codes::kind(status.code.enum_value_or_default());
-        Failure::new(kind, clean(&status.message)).during(what)
-    }
-
     /// The first call.
     pub async fn start_pod(&self) -> Result<PodStarted, Failure> {
         let request = agent::StartPodRequest {
@@ -167,19 +156,24 @@ impl Agent {
             hostname: uname().nodename().to_string_lossy().into_owned(),
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.start_pod(with_duration(MAKE), &request).await };
-        let answer = self.call("start the pod in the guest", MAKE, work).await?;
-        Ok(PodStarted {
-            kernel_release: clean(&answer.kernel_release),
-            agent_version: clean(&answer.agent_version),
-        })
+        let what = "start the pod in the guest";
+        let answer = self.ask(what, Limit::of(MAKE), Method::StartPod, &request);
+        match answer.await? {
+            Answer::PodStarted {
+                kernel_release,
+                agent_version,
+            } => Ok(PodStarted {
+                kernel_release: clean(&kernel_release),
+                agent_version: clean(&agent_version),
+            }),
+            _ => Err(strange(what)),
+        }
     }
 
     /// Follows the agent's events in a task of its own. The answer is why the events have ended,
     /// when they have.
     pub fn follow_events(&self, events: mpsc::Sender<Event>) -> oneshot::Receiver<String> {
-        let followed = follow::follow(self.client.clone(), Arc::clone(&self.offence), events);
+        let followed = follow::follow(self.proxy.clone(), events);
         let (tell, ended) = oneshot::channel();
         tokio::spawn(async move {
             let _ = tell.send(followed.await);
@@ -211,10 +205,9 @@ impl Agent {
             disks: made_of.disks.into_iter().map(disk).collect(),
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.create_container(with_duration(MAKE), &request).await };
         let what = format!("create container {container} in the guest");
-        self.call(&what, MAKE, work).await.map(drop)
+        self.call(&what, Limit::of(MAKE), Method::CreateContainer, &request)
+            .await
     }
 
     /// Lets a created container run.
@@ -223,10 +216,9 @@ impl Agent {
             container: container.to_owned(),
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.start_container(with_duration(MAKE), &request).await };
         let what = format!("start container {container} in the guest");
-        self.call(&what, MAKE, work).await.map(drop)
+        self.call(&what, Limit::of(MAKE), Method::StartContainer, &request)
+            .await
     }
 
     /// Runs a further process.
@@ -244,10 +236,9 @@ impl Agent {
             streams: MessageField::some(streams_of(streams)),
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.exec(with_duration(MAKE), &request).await };
         let what = format!("exec {exec} in container {container}");
-        self.call(&what, MAKE, work).await.map(drop)
+        self.call(&what, Limit::of(MAKE), Method::Exec, &request)
+            .await
     }
 
     /// Signals a process or all of a container's.
@@ -265,10 +256,9 @@ impl Agent {
             all,
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.signal(with_duration(ASK), &request).await };
         let what = format!("signal container {container}");
-        self.call(&what, ASK, work).await.map(drop)
+        self.call(&what, Limit::of(ASK), Method::Signal, &request)
+            .await
     }
 
     /// Sets the size of a terminal.
@@ -286,46 +276,87 @@ impl Agent {
             height,
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.resize_terminal(with_duration(ASK), &request).await };
         let what = format!("resize the terminal of container {container}");
-        self.call(&what, ASK, work).await.map(drop)
+        self.call(&what, Limit::of(ASK), Method::ResizeTerminal, &request)
+            .await
     }
 
     /// Takes a container away in the guest, which then holds nothing of its mounts.
     pub async fn delete_container(&self, container: &str, limit: Duration) -> Result<(), Failure> {
         let request = request_for(container);
-        let client = self.client.clone();
-        let work = async move { client.delete_container(with_duration(MAKE), &request).await };
         let what = format!("delete container {container} in the guest");
-        self.call(&what, limit, work).await.map(drop)
+        self.call(
+            &what,
+            Limit::within(MAKE, limit),
+            Method::DeleteContainer,
+            &request,
+        )
+        .await
+    }
+
+    /// A container's stats.
+    pub async fn stats(&self, container: &str) -> Result<Stats, Failure> {
+        let request = request_for(container);
+        let what = format!("read the stats of container {container}");
+        let answer = self.ask(&what, Limit::of(ASK), Method::Stats, &request);
+        match answer.await? {
+            Answer::Stats(stats) => Ok(stats.bounded()),
+            _ => Err(strange(&what)),
+        }
     }
 
     /// Has the guest end, and answers what the host does not have yet of what its containers have
     /// written. Nothing: it resets. Called again and again, so that each answer comes soon.
     pub async fn shutdown(&self) -> Result<Option<Unwritten>, Failure> {
-        let client = self.client.clone();
-        let work = async move {
-            client
-                .shutdown(with_duration(ASK), &agent::Empty::new())
-                .await
-        };
-        let answer = self.call("shut the guest down", ASK, work).await?;
-        let left = answer.left.unwrap_or_default();
-        Ok((!answer.done).then(|| Unwritten::of(&left)))
+        let (done, left) = self.left("shut the guest down", Method::Shutdown).await?;
+        Ok((!done).then_some(left))
     }
 
     /// What the host does not have yet of what containers have written.
     pub async fn unwritten(&self) -> Result<Unwritten, Failure> {
-        let client = self.client.clone();
-        let work = async move {
-            client
-                .get_unwritten(with_duration(ASK), &agent::Empty::new())
-                .await
-        };
         let what = "ask the guest what is not written back";
-        let left = self.call(what, ASK, work).await?;
-        Ok(Unwritten::of(&left))
+        let (_, left) = self.left(what, Method::GetUnwritten).await?;
+        Ok(left)
+    }
+
+    async fn left(&self, what: &str, method: Method) -> Result<(bool, Unwritten), Failure> {
+        let empty = agent::Empty::new();
+        match self.ask(what, Limit::of(ASK), method, &empty).await? {
+            Answer::Unwritten {
+                done,
+                dirty_bytes,
+                containers,
+            } => {
+                let left = Unwritten {
+                    dirty_bytes,
+                    containers,
+                };
+                Ok((done, left))
+            }
+            _ => Err(strange(what)),
+        }
+    }
+}
+
+/// How long a call may take.
+#[derive(Clone, Copy)]
+struct Limit {
+    /// What the agent is told.
+    of_agent: Duration,
+    /// When its caller gives it up.
+    of_caller: Duration,
+}
+
+impl Limit {
+    fn of(both: Duration) -> Self {
+        Self::within(both, both)
+    }
+
+    fn within(of_agent: Duration, of_caller: Duration) -> Self {
+        Self {
+            of_agent,
+            of_caller,
+        }
     }
 }
 
@@ -336,15 +367,6 @@ pub struct Unwritten {
     pub dirty_bytes: u64,
     /// So many containers with processes.
     pub containers: u32,
-}
-
-impl Unwritten {
-    fn of(message: &agent::Unwritten) -> Self {
-        Self {
-            dirty_bytes: message.dirty_bytes,
-            containers: message.containers,
-        }
-    }
 }
 
 /// What a container is made of in the guest.
@@ -380,14 +402,6 @@ pub struct PodStarted {
     pub agent_version: String,
 }
 
-/// The client of an agent on this connection, and what the guest does to have it ended.
-fn client(connection: UnixStream) -> (AgentClient, Offence) {
-    let gate = Gate::new(connection);
-    let offence = gate.offence();
-    let client = ttrpc::asynchronous::Client::new(Socket::new(gate));
-    (AgentClient::new(client), offence)
-}
-
 /// CLOCK_REALTIME in nanoseconds.
 fn host_time_ns() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -405,6 +419,10 @@ fn request_for(container: &str) -> agent::ContainerRequest {
 
 fn gone(what: &str, why: &str) -> Failure {
     Failure::new(Kind::Failed, format!("{what}: {why}"))
+}
+
+fn strange(what: &str) -> Failure {
+    gone(what, "the proxy's answer is of another kind")
 }
 
 fn late(what: &str, why: &str) -> Failure {

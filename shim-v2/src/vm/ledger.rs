@@ -86,7 +86,8 @@ impl Ledger {
     /// The pod's processes, but for the shim.
     pub fn processes(&self) -> Vec<Process> {
         let inner = self.inner();
-        let own = [inner.pod.vmm, inner.pod.fsd].into_iter().flatten();
+        let own = [inner.pod.vmm, inner.pod.fsd, inner.pod.proxy];
+        let own = own.into_iter().flatten();
         let tasks = inner.tasks.values();
         own.chain(tasks.flat_map(|task| task.stand_ins.iter().copied()))
             .collect()

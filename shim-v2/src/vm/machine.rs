@@ -1,28 +1,27 @@
-//! A VM's processes: VMM and fs server, started side by side and stopped together.
+//! A VM's processes: VMM, fs server and proxy, started side by side and stopped together.
 //!
 //! Called by `pod` as it brings a pod up: [`Vm::start`], [`Vm::booted`], [`Vm::guest`],
 //! [`Vm::follow`].
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
 use kata_like_boot::{CachePolicy, FsdBoot, FsdFds, FsdShare, VERSION, VmBoot, VmShare};
 use kata_like_config::Config;
-use kata_like_config::state::{StateError, StateFolder, name};
-use tokio::net::UnixStream;
+use kata_like_config::state::{StateError, StateFolder, name, proxy_uid};
 use tokio::sync::mpsc;
 
 use super::agent::{Agent, Event};
 use super::guest::Guest;
-use super::launch::{Fsd, Parts, Resources, Vmm, either_ended, log_figures};
+use super::launch::{Fsd, Parts, Proxy, Resources, Vmm, any_ended, log_figures};
 use crate::selinux::Labels;
 use crate::share::PARTS;
+use crate::spawn::Child;
 use crate::spec::MemorySize;
 use kata_like_failure::{Failure, Kind};
-use kata_like_linux::lock;
 
 /// How long each process may take to be gone once it is told to.
 const STOP: Duration = Duration::from_secs(1);
@@ -43,13 +42,12 @@ const MOST_FILES: u64 = 1_000_000;
 pub struct Vm {
     vmm: Vmm,
     fsd: Fsd,
-    /// Our end of the agent's connection, until there is a guest.
-    agent: Mutex<Option<StdUnixStream>>,
+    proxy: Proxy,
 }
 
 impl Vm {
-    /// Starts VMM and fs server in the cgroup `leaf`. `tree` is the pod's share. The VMM waits on
-    /// its end of their sockets until the server is there.
+    /// Starts VMM, fs server and proxy in the cgroup `leaf`. `tree` is the pod's share. The VMM
+    /// waits on its end of their sockets until the server is there.
     pub async fn start(
         parts: &Parts,
         boot: &VmBoot,
@@ -59,8 +57,9 @@ impl Vm {
         labels: &Labels,
     ) -> Result<Self, Failure> {
         let (sockets, shares) = vhost_user_sockets(state)?;
-        let (ours, theirs) = StdUnixStream::pair()
-            .map_err(|cause| Failure::failed("make the agent's socket", cause))?;
+        let failed = |cause| Failure::failed("make the agent's socket", cause);
+        let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
+        ours.set_nonblocking(true).map_err(failed)?;
         let streams = state.listen(name::STREAMS);
         let streams =
             streams.map_err(|cause| Failure::failed("make the socket for streams", cause))?;
@@ -74,28 +73,30 @@ impl Vm {
             shares,
         };
         let serve = fsd_boot(boot.memory_bytes);
-        let (fsd, vmm) = tokio::join!(
+        let (fsd, vmm, proxy) = tokio::join!(
             Fsd::start(parts, leaf, &serve, FsdFds { tree, sockets }),
             Vmm::start(parts, leaf, boot, resources),
+            Proxy::start(parts, leaf, proxy_uid(boot.uid), ours),
         );
         // The server's failure first: the VMM's is its consequence.
-        let started = fsd.and_then(|fsd| Ok((fsd, vmm?)));
-        let (fsd, vmm) = started.map_err(|error| labels.blame(error))?;
-        Ok(Self {
-            vmm,
-            fsd,
-            agent: Mutex::new(Some(ours)),
-        })
+        let started = fsd.and_then(|fsd| Ok((fsd, vmm?, proxy?)));
+        let (fsd, vmm, proxy) = started.map_err(|error| labels.blame(error))?;
+        Ok(Self { vmm, fsd, proxy })
     }
 
-    /// The pids of VMM and fs server.
-    pub fn pids(&self) -> (u32, u32) {
-        (self.vmm.child().pid, self.fsd.child().pid)
+    /// The pids of VMM, fs server and proxy.
+    pub fn pids(&self) -> [u32; 3] {
+        [self.vmm.child(), self.fsd.child(), self.proxy.child()].map(|child| child.pid)
+    }
+
+    /// Waits until a part has ended, and tells why.
+    fn ended(&self) -> impl Future<Output = String> + Send + 'static + use<> {
+        any_ended(self.vmm.ended(), self.fsd.ended(), self.proxy.ended())
     }
 
     /// Waits until the agent has dialled, as long as the guest gets on with its boot.
     pub async fn booted(&self, patience: Duration) -> Result<(), Failure> {
-        let over = either_ended(self.vmm.ended(), self.fsd.ended());
+        let over = self.ended();
         tokio::pin!(over);
         let failed = |why| Err(Failure::new(Kind::Failed, why));
         let figures = tokio::select! {
@@ -110,14 +111,9 @@ impl Vm {
         Ok(())
     }
 
-    /// The guest of a VM that has booted: takes the agent's connection and makes the first call.
+    /// The guest of a VM that has booted: makes the first call.
     pub async fn guest(&self, state: Arc<StateFolder>, sandbox: &str) -> Result<Guest, Failure> {
-        let failed = |cause| Failure::failed("take the agent's connection", cause);
-        let ours = lock(&self.agent).take();
-        let ours = ours.ok_or_else(|| failed(std::io::ErrorKind::NotConnected.into()))?;
-        ours.set_nonblocking(true).map_err(failed)?;
-        let connection = UnixStream::from_std(ours).map_err(failed)?;
-        let agent = Agent::new(connection, self.vmm.clone());
+        let agent = Agent::new(self.proxy.clone(), self.vmm.clone());
         let started = agent.start_pod().await?;
         tracing::debug!(
             kernel = started.kernel_release,
@@ -133,8 +129,8 @@ impl Vm {
         let (events, happened) = mpsc::channel(EVENTS);
         let events_over = guest.agent.follow_events(events.clone());
         // Children only: this task must not keep the VM alive.
-        let (vmm, fsd) = (self.vmm.child().clone(), self.fsd.child().clone());
-        let over = either_ended(self.vmm.ended(), self.fsd.ended());
+        let parts = [self.vmm.child(), self.fsd.child(), self.proxy.child()].map(Child::clone);
+        let over = self.ended();
         let lacked_memory = self.vmm.lacked_memory();
         let (ending, sandbox) = (guest.ending(), Arc::clone(&guest.sandbox));
         tokio::spawn(async move {
@@ -147,8 +143,7 @@ impl Vm {
                     own.unwrap_or_else(|_| why.unwrap_or_default())
                 }
             };
-            vmm.kill();
-            fsd.kill();
+            parts.iter().for_each(Child::kill);
             if !ending.is_wanted() {
                 let reason = match lacked_memory() {
                     true => format!("{reason}; {memory}"),
@@ -161,10 +156,10 @@ impl Vm {
         happened
     }
 
-    /// Ends VMM and fs server.
+    /// Ends VMM, fs server and proxy.
     pub async fn stop(&self) {
         self.vmm.stop(STOP).await;
-        self.fsd.child().end(STOP).await;
+        tokio::join!(self.fsd.child().end(STOP), self.proxy.child().end(STOP),);
     }
 }
 

@@ -4,7 +4,7 @@
 //! as its arrows have them, to begin with when rooms are moved.
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-pub const CRATES: [(&str, &[&str]); 20] = [
+pub const CRATES: [(&str, &[&str]); 21] = [
     ("failure", &[]),
     ("linux", &[]),
     ("spec", &["kata-like-failure"]),
@@ -17,11 +17,22 @@ pub const CRATES: [(&str, &[&str]); 20] = [
             "kata-like-failure",
             "kata-like-linux",
             "kata-like-netlink",
+            "kata-like-proxy",
             "kata-like-relay",
             "kata-like-spec",
         ],
     ),
     ("shim-v2/config", &[]),
+    (
+        "shim-v2/proxy",
+        &[
+            "kata-like-agent-protocol",
+            "kata-like-boot",
+            "kata-like-failure",
+            "kata-like-jail",
+            "kata-like-linux",
+        ],
+    ),
     (
         "vmm",
         &[

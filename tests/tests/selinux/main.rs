@@ -123,9 +123,10 @@ fn text(label: &[u8]) -> String {
 /// The level, with the categories, of a pod whose processes on the host all have it.
 fn level_of(pod: &Pod) -> TestResult<String> {
     assert_eq!(label_of_process(pod.process("shim")?)?, HOST);
-    let [vmm, fsd] = ["vmm", "fsd"].map(|name| label_of_process(pod.process(name)?));
-    let (vmm, fsd) = (vmm?, fsd?);
-    assert_eq!(vmm, fsd);
+    let [vmm, fsd, proxy] =
+        ["vmm", "fsd", "proxy"].map(|name| label_of_process(pod.process(name)?));
+    let vmm = vmm?;
+    assert_eq!([&vmm, &vmm], [&fsd?, &proxy?]);
     let level = vmm.strip_prefix(PROCESS);
     let level = level.ok_or_else(|| failure(format!("the VMM runs as {vmm}")))?;
     assert!(level.starts_with("s0:c") && level.contains(','), "{level}");
@@ -191,7 +192,7 @@ fn a_privileged_pod_has_the_shims_label() -> TestResult {
         "privileged",
         "linux { security_context { privileged: true } resources { memory_limit_in_bytes: 134217728 } }",
     )?;
-    for name in ["shim", "vmm", "fsd"] {
+    for name in ["shim", "vmm", "fsd", "proxy"] {
         assert_eq!(label_of_process(pod.process(name)?)?, HOST, "{name}");
     }
     pod.remove()

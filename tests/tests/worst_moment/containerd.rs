@@ -162,7 +162,7 @@ fn kill_often(
     let mut told = Told::new(output)?;
     let mut checked = [Checked::default(); FILES.len()];
     wait_for_more(&mut told)?;
-    let (begun, kills) = (Instant::now(), rounds()?.div_ceil(4));
+    let (begun, kills) = (Instant::now(), rounds()?.div_ceil(5));
     let status = pod.status()?;
     for number in 0..kills {
         let round = || -> TestResult {

@@ -1,5 +1,5 @@
-//! The worst moment: VMM, fs server, shim and containerd are killed in turn under busy writers.
-//! Everything acknowledged must be on the host, byte for byte and in order.
+//! The worst moment: VMM, fs server, proxy, shim and containerd are killed in turn under busy
+//! writers. Everything acknowledged must be on the host, byte for byte and in order.
 //!
 //! The guest writes through: an answered `write` is in the host's page cache, which survives the
 //! kill of any process. So the writer that never syncs must lose nothing either, and kills can't
@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kata_like_tests::TestResult;
 
 /// The processes whose death ends the pod.
-const VICTIMS: [&str; 3] = ["vmm", "fsd", "shim"];
+const VICTIMS: [&str; 4] = ["vmm", "fsd", "proxy", "shim"];
 
 /// A store through a mapping may be lost only if it is younger than this.
 const MAPPED_BOUND: Duration = Duration::from_secs(5);

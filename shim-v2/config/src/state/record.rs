@@ -36,6 +36,9 @@ pub struct Record {
     pub uid: Option<u32>,
     /// The fs server.
     pub fsd: Option<Process>,
+    /// The proxy.
+    #[serde(default)]
+    pub proxy: Option<Process>,
     /// A stand-in for each task.
     pub stand_ins: Vec<StandIn>,
     /// The pod's network namespace, from just before it is taken (`NetworkLock`).
@@ -80,6 +83,7 @@ impl Record {
             vmm: None,
             uid: None,
             fsd: None,
+            proxy: None,
             stand_ins: Vec::new(),
             network_id: None,
             network: None,

@@ -1,4 +1,5 @@
-//! The user ids of the VMMs: which pod has which, as links `/run/kata-like/vmm:uid:NUMBER`.
+//! The user ids of the VMMs and proxies: which pod has which, as links
+//! `/run/kata-like/vmm:uid:NUMBER`, which have the VMM's.
 //!
 //! A link's text names the state folder of the pod that has the number. It counts for as long as
 //! that folder is there: so a number is free when the pod's state is removed, by whomever, and
@@ -27,6 +28,12 @@ use super::{ROOT, StateError, StateFolder, open_checked};
 /// - From 2,147,483,647: podman's `--userns=auto`, FreeIPA's subordinate ids, and numbers that
 ///   programs take for negative ones.
 pub const UIDS: Range<u32> = 2_100_000_000..2_100_065_536;
+
+/// The number of the proxy of the pod whose VMM has `uid`: one of the same part, behind [`UIDS`],
+/// and no other pod's either.
+pub fn proxy_uid(uid: u32) -> u32 {
+    uid + (UIDS.end - UIDS.start)
+}
 
 /// The link in a state folder whose text is its number.
 const OWN: &str = "uid";

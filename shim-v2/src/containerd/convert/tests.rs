@@ -2,13 +2,12 @@
 
 use containerd_shim_protos::cgroups_v2::metrics as cgroups;
 
-use kata_like_agent_protocol::agent::{DeviceIo, HugePages, StatsResponse};
 use kata_like_failure::Failure;
+use kata_like_proxy::{CPU_KEYS, DeviceIo, EVENT_KEYS, HugePages, MEMORY_KEYS, Stats};
 use protobuf::MessageDyn;
 use ttrpc::Code;
 
 use super::*;
-use crate::vm::agent::figures::{CPU_KEYS, EVENT_KEYS, MEMORY_KEYS, bounded};
 
 fn any_of(type_url: &str, value: &[u8]) -> Any {
     Any {
@@ -173,7 +172,7 @@ fn stats_are_those_of_a_cgroup_v2() {
             .map(|(key, value)| ((*key).into(), *value))
             .collect()
     };
-    let any = super::super::stats::any(&StatsResponse {
+    let any = super::super::stats::any(&Stats {
         cpu_stat: file(&[("usage_usec", 3)]),
         memory_usage: 4,
         pids_current: 5,
@@ -228,12 +227,13 @@ fn each_key_that_is_taken_is_told() {
             let kept = keys.iter().filter(|key| **key != without).copied();
             file(&kept.collect::<Vec<_>>())
         });
-        let stats = bounded(StatsResponse {
+        let stats = Stats {
             cpu_stat: cpu,
             memory_stat: memory,
             memory_events: events,
             ..Default::default()
-        });
+        }
+        .bounded();
         let any = super::super::stats::any(&stats).expect("a small message");
         let metrics = cgroups::Metrics::parse_from_bytes(&any.value).expect("our own message");
         let parts: [&dyn MessageDyn; 3] =

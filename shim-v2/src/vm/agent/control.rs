@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use kata_like_agent_protocol::agent;
-use ttrpc::context::with_duration;
+use kata_like_proxy::wire::Method;
 
-use super::{ASK, Agent, MAKE, host_time_ns, request_for};
+use super::{ASK, Agent, Limit, MAKE, host_time_ns, request_for};
 use kata_like_failure::Failure;
 
 /// How long a guest may take to set its clock.
@@ -15,19 +15,17 @@ impl Agent {
     /// Freezes a container; answered when all its processes stand still.
     pub async fn pause(&self, container: &str) -> Result<(), Failure> {
         let request = request_for(container);
-        let client = self.client.clone();
-        let work = async move { client.pause(with_duration(ASK), &request).await };
         let what = format!("pause container {container} in the guest");
-        self.call(&what, ASK, work).await.map(drop)
+        self.call(&what, Limit::of(ASK), Method::Pause, &request)
+            .await
     }
 
     /// Lets a paused container go on.
     pub async fn resume(&self, container: &str) -> Result<(), Failure> {
         let request = request_for(container);
-        let client = self.client.clone();
-        let work = async move { client.resume(with_duration(ASK), &request).await };
         let what = format!("resume container {container} in the guest");
-        self.call(&what, ASK, work).await.map(drop)
+        self.call(&what, Limit::of(ASK), Method::Resume, &request)
+            .await
     }
 
     /// Changes a container's limits: an OCI `linux.resources` object as JSON.
@@ -37,25 +35,20 @@ impl Agent {
             resources: resources.to_vec(),
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.update(with_duration(ASK), &request).await };
         let what = format!("update container {container} in the guest");
-        self.call(&what, ASK, work).await.map(drop)
+        self.call(&what, Limit::of(ASK), Method::Update, &request)
+            .await
     }
 
     /// Sets the guest's clock by the host's. The time is taken when the call is sent.
     pub async fn set_time(&self) -> Result<(), Failure> {
-        let client = self.client.clone();
-        let work = async move {
-            let request = agent::SetTimeRequest {
-                host_time_ns: host_time_ns(),
-                ..Default::default()
-            };
-            client.set_time(with_duration(SET_TIME), &request).await
+        let request = agent::SetTimeRequest {
+            host_time_ns: host_time_ns(),
+            ..Default::default()
         };
-        self.call("set the guest's clock", SET_TIME, work)
+        let what = "set the guest's clock";
+        self.call(what, Limit::of(SET_TIME), Method::SetTime, &request)
             .await
-            .map(drop)
     }
 
     /// Connects to a port of the guest's loopback, and joins the connection to the stream that is
@@ -66,10 +59,9 @@ impl Agent {
             token: token.to_vec(),
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.connect(with_duration(ASK), &request).await };
         let what = format!("connect to port {port} in the guest");
-        self.call(&what, ASK, work).await.map(drop)
+        self.call(&what, Limit::of(ASK), Method::Connect, &request)
+            .await
     }
 
     /// Binds the device that the VMM has put into a slot.
@@ -78,10 +70,9 @@ impl Agent {
             slot,
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.bind_device(with_duration(MAKE), &request).await };
         let what = format!("bind the device in slot {slot} in the guest");
-        self.call(&what, MAKE, work).await.map(drop)
+        self.call(&what, Limit::of(MAKE), Method::BindDevice, &request)
+            .await
     }
 
     /// Takes the device in a slot from its driver, before the VMM empties it.
@@ -90,9 +81,13 @@ impl Agent {
             slot,
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.unbind_device(with_duration(MAKE), &request).await };
         let what = format!("unbind the device in slot {slot} in the guest");
-        self.call(&what, limit, work).await.map(drop)
+        self.call(
+            &what,
+            Limit::within(MAKE, limit),
+            Method::UnbindDevice,
+            &request,
+        )
+        .await
     }
 }

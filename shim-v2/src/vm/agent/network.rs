@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use kata_like_agent_protocol::agent;
 use kata_like_netlink::{Address, Hop, Named, Neighbour, Route, address_bytes};
-use ttrpc::context::with_duration;
+use kata_like_proxy::wire::Method;
 
-use super::{ASK, Agent, MAKE};
+use super::{ASK, Agent, Limit, MAKE};
 use kata_like_failure::Failure;
 
 /// An interface of the pod, as the host has it and the guest is to have it.
@@ -53,13 +53,9 @@ impl Agent {
             remove,
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move {
-            let context = with_duration(MAKE);
-            client.configure_network(context, &request).await
-        };
         let what = "set the network up in the guest";
-        self.call(what, MAKE, work).await.map(drop)
+        self.call(what, Limit::of(MAKE), Method::ConfigureNetwork, &request)
+            .await
     }
 
     /// Has the guest take questions to the name server at this loopback address.
@@ -68,10 +64,9 @@ impl Agent {
             address: address_bytes(address),
             ..Default::default()
         };
-        let client = self.client.clone();
-        let work = async move { client.serve_names(with_duration(ASK), &request).await };
         let what = format!("take questions at {address} in the guest");
-        self.call(&what, ASK, work).await.map(drop)
+        self.call(&what, Limit::of(ASK), Method::ServeNames, &request)
+            .await
     }
 }
 

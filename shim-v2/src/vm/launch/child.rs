@@ -1,6 +1,6 @@
 //! A child with a control socket: its birth, its messages, its patience and its end.
 //!
-//! Called by `vmm`, `fsd` and `reports`, for what the two programs have in common.
+//! Called by `vmm`, `fsd`, `proxy` and `reports`, for what the programs have in common.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use kata_like_boot::{BORN_IN, Channel, ChannelError};
 use kata_like_linux::watch::Watched;
+use kata_like_proxy::wire;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 
@@ -26,14 +27,7 @@ const LAST_ACT: Duration = Duration::from_secs(1);
 const MAX_LINE: usize = 400;
 
 /// The shim's end of a child's control socket, for the event loop.
-#[derive(Debug)]
-pub(super) struct Control(pub(super) Channel);
-
-impl AsFd for Control {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
+pub(super) type Control = Channel;
 
 /// Starts a program with a control socket, as `place` says.
 pub(super) fn start(
@@ -69,7 +63,7 @@ pub(super) fn start(
         Failure::failed(failed("prepare the control socket"), cause)
     })?;
     let both = Interest::READABLE | Interest::WRITABLE;
-    let control = Watched::new(Control(ours), both).map_err(|cause| {
+    let control = Watched::new(ours, both).map_err(|cause| {
         child.kill();
         Failure::failed(failed("watch the control socket"), cause)
     })?;
@@ -80,21 +74,8 @@ pub(super) fn start(
 pub(super) async fn next<T: DeserializeOwned>(
     control: &Watched<Control>,
 ) -> Result<T, ChannelError> {
-    loop {
-        let mut ready = control
-            .readable()
-            .await
-            .map_err(|source| ChannelError::Io {
-                step: "wait for a message",
-                source,
-            })?;
-        match control.get_ref().0.receive_within::<T>(Duration::ZERO) {
-            Ok((message, _)) => return Ok(message),
-            // Somebody else's readiness, or a stale one.
-            Err(ChannelError::TimedOut(_)) => ready.clear_ready(),
-            Err(error) => return Err(error),
-        }
-    }
+    let (message, _) = wire::receive(control).await?;
+    Ok(message)
 }
 
 /// Waits for a child that has closed its socket; one that lingers is killed.

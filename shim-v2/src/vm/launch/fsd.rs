@@ -39,7 +39,7 @@ impl Fsd {
         let (child, control) = start("fs server", &parts.fsd, Some(cgroup), &parts.place)?;
         let (tell, over) = watch::channel(None);
         let fsd = Self { child, over };
-        boot.send(&fds, &control.get_ref().0)
+        boot.send(&fds, control.get_ref())
             .map_err(|cause| Failure::failed("send the boot request to the fs server", cause))?;
         drop(fds);
         let (first, wanted) = (next::<FsdReport>(&control), "it serves the pod's share");

@@ -14,6 +14,7 @@ use kata_like_failure::{Failure, Kind};
 pub struct Parts {
     pub(super) vmm: PathBuf,
     pub(super) fsd: PathBuf,
+    pub(super) proxy: PathBuf,
     pub(super) kvm: OwnedFd,
     pub(super) kernel: OwnedFd,
     pub(super) initrd: OwnedFd,
@@ -21,7 +22,7 @@ pub struct Parts {
     pub(super) place: Place,
 }
 
-/// What VMM and fs server are born under.
+/// What VMM, fs server and proxy are born under.
 #[derive(Clone, Debug, Default)]
 pub struct Place {
     /// The SELinux label, if the host has one for them.
@@ -33,7 +34,11 @@ pub struct Place {
 impl Parts {
     /// Opens all of it, or tells what is missing.
     pub fn open(config: &Config, place: Place) -> Result<Self, Failure> {
-        for (what, path) in [("VMM", &config.vmm), ("fs server", &config.fsd)] {
+        for (what, path) in [
+            ("VMM", &config.vmm),
+            ("fs server", &config.fsd),
+            ("proxy", &config.proxy),
+        ] {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).map_err(|errno| {
                 Failure::failed(
                     format!("find the {what} {}", path.display()),
@@ -44,6 +49,7 @@ impl Parts {
         Ok(Self {
             vmm: config.vmm.clone(),
             fsd: config.fsd.clone(),
+            proxy: config.proxy.clone(),
             kvm: open_kvm(Path::new(KVM))
                 .map_err(|error| Failure::new(Kind::Failed, kata_like_failure::one_line(&error)))?,
             kernel: open("guest kernel", &config.kernel)?.into(),

@@ -10,6 +10,7 @@ use std::time::Instant;
 use kata_like_boot::{FsdReport, VmBoot};
 use kata_like_config::Config;
 use kata_like_failure::Failure;
+use kata_like_proxy::wire::{Answer, Method};
 
 use super::child::{getting_on, last_act, next, start};
 use super::parts::{open, read_printk};
@@ -26,7 +27,7 @@ fn program(place: &Path, script: &str) -> PathBuf {
 
 fn config(place: &Path) -> Config {
     let mut config = Config::defaults(place);
-    for part in [&mut config.vmm, &mut config.fsd] {
+    for part in [&mut config.vmm, &mut config.fsd, &mut config.proxy] {
         *part = "/bin/true".into();
     }
     config
@@ -58,6 +59,7 @@ async fn start_vmm(script: &str) -> Result<Vmm, Failure> {
     let parts = Parts {
         vmm: path,
         fsd: PathBuf::new(),
+        proxy: PathBuf::new(),
         kvm: null(),
         kernel: null(),
         initrd: null(),
@@ -157,7 +159,7 @@ async fn a_fs_server_that_refuses_is_heard() {
     let mut config = config(place.path());
     config.fsd = program(place.path(), &script);
     let (child, control) = start("fs server", &config.fsd, None, &Place::default()).unwrap();
-    control.get_ref().0.send(&"boot", &[]).unwrap();
+    control.get_ref().send(&"boot", &[]).unwrap();
     let report: FsdReport = next(&control).await.unwrap();
     assert_eq!(
         report,
@@ -166,6 +168,44 @@ async fn a_fs_server_that_refuses_is_heard() {
         }
     );
     assert_eq!(last_act(&child).await, Exit::Status(0));
+}
+
+async fn start_proxy(script: &str) -> Result<Proxy, Failure> {
+    let place = tempfile::tempdir().unwrap();
+    let path = program(place.path(), &format!("{TAKE}{script}"));
+    let (child, control) = start("proxy", &path, None, &Place::default()).unwrap();
+    let (agent, _) = std::os::unix::net::UnixStream::pair().unwrap();
+    Proxy::begin(child, control, 1000, agent).await
+}
+
+#[tokio::test]
+async fn a_proxy_that_answers_unasked_is_ended() {
+    for script in [
+        r#"send($s, '{"answer":{"id":7,"answer":"done"}}', 0);"#,
+        r#"send($s, '"ready"', 0);"#,
+        "send($s, '{', 0);",
+    ] {
+        let script = format!(r#"send($s, '"ready"', 0); {script} sleep 60;"#);
+        let proxy = start_proxy(&script).await.unwrap();
+        let why = tokio::time::timeout(Duration::from_secs(3), proxy.ended());
+        let why = why.await.unwrap();
+        assert!(why.starts_with("the proxy failed: it "), "{why}");
+        let late = proxy.events().await.unwrap_err().one_line();
+        assert_eq!(late, why);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_counts_once() {
+    let script = r#"send($s, '"ready"', 0); recv($s, $m, 200000, 0);
+        my ($id) = $m =~ /"id":(\d+)/;
+        send($s, qq({"answer":{"id":$id,"answer":"done"}}), 0) for 1, 2; sleep 60;"#;
+    let proxy = start_proxy(script).await.unwrap();
+    let limit = Duration::from_secs(3);
+    let answer = proxy.call(Method::Pause, limit, vec![1]).await.unwrap();
+    assert_eq!(answer, Answer::Done);
+    let why = tokio::time::timeout(limit, proxy.ended()).await.unwrap();
+    assert_eq!(why, "the proxy failed: it answers what it was not asked");
 }
 
 #[tokio::test]

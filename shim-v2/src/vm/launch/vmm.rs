@@ -80,7 +80,7 @@ impl Vmm {
             over,
             log: Arc::new(GuestLog::new(resources.log)),
         }));
-        boot.send(&fds, &vmm.0.control.get_ref().0)
+        boot.send(&fds, vmm.0.control.get_ref())
             .map_err(|cause| Failure::failed("send the boot request to the VMM", cause))?;
         drop(fds);
         let control = Arc::clone(&vmm.0.control);
@@ -292,7 +292,7 @@ impl Vmm {
         {
             // Both under the lock: answers come in the order of the commands.
             let mut pending = lock(&self.0.pending);
-            let sent = self.0.control.get_ref().0.send(&command, fds);
+            let sent = self.0.control.get_ref().send(&command, fds);
             sent.map_err(|cause| Failure::failed("send a command to the VMM", cause))?;
             pending.push_back(tell);
         }
@@ -310,7 +310,7 @@ impl Vmm {
     /// twice.
     pub async fn stop(&self, limit: Duration) {
         if !self.has_ended() {
-            let _ = self.0.control.get_ref().0.send(&VmCommand::Stop, &[]);
+            let _ = self.0.control.get_ref().send(&VmCommand::Stop, &[]);
             let _ = tokio::time::timeout(limit, self.0.child.exited()).await;
         }
         self.0.child.end(limit).await;

@@ -4,17 +4,20 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata_like_agent_protocol::{TOKEN_LENGTH, agent, is_name};
+use serde::{Deserialize, Serialize};
 
 /// The latest time that is taken for one: 2^62 ns, in the year 2116.
-const MAX_TIME: i64 = 1 << 62;
+const MAX_TIME: Duration = Duration::from_nanos(1 << 62);
 /// The longest text of the guest's in an error, in characters.
 const MAX_TEXT: usize = 2000;
 
 /// What the guest says by itself, or happens to it, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Event {
     /// A process has exited. The guest may say so of any process, and more than once.
     Exited {
+        /// Its container.
         container: String,
         /// The exec; empty: the container's init.
         exec: String,
@@ -28,10 +31,15 @@ pub enum Event {
         stderr_bytes: u64,
     },
     /// The OOM killer has killed processes of a container.
-    OutOfMemory { container: String },
+    OutOfMemory {
+        /// The container.
+        container: String,
+    },
     /// A container asks a name server on the pod's loopback.
     NameQuestion(NameQuestion),
-    /// The VM, its file server or its agent has ended, and every process with it. The last event.
+    /// The VM, its file server or its agent has ended, and every process with it. The last event,
+    /// and one that only the shim can make.
+    #[serde(skip)]
     Ended {
         /// One line: what ended, and why.
         reason: String,
@@ -39,7 +47,7 @@ pub enum Event {
 }
 
 /// A question of the guest's for a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameQuestion {
     /// The token of the stream that it is asked in.
     pub token: [u8; TOKEN_LENGTH],
@@ -49,40 +57,57 @@ pub struct NameQuestion {
     pub tcp: bool,
 }
 
+impl Event {
+    /// Whether a guest can have said so: each name is one, each number in its range. The shim asks
+    /// this again of what it is told.
+    pub fn can_be(&self) -> bool {
+        match self {
+            Self::Exited {
+                container,
+                exec,
+                status,
+                at,
+                ..
+            } => {
+                let named = is_name(container) && (exec.is_empty() || is_name(exec));
+                let since = at.duration_since(UNIX_EPOCH);
+                named && *status <= 255 && since.is_ok_and(|since| since <= MAX_TIME)
+            }
+            Self::OutOfMemory { container } => is_name(container),
+            Self::NameQuestion(_) => true,
+            Self::Ended { .. } => false,
+        }
+    }
+}
+
 /// A text of the guest's.
-pub(super) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     kata_like_failure::clean(text, MAX_TEXT)
 }
 
 /// An event that can be.
-pub(super) fn checked(event: agent::Event) -> Option<Event> {
-    match event.event? {
-        agent::event::Event::ProcessExited(exit) => {
-            let named = is_name(&exit.container) && (exit.exec.is_empty() || is_name(&exit.exec));
-            if !named || exit.status > 255 {
-                return None;
-            }
-            Some(Event::Exited {
-                container: exit.container,
-                exec: exit.exec,
-                status: exit.status,
-                at: time_of(exit.exited_at_ns),
-                stdout_bytes: exit.stdout_bytes,
-                stderr_bytes: exit.stderr_bytes,
-            })
-        }
-        agent::event::Event::OutOfMemory(oom) => {
-            let container = oom.container;
-            is_name(&container).then_some(Event::OutOfMemory { container })
-        }
-        agent::event::Event::NameQuestion(question) => Some(Event::NameQuestion(NameQuestion {
+pub(crate) fn checked(event: agent::Event) -> Option<Event> {
+    let event = match event.event? {
+        agent::event::Event::ProcessExited(exit) => Event::Exited {
+            container: exit.container,
+            exec: exit.exec,
+            status: exit.status,
+            at: time_of(exit.exited_at_ns),
+            stdout_bytes: exit.stdout_bytes,
+            stderr_bytes: exit.stderr_bytes,
+        },
+        agent::event::Event::OutOfMemory(oom) => Event::OutOfMemory {
+            container: oom.container,
+        },
+        agent::event::Event::NameQuestion(question) => Event::NameQuestion(NameQuestion {
             token: question.token.as_slice().try_into().ok()?,
             address: address(&question.address)?,
             tcp: question.tcp,
-        })),
+        }),
         // An event of a later version.
-        _ => None,
-    }
+        _ => return None,
+    };
+    event.can_be().then_some(event)
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -92,8 +117,8 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 
 /// A time of the guest's clock; one that can't be is the host's own now.
 fn time_of(nanoseconds: i64) -> SystemTime {
-    match u64::try_from(nanoseconds) {
-        Ok(time) if nanoseconds <= MAX_TIME && time > 0 => UNIX_EPOCH + Duration::from_nanos(time),
+    match u64::try_from(nanoseconds).map(Duration::from_nanos) {
+        Ok(time) if time <= MAX_TIME && !time.is_zero() => UNIX_EPOCH + time,
         _ => SystemTime::now(),
     }
 }
@@ -128,6 +153,30 @@ mod tests {
             assert!(checked(event).is_none(), "{container:?} {exec:?} {status}");
         }
         assert!(checked(agent::Event::new()).is_none());
+    }
+
+    /// What a proxy that was taken over might tell the shim.
+    #[test]
+    fn what_is_told_again_is_looked_at_again() {
+        let told = |json: &str| serde_json::from_str::<Event>(json);
+        let exit = |status: u32, at: &str| {
+            format!(
+                r#"{{"exited":{{"container":"a","exec":"","status":{status},"at":{at},"stdout_bytes":0,"stderr_bytes":0}}}}"#
+            )
+        };
+        let time = r#"{"secs_since_epoch":5,"nanos_since_epoch":1}"#;
+        let late = r#"{"secs_since_epoch":4611686019,"nanos_since_epoch":0}"#;
+        assert!(told(&exit(255, time)).unwrap().can_be());
+        assert!(!told(&exit(256, time)).unwrap().can_be());
+        assert!(!told(&exit(0, late)).unwrap().can_be());
+        assert!(
+            !told(r#"{"out_of_memory":{"container":"a/b"}}"#)
+                .unwrap()
+                .can_be()
+        );
+        assert!(told(r#"{"ended":{"reason":"it says so"}}"#).is_err());
+        let never = r#"{"secs_since_epoch":18446744073709551615,"nanos_since_epoch":4294967295}"#;
+        assert!(told(&exit(0, never)).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! up to 4 MiB. So it reads through a gate, which looks at each frame's header before the client
 //! gets it. A frame that is no answer, that nobody has asked for or that is too long ends the
 //! connection. What can wait in the client is then one answer of [`MAX_ANSWER`] bytes for each
-//! call under way, and how many those are is up to the shim's own callers. No clock is needed: with
+//! call under way, and how many those are is up to the shim's callers. No clock is needed: with
 //! no answer owed, the guest can't send a byte.
 
 use std::collections::HashSet;
@@ -23,11 +23,11 @@ use ttrpc::proto::{
 const MOST_OWED: usize = 1024;
 
 /// What the guest has done that it may not, once it has.
-pub(super) type Offence = Arc<OnceLock<String>>;
+pub(crate) type Offence = Arc<OnceLock<String>>;
 
 /// A connection with its gate.
 #[derive(Debug)]
-pub(super) struct Gate<S> {
+pub(crate) struct Gate<S> {
     connection: S,
     requests: Frames,
     answers: Frames,
@@ -38,7 +38,7 @@ pub(super) struct Gate<S> {
 }
 
 impl<S> Gate<S> {
-    pub(super) fn new(connection: S) -> Self {
+    pub(crate) fn new(connection: S) -> Self {
         Self {
             connection,
             requests: Frames::default(),
@@ -48,7 +48,7 @@ impl<S> Gate<S> {
         }
     }
 
-    pub(super) fn offence(&self) -> Offence {
+    pub(crate) fn offence(&self) -> Offence {
         Arc::clone(&self.offence)
     }
 
@@ -63,7 +63,7 @@ impl<S> Gate<S> {
         let owed = &mut self.owed;
         let checked = self.requests.follow(bytes, |header| {
             if header.type_ != MESSAGE_TYPE_REQUEST {
-                return Err("the shim sends a frame that is no request".to_owned());
+                return Err("the proxy sends a frame that is no request".to_owned());
             }
             if owed.len() >= MOST_OWED {
                 return Err(format!("the guest owes {MOST_OWED} answers"));

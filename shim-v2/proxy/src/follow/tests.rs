@@ -12,6 +12,10 @@ use ttrpc::proto::{
     Response,
 };
 
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
 use super::*;
 
 /// What a flood may add to this process, in which other tests run, too.
@@ -78,7 +82,7 @@ async fn met<T: Send + 'static>(
         found
     });
     let connection = tokio::net::UnixStream::from_std(ours).unwrap();
-    let (client, offence) = super::super::client(connection);
+    let (client, offence) = crate::serve::client(connection);
     let followed = follow(client, offence, events);
     let why = timeout(Duration::from_secs(60), followed).await;
     let found = tokio::task::spawn_blocking(|| acting.join().unwrap()).await;
