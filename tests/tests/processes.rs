@@ -42,7 +42,13 @@ const FACTS: [Fact; 15] = [
     }),
     ("limit: open files", |it| limit(it, "Max open files")),
     ("limit: file size", |it| limit(it, "Max file size")),
-    ("limit: processes", |it| limit(it, "Max processes")),
+    ("limit: processes", |it| {
+        let (own, vcpus) = (limit(it, "Max processes")?, vcpus(it)?);
+        Ok(match own.parse::<usize>() {
+            Ok(own) if vcpus > 0 && own == vcpus + 16 => "16 and its vCPUs".to_owned(),
+            _ => own,
+        })
+    }),
     ("limit: locked memory", |it| limit(it, "Max locked memory")),
     ("limit: address space", |it| limit(it, "Max address space")),
 ];
@@ -132,6 +138,24 @@ fn each_process_is_as_the_page_has_it() -> TestResult {
     pod.remove()?;
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     Ok(())
+}
+
+/// What `kata_like_jail::layers::LEAVE_OUT` is in a build in which layers can be left out. The
+/// VMM's unit tests see that such a build has it.
+const MARK: &[u8] = b"a test build, whose layers can be left out";
+
+#[test]
+fn what_is_installed_has_all_layers() -> TestResult {
+    kata_like_only!();
+    let host = Host::shared()?;
+    let pod = host.start("layers", &[], &["sleep", "1000"])?;
+    for name in ["vmm", "fsd", "shim"] {
+        let pid = pod.process(name)?.pid;
+        let program = fs::read(format!("/proc/{pid}/exe"))?;
+        let is_marked = program.windows(MARK.len()).any(|bytes| bytes == MARK);
+        assert!(!is_marked, "{name} is a test build");
+    }
+    pod.remove()
 }
 
 /// In the order of [`PROCESSES`].
@@ -326,6 +350,16 @@ fn limit(it: &Seen, name: &str) -> TestResult<String> {
         true => "containerd's".to_owned(),
         false => own,
     })
+}
+
+/// How many threads of it run a vCPU.
+fn vcpus(it: &Seen) -> TestResult<usize> {
+    let mut count = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", it.process.pid))? {
+        let name = fs::read_to_string(thread?.path().join("comm"))?;
+        count += usize::from(name.starts_with("vcpu"));
+    }
+    Ok(count)
 }
 
 /// The host's limit of the cgroup that holds all of a pod.

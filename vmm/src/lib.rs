@@ -7,7 +7,7 @@ mod bus;
 mod cpuid;
 mod figures;
 mod initrd;
-mod jail_list;
+mod jail;
 mod kernel;
 mod kvm;
 mod layout;

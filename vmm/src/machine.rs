@@ -12,13 +12,14 @@ use kata_like_boot::{
     Channel, ChannelError, End, EndReason, Figures, VmBoot, VmCommand, VmFds, VmReport, VmState,
 };
 use kata_like_failure::one_line;
+use kata_like_jail::lists::vmm;
 use kata_like_jail::seccomp::Threads;
-use rustix::process::{Pid, Resource, getpid};
+use rustix::process::getpid;
 
 use crate::bus::Bus;
 use crate::cpuid;
 use crate::figures::Stats;
-use crate::jail_list::{Jails, Kind};
+use crate::jail::{self, Bounds, Jails};
 use crate::kernel::{self, KernelError};
 use crate::kvm::{KvmError, Vm};
 use crate::layout::{ENTROPY_SLOT, FS_SLOT, FS_SLOTS, MAX_VCPUS, VSOCK_SLOT};
@@ -41,13 +42,6 @@ const STOP_DEADLINE: Duration = Duration::from_millis(500);
 
 /// How long the vCPUs may take to say what they do. Devices wait meanwhile.
 const STATE_DEADLINE: Duration = Duration::from_millis(500);
-
-/// The most open files: as many as vsock has streams, and those of all slots, vCPUs and threads.
-const MAX_FILES: u64 = 1024 + 256;
-
-/// The most address space beside guest memory, in bytes: most of it for the stacks of 32 vCPUs'
-/// threads.
-const ELBOW_ROOM: u64 = 256 << 20;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +112,12 @@ impl Machine {
         }
         let memory = Arc::new(Memory::new(boot.memory_bytes, boot.huge_pages)?);
         let process = getpid();
-        confine(&boot, process)?;
+        let bounds = Bounds {
+            uid: boot.uid,
+            memory_bytes: boot.memory_bytes,
+            vcpus: count,
+        };
+        jail::confine(bounds, process)?;
         let vm = Vm::new(fds.kvm, memory.clone())?;
         let entry = kernel::load(memory.ram(), memory.ranges(), fds.kernel, fds.initrd)?;
         mptable::write(memory.ram(), count)?;
@@ -135,7 +134,7 @@ impl Machine {
             slots.fill(ENTROPY_SLOT, Box::new(Entropy))?;
         }
         slots.start_workers(&mut jails)?;
-        let door = jails.door(Kind::Life)?;
+        let door = jails.door(&vmm::LIFE)?;
         let life = Life::start(|| door.close())
             .map_err(thread("start the thread that switches devices"))?;
 
@@ -145,12 +144,12 @@ impl Machine {
         let vm_stats = Stats::of(vm.fd());
         let vcpu_stats = cpus.iter().map(Stats::of).collect();
         let ended = move |end| notifier.send(Notice::Vcpu(end));
-        let doors = jails.doors(Kind::Vcpu, cpus.len())?.into_iter();
+        let doors = jails.doors(&vmm::VCPU, cpus.len())?.into_iter();
         let firsts = doors.map(|door| || door.close());
         let cpus = cpus.into_iter().zip(firsts).collect();
         let vcpus = Vcpus::start(process, cpus, Bus::new(slots.all(), life), ended)
             .map_err(thread("start a thread per vCPU"))?;
-        let own = Kind::Loop.filter(process)?;
+        let own = jail::filter(&vmm::LOOP, process)?;
         jails.closed()?;
         own.install(Threads::Calling)?;
         Ok(Self {
@@ -358,35 +357,6 @@ fn emptied(result: Result<(), SlotsError>) -> VmReport {
     }
 }
 
-/// Gives up what the process has beside its descriptors. Before the first thread: most of this
-/// concerns the calling one, and those that it starts.
-fn confine(boot: &VmBoot, process: Pid) -> Result<(), BuildError> {
-    if !kata_like_jail::enter_empty_root()? {
-        eprintln!(
-            "kata-like-vmm: the SELinux label forbids an empty root: it keeps files off alone"
-        );
-    }
-    kata_like_jail::drop_identity(boot.uid)?;
-    if !kata_like_jail::shut_out()? {
-        eprintln!("kata-like-vmm: the kernel has no Landlock: files are kept off by the rest");
-    }
-    // Nothing here writes to a file: guest memory has its size. A write to one is an error, not the
-    // process's end. Threads are not limited: at the first KVM_RUN the kernel makes one in this
-    // process (kvm-nx-lpage-recovery), and one of our own takes calls that are forbidden soon.
-    kata_like_linux::signal::ignore(libc::SIGXFSZ).map_err(|source| BuildError::Io {
-        step: "ignore the signal of a file's limit",
-        source,
-    })?;
-    for (what, most) in [
-        (Resource::Fsize, 0),
-        (Resource::Nofile, MAX_FILES),
-        (Resource::As, boot.memory_bytes.saturating_add(ELBOW_ROOM)),
-    ] {
-        kata_like_jail::limit(what, most)?;
-    }
-    Ok(Kind::Boot.filter(process)?.install(Threads::Calling)?)
-}
-
 /// A file system device for each share.
 fn fill_shares(
     slots: &Slots,
@@ -394,7 +364,7 @@ fn fill_shares(
     connections: Vec<OwnedFd>,
     jails: &mut Jails,
 ) -> Result<(), BuildError> {
-    let door = jails.door(Kind::Watchdog)?;
+    let door = jails.door(&vmm::WATCHDOG)?;
     let watchdog =
         Watchdog::start(|| door.close()).map_err(thread("start the watchdog's thread"))?;
     for (index, (share, connection)) in boot.shares.iter().zip(connections).enumerate() {

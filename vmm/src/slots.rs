@@ -10,9 +10,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kata_like_boot::QueueState;
+use kata_like_jail::lists::vmm;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::jail_list::{Jails, Kind};
+use crate::jail::Jails;
 use crate::kvm::{KvmError, Vm};
 use crate::layout::{
     DISK_SLOT, DISK_SLOTS, NET_SLOT, NET_SLOTS, SLOT_IRQS, SLOT_QUEUES, slot_address,
@@ -108,8 +109,8 @@ impl Slots {
             Ok::<_, SlotsError>(workers)
         };
         self.workers = Workers {
-            nets: start("net", Kind::Net, NET_SLOTS)?,
-            disks: start("disk", Kind::Disk, DISK_SLOTS)?,
+            nets: start("net", &vmm::NET, NET_SLOTS)?,
+            disks: start("disk", &vmm::DISK, DISK_SLOTS)?,
         };
         Ok(())
     }

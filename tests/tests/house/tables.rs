@@ -110,7 +110,8 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "kvm vcpu",
             "bus log memory reactor",
             "kernel legacy mptable virtio",
-            "cpuid figures initrd jail_list layout lib watchdog",
+            "cpuid figures initrd jail lib watchdog",
+            "layout",
         ],
     ),
     // No device knows the transport, and the transport knows no device.

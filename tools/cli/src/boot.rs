@@ -174,8 +174,8 @@ fn boot_with(config: &Config, kvm: &Path) -> Result<Booted, BootError> {
     };
     let request = VmBoot {
         version: VERSION,
-        // The number after those of the pods: no pod's, and nobody's either.
-        uid: UIDS.end,
+        // A number after those of the pods: no pod's, no other check's, and nobody's either.
+        uid: UIDS.end + std::process::id(),
         memory_bytes: u64::from(config.memory_mib) << 20,
         vcpus: config.max_vcpus,
         huge_pages: match config.hugepages {

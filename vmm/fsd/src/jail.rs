@@ -15,7 +15,7 @@ use std::os::fd::RawFd;
 use caps::Capability;
 use kata_like_jail::JailError;
 use kata_like_linux::landlock::{self, Access, Ruleset};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 /// The descriptor table grows to this size before there are threads. Growing it later would wait
 /// for an RCU grace period at each doubling, in the middle of a guest's request.
@@ -31,9 +31,6 @@ pub enum JailStepError {
     /// The descriptor limit or table.
     #[error("make room for open files")]
     Files(#[source] io::Error),
-    /// The limit of memory.
-    #[error("limit the memory")]
-    Memory(#[source] io::Error),
     /// Landlock.
     #[error("restrict the server to the share's files")]
     Landlock(#[source] io::Error),
@@ -45,11 +42,7 @@ pub enum JailStepError {
 /// Limits the server's addresses to the guest's memory, twice while it is mapped anew, and its own.
 pub fn limit_memory(guest_bytes: u64) -> Result<(), JailStepError> {
     let most = guest_bytes.saturating_mul(2).saturating_add(OWN_ADDRESSES);
-    let most = Rlimit {
-        current: Some(most),
-        maximum: Some(most),
-    };
-    setrlimit(Resource::As, most).map_err(|errno| JailStepError::Memory(errno.into()))
+    Ok(kata_like_jail::limit(Resource::As, most)?)
 }
 
 /// Sets the limit of open files to `wanted`, or as near to it as the host allows; returns it.
@@ -58,18 +51,14 @@ pub fn limit_files(wanted: u64) -> Result<u64, JailStepError> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(wanted);
-    let files = |most: u64| Rlimit {
-        current: Some(most),
-        maximum: Some(most),
-    };
     let mut limit = wanted.min(allowed);
-    if setrlimit(Resource::Nofile, files(limit)).is_err() {
+    if kata_like_jail::limit(Resource::Nofile, limit).is_err() {
         // Without CAP_SYS_RESOURCE the server has only the limit that it inherited.
         limit = getrlimit(Resource::Nofile)
             .maximum
             .unwrap_or(limit)
             .min(limit);
-        setrlimit(Resource::Nofile, files(limit)).map_err(|e| JailStepError::Files(e.into()))?;
+        kata_like_jail::limit(Resource::Nofile, limit)?;
     }
     let highest = READY_FILES.min(RawFd::try_from(limit).unwrap_or(READY_FILES)) - 1;
     let grown = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), highest);
@@ -109,7 +98,7 @@ pub fn only_files_below(directories: &[File], proc_self_fd: &File) -> Result<(),
         // The library opens its working directory once. A file behind an entry of /proc/self/fd
         // counts by its own place.
         rules.except(proc_self_fd, Access::LIST)?;
-        rules.restrict_thread()
+        kata_like_jail::restrict(rules)
     };
     restrict().map_err(JailStepError::Landlock)
 }

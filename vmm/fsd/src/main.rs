@@ -40,7 +40,7 @@ enum FsdError {
     #[error("prepare to report what goes wrong")]
     LastWords(#[source] io::Error),
     #[error("make the pod's share the fs server's root")]
-    Root(#[source] root::RootError),
+    Root(#[source] JailError),
     #[error("jail the fs server")]
     Jail(#[source] jail::JailStepError),
     #[error(transparent)]

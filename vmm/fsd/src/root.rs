@@ -14,26 +14,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use kata_like_jail::JailError;
+use kata_like_jail::layers::{Layer, is_kept};
 use kata_like_linux::mount::{MountAttributes, set_attributes};
-use kata_like_linux::namespace::unshare;
 use rustix::fs::CWD;
-use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
-    open_tree, unmount,
-};
-use rustix::thread::UnshareFlags;
-
-/// The step that failed on the way into the share.
-#[derive(Debug, thiserror::Error)]
-#[error("{step}")]
-pub struct RootError {
-    step: &'static str,
-    #[source]
-    source: io::Error,
-}
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
 /// Makes `tree` the root directory, in a mount namespace of its own. Returns `/proc/self/fd`.
-pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
+pub fn enter(tree: OwnedFd) -> Result<File, JailError> {
     // A detached clone: ".." at its top leads nowhere, so it opens no way to the rest of /proc.
     let proc_self_fd = open_tree(
         CWD,
@@ -53,9 +41,10 @@ pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
     };
     set_attributes(&tree, false, &read_only).map_err(failed("make the share's top read-only"))?;
 
-    unshare(UnshareFlags::NEWNS).map_err(failed("enter a mount namespace of its own"))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(c"/", private).map_err(failed("cut the mount namespace off the host's"))?;
+    kata_like_jail::own_mounts()?;
+    if !is_kept(Layer::Root) {
+        return Ok(File::from(proc_self_fd));
+    }
 
     let onto_root = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&tree, c"", CWD, c"/", onto_root).map_err(failed("attach the share"))?;
@@ -68,9 +57,6 @@ pub fn enter(tree: OwnedFd) -> Result<File, RootError> {
     Ok(File::from(proc_self_fd))
 }
 
-fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> RootError {
-    move |source| RootError {
-        step,
-        source: source.into(),
-    }
+fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {
+    move |source| JailError::new(step, source.into())
 }

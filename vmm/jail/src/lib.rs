@@ -5,12 +5,15 @@
 //!
 //! The order that works: first what needs privileges (mounts, limits), then [`close_other_fds`],
 //! then [`drop_identity`] or [`drop_capabilities`] with [`no_new_privileges`], and last a
-//! [`seccomp::Filter`], which forbids all the others.
+//! [`seccomp::Filter`], which forbids all the others. [`lists`] has the lists of all processes;
+//! [`layers`] names what a test can leave out.
 
+pub mod layers;
+pub mod lists;
 mod root;
 pub mod seccomp;
 
-pub use root::enter_empty_root;
+pub use root::{enter_empty_root, own_mounts};
 
 use std::io;
 use std::os::fd::RawFd;
@@ -18,6 +21,7 @@ use std::os::fd::RawFd;
 use caps::{CapSet, Capability, CapsHashSet};
 use kata_like_linux::fd::close;
 use kata_like_linux::landlock;
+use layers::{Layer, is_kept};
 use rustix::fs::{Gid, Uid};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -37,7 +41,8 @@ impl JailError {
         Self::new("wait for all threads", io::ErrorKind::TimedOut.into())
     }
 
-    pub(crate) fn new(step: &'static str, source: io::Error) -> Self {
+    /// A step failed, for this reason.
+    pub fn new(step: &'static str, source: io::Error) -> Self {
         Self { step, source }
     }
 }
@@ -50,6 +55,14 @@ pub fn drop_identity(uid: u32) -> Result<(), JailError> {
         let why = io::Error::new(io::ErrorKind::InvalidInput, "user id 0 gives nothing up");
         return Err(JailError::new("take a user id of its own", why));
     }
+    if is_kept(Layer::User) {
+        become_user(uid)?;
+    }
+    no_core_dump()?;
+    no_new_privileges()
+}
+
+fn become_user(uid: u32) -> Result<(), JailError> {
     drop_bounding_set(&CapsHashSet::new())?;
     clear(CapSet::Ambient, "empty the ambient capabilities")?;
     // These calls change only the calling thread, which is the only one (module header).
@@ -61,8 +74,7 @@ pub fn drop_identity(uid: u32) -> Result<(), JailError> {
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
         clear(set, "empty the capability sets")?;
     }
-    no_core_dump()?;
-    no_new_privileges()
+    Ok(())
 }
 
 /// Keeps only the capabilities in `keep`, effective and permitted, and lets no later `execve` bring
@@ -70,6 +82,9 @@ pub fn drop_identity(uid: u32) -> Result<(), JailError> {
 pub fn drop_capabilities(keep: &[Capability]) -> Result<(), JailError> {
     let keep: CapsHashSet = keep.iter().copied().collect();
     let step = "reduce the capabilities";
+    if !is_kept(Layer::Capabilities) {
+        return no_core_dump();
+    }
     drop_bounding_set(&keep)?;
     clear(CapSet::Ambient, step)?;
     clear(CapSet::Inheritable, step)?;
@@ -91,14 +106,25 @@ pub fn shut_out() -> Result<bool, JailError> {
     if landlock::version() == 0 {
         return Ok(false);
     }
-    landlock::Ruleset::everything()
-        .and_then(landlock::Ruleset::restrict_thread)
-        .map_err(failed("give up all files by Landlock"))?;
+    let restrict = || restrict(landlock::Ruleset::everything()?);
+    restrict().map_err(failed("give up all files by Landlock"))?;
     Ok(true)
+}
+
+/// Gives up what `rules` restrict, in the calling thread and those that it makes. Needs
+/// [`no_new_privileges`].
+pub fn restrict(rules: landlock::Ruleset) -> io::Result<()> {
+    match is_kept(Layer::Landlock) {
+        true => rules.restrict_thread(),
+        false => Ok(()),
+    }
 }
 
 /// The process may have `most` of a resource from now on, and never more (getrlimit(2)).
 pub fn limit(what: Resource, most: u64) -> Result<(), JailError> {
+    if !is_kept(Layer::Limit(what)) {
+        return Ok(());
+    }
     let both = Rlimit {
         current: Some(most),
         maximum: Some(most),
@@ -124,6 +150,9 @@ pub fn close_other_fds(keep: &[RawFd]) -> Result<(), JailError> {
         .filter_map(|fd| u32::try_from(*fd).ok())
         .filter(|fd| *fd >= 3)
         .collect();
+    if !is_kept(Layer::Descriptors) {
+        return Ok(());
+    }
     kept.sort_unstable();
     let step = "close inherited file descriptors";
     let mut first = 3;

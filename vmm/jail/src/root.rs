@@ -10,6 +10,7 @@ use rustix::mount::{
 use rustix::process::{chdir, fchdir, pivot_root};
 use rustix::thread::UnshareFlags;
 
+use crate::layers::{Layer, is_kept};
 use crate::{JailError, failed};
 
 /// From now on `/` is an empty directory that nothing can be added to, and the only mount in a
@@ -19,6 +20,10 @@ use crate::{JailError, failed};
 /// False: the process has an SELinux label that may not use such a directory, and its root is what
 /// it was. Nothing else refuses root a directory, and that label itself keeps files off.
 pub fn enter_empty_root() -> Result<bool, JailError> {
+    own_mounts()?;
+    if !is_kept(Layer::Root) {
+        return Ok(true);
+    }
     let step = "make an empty root directory";
     let tmpfs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed(step))?;
     // Room for nothing but the root directory itself, were it ever writable.
@@ -32,9 +37,6 @@ pub fn enter_empty_root() -> Result<bool, JailError> {
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let root = fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed(step))?;
 
-    unshare(UnshareFlags::NEWNS).map_err(failed("enter a mount namespace of its own"))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(c"/", private).map_err(failed("cut the mount namespace off the host's"))?;
     let onto_root = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&root, c"", CWD, c"/", onto_root).map_err(failed("attach the empty root"))?;
     match fchdir(&root) {
@@ -46,4 +48,13 @@ pub fn enter_empty_root() -> Result<bool, JailError> {
     unmount(c".", UnmountFlags::DETACH).map_err(failed("detach the old root directory"))?;
     chdir(c"/").map_err(failed("change into the new root directory"))?;
     Ok(true)
+}
+
+/// Enters a mount namespace of the process's own, in which no mount of the host's appears.
+pub fn own_mounts() -> Result<(), JailError> {
+    if is_kept(Layer::Mounts) {
+        unshare(UnshareFlags::NEWNS).map_err(failed("enter a mount namespace of its own"))?;
+    }
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", private).map_err(failed("cut the mount namespace off the host's"))
 }

@@ -5,7 +5,10 @@ use std::os::fd::IntoRawFd;
 
 use caps::{CapSet, Capability};
 
-use super::seccomp::{Check, Filter, Rule, Threads};
+use rustix::process::getpid;
+
+use super::seccomp::{Check, Filter, Rule, Threads, Value};
+use crate::{rule, values};
 
 /// Runs `act` in a child. Returns its exit status, or 128 + the signal that ended it.
 fn in_child(act: impl FnOnce() -> i32) -> i32 {
@@ -104,9 +107,9 @@ fn other_descriptors_are_closed_and_the_kept_ones_are_not() {
 /// Makes one system call in a child under a filter of these rules and `exit_group`. Returns the
 /// child's exit status, or 128 + the signal that ended it.
 fn under(rules: &[Rule], call: i64, arguments: [i64; 4]) -> i32 {
-    let rules = [rules, &[Rule::any(libc::SYS_exit_group)]].concat();
+    let rules = [rules, &[rule!(SYS_exit_group, "")]].concat();
     in_child(|| {
-        let filter = Filter::new(&rules);
+        let filter = Filter::new("", &rules, getpid());
         if super::no_new_privileges().is_err()
             || filter
                 .and_then(|filter| filter.install(Threads::All))
@@ -126,37 +129,74 @@ const KILLED: i32 = 128 + libc::SIGSYS;
 
 #[test]
 fn a_call_that_is_not_listed_kills_and_a_listed_one_does_not() {
-    let rules = [Rule::any(libc::SYS_getpid)];
+    let rules = [rule!(SYS_getpid, "")];
     assert_eq!(under(&rules, libc::SYS_getpid, [0; 4]), 0);
     assert_eq!(under(&rules, libc::SYS_getppid, [0; 4]), KILLED);
 }
 
+/// The signal number is 0, which only asks whether the thread is there.
+#[test]
+fn the_process_itself_is_told_from_others() {
+    const OWN: &[Check] = &[Check::own_process(0)];
+    let status = |own: bool| {
+        in_child(|| {
+            let process = getpid();
+            let rules = [rule!(SYS_tgkill, OWN, ""), rule!(SYS_exit_group, "")];
+            let closed = Filter::new("", &rules, process)
+                .and_then(|filter| filter.install(Threads::Calling));
+            if closed.is_err() {
+                return 1;
+            }
+            let group = if own { process.as_raw_pid() } else { 1 };
+            // SAFETY: tgkill takes numbers.
+            unsafe { libc::syscall(libc::SYS_tgkill, group, group, 0) };
+            0
+        })
+    };
+    assert_eq!((status(true), status(false)), (0, KILLED));
+}
+
+#[test]
+fn a_call_is_answered_as_one_that_the_kernel_lacks() {
+    let status = in_child(|| {
+        let rules = [
+            Rule::absent(libc::SYS_getppid, "SYS_getppid", ""),
+            rule!(SYS_exit_group, ""),
+        ];
+        let closed =
+            Filter::new("", &rules, getpid()).and_then(|filter| filter.install(Threads::Calling));
+        // SAFETY: getppid takes nothing.
+        let answer = unsafe { libc::syscall(libc::SYS_getppid) };
+        let why = std::io::Error::last_os_error().raw_os_error();
+        i32::from(closed.is_err() || answer != -1 || why != Some(libc::ENOSYS))
+    });
+    assert_eq!(status, 0);
+}
+
 #[test]
 fn a_call_is_told_by_its_arguments() {
-    let own = std::process::id();
-    let requests = [libc::FIONREAD as u32, libc::TIOCOUTQ as u32];
-    let one_of = [Check::one_of(1, &requests)];
-    let no_code = [Check::without(2, libc::PROT_EXEC as u32)];
-    let kinds = [Check::masked(2, libc::S_IFMT, &[0, libc::S_IFIFO])];
-    let whiteout = [
-        Check::masked(2, libc::S_IFMT, &[libc::S_IFCHR]),
-        Check::one_of(3, &[0]),
+    const ONE_OF: &[Check] = &[Check::one_of(1, values![FIONREAD, TIOCOUTQ])];
+    const NO_CODE: &[Check] = &[Check::without(2, values![PROT_EXEC])];
+    const TYPE: Value = Value::new("S_IFMT", libc::S_IFMT);
+    const KINDS: &[Check] = &[Check::masked(
+        2,
+        TYPE,
+        &[Value::new("0", 0), Value::new("S_IFIFO", libc::S_IFIFO)],
+    )];
+    const WHITEOUT: &[Check] = &[
+        Check::masked(2, TYPE, values![S_IFCHR]),
+        Check::one_of(3, &[Value::new("0", 0)]),
     ];
-    let itself = [own];
-    let to_itself = [Check::one_of(0, &itself)];
     let rules = [
-        Rule::only(libc::SYS_ioctl, &one_of),
-        Rule::only(libc::SYS_mprotect, &no_code),
+        rule!(SYS_ioctl, ONE_OF, ""),
+        rule!(SYS_mprotect, NO_CODE, ""),
         // Of two rules for a call one suffices.
-        Rule::only(libc::SYS_mknodat, &kinds),
-        Rule::only(libc::SYS_mknodat, &whiteout),
-        Rule::only(libc::SYS_tgkill, &to_itself),
+        rule!(SYS_mknodat, KINDS, ""),
+        rule!(SYS_mknodat, WHITEOUT, ""),
     ];
     let mknod = |mode: u32, dev: i64| (libc::SYS_mknodat, [-1, 0, mode.into(), dev]);
     let protect = |how: libc::c_int| (libc::SYS_mprotect, [0, 4096, how.into(), 0]);
     let ioctl = |request: libc::c_ulong| (libc::SYS_ioctl, [-1, request as i64, 0, 0]);
-    // No signal: it only asks whether the thread is there.
-    let signal = |pid: u32| (libc::SYS_tgkill, [pid.into(), 1, 0, 0]);
     for (call, arguments) in [
         ioctl(libc::FIONREAD),
         ioctl(libc::TIOCOUTQ),
@@ -166,7 +206,6 @@ fn a_call_is_told_by_its_arguments() {
         mknod(0o644, 0),
         mknod(libc::S_IFIFO | 0o4777, 7),
         mknod(libc::S_IFCHR, 0),
-        signal(own),
     ] {
         assert_eq!(under(&rules, call, arguments), 0, "{call} {arguments:?}");
     }
@@ -176,7 +215,6 @@ fn a_call_is_told_by_its_arguments() {
         mknod(libc::S_IFBLK, 0),
         mknod(libc::S_IFCHR, 1),
         mknod(libc::S_IFSOCK, 0),
-        signal(1),
     ] {
         assert_eq!(
             under(&rules, call, arguments),
@@ -190,8 +228,8 @@ fn a_call_is_told_by_its_arguments() {
 fn a_filter_holds_for_one_thread_or_for_all() {
     let killed_by = |threads| {
         in_child(move || {
-            let rules = [libc::SYS_futex, libc::SYS_exit_group].map(Rule::any);
-            let Ok(filter) = Filter::new(&rules) else {
+            let rules = [rule!(SYS_futex, ""), rule!(SYS_exit_group, "")];
+            let Ok(filter) = Filter::new("", &rules, getpid()) else {
                 return 1;
             };
             let (tell, told) = std::sync::mpsc::channel();
@@ -216,16 +254,24 @@ fn a_filter_holds_for_one_thread_or_for_all() {
 
 #[test]
 fn a_list_that_says_two_things_of_a_call_is_refused() {
-    let any = Rule::any(libc::SYS_fcntl);
-    let checks = [Check::one_of(1, &[libc::F_GETFD as u32])];
-    let some = Rule::only(libc::SYS_fcntl, &checks);
-    assert!(Filter::new(&[some, some]).is_ok());
-    for rules in [[any, any], [any, some], [some, any]] {
-        assert!(Filter::new(&rules).is_err(), "{rules:?}");
+    const CHECKS: &[Check] = &[Check::one_of(1, values![F_GETFD])];
+    let any = rule!(SYS_fcntl, "");
+    let some = rule!(SYS_fcntl, CHECKS, "");
+    let none = Rule::absent(libc::SYS_fcntl, "SYS_fcntl", "");
+    let filter = |rules: &[Rule]| Filter::new("", rules, getpid());
+    assert!(filter(&[some, some]).is_ok());
+    for rules in [
+        [any, any],
+        [any, some],
+        [some, any],
+        [some, none],
+        [none, some],
+    ] {
+        assert!(filter(&rules).is_err(), "{rules:?}");
     }
     // No value would be allowed, and no rule must not mean every value.
-    let none = [Check::one_of(1, &[])];
-    assert!(Filter::new(&[Rule::only(libc::SYS_fcntl, &none)]).is_err());
+    const NONE: &[Check] = &[Check::one_of(1, &[])];
+    assert!(filter(&[rule!(SYS_fcntl, NONE, "")]).is_err());
 }
 
 #[test]

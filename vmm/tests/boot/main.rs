@@ -149,7 +149,8 @@ fn the_running_vmm_is_jailed() {
     guest.wait_until_running();
     let process = format!("/proc/{}", guest.vmm.id());
     let status = fs::read_to_string(format!("{process}/status")).unwrap();
-    let ids = "64000\t64000\t64000\t64000";
+    let uid = guest.uid.to_string();
+    let ids = [uid.as_str(); 4].join("\t");
     let none = "0000000000000000";
     for line in [
         format!("Uid:\t{ids}"),
@@ -186,6 +187,7 @@ fn the_running_vmm_is_jailed() {
         ("Max core file size", 0),
         ("Max file size", 0),
         ("Max open files", 1280),
+        ("Max processes", 17),
         ("Max address space", 512 << 20),
     ] {
         let line = limits.lines().find_map(|line| line.strip_prefix(what));

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Child;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kata_like_boot::{
@@ -18,9 +19,13 @@ use kata_like_limits::{Patience, scaled};
 
 use super::{PATIENCE, kernel, spawn, temporary};
 
+static NEXT_UID: AtomicU32 = AtomicU32::new(64_000);
+
 /// One VMM process and its control socket. Killed on drop.
 pub struct Guest {
     pub vmm: Child,
+    /// The VMM's user: no other guest's, since the threads of one user are counted together.
+    pub uid: u32,
     pub control: Channel,
     /// The host's end of the agent's connection.
     pub agent: UnixStream,
@@ -70,7 +75,7 @@ impl Guest {
         let layout = fs::read(kernel().with_file_name("printk.json")).unwrap();
         let boot = VmBoot {
             version: VERSION,
-            uid: 64_000,
+            uid: NEXT_UID.fetch_add(1, Ordering::Relaxed),
             memory_bytes: setup.memory_mib << 20,
             vcpus: setup.vcpus,
             huge_pages: setup.huge_pages,
@@ -106,6 +111,7 @@ impl Guest {
         boot.send(&fds, &control).unwrap();
         Self {
             vmm,
+            uid: boot.uid,
             control,
             agent,
             log: String::new(),
