@@ -75,6 +75,7 @@ pub const CRATES: [(&str, &[&str]); 21] = [
             "kata-like-boot",
             "kata-like-agent-protocol",
             "kata-like-failure",
+            "kata-like-jail",
             "kata-like-linux",
         ],
     ),

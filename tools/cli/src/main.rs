@@ -1,13 +1,14 @@
 //! `kata-like`: the tool that an administrator types at a host.
 //!
 //! `check` is the first command on a strange host: it boots the real guest and says in one line how
-//! long that took, or why it failed. Everything else is containerd's business. A mistaken
-//! `--runtime kata-like` makes containerd call this program as it calls runc; then the answer names
-//! the right flag.
+//! long that took, or why it failed. `jail` says what a pod's processes may do. Everything else is
+//! containerd's business. A mistaken `--runtime kata-like` makes containerd call this program as it
+//! calls runc; then the answer names the right flag.
 
 mod boot;
 mod exposure;
 mod host;
+mod jail;
 mod runc;
 
 use std::error::Error;
@@ -28,6 +29,8 @@ struct Arguments {
 enum Verb {
     /// Boots a guest as a pod would, and says how long it took or why it failed
     Check,
+    /// Prints the system calls that VMM and fs server may make, each with its reason
+    Jail,
 }
 
 fn main() -> ExitCode {
@@ -36,17 +39,17 @@ fn main() -> ExitCode {
         eprintln!("{}", call.answer());
         return ExitCode::FAILURE;
     }
-    let Verb::Check = Arguments::parse().verb;
-    match check() {
+    let verb = match Arguments::parse().verb {
+        Verb::Check => check(),
+        Verb::Jail => Ok(vec![jail::page().trim_end().to_owned()]),
+    };
+    match verb {
         Ok(lines) => {
             println!("{}", lines.join("\n"));
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!(
-                "kata-like check: {}",
-                kata_like_failure::one_line(error.as_ref())
-            );
+            eprintln!("kata-like: {}", kata_like_failure::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
