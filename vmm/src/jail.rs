@@ -156,3 +156,7 @@ impl Door {
 #[cfg(test)]
 #[path = "jail_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "jail_attacks.rs"]
+mod attacks;

@@ -118,3 +118,6 @@ const KEPT: [Capability; 7] = [
     Capability::CAP_SETGID,
     Capability::CAP_SETFCAP,
 ];
+
+#[cfg(test)]
+mod attacks;
