@@ -12,12 +12,14 @@ mod measure;
 mod reader;
 mod resolve;
 mod rooms;
+mod safety;
 mod tree;
 
 pub use facts::{Child, Facts, Import, Module, Named, Place};
 pub use graph::Graph;
 pub use measure::{Figures, MOST_COLUMNS, MOST_LINES, figures};
 pub use rooms::{Drawing, rooms};
+pub use safety::safety;
 pub use tree::{Arrow, Crate, File, Module as CrateModule, Tree};
 
 impl Tree {

@@ -24,7 +24,7 @@ mod tables;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use kata_like_tests::source::Tree;
+use kata_like_tests::source::{Tree, safety};
 use kata_like_tests::{TestResult, failure};
 
 use rules::Complaint;
@@ -102,4 +102,14 @@ fn unsafe_stands_where_it_may() -> TestResult {
 #[test]
 fn words() -> TestResult {
     none(rules::words)
+}
+
+/// `house-figures --security` prints what belongs there.
+#[test]
+fn the_page_of_security_has_its_figures() -> TestResult {
+    let table = safety(tree()?);
+    match include_str!("../../../docs/security.md").contains(&table) {
+        true => Ok(()),
+        false => Err(failure(format!("docs/security.md has not:\n{table}"))),
+    }
 }

@@ -80,7 +80,10 @@ pub const CRATES: [(&str, &[&str]); 21] = [
         ],
     ),
     ("tools/test-host", &["kata-like-limits"]),
-    ("tests", &["kata-like-cri-client", "kata-like-limits"]),
+    (
+        "tests",
+        &["kata-like-cri-client", "kata-like-jail", "kata-like-limits"],
+    ),
     (
         "tests/attacks",
         &["kata-like-boot", "kata-like-jail", "kata-like-linux"],

@@ -2,12 +2,13 @@
 //!
 //! `house-figures [TREE]` or `house-figures BEFORE AFTER`, for example with a `git worktree` of an
 //! older commit as `BEFORE`. `house-figures --floors FOLDER [TREE]` prints the rooms of a folder
-//! (`vmm/src/virtio`) floor by floor, as the table of the house test wants them.
+//! (`vmm/src/virtio`) floor by floor, as the table of the house test wants them. `house-figures
+//! --security` prints the figures of `docs/security.md`.
 
 use std::env;
 use std::path::Path;
 
-use kata_like_tests::source::{Figures, Tree, figures, rooms};
+use kata_like_tests::source::{Figures, Tree, figures, rooms, safety};
 use kata_like_tests::{TestResult, failure};
 
 fn main() -> TestResult {
@@ -17,11 +18,15 @@ fn main() -> TestResult {
     match arguments[..] {
         ["--floors", folder] => floors(Path::new(folder), own),
         ["--floors", folder, tree] => floors(Path::new(folder), tree),
+        ["--security"] => {
+            print!("{}", safety(&Tree::load(Path::new(own))?));
+            Ok(())
+        }
         [] => print(&[own]),
         [one] => print(&[one]),
         [before, after] => print(&[before, after]),
         _ => Err(failure(
-            "usage: house-figures [--floors FOLDER] [TREE [TREE]]",
+            "usage: house-figures [--security | [--floors FOLDER] [TREE [TREE]]]",
         )),
     }
 }
