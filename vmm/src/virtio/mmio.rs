@@ -32,7 +32,7 @@ use super::number;
 use super::queue::QueueLayout;
 use super::{
     Activation, Active, Device, DeviceError, FEATURE_EVENT_IDX, FEATURE_VERSION_1, GuestRam,
-    HostEvents, Interrupt, Kind, Token, Virtqueue, descriptor,
+    HostEvents, Interrupt, Kind, QUEUE_DISABLED, Token, Virtqueue, descriptor,
 };
 
 /// QueueNotify: the value written is the queue's number. KVM passes it to the queue's eventfd.
@@ -327,7 +327,9 @@ impl Slot {
                 return Ok(());
             }
         };
-        let queues = match transport.virtqueues(&self.memory, &self.interrupt) {
+        let queues = transport.virtqueues(&self.memory, &self.interrupt);
+        // Whatever the driver does wrong must leave the device as it is: a reset brings it back.
+        let queues = match queues.and_then(|queues| complete(queues, device.needed_queues())) {
             Ok(queues) => queues,
             Err(error) => {
                 transport.state = State::Idle(device);
@@ -372,6 +374,19 @@ impl Slot {
             other => transport.state = other,
         }
         Ok(())
+    }
+}
+
+/// The queues, if the first `needed` of them are enabled.
+fn complete(
+    queues: Vec<Option<Virtqueue>>,
+    needed: usize,
+) -> Result<Vec<Option<Virtqueue>>, DeviceError> {
+    match queues.iter().take(needed).all(Option::is_some) {
+        true => Ok(queues),
+        false => Err(DeviceError::Guest {
+            rule: QUEUE_DISABLED,
+        }),
     }
 }
 

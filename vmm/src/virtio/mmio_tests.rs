@@ -270,6 +270,23 @@ fn bad_rings_never_reach_the_device() {
 }
 
 #[test]
+fn a_driver_that_has_left_out_a_queue_may_try_again() {
+    let world = World::new();
+    for queues in 0..2 {
+        world.negotiate();
+        for queue in 0..queues {
+            world.set_queue(queue, 4, 0x1000 * (queue + 1));
+        }
+        world.write(0x70, DRIVER_OK);
+        assert_ne!(world.read(0x70) & NEEDS_RESET, 0);
+        assert_eq!(world.count(|seen| &seen.activated), 0);
+        world.write(0x70, 0);
+    }
+    world.switch_on();
+    assert_eq!(world.count(|seen| &seen.activated), 1);
+}
+
+#[test]
 fn a_driver_at_fault_must_reset_and_a_failing_host_is_told() {
     let world = World::new();
     world.switch_on();
@@ -294,6 +311,8 @@ fn what_switches_a_device_is_left_to_another_thread() {
     assert_eq!(status(FAILED | DRIVER), None);
     world.write(0x70, 0);
     world.negotiate();
+    world.set_queue(0, 8, 0x1000);
+    world.set_queue(1, 4, 0x2000);
     let all = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
     let on = status(all).unwrap();
     assert_eq!(on, Switch(all));

@@ -55,6 +55,9 @@ pub(crate) use queue::{QueueError, Virtqueue};
 /// VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX (virtio 1.2, 6).
 pub const RING_FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 29;
 
+/// What a driver must not do.
+const QUEUE_DISABLED: &str = "sets DRIVER_OK with a queue disabled that the device needs";
+
 /// VIRTIO_F_EVENT_IDX.
 pub const FEATURE_EVENT_IDX: u64 = 1 << 29;
 
@@ -137,6 +140,10 @@ pub trait Device: Send {
     fn features(&self) -> u64;
     /// The largest size of each queue; powers of two.
     fn queue_sizes(&self) -> &[u16];
+    /// How many of the queues, from the first on, it can't do without.
+    fn needed_queues(&self) -> usize {
+        self.queue_sizes().len()
+    }
     /// The configuration space, which the guest can only read.
     fn config(&self) -> &[u8];
     /// Whether this process serves the queues. If not (vhost-user), nobody here listens to their
@@ -144,7 +151,8 @@ pub trait Device: Send {
     fn serves_queues(&self) -> bool {
         true
     }
-    /// Switches the device on. An error is the host's failure and ends the VM.
+    /// Switches the device on. The queues that it needs are there. An error is the host's failure
+    /// and ends the VM.
     fn activate(self: Box<Self>, guest: Activation) -> Result<Box<dyn Active>, DeviceError>;
 }
 
@@ -180,7 +188,7 @@ impl Activation {
             .get_mut(index)
             .and_then(Option::take)
             .ok_or(DeviceError::Guest {
-                rule: "sets DRIVER_OK with a queue disabled that the device needs",
+                rule: QUEUE_DISABLED,
             })
     }
 }

@@ -64,6 +64,11 @@ impl Device for Vsock {
         &QUEUES
     }
 
+    /// We send no events.
+    fn needed_queues(&self) -> usize {
+        2
+    }
+
     fn config(&self) -> &[u8] {
         &self.config
     }
