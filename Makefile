@@ -27,7 +27,7 @@ guest = $(CARGO_TARGET_DIR)/guest-files$(suffix)
 installed = $(CARGO_TARGET_DIR)/installed$(suffix)
 run_tests := $(CARGO) run --quiet --locked -p kata-like-tests --bin run-tests --
 
-.PHONY: help setup run test check bench shell logs build agent probe kernel image stage install uninstall clean
+.PHONY: help setup run test check bench shell logs build agent probe raw-guest kernel image stage install uninstall clean
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -75,6 +75,13 @@ agent: setup
 probe:
 	RUSTFLAGS='$(agent_flags)' \
 		$(CARGO) build --profile $(guest_profile) --locked -p kata-like-probe --target $(guest_target)
+
+# A guest of the tests' own without a kernel: fixed in memory, and without what a C library's start brings.
+raw_flags := -C relocation-model=static -C target-feature=+crt-static -C panic=abort -C force-unwind-tables=no
+
+raw-guest:
+	RUSTFLAGS='$(raw_flags)' $(CARGO) build --profile $(guest_profile) --locked -p kata-like-raw-guest --features image \
+		--target $(guest_target)
 
 kernel: setup ## builds the guest's kernel, or takes it from the cache
 	@mkdir -p $(guest)

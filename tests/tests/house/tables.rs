@@ -91,6 +91,7 @@ pub const CRATES: [(&str, &[&str]); 21] = [
     ("tests/cri", &[]),
     ("tests/limits", &[]),
     ("tests/probe", &[]),
+    ("tests/raw-guest", &[]),
 ];
 
 /// A folder's rooms by their floors, from the top. Each room of the folder stands here once; those

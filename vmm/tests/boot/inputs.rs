@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::File;
-use std::io::Write;
-use std::process::Command;
 use std::sync::OnceLock;
 
 use crate::parts::guest::Setup;
@@ -23,23 +20,6 @@ pub fn setup(scenario: &str, vcpus: u8) -> Setup {
 pub fn init() -> &'static [u8] {
     static INIT: OnceLock<Vec<u8>> = OnceLock::new();
     INIT.get_or_init(|| compiled("tests/boot/init.c"))
-}
-
-/// A sparse disk of 64 MiB that begins with these words: a loop device, since the VMM may write to
-/// no file. It goes with its last descriptor.
-pub fn disk(words: &str) -> File {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(words.as_bytes()).unwrap();
-    file.as_file().set_len(64 << 20).unwrap();
-    let losetup = |arguments: &[&str]| {
-        let done = Command::new("losetup").args(arguments).output().unwrap();
-        assert!(done.status.success(), "losetup {arguments:?}: {done:?}");
-        String::from_utf8(done.stdout).unwrap().trim().to_owned()
-    };
-    let path = losetup(&["--find", "--show", file.path().to_str().unwrap()]);
-    let device = File::options().read(true).write(true).open(&path).unwrap();
-    losetup(&["--detach", &path]);
-    device
 }
 
 /// An ELF image with a PVH note; its entry is an undefined instruction.

@@ -15,10 +15,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use inputs::{disk, faulting_kernel, init, setup};
+use inputs::{faulting_kernel, init, setup};
 use kata_like_boot::{Activity, Channel, EndReason, HugePages, VcpuState, VmCommand, VmReport};
 use kata_like_limits::{Patience, in_time};
 use parts::guest::{Guest, Setup};
+use parts::host::disk;
 use parts::server::FsServer;
 use parts::{cpio, kernel, temporary};
 use rustix::process::Signal;

@@ -2,41 +2,15 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
-use std::process::Command;
 use std::time::Instant;
 
-use kata_like_boot::{TAP_HEADER, VmCommand, VmReport};
+use kata_like_boot::{VmCommand, VmReport};
 
 use crate::parts::PATIENCE;
+use crate::parts::host::{enter_new_namespace, ip, tap};
 use crate::{Files, pattern, start};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-
-/// Moves this thread to a network namespace of its own, which ends with the thread.
-fn enter_new_namespace() {
-    kata_like_linux::namespace::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
-}
-
-/// A tap as the shim makes it.
-fn tap(name: &str) -> OwnedFd {
-    let tun = fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .unwrap();
-    kata_like_linux::tun::attach(&tun, name, FLAGS).unwrap();
-    kata_like_linux::tun::set_header_size(&tun, TAP_HEADER as libc::c_int).unwrap();
-    rustix::io::ioctl_fionbio(&tun, true).unwrap();
-    tun.into()
-}
-
-const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-
-fn ip(arguments: &str) {
-    let done = Command::new("ip").args(arguments.split(' ')).status();
-    assert!(done.unwrap().success(), "ip {arguments}");
-}
 
 /// Bytes and packets from the guest, and to it.
 fn counters(name: &str) -> [u64; 4] {

@@ -7,13 +7,14 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kata_like_boot::{
-    Channel, End, Figures, HugePages, VERSION, VmBoot, VmCommand, VmFds, VmReport, VmShare, VmState,
+    Channel, End, Figures, HugePages, PrintkLayout, VERSION, VmBoot, VmCommand, VmFds, VmReport,
+    VmShare, VmState,
 };
 use kata_like_limits::{Patience, scaled};
 
@@ -41,6 +42,8 @@ pub struct Setup {
     pub huge_pages: HugePages,
     pub kvm: &'static str,
     pub shares: Vec<(&'static str, UnixStream)>,
+    /// Of the guest's log, if it is not that of the guest kernel.
+    pub layout: Option<PrintkLayout>,
 }
 
 impl Setup {
@@ -53,6 +56,7 @@ impl Setup {
             huge_pages: HugePages::Transparent,
             kvm: "/dev/kvm",
             shares: Vec::new(),
+            layout: None,
         }
     }
 }
@@ -72,7 +76,10 @@ impl Guest {
         let (agent, vmm_agent) = UnixStream::pair().unwrap();
         agent.set_read_timeout(Some(scaled(PATIENCE))).unwrap();
         let streams = UnixListener::bind(folder.path().join("streams")).unwrap();
-        let layout = fs::read(kernel().with_file_name("printk.json")).unwrap();
+        let layout = setup.layout.clone().unwrap_or_else(|| {
+            let layout = fs::read(kernel().with_file_name("printk.json")).unwrap();
+            serde_json::from_slice(&layout).unwrap()
+        });
         let boot = VmBoot {
             version: VERSION,
             uid: NEXT_UID.fetch_add(1, Ordering::Relaxed),
@@ -88,7 +95,7 @@ impl Guest {
                     tag: (*tag).to_owned(),
                 })
                 .collect(),
-            printk: Some(serde_json::from_slice(&layout).unwrap()),
+            printk: Some(layout),
         };
         let kvm = File::options().read(true).write(true).open(setup.kvm);
         let fds = VmFds {
@@ -186,6 +193,21 @@ impl Guest {
         }
     }
 
+    /// What the guest has said since the last look, as far as one answer holds it; or how it has
+    /// ended.
+    pub fn news(&mut self) -> Result<String, End> {
+        // It fails if the VM has ended, which its last report says.
+        let _ = self.control.send(&VmCommand::ReadLog, &[]);
+        loop {
+            match self.report() {
+                VmReport::Log { text, .. } => return Ok(text),
+                VmReport::Ended(end) => return Err(end),
+                VmReport::AgentConnected(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     /// Waits until the guest says `words`.
     pub fn wait_for(&mut self, words: &str) -> String {
         let patience = Patience::new(PATIENCE);
@@ -204,9 +226,14 @@ impl Guest {
         assert!(matches!(report, VmReport::AgentConnected(_)), "{report:?}");
     }
 
+    /// The socket by which the host opens streams to the guest.
+    pub fn streams(&self) -> PathBuf {
+        self.folder.path().join("streams")
+    }
+
     /// A new stream to the guest.
     pub fn stream(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.folder.path().join("streams")).unwrap();
+        let stream = UnixStream::connect(self.streams()).unwrap();
         stream.set_read_timeout(Some(scaled(PATIENCE))).unwrap();
         stream.set_write_timeout(Some(scaled(PATIENCE))).unwrap();
         stream

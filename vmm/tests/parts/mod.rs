@@ -1,9 +1,10 @@
-//! What both test programs start a guest from: its kernel, its PID 1 in an initrd, its processes.
+//! What the test programs start a guest from: its kernel, its PID 1 in an initrd, its processes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(dead_code, reason = "each of the two uses a part of it")]
+#![allow(dead_code, reason = "each of them uses a part of it")]
 
 pub mod guest;
+pub mod host;
 pub mod server;
 
 use std::fs;

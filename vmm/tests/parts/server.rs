@@ -131,6 +131,11 @@ impl FsServer {
         }
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
     pub fn signal(&self, signal: Signal) {
         pidfd_send_signal(&self.process.pidfd, signal).unwrap();
     }

@@ -170,12 +170,14 @@ pub fn wanted(
     names.iter().map(one).collect()
 }
 
-/// Copies the probe to where the hosts find it.
-pub fn take_probe(folders: &Folders, profile: &str) -> TestResult {
-    let built = format!("x86_64-unknown-linux-gnu/{profile}/kata-like-probe");
-    let built = folders.target.join(built);
-    fs::copy(&built, folders.work.join("probe"))
-        .map_err(|error| failure(format!("copy {}: {error}", built.display())))?;
+/// Copies the probe and the raw guest to where the hosts find them.
+pub fn take_guests(folders: &Folders, profile: &str) -> TestResult {
+    for name in ["probe", "raw-guest"] {
+        let built = format!("x86_64-unknown-linux-gnu/{profile}/kata-like-{name}");
+        let built = folders.target.join(built);
+        fs::copy(&built, folders.work.join(name))
+            .map_err(|error| failure(format!("copy {}: {error}", built.display())))?;
+    }
     Ok(())
 }
 

@@ -36,9 +36,9 @@ pub fn run(folders: &Folders, installed: Option<&Path>, only: &[String]) -> Test
         Some(installed) => installed.canonicalize()?,
         None => product(folders, &mut count)?,
     };
-    let probe = builds::make(&folders.repository, &["probe"]);
-    must("build the probe", probe)?;
-    builds::take_probe(folders, "guest")?;
+    let guests = builds::make(&folders.repository, &["probe", "raw-guest"]);
+    must("build the probe and the raw guest", guests)?;
+    builds::take_guests(folders, "guest")?;
     let (host, binaries) = hosts_and_tests(folders)?;
     for name in OUTSIDE {
         let path = binaries

@@ -173,6 +173,7 @@ impl Binary<'_> {
                 format!("{PREFIX}/libexec/kata-like/kata-like-fsd"),
             )
             .env(oracle::PROBE, self.work.join("probe"))
+            .env("KATA_LIKE_RAW_GUEST", self.work.join("raw-guest"))
             .env(oracle::REPORT, self.work)
             .env(
                 figures::VARIABLE,

@@ -20,13 +20,13 @@ pub fn bench(folders: &Folders, rounds: &str) -> TestResult<bool> {
     let runner = begin(folders)?;
     // `make` hands it on, to the `make` below, too.
     let profile = std::env::var("PROFILE").unwrap_or_else(|_| RELEASE.into());
-    let stage = builds::make(&folders.repository, &["stage", "probe"]);
+    let stage = builds::make(&folders.repository, &["stage", "probe", "raw-guest"]);
     must("build and install the product", stage)?;
     let (guest, installed) = match profile.as_str() {
         RELEASE => ("guest", "installed".to_owned()),
         other => (other, format!("installed-{other}")),
     };
-    builds::take_probe(folders, guest)?;
+    builds::take_guests(folders, guest)?;
     builds::host(&folders.repository)?;
     must(
         "build the bench",

@@ -123,9 +123,12 @@ pub fn shell(folders: &Folders, name: Option<&str>) -> TestResult<bool> {
 /// product.
 fn build(folders: &Folders, steps: &mut Steps) -> TestResult<(PathBuf, PathBuf)> {
     let profile = format!("PROFILE={PROFILE}");
-    let stage = builds::make(&folders.repository, &["stage", "probe", &profile]);
+    let stage = builds::make(
+        &folders.repository,
+        &["stage", "probe", "raw-guest", &profile],
+    );
     must("build and install the product", stage)?;
-    builds::take_probe(folders, PROFILE)?;
+    builds::take_guests(folders, PROFILE)?;
     steps.done("build and install the product");
     builds::host(&folders.repository)?;
     let host = folders.target.join("debug/test-host");
