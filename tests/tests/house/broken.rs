@@ -215,6 +215,18 @@ fn a_circle_of_rooms() -> TestResult {
 }
 
 #[test]
+fn a_dependency_without_a_reason() -> TestResult {
+    let manifest = "tests/limits/Cargo.toml";
+    added("reason", manifest, "\n[build-dependencies]\nodd = \"1\"", 2)
+}
+
+#[test]
+fn a_dependency_that_nobody_takes() -> TestResult {
+    let lines = "\n[workspace.dependencies]\n# For nothing.\nodd = \"1\"";
+    added("reason", "Cargo.toml", lines, 3)
+}
+
+#[test]
 fn a_long_function() -> TestResult {
     let lines = format!("fn long() {{\n{}}}", "    ();\n".repeat(79));
     added("function", GROUND, &lines, 0)

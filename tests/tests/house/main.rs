@@ -2,6 +2,8 @@
 //!
 //! - Each Rust file begins with `//! `, is declared as a module, and has at most 500 lines.
 //! - A crate names only the crates below it that `tables::CRATES` gives it.
+//! - A crate of others' has a reason, in a comment above it, and one in the workspace's list is in
+//!   use.
 //! - **No circle.** An arrow goes from file A to file B of a crate if code of A names an item that
 //!   B defines. `mod` is containment and no arrow. `pub use` hands a name on and is no arrow:
 //!   whoever uses the name has an arrow to the file that defines the item. Following arrows, nobody
@@ -67,6 +69,11 @@ fn each_file_is_a_module() -> TestResult {
 #[test]
 fn crates_name_those_they_may() -> TestResult {
     none(rules::crates)
+}
+
+#[test]
+fn each_dependency_has_a_reason() -> TestResult {
+    none(rules::reasons)
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The rules that look at one file at a time: each gives what is wrong, with file and line.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
@@ -47,6 +48,7 @@ pub fn all(tree: &Tree) -> Vec<Complaint> {
         lengths,
         orphans,
         crates,
+        reasons,
         drawing::circles,
         drawing::floors,
         drawing::exceptions,
@@ -107,6 +109,40 @@ pub fn crates(tree: &Tree) -> Vec<Complaint> {
             }
         }
     }
+    wrong
+}
+
+/// Each crate of others' has its reason above the line that gives its version, and one of the
+/// workspace's is in use.
+pub fn reasons(tree: &Tree) -> Vec<Complaint> {
+    let mut wrong = Vec::new();
+    let (mut offered, mut taken) = (Vec::new(), BTreeSet::new());
+    let manifests = tree.others.iter();
+    for (path, text) in manifests.filter(|(path, _)| path.ends_with("Cargo.toml")) {
+        let (mut section, mut before) = ("", "");
+        for (line, text) in (1..).zip(text.lines()) {
+            if text.starts_with('[') {
+                section = text;
+            } else if let Some((name, how)) = text.split_once(" = ")
+                && section.ends_with("dependencies]")
+            {
+                let ours = name.starts_with("kata-like-");
+                if how.contains("workspace = true") {
+                    taken.insert(name);
+                } else if !ours && !before.starts_with("# ") {
+                    let what = format!("no reason above {name}");
+                    wrong.push(Complaint::new("reason", path, line, what));
+                } else if section.starts_with("[workspace.") {
+                    offered.push((path, line, name));
+                }
+            }
+            before = text;
+        }
+    }
+    let unused = offered.iter().filter(|(_, _, name)| !taken.contains(name));
+    wrong.extend(unused.map(|(path, line, name)| {
+        Complaint::new("reason", path, *line, format!("nobody takes {name}"))
+    }));
     wrong
 }
 

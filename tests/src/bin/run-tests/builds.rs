@@ -36,6 +36,9 @@ pub fn style_and_units(repository: &Path, count: &mut Count) -> TestResult {
         "warnings",
     ];
     style("cargo clippy", cargo(repository, &lints));
+    let mut supply = Command::new("tools/cargo-deny");
+    supply.current_dir(repository);
+    style("hold the crates to deny.toml", supply);
     println!("== unit tests");
     // The probe has a `main` of C's, around which no harness can be put.
     let units = [
