@@ -27,7 +27,7 @@ guest = $(CARGO_TARGET_DIR)/guest-files$(suffix)
 installed = $(CARGO_TARGET_DIR)/installed$(suffix)
 run_tests := $(CARGO) run --quiet --locked -p kata-like-tests --bin run-tests --
 
-.PHONY: help setup run test check bench shell logs build agent probe raw-guest kernel image stage install uninstall clean
+.PHONY: help setup run test check bench fuzz shell logs build agent probe raw-guest kernel image stage install uninstall clean
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -59,6 +59,9 @@ shell: setup ## a test host with containerd up and a shell in it; with TEST=BINA
 
 logs: ## shows what the last failure of a test left
 	@$(run_tests) --logs
+
+fuzz: setup ## throws bytes at each target for SECONDS (60); with TARGET=NAME only at that one
+	@tools/fuzz $(or $(SECONDS),60) $(TARGET)
 
 build: setup ## builds the programs of the host, and the agent of the guest
 	$(CARGO) build --profile $(PROFILE) --locked -p containerd-shim-kata-like-v2 -p kata-like-vmm \

@@ -86,7 +86,7 @@ fn number(header: &[u8], offset: usize) -> Option<u64> {
 }
 
 /// An archive of empty files. The tests of `kernel` use it, too.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 pub fn archive(names: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for name in names.iter().chain(&["TRAILER!!!"]) {

@@ -6,6 +6,8 @@
 mod bus;
 mod cpuid;
 mod figures;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod initrd;
 mod jail;
 mod kernel;

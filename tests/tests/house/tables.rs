@@ -6,6 +6,10 @@
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
 pub const CRATES: [(&str, &[&str]); 21] = [
     ("failure", &[]),
+    (
+        "fuzz",
+        &["kata-like-boot", "kata-like-config", "kata-like-vmm"],
+    ),
     ("linux", &[]),
     ("spec", &["kata-like-failure"]),
     (
@@ -114,7 +118,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
         "vmm/src",
         &[
             "main",
-            "machine",
+            "fuzz machine",
             "slots",
             "kvm vcpu",
             "bus log memory reactor",
@@ -176,10 +180,11 @@ pub const LONG: [(&str, &str); 0] = [];
 pub const WIDE: [&str; 0] = [];
 
 /// Files and folders of the product that have `unsafe` code.
-pub const UNSAFE: [&str; 27] = [
+pub const UNSAFE: [&str; 28] = [
     "agent/src/process.rs",
     "agent/src/runner/hooks.rs",
     "agent/src/runner/syscall.rs",
+    "fuzz/src/allocation.rs",
     "linux/src/birth.rs",
     "linux/src/bpf.rs",
     "linux/src/clone.rs",

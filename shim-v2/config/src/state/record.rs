@@ -92,7 +92,7 @@ impl Record {
     }
 
     /// Reads a record; the error is what is wrong with it.
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         /// The one field that every version has.
         #[derive(Deserialize)]
         struct Versioned {

@@ -7,7 +7,7 @@
 
 mod disk;
 mod job;
-mod request;
+pub(crate) mod request;
 
 pub use self::disk::{BadDisk, Disk};
 use self::job::Requests;

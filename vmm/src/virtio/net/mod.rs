@@ -12,9 +12,9 @@
 mod features;
 mod header;
 mod job;
-mod receive;
-mod send;
-mod tap;
+pub(crate) mod receive;
+pub(crate) mod send;
+pub(crate) mod tap;
 
 use self::features::FEATURES;
 use self::job::Frames;

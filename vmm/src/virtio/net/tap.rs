@@ -48,7 +48,7 @@ impl Tap {
     }
 
     /// A socket in the place of a tap; each message is a frame.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub fn of_socket(file: OwnedFd) -> Self {
         Self {
             file,
