@@ -65,7 +65,7 @@ fuzz: setup ## throws bytes at each target for SECONDS (60); with TARGET=NAME on
 
 build: setup ## builds the programs of the host, and the agent of the guest
 	$(CARGO) build --profile $(PROFILE) --locked -p containerd-shim-kata-like-v2 -p kata-like-vmm \
-		-p kata-like-fsd -p kata-like-proxy -p kata-like -p guest-image
+		-p kata-like-fsd -p kata-like-proxy -p kata-like -p guest-image -p sbom
 	$(MAKE) --no-print-directory agent
 
 # The flags hold for what runs in the guest only, since a target is named: macros and build scripts are shared with the
@@ -89,7 +89,7 @@ raw-guest:
 kernel: setup ## builds the guest's kernel, or takes it from the cache
 	@mkdir -p $(guest)
 	@set -e; kernel=$$(kernel-config/build); \
-	for file in vmlinux printk.json; do \
+	for file in vmlinux printk.json provenance.json; do \
 		cp "$${kernel%/*}/$$file" $(guest)/$$file.new; mv $(guest)/$$file.new $(guest)/$$file; \
 	done
 
@@ -124,6 +124,8 @@ copy:
 	$(call put,644,$(guest)/vmlinux,$(PREFIX)/share/kata-like/vmlinux)
 	$(call put,644,$(guest)/printk.json,$(PREFIX)/share/kata-like/printk.json)
 	$(call put,644,$(guest)/initrd.img,$(PREFIX)/share/kata-like/initrd.img)
+	@# What all of this was made of: sbom.json and provenance.json.
+	@$(programs)/sbom --prefix $(DESTDIR)$(PREFIX) --kernel $(guest)/provenance.json --agent $(agent) --profile $(PROFILE)
 	$(call put,644,tools/tmpfiles.conf,$(PREFIX)/lib/tmpfiles.d/kata-like.conf)
 	@# An operator's configuration is never replaced.
 	$(if $(wildcard $(DESTDIR)$(SYSCONFDIR)/kata-like/config.toml),,$(call \

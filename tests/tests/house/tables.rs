@@ -4,7 +4,7 @@
 //! as its arrows have them, to begin with when rooms are moved.
 
 /// A crate's folder, and those of ours that it may name in its `[dependencies]`.
-pub const CRATES: [(&str, &[&str]); 21] = [
+pub const CRATES: [(&str, &[&str]); 22] = [
     ("failure", &[]),
     (
         "fuzz",
@@ -83,6 +83,7 @@ pub const CRATES: [(&str, &[&str]); 21] = [
             "kata-like-linux",
         ],
     ),
+    ("tools/sbom", &[]),
     ("tools/test-host", &["kata-like-limits"]),
     (
         "tests",
