@@ -203,6 +203,42 @@ fn a_slot_is_emptied_when_its_driver_has_let_go() {
     assert_eq!(world.count(|seen| &seen.activated), 2);
 }
 
+/// All 256 values that the register may hold, with all that may be written, against the rules as
+/// the standard has them: bit by bit, from what was there and what is wanted.
+#[test]
+fn every_write_to_every_status() {
+    let world = World::new();
+    let mut transport = world.slot.lock();
+    for (before, value, acceptable) in (0..=255u32)
+        .flat_map(|before| (0..=255u32).map(move |value| (before, value)))
+        .flat_map(|(before, value)| [false, true].map(|features| (before, value, features)))
+    {
+        transport.status = before;
+        transport.driver_features = if acceptable { FEATURE_VERSION_1 } else { 0 };
+        let now = |bit, allowed: bool| before & bit != 0 || value & bit != 0 && allowed;
+        let acknowledged = now(ACKNOWLEDGE, true);
+        let driver = now(DRIVER, acknowledged);
+        let features = now(FEATURES_OK, acknowledged && driver && acceptable);
+        let before_this = before & FEATURES_OK != 0;
+        let running = now(DRIVER_OK, acknowledged && driver && before_this);
+        let bits = [
+            (ACKNOWLEDGE, acknowledged),
+            (DRIVER, driver),
+            (FEATURES_OK, features),
+            (DRIVER_OK, running),
+            (FAILED, now(FAILED, true)),
+        ];
+        let lost = before & (FAILED | NEEDS_RESET) != 0;
+        let set = bits.iter().filter(|(_, set)| *set && !lost);
+        let wanted = set.fold(0, |all, (bit, _)| all | bit) & !before;
+        let added = transport.admitted(value);
+        assert_eq!(added, wanted, "{value:#x} on {before:#x}, {acceptable}");
+        // An idle device is switched on by this bit, and off by nothing.
+        let on = value != 0 && wanted & DRIVER_OK != 0;
+        assert_eq!(transport.switches(value), on, "{value:#x} on {before:#x}");
+    }
+}
+
 #[test]
 fn features_are_only_accepted_if_offered_and_modern() {
     for (low, high, good) in [

@@ -252,5 +252,8 @@ impl Virtqueue {
 }
 
 #[cfg(test)]
+#[path = "queue_exhaustive.rs"]
+mod exhaustive;
+#[cfg(test)]
 #[path = "queue_tests.rs"]
 mod tests;

@@ -109,6 +109,38 @@ mod tests {
         assert_eq!(gap, [(0, 9, Read), (11, 19, Read)]);
     }
 
+    /// Every way to lock seven bytes, then every change: as if each byte were kept by itself.
+    #[test]
+    fn ranges_are_what_single_bytes_would_be() {
+        const BYTES: usize = 7;
+        let kinds = [None, Some(Read), Some(Write)];
+        for number in 0..3usize.pow(BYTES as u32) {
+            let kind = |byte: usize| kinds[number / 3usize.pow(byte as u32) % 3];
+            let mut bytes: [Option<Kind>; BYTES] = std::array::from_fn(kind);
+            let locked = bytes.iter().enumerate();
+            let ranges = locked.fold(Ranges::default(), |ranges, (byte, kind)| {
+                ranges.with(range(byte as u64, byte as u64), *kind)
+            });
+            let before = bytes;
+            for (start, end) in (0..BYTES).flat_map(|end| (0..=end).map(move |start| (start, end)))
+            {
+                for kind in kinds {
+                    bytes = before;
+                    bytes[start..=end].fill(kind);
+                    let after = ranges.with(range(start as u64, end as u64), kind);
+                    let mut found = [None; BYTES];
+                    for (range, kind) in after.iter() {
+                        found[range.start as usize..=range.end as usize].fill(Some(kind));
+                    }
+                    assert_eq!(found, bytes, "{before:?} {start} {end} {kind:?}");
+                    // As few as there can be: one for each row of equal bytes.
+                    let rows = bytes.chunk_by(|one, next| one == next);
+                    assert_eq!(after.count(), rows.filter(|row| row[0].is_some()).count());
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_last_word_counts_and_splits_what_was_there() {
         let whole = (0, Range::LAST, Some(Write));

@@ -217,6 +217,30 @@ mod tests {
         }
     }
 
+    /// Every edge of 64 bits, in numbers that don't wrap.
+    #[test]
+    fn a_request_lies_on_the_disk_at_every_edge() {
+        let ends = [0u64, 8, 512, 1 << 32, 1 << 55, 1 << 63];
+        let edges: Vec<u64> = ends
+            .iter()
+            .flat_map(|end| (0..5u64).map(|step| end.wrapping_add(step).wrapping_sub(2)))
+            .collect();
+        for sector in &edges {
+            for length in &edges {
+                for sectors in &edges {
+                    let end = u128::from(*sector) * 512 + u128::from(*length);
+                    // A disk has fewer than 2^64 bytes, so none is this large.
+                    let fits = length.is_multiple_of(512)
+                        && end <= u128::from(*sectors) * 512
+                        && u128::from(*sector) * 512 <= u128::from(u64::MAX);
+                    let wanted = fits.then(|| sector * 512).ok_or(Refusal::Failed);
+                    let got = check(*sector, *length as usize, *sectors);
+                    assert_eq!(got, wanted, "{length} bytes at {sector} of {sectors}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_is_not_offered_is_refused() {
         let write = |read_only| Request::parse(header(1, 0), 512, 0, 8, read_only);

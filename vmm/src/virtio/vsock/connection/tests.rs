@@ -341,6 +341,30 @@ fn credit_counts_go_round() {
     assert_eq!(connection.sent, 140);
 }
 
+/// Counts at every edge of 32 bits: the window is what is allocated less what is on the way, in
+/// numbers that don't wrap.
+#[test]
+fn the_window_is_right_at_every_edge() {
+    let (ours, _host) = UnixStream::pair().unwrap();
+    let mut connection = Connection::from_guest(PORTS, ours.into(), Credit::default());
+    let ends = [0u32, 1 << 16, 1 << 18, 1 << 31].into_iter();
+    let edges: Vec<u32> = ends
+        .flat_map(|end| (0..5u32).map(move |step| end.wrapping_add(step).wrapping_sub(2)))
+        .collect();
+    for sent in &edges {
+        for forwarded in &edges {
+            for allocated in &edges {
+                connection.sent = *sent;
+                (connection.peer.forwarded, connection.peer.allocated) = (*forwarded, *allocated);
+                let on_the_way = (u64::from(*sent) + (1 << 32) - u64::from(*forwarded)) % (1 << 32);
+                let room = u64::from(*allocated).saturating_sub(on_the_way);
+                let window = connection.window() as u64;
+                assert_eq!(window, room, "{sent} {forwarded} {allocated}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_guest_that_lies_about_its_buffer_stalls_itself() {
     let (ours, mut host) = UnixStream::pair().unwrap();
