@@ -199,3 +199,5 @@ fn from_caps(step: &'static str, why: caps::errors::CapsError) -> JailError {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verdicts;

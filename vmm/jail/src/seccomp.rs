@@ -182,7 +182,7 @@ impl Check {
     }
 
     /// The mask, and the values under it.
-    fn numbers(&self, process: Pid) -> (u32, Vec<u32>) {
+    pub(crate) fn numbers(&self, process: Pid) -> (u32, Vec<u32>) {
         let all = |values: &[Value]| values.iter().map(|value| value.number).collect();
         match self.may_be {
             MayBe::OneOf(values) => (u32::MAX, all(values)),
@@ -216,6 +216,12 @@ impl Filter {
         let program =
             compile(rules, process).map_err(|why| failed("compile the seccomp filter", why))?;
         Ok(Self { name, program })
+    }
+
+    /// Its instructions.
+    #[cfg(test)]
+    pub(crate) fn program(&self) -> &[sock_filter] {
+        &self.program
     }
 
     /// From now on the filter holds, and it can't be undone. Needs no_new_privs, or sets it.
