@@ -15,6 +15,7 @@ mod allocation;
 mod messages;
 pub mod mutate;
 
+use containerd_shim_kata_like_v2::fuzz as shim;
 use kata_like_vmm::fuzz as vmm;
 
 /// A function under test.
@@ -31,7 +32,7 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 13] = [
     target("bus", vmm::bus, 256 * KIB),
     target("queue", vmm::queue, 256 * KIB),
     // Each stream has a buffer of 256 KiB.
@@ -43,6 +44,9 @@ pub const TARGETS: [Target; 10] = [
     target("cpio", vmm::cpio, 64 * KIB),
     target("messages", messages::boot, 2 * MIB),
     target("config", messages::config, MIB),
+    target("spec", shim::spec, MIB),
+    target("process", shim::process, MIB),
+    target("uri", shim::uri, 64 * KIB),
 ];
 
 const fn target(name: &'static str, function: fn(&[u8]), most: usize) -> Target {

@@ -126,7 +126,7 @@ pub fn reasons(tree: &Tree) -> Vec<Complaint> {
             } else if let Some((name, how)) = text.split_once(" = ")
                 && section.ends_with("dependencies]")
             {
-                let ours = name.starts_with("kata-like-");
+                let ours = name.starts_with("kata-like-") || how.contains("path = ");
                 if how.contains("workspace = true") {
                     taken.insert(name);
                 } else if !ours && !before.starts_with("# ") {

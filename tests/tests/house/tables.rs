@@ -8,7 +8,12 @@ pub const CRATES: [(&str, &[&str]); 22] = [
     ("failure", &[]),
     (
         "fuzz",
-        &["kata-like-boot", "kata-like-config", "kata-like-vmm"],
+        &[
+            "containerd-shim-kata-like-v2",
+            "kata-like-boot",
+            "kata-like-config",
+            "kata-like-vmm",
+        ],
     ),
     ("linux", &[]),
     ("spec", &["kata-like-failure"]),
@@ -106,6 +111,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
         "shim-v2/src",
         &[
             "main",
+            "fuzz lib",
             "containerd",
             "pod",
             "network",
