@@ -175,11 +175,11 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<Empty> {
-        if !(1..=64).contains(&request.signal) {
+        if request.signal > 64 {
             return Err(status(
                 Code::INVALID_ARGUMENT,
                 format!(
-                    "kill container {:?}: signal {} is not 1 to 64",
+                    "kill container {:?}: signal {} is not 0 to 64",
                     request.id, request.signal
                 ),
             ));
