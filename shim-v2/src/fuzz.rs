@@ -8,7 +8,7 @@ use kata_like_agent_protocol::agent;
 use oci_spec::runtime::{Process, Spec};
 use serde_json::from_slice;
 
-use crate::spec::{MemorySize, Source, guest_process, split};
+use crate::spec::{MemorySize, Owners, Source, guest_process, split};
 use crate::uri;
 
 /// A container's `config.json`, split. What goes to the guest can be read there, and names no
@@ -17,8 +17,11 @@ pub fn spec(data: &[u8]) {
     let Ok(spec) = from_slice::<Spec>(data) else {
         return;
     };
-    let tasks = HashMap::from([(42, "sandbox".to_owned())]);
-    let Ok(halves) = split(spec, Path::new("/bundle"), &tasks) else {
+    let owners = Owners {
+        tasks: HashMap::from([(42, "sandbox".to_owned())]),
+        ..Owners::default()
+    };
+    let Ok(halves) = split(spec, Path::new("/bundle"), &owners) else {
         return;
     };
     let sources = (0..halves.binds.len()).map(|number| match number % 2 {
@@ -41,7 +44,7 @@ pub fn spec(data: &[u8]) {
     );
     if let Ok(MemorySize { bytes, .. }) = split.host.size.memory(2 << 30, 1 << 40) {
         assert!(
-            bytes >= 256 << 20 && bytes % (2 << 20) == 0,
+            bytes >= 256 << 20 && bytes.is_multiple_of(2 << 20),
             "{bytes} bytes"
         );
     }

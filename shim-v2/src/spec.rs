@@ -3,14 +3,13 @@
 //! Called by `pod`, in three steps. [`read`] parses the file. [`split`] refuses what is not done
 //! (`kata-like-spec`) and takes out what is the host's to do: cgroup, network namespace, sources of
 //! bind mounts, the VM's size. The caller looks up what lies at those sources, and [`Halves::with`]
-//! completes the two parts. All of them are functions over values. The guest's part is the same
-//! spec without a path of the host, and beside it the messages of `agent.proto` that say where its
-//! bind mounts and namespaces come from.
+//! completes the two parts. All of them are functions over values; only a pinned namespace is
+//! looked at. The guest's part is the same spec without a path of the host, and beside it the
+//! messages of `agent.proto` that say where its bind mounts and namespaces come from.
 //!
 //! The file comes from containerd, but users fill it: sizes are capped before parsing, and each
 //! path is taken as text until `share` opens it.
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -25,12 +24,15 @@ mod hooks;
 mod mounts;
 mod namespaces;
 mod parts;
+mod pinned;
 mod size;
 
 pub use devices::DiskPart;
 pub use hooks::{HostHook, HostHooks};
 pub use mounts::{Bind, Source, Volume};
+pub use namespaces::Owners;
 pub use parts::NetworkPart;
+pub use pinned::Pinned;
 pub use size::{MemorySize, SizePart};
 
 use devices::split_devices;
@@ -52,6 +54,8 @@ pub struct HostPart {
     pub cgroups_path: Option<String>,
     /// The network namespace.
     pub network: NetworkPart,
+    /// The pinned namespaces in whose place it has new ones in the guest.
+    pub pinned: Vec<Pinned>,
     /// The root file system where containerd names no mount for it: `root.path`.
     pub root: Option<PathBuf>,
     /// The sources of its bind mounts.
@@ -151,24 +155,20 @@ pub fn cgroups_path(spec: &Spec) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Refuses or splits a container's spec. `tasks` has the container of each stand-in of the pod, by
-/// its pid.
-pub fn split(
-    mut spec: Spec,
-    bundle: &Path,
-    tasks: &HashMap<u32, String>,
-) -> Result<Halves, Failure> {
+/// Refuses or splits a container's spec. `owners` tells whose namespaces it names.
+pub fn split(mut spec: Spec, bundle: &Path, owners: &Owners) -> Result<Halves, Failure> {
     if spec.process().is_none() {
         // In runc's words.
         return Err(bad("process property must not be empty"));
     }
     kata_like_spec::refuse(&spec)?;
-    let (network, joins) = split_namespaces(&mut spec, tasks)?;
+    let parted = split_namespaces(&mut spec, owners)?;
     let hooks = HostHooks::take(&mut spec)?;
     let (disks, left_out) = split_devices(&mut spec)?;
     let host = HostPart {
         cgroups_path: cgroups_path(&spec)?,
-        network,
+        network: parted.network,
+        pinned: parted.pinned,
         root: (spec.root().as_ref()).map(|root| absolute(bundle, root.path())),
         volumes: Vec::new(),
         disks,
@@ -187,7 +187,7 @@ pub fn split(
         binds,
         host,
         spec,
-        joins,
+        joins: parted.joins,
     })
 }
 

@@ -23,6 +23,11 @@ impl Fifo {
         Ok(Self(path))
     }
 
+    /// One that is there.
+    pub fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
     /// As a request names it.
     pub fn path(&self) -> String {
         self.0.display().to_string()

@@ -351,6 +351,11 @@ impl Task {
         self.empty("ResizePty", &request)
     }
 
+    /// Ends the connection and leaves the task as it is.
+    pub fn leave(self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
     /// Kills it, waits for its end, deletes it.
     pub fn end(&self) -> TestResult {
         done(self.kill("", KILL, true)?)?;

@@ -4,7 +4,6 @@
 //! has made to [`Undo`]: a step that fails and the pod's end take the same way back. A failure's
 //! text has the steps that were done before it and how long each took.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -25,7 +24,7 @@ use crate::network::pod_network::PodNetwork;
 use crate::selinux::Labels;
 use crate::share::Share;
 use crate::spawn::Network;
-use crate::spec::{self, MemorySize, NetworkPart, Split};
+use crate::spec::{self, MemorySize, NetworkPart, Owners, Split};
 use crate::stand_in::StandIn;
 use crate::steps::{self, Build, Undo, blocking};
 use crate::vm::agent::Event;
@@ -213,7 +212,11 @@ impl Making {
         crate::log::set_level(config.log_level);
         let spec = spec::read(&request.bundle)?;
         let mut memory_names = MemoryNames::default();
-        let halves = spec::split(spec, &request.bundle, &HashMap::new())?;
+        let owners = Owners {
+            of_sandbox: request.placeholder,
+            ..Owners::default()
+        };
+        let halves = spec::split(spec, &request.bundle, &owners)?;
         let found = sources::look_up(&halves.binds, |found| memory_names.volume(found))?;
         let split = halves.with(found)?;
         let given = split.host.cgroups_path.as_deref();

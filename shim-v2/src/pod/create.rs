@@ -2,7 +2,6 @@
 //!
 //! A creation that fails, or that nobody wants any more when it is done, leaves nothing.
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use super::sandbox::Sandbox;
 use super::{Entry, Phase, Pod, Slot, check_name};
 use crate::bundle::{Membership, Role};
 use crate::share::RootfsMount;
+use crate::spec::Owners;
 use crate::stdio::{Stdio, StdioPaths};
 use crate::vm::agent::{StreamTokens, new_token};
 use crate::vm::guest::Guest;
@@ -116,24 +116,31 @@ impl Pod {
             placeholder: container.role == Role::CriSandbox,
             streams: streams.clone(),
         };
-        let tasks = self.tasks_by_pid();
+        let owners = self.owners();
         let host_side = &container.host_side;
-        let pid = host_side::make(host_side, &sandbox, made_from, first, &tasks).await?;
+        let pid = host_side::make(host_side, &sandbox, made_from, first, &owners).await?;
         let stand_in = host_side.place()?.stand_in.clone();
         self.watch_stand_in(container, process, stand_in);
         attach(&sandbox.guest, process, streams).await?;
         Ok(pid)
     }
 
-    /// The containers by the pids of their stand-ins, which is how a spec names them.
-    fn tasks_by_pid(&self) -> HashMap<u32, String> {
-        let state = self.state();
-        let containers = state.containers.values().map(|entry| &entry.container);
-        let placed = containers.filter_map(|container| {
-            let place = container.host_side.place().ok()?;
-            Some((place.stand_in.pid, container.id.clone()))
-        });
-        placed.collect()
+    /// Whose the namespaces are that a spec may name: a stand-in's pid is its container's, and a
+    /// pinned one is that of the container which has one in its place.
+    fn owners(&self) -> Owners {
+        let mut owners = Owners::default();
+        for entry in self.state().containers.values() {
+            let (id, host_side) = (&entry.container.id, &entry.container.host_side);
+            let Ok(place) = host_side.place() else {
+                continue;
+            };
+            owners.tasks.insert(place.stand_in.pid, id.clone());
+            let pinned = host_side.pinned().iter();
+            owners
+                .pinned
+                .extend(pinned.map(|pinned| (pinned.clone(), id.clone())));
+        }
+        owners
     }
 
     /// The pod's sandbox, made if this is its first container, which then gets what it was made

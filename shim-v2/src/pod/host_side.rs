@@ -4,7 +4,6 @@
 //! it, so a creation that fails, a deletion and the pod's end take the same way back. One that is
 //! taken back while it is still being made makes the next step fail.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -22,7 +21,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::network::resolver::ResolvConf;
 use crate::share::RootfsMount;
 use crate::spawn::{Child, Network};
-use crate::spec::{self, HostPart, NetworkPart, Split};
+use crate::spec::{self, HostPart, NetworkPart, Owners, Pinned, Split};
 use crate::stand_in::{StandIn, StandInError};
 use crate::steps::{self, Build, Undo, blocking};
 use crate::vm::agent::{GuestContainer, GuestDisk, StreamTokens};
@@ -46,6 +45,8 @@ pub(super) struct HostSide {
     place: OnceLock<Place>,
     /// Its limits, as far as it has them.
     limits: Mutex<Limits>,
+    /// The pinned namespaces in whose place it has its own.
+    pinned: OnceLock<Vec<Pinned>>,
 }
 
 /// Where a container's processes are seen on the host, and what is needed at its start.
@@ -68,6 +69,10 @@ impl HostSide {
 
     pub(super) fn limits(&self) -> MutexGuard<'_, Limits> {
         lock(&self.limits)
+    }
+
+    pub(super) fn pinned(&self) -> &[Pinned] {
+        self.pinned.get().map_or(&[], Vec::as_slice)
     }
 
     /// Whether it is being taken back, or has been.
@@ -128,13 +133,13 @@ impl fmt::Display for Step {
 }
 
 /// Makes a container up to the point before its first instruction. `first` is there for the
-/// container that the VM was made for. `tasks` has the container of each stand-in by its pid.
+/// container that the VM was made for. `owners` tells whose namespaces its spec names.
 pub(super) async fn make(
     host_side: &HostSide,
     sandbox: &Arc<Sandbox>,
     request: Request,
     first: Option<First>,
-    tasks: &HashMap<u32, String>,
+    owners: &Owners,
 ) -> Result<u32, Failure> {
     let id = request.id.clone();
     let (split, born) = match first {
@@ -150,7 +155,7 @@ pub(super) async fn make(
         split,
         root_volume: None,
         disks: Vec::new(),
-        tasks,
+        owners,
     };
     let (times, built) = steps::build(&mut making, &host_side.made).await;
     built?;
@@ -168,7 +173,7 @@ struct Making<'a> {
     split: Option<Split>,
     root_volume: Option<String>,
     disks: Vec<GuestDisk>,
-    tasks: &'a HashMap<u32, String>,
+    owners: &'a Owners,
 }
 
 impl Build for Making<'_> {
@@ -202,7 +207,7 @@ impl Making<'_> {
     fn read_spec(&mut self) -> Result<(), Failure> {
         let id = self.request.id.as_str();
         if self.split.is_none() {
-            let split = split(self.sandbox, &self.request.bundle, self.tasks)
+            let split = split(self.sandbox, &self.request.bundle, self.owners)
                 .map_err(|error| error.during(format!("read the spec of container {id}")))?;
             self.split = Some(split);
         }
@@ -226,7 +231,9 @@ impl Making<'_> {
             memory: host.memory_limit,
             cpu_quota: host.cpu_quota,
         };
+        let pinned = host.pinned.clone();
         *self.host_side.limits() = limits;
+        let _ = self.host_side.pinned.set(pinned);
         Ok(())
     }
 
@@ -376,13 +383,9 @@ impl Making<'_> {
     }
 }
 
-fn split(
-    sandbox: &Sandbox,
-    bundle: &std::path::Path,
-    tasks: &HashMap<u32, String>,
-) -> Result<Split, Failure> {
+fn split(sandbox: &Sandbox, bundle: &std::path::Path, owners: &Owners) -> Result<Split, Failure> {
     let spec = spec::read(bundle)?;
-    let halves = spec::split(spec, bundle, tasks)?;
+    let halves = spec::split(spec, bundle, owners)?;
     let found = sources::look_up(&halves.binds, |found| sandbox.memory_names().volume(found))?;
     halves.with(found)
 }

@@ -40,7 +40,6 @@ pub(super) fn look_up(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::path::Path;
 
     use super::*;
@@ -55,7 +54,7 @@ mod tests {
                                      {"type": "mount"}, {"type": "network"}]},
         });
         let spec = serde_json::from_value(spec).unwrap();
-        let halves = spec::split(spec, Path::new("/bundle"), &HashMap::new()).unwrap();
+        let halves = spec::split(spec, Path::new("/bundle"), &spec::Owners::default()).unwrap();
         let mut names = memory::MemoryNames::default();
         look_up(&halves.binds, |found| names.volume(found))
     }

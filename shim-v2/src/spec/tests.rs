@@ -25,8 +25,9 @@ fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Spec {
 }
 
 fn try_split(edit: impl FnOnce(&mut serde_json::Value)) -> Result<Split, Failure> {
-    let tasks = [(42, "sandbox".to_owned())].into();
-    let halves = split(edited(edit), Path::new("/bundle"), &tasks)?;
+    let mut owners = Owners::default();
+    owners.tasks.insert(42, "sandbox".to_owned());
+    let halves = split(edited(edit), Path::new("/bundle"), &owners)?;
     let found = halves.binds.iter().zip(1..).map(found).collect();
     halves.with(found)
 }

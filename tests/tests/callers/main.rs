@@ -1,12 +1,13 @@
 //! Other callers, each by the calls that it makes: nerdctl, BuildKit, CRI-O, and a caller of runc's
 //! command line.
 //!
-//! None of these programs is in Debian. The tests know what they ask for, and in which order;
-//! CRI-O's calls were read in its source (`internal/oci/runtime_vm.go`). `docker` tests the one
-//! that is in Debian.
+//! None of these programs is in Debian. The tests know what they ask for, and in which order.
+//! `docker` tests the one that is in Debian.
+
+mod cri_o;
+mod nerdctl;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -17,8 +18,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::types::mount::Mount;
 use kata_like_tests::fifo::Fifo;
 use kata_like_tests::host::NAMESPACE;
-use kata_like_tests::process::until;
-use kata_like_tests::rootfs::{Rootfs, join_namespace};
+use kata_like_tests::rootfs::Rootfs;
 use kata_like_tests::task::{KILL, Streams, Task};
 use kata_like_tests::task_api::{Answer, SERVICES, TaskApi, done, refused};
 use kata_like_tests::{Call, Host, IMAGE, Parts, TestResult, failure, in_time, kata_like_only};
@@ -66,20 +66,27 @@ impl<'host> Caller<'host> {
 
     /// `start` for a container with this spec. Returns a client of its task API, and the address.
     fn start(&self, stem: &str, spec: &Value) -> TestResult<(Task, String)> {
-        let id = self.host.name(stem);
-        let bundle = self.files.join(&id);
+        self.start_as(&self.host.name(stem), spec)
+    }
+
+    /// The same with this id.
+    fn start_as(&self, id: &str, spec: &Value) -> TestResult<(Task, String)> {
+        let bundle = self.files.join(id);
         fs::create_dir_all(bundle.join("rootfs"))?;
         let mut spec = spec.clone();
         spec["linux"]["cgroupsPath"] = format!("/{NAMESPACE}/{id}").into();
         fs::write(bundle.join("config.json"), spec.to_string())?;
-        let answer = self.verb(&id, "start").ok()?;
+        let answer = self.verb(id, "start").ok()?;
         let address = String::from_utf8(answer.stdout)?;
         assert!(address.starts_with("unix:///"), "{address:?}");
         assert_eq!(answer.stderr, b"", "{address}");
         // After a restart the caller looks for the address there.
         assert_eq!(fs::read_to_string(bundle.join("address"))?, address);
         let api = TaskApi::connect(&bundle, SERVICES[0])?;
-        Ok((Task::new(Arc::new(api), id, &self.files), address))
+        Ok((
+            Task::new(Arc::new(api), id.to_owned(), &self.files),
+            address,
+        ))
     }
 
     /// Shutdown after each container, as a caller without sandboxes does it.
@@ -98,86 +105,6 @@ impl Drop for Caller<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.files);
     }
-}
-
-/// `runtime_type = "vm"`: there is no containerd to send events to; the answer is a plain address.
-#[test]
-fn cri_o_runs_pods() -> TestResult {
-    kata_like_only!();
-    let host = Host::alone()?;
-    let flags = [
-        "-namespace",
-        "default",
-        "-address",
-        "",
-        "-publish-binary",
-        "/usr/bin/crio",
-    ];
-    let caller = Caller::new(&host, &flags)?;
-    let before = host.footprint();
-    let mut spec = caller.rootfs.spec(&["/pause"])?;
-    let sandbox_id = host.name("sandbox");
-    let annotate = |spec: &mut Value, kind: &str| {
-        spec["annotations"] = json!({
-            "io.kubernetes.cri-o.ContainerType": kind,
-            "io.kubernetes.cri-o.SandboxID": sandbox_id,
-        });
-    };
-    annotate(&mut spec, "sandbox");
-    let (sandbox, address) = caller.start("pod", &spec)?;
-    let pid = done(sandbox.create(&spec, &Streams::default())?)?;
-    done(sandbox.start("")?)?;
-    assert_eq!(sandbox.status("")?, api::Status::RUNNING);
-
-    annotate(&mut spec, "container");
-    join_namespace(&mut spec, "network", &format!("/proc/{pid}/ns/net"));
-    spec["process"]["args"] = json!(["sh", "-c", "echo begun; sleep 1000"]);
-    let (container, same) = caller.start("container", &spec)?;
-    assert_eq!(
-        same, address,
-        "a container of the pod has a shim of its own"
-    );
-    let output = Fifo::new(&caller.files, "output")?;
-    let mut reader = output.reader()?;
-    let streams = Streams {
-        stdout: output.path(),
-        ..Streams::default()
-    };
-    done(container.create(&spec, &streams)?)?;
-    done(container.start("")?)?;
-    reader.expect("begun\n", PATIENCE)?;
-    assert_eq!(container.output("echo of exec")?, "of exec");
-    assert_eq!(container.run(&["sh", "-c", "exit 4"])?, 4);
-
-    // Out of memory or not, both end with 137; a file in the bundle tells them apart.
-    spec["process"]["args"] = json!(["tail", "/dev/zero"]);
-    let mut small = spec.clone();
-    small["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
-    let (hungry, _) = caller.start("hungry", &small)?;
-    done(hungry.create(&small, &Streams::default())?)?;
-    done(hungry.start("")?)?;
-    assert_eq!(done(hungry.wait("")?)?, 137);
-    done(container.kill("", KILL, false)?)?;
-    assert_eq!(done(container.wait("")?)?, 137);
-    let noted = |task: &Task| caller.files.join(task.id()).join("oom").exists();
-    assert_eq!((noted(&hungry), noted(&container)), (true, false));
-
-    for task in [&hungry, &container] {
-        done(task.delete("")?)?;
-        caller.shut_down(task)?;
-        assert_eq!(
-            sandbox.status("")?,
-            api::Status::RUNNING,
-            "the pod outlives its containers"
-        );
-    }
-    done(sandbox.kill("", KILL, false)?)?;
-    done(sandbox.wait("")?)?;
-    done(sandbox.delete("")?)?;
-    caller.shut_down(&sandbox)?;
-    host.leaves_nothing(&before)?;
-    // Nothing is left to delete, but it must succeed all the same.
-    caller.verb(sandbox.id(), "delete").ok().map(drop)
 }
 
 /// A build step: one bind mount as its root; then Wait, Start, CloseIO.
@@ -301,113 +228,6 @@ fn the_hosts_network_is_refused(caller: &Caller, mut spec: Value) -> TestResult 
         refusal.text
     );
     caller.shut_down(&step)
-}
-
-/// nerdctl: a hook of the host makes the network. It finds the namespace by the pid on its stdin.
-/// Output goes to a program.
-#[test]
-fn nerdctls_hook_gives_the_network() -> TestResult {
-    let host = Host::alone()?;
-    let before = host.footprint();
-    let rootfs = Rootfs::mount(&host)?;
-    let place = PathBuf::from(format!("/run/{}", host.name("nerdctl")));
-    fs::create_dir(&place)?;
-    let (hook, logger) = programs(&place)?;
-    let script = "ip -o -4 address show dev eth0; ping -c 1 10.79.0.1 >&2; echo there";
-    let mut spec = rootfs.spec(&["sh", "-c", script])?;
-    spec["annotations"] = json!({"nerdctl/name": "of the test"});
-    for kind in ["createRuntime", "poststop"] {
-        spec["hooks"][kind] = json!([{
-            "path": hook, "args": ["hook", kind],
-            "env": [format!("PATH={}", std::env::var("PATH").unwrap_or_default())],
-        }]);
-    }
-    let id = host.name("nerdctl");
-    let events = host.events()?;
-    let uri = format!("binary://{logger}");
-    let pod = kata_like_tests::CtrContainer::new(&host, id.clone());
-    rootfs.run(&["-d", "--log-uri", &uri], &id, &spec)?.ok()?;
-    assert_eq!(
-        events.exit(&id, &id, PATIENCE)?.status(),
-        0,
-        "{}",
-        host.log()
-    );
-    pod.delete()?;
-    let read = |name: &str| fs::read_to_string(place.join(name)).unwrap_or_default();
-    until("the logger has it all", PATIENCE, || {
-        read("stdout").ends_with("there\n")
-    })
-    .map_err(|error| failure(format!("{error}: {:?}", [read("stdout"), read("stderr")])))?;
-    let mut parts = Parts::new();
-    parts.run("the output", || {
-        let stdout = read("stdout");
-        assert!(stdout.contains("10.79.0.2/24"), "{stdout}");
-        let pinged = read("stderr");
-        assert!(pinged.contains("1 packets received"), "{pinged}");
-        Ok(())
-    });
-    for kind in ["createRuntime", "poststop"] {
-        parts.run(kind, || {
-            let state: Value =
-                serde_json::from_slice(&fs::read(place.join(format!("{kind}.json")))?)?;
-            assert_eq!(
-                state["annotations"]["nerdctl/name"], "of the test",
-                "{kind}: {state}"
-            );
-            let (found, status) = match kind {
-                "createRuntime" => (state["pid"].as_i64(), "creating"),
-                _ => (state["pid"].as_i64().filter(|pid| *pid != 0), "stopped"),
-            };
-            assert_eq!(found.is_some(), kind == "createRuntime", "{state}");
-            assert_eq!(
-                (&state["id"], &state["status"]),
-                (&json!(id), &json!(status))
-            );
-            Ok(())
-        });
-    }
-    parts.run("the end", || {
-        fs::remove_dir_all(&place)?;
-        drop((rootfs, events));
-        host.leaves_nothing(&before)
-    });
-    parts.end()
-}
-
-/// The hook that makes the network, and the program that takes the output. Both leave their input
-/// in this folder.
-fn programs(place: &Path) -> TestResult<(String, String)> {
-    let here = place.display();
-    let program = |name: &str, script: String| -> TestResult<String> {
-        let path = place.join(name);
-        fs::write(&path, format!("#!/bin/sh -e\n{script}"))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(path.display().to_string())
-    };
-    let hook = program(
-        "hook",
-        format!(
-            r#"state=$(cat)
-echo "$state" >{here}/$1.json
-case $1 in
-createRuntime)
-    pid=$(echo "$state" | sed 's/.*"pid": *\([0-9]*\).*/\1/')
-    ip link add nerdctl0 type veth peer name eth0 netns $pid
-    ip address add 10.79.0.1/24 dev nerdctl0
-    ip link set nerdctl0 up
-    nsenter --target $pid --net ip address add 10.79.0.2/24 dev eth0
-    nsenter --target $pid --net ip link set eth0 up ;;
-poststop) ip link delete nerdctl0 || true ;;
-esac
-"#
-        ),
-    )?;
-    let logger = program(
-        "logger",
-        format!("cat <&3 >{here}/stdout 5>&- &\ncat <&4 >{here}/stderr 5>&- &\nexec 5>&-\nwait\n"),
-    )?;
-    Ok((hook, logger))
 }
 
 /// `--runtime kata-like`, without `io.containerd.`, is handed to runc's shim as the name of a runc
