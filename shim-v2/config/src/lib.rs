@@ -87,7 +87,7 @@ pub struct Config {
     pub log_level: LogLevel,
     /// Whether VMM, fs server and proxy run under the SELinux label that the pod's spec gives.
     pub selinux: bool,
-    /// How long a guest may take from its first instruction to the agent's dial.
+    /// How long a guest may show no progress between its first instruction and the agent's dial.
     pub boot_deadline: Duration,
 }
 

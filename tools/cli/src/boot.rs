@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use kata_like_agent_protocol::{AGENT_PORT, STREAM_PORT};
 use kata_like_boot::{
-    CONTROL_FD, Channel, ChannelError, End, EndReason, Figures, HugePages, KVM, PrintkLayout,
+    CONTROL_FD, Channel, ChannelError, End, EndReason, Figures, HugePages, KVM, Pace, PrintkLayout,
     VERSION, VmBoot, VmCommand, VmFds, VmReport, open_kvm,
 };
 use kata_like_config::Config;
@@ -87,9 +87,10 @@ pub enum BootError {
         last_line: LastLine,
     },
     /// The guest runs, but its agent does not dial.
-    #[error("wait for the guest's agent: no dial within {} s{last_line}", deadline.as_secs())]
+    #[error("wait for the guest's agent: no dial within {} s{pace}{last_line}", deadline.as_secs())]
     Silent {
         deadline: Duration,
+        pace: Slowness,
         /// Of the guest's log.
         last_line: LastLine,
     },
@@ -104,6 +105,16 @@ impl fmt::Display for LastLine {
         self.0
             .as_ref()
             .map_or(Ok(()), |line| write!(f, "; last line of its log: {line:?}"))
+    }
+}
+
+/// What became of the guest's time, if the host tells.
+#[derive(Debug)]
+pub struct Slowness(Option<Pace>);
+
+impl fmt::Display for Slowness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |pace| write!(f, "; {pace}"))
     }
 }
 
@@ -276,22 +287,50 @@ impl Vmm {
         })
     }
 
+    /// Waits for the dial. Half-way it asks for the VM's figures, to tell a slow guest from a stuck
+    /// one.
     fn wait_for_agent(&mut self, end: Instant, deadline: Duration) -> Result<Figures, BootError> {
+        let (mut asked, mut half) = (false, None);
         loop {
-            let left = end.saturating_duration_since(Instant::now());
+            let until = if asked { end } else { end - deadline / 2 };
+            let left = until.saturating_duration_since(Instant::now());
             match self.control.receive_within::<VmReport>(left) {
                 Ok((VmReport::AgentConnected(figures), _)) => return Ok(figures),
                 Ok((VmReport::Ended(end), _)) => return Err(ended(end)),
+                Ok((VmReport::Figures(figures), _)) => half = Some(figures),
                 Ok(_) => {}
-                Err(ChannelError::TimedOut(_)) => {
-                    let last_line = self.last_line_of_guest();
-                    return Err(BootError::Silent {
-                        deadline,
-                        last_line,
-                    });
+                Err(ChannelError::TimedOut(_)) if !asked => {
+                    asked = true;
+                    // If it is not sent, the next message is the end.
+                    let _ = self.control.send(&VmCommand::Figures, &[]);
                 }
+                Err(ChannelError::TimedOut(_)) => return Err(self.silent(deadline, half)),
                 Err(source) => return Err(self.explain("wait for a report of the VMM", source)),
             }
+        }
+    }
+
+    fn silent(&self, deadline: Duration, half: Option<Figures>) -> BootError {
+        // What changes while a guest boots, but not in one that spins with a timer running.
+        let work = |at: Figures| (at.user_exits, at.page_faults, at.resident_bytes);
+        let gets_on = half.is_some_and(|half| {
+            let now = self.figures();
+            now.is_some_and(|now| work(now) != work(half))
+        });
+        let pace = Pace::of(self.child.id(), deadline, gets_on).ok();
+        BootError::Silent {
+            deadline,
+            pace: Slowness(pace),
+            last_line: self.last_line_of_guest(),
+        }
+    }
+
+    /// The VM's figures now; none: the VMM does not answer within a second.
+    fn figures(&self) -> Option<Figures> {
+        self.control.send(&VmCommand::Figures, &[]).ok()?;
+        match self.control.receive_within(Duration::from_secs(1)) {
+            Ok((VmReport::Figures(figures), _)) => Some(figures),
+            _ => None,
         }
     }
 

@@ -11,6 +11,7 @@
 mod channel;
 mod fsd;
 mod kvm;
+mod pace;
 mod printk;
 mod state;
 mod vm;
@@ -18,6 +19,7 @@ mod vm;
 pub use channel::{Channel, ChannelError, MAX_FDS, MAX_MESSAGE};
 pub use fsd::{CachePolicy, FsdBoot, FsdFds, FsdReport, FsdShare};
 pub use kvm::{KVM, KvmUnavailable, open_kvm};
+pub use pace::Pace;
 pub use printk::PrintkLayout;
 pub use state::{Activity, QueueState, VcpuState, VmState};
 pub use vm::{

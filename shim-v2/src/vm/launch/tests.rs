@@ -145,7 +145,8 @@ async fn a_guest_that_gets_on_is_waited_for_and_a_stuck_one_is_not() {
     let begin = Instant::now();
     let line = busy.agent_dialled(patience).await.unwrap_err().one_line();
     assert!(
-        line.starts_with("wait for the agent: the guest still boots"),
+        line.starts_with("wait for the agent: the guest still boots")
+            && line.contains("its virtual machine ran for"),
         "{line}"
     );
     assert!(begin.elapsed() >= patience * 10);

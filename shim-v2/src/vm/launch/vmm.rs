@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kata_like_boot::{Figures, VmBoot, VmCommand, VmFds, VmReport};
+use kata_like_boot::{Figures, Pace, VmBoot, VmCommand, VmFds, VmReport};
 use kata_like_linux::watch::Watched;
 use tokio::sync::{oneshot, watch};
 
@@ -23,6 +23,9 @@ use kata_like_linux::lock;
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long it may take to fill or empty a slot.
 const SLOT: Duration = Duration::from_secs(30);
+/// The longest boot, whatever the configuration says: a kubelet gives a pod four minutes, and is to
+/// hear from us why it has none.
+const LONGEST_BOOT: Duration = Duration::from_secs(210);
 /// The longest line about where a VM stands: enough for four vCPUs and the queues of a few devices.
 const STATE_LINE: usize = 8192;
 
@@ -141,10 +144,11 @@ impl Vmm {
     }
 
     /// Waits for the agent's dial, for as long as the guest gets on with its boot: `patience` is
-    /// how long it may show no progress, ten times that the end in any case.
+    /// how long it may show no progress, ten times that or [`LONGEST_BOOT`] the end in any case.
     pub async fn agent_dialled(&self, patience: Duration) -> Result<Figures, Failure> {
         let (begin, mut progress) = (Instant::now(), Progress::default());
-        let mut changed = begin;
+        let (mut changed, mut told) = (begin, false);
+        let longest = (patience * 10).min(LONGEST_BOOT).max(patience);
         // A look costs CPU time, of which guests that boot at once have little.
         let step = (patience / 10).max(Duration::from_millis(50));
         loop {
@@ -162,9 +166,13 @@ impl Vmm {
             }
             let why = if changed.elapsed() >= patience {
                 format!("the guest has shown no progress for {patience:?}")
-            } else if begin.elapsed() >= patience * 10 {
-                format!("the guest still boots after {:?}", begin.elapsed())
+            } else if begin.elapsed() >= longest {
+                self.still_boots(begin)
             } else {
+                if !told && begin.elapsed() >= patience {
+                    told = true;
+                    tracing::warn!("{}", self.still_boots(begin));
+                }
                 continue;
             };
             let why = self.with_state(&format!("wait for the agent: {why}")).await;
@@ -173,6 +181,16 @@ impl Vmm {
                 // Looking for progress has just had the log written.
                 format!("{why}{}", in_error(&self.0.log.tail().unwrap_or_default())),
             ));
+        }
+    }
+
+    /// What is said of a guest that gets on with its boot, but slowly.
+    fn still_boots(&self, begin: Instant) -> String {
+        let elapsed = begin.elapsed();
+        let text = format!("the guest still boots after {elapsed:.1?}");
+        match Pace::of(self.child().pid, elapsed, true) {
+            Ok(pace) => format!("{text}: {pace}"),
+            Err(_) => text,
         }
     }
 

@@ -130,13 +130,47 @@ fn a_guest_that_says_nothing_is_given_up() {
     if !is_root() {
         return;
     }
+    let installation = Installation::new("exec sleep 60");
     let begin = Instant::now();
-    let error = Installation::new("exec sleep 60").boot().unwrap_err();
+    let error = installation.boot().unwrap_err();
     assert!(
         error.starts_with("wait for the guest's agent: no dial within"),
         "{error}"
     );
     assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+/// A VMM that is busy all the time, and tells of progress or of none.
+#[test]
+fn a_guest_that_is_interpreted_is_told_from_one_that_spins() {
+    if !is_root() {
+        return;
+    }
+    let error = |later: &str| {
+        let figures = |faults: &str| {
+            let faults = format!(r#""page_faults": {faults}"#);
+            let text = FIGURES.replace(r#""page_faults": 16"#, &faults);
+            says(&format!(r#"{{"figures": {}}}"#, text.replace('\n', "")))
+        };
+        // Half-way it has told once; asked at the end, it tells again.
+        let script = format!(
+            "({}; sleep 2.3; {}) & while :; do :; done",
+            figures("16"),
+            figures(later)
+        );
+        let mut installation = Installation::new(&script);
+        installation.1.boot_deadline = Duration::from_secs(2);
+        installation.boot().unwrap_err()
+    };
+    let slow = error("17");
+    let is_busy = slow.contains("CPUs are too busy"); // with other tests
+    assert!(
+        is_busy || slow.contains("KVM runs guests far too slowly on this host"),
+        "{slow}"
+    );
+    let stuck = error("16");
+    assert!(stuck.contains("its virtual machine ran for"), "{stuck}");
+    assert!(!stuck.contains("KVM"), "{stuck}");
 }
 
 #[test]
