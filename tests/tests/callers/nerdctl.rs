@@ -118,3 +118,80 @@ esac
     )?;
     Ok((hook, logger))
 }
+
+/// `nerdctl compose up` of two services: containers on one bridge, each with a file for
+/// `/etc/hosts` of its own. The hook of each start writes all those files anew, in place.
+#[test]
+fn services_find_each_other_by_name() -> TestResult {
+    let host = Host::alone()?;
+    let before = host.footprint();
+    let rootfs = Rootfs::mount(&host)?;
+    let place = PathBuf::from(format!("/run/{}", host.name("compose")));
+    fs::create_dir(&place)?;
+    let hook = place.join("hook");
+    fs::write(
+        &hook,
+        COMPOSE.replace("PLACE", &place.display().to_string()),
+    )?;
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+    let start = |name: &str, number: &str| -> TestResult<CtrContainer> {
+        let hosts = place.join(format!("{name}.hosts"));
+        fs::write(&hosts, "")?;
+        let mut spec = rootfs.spec(&["sleep", "1000"])?;
+        let mount = json!({"destination": "/etc/hosts", "type": "bind", "source": hosts,
+            "options": ["bind", "rprivate"]});
+        spec["mounts"]
+            .as_array_mut()
+            .into_iter()
+            .for_each(|all| all.push(mount.clone()));
+        spec["hooks"]["createRuntime"] = json!([{"path": hook, "args": ["hook", name, number],
+            "env": [format!("PATH={}", std::env::var("PATH").unwrap_or_default())]}]);
+        rootfs.start(&host.name(name), &spec)
+    };
+    let web = start("web", "2")?;
+    // It has looked in vain: what it knows of the file is old when the other one comes.
+    let early = web
+        .exec_call(&[], &["sh", "-c", "ping -c 1 database; cat /etc/hosts"])
+        .output()?;
+    assert!(early.text().contains("10.80.0.2 web"), "{}", early.both());
+    let database = start("database", "3")?;
+    let mut parts = Parts::new();
+    for (from, to) in [(&web, "database"), (&database, "web")] {
+        parts.run(to, || {
+            let ping = ["ping", "-c", "1", "-W", "10", to];
+            let mut last = String::new();
+            until("an answer", PATIENCE, || {
+                let output = from.exec_call(&[], &ping).output();
+                last = output.map_or_else(|error| error.to_string(), |output| output.both());
+                last.contains("1 packets received")
+            })
+            .map_err(|error| failure(format!("{error}: {last}")))
+        });
+    }
+    parts.run("the end", || {
+        web.remove()?;
+        database.remove()?;
+        let mut bridge = std::process::Command::new("ip");
+        bridge.args(["link", "delete", "compose0"]);
+        kata_like_tests::Call::new(bridge).ok()?;
+        fs::remove_dir_all(&place)?;
+        drop(rootfs);
+        host.leaves_nothing(&before)
+    });
+    parts.end()
+}
+
+/// The hook of a service: `hook NAME NUMBER`.
+const COMPOSE: &str = r#"#!/bin/sh -e
+pid=$(sed 's/.*"pid": *\([0-9]*\).*/\1/')
+ip link add compose0 type bridge 2>/dev/null || true
+ip link set compose0 up
+ip link add service$2 master compose0 type veth peer name eth0 netns $pid
+ip link set service$2 up
+nsenter --target $pid --net ip address add 10.80.0.$2/24 dev eth0
+nsenter --target $pid --net ip link set eth0 up
+echo "10.80.0.$2 $1" >>PLACE/names
+for hosts in PLACE/*.hosts; do
+    (echo "127.0.0.1 localhost"; cat PLACE/names) >$hosts
+done
+"#;
