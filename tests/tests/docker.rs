@@ -101,6 +101,18 @@ fn a_container_gets_what_its_command_line_says() -> TestResult {
         assert_eq!(text.contains("kata-like"), !is_oracle(), "{text}");
         Ok(())
     });
+    parts.run("programs of another architecture", || {
+        if is_oracle() {
+            return Ok(()); // What is registered there stays on the host.
+        }
+        let script = "cd /proc/sys/fs/binfmt_misc && mount -t binfmt_misc none . && cd . && \
+            echo ':foreign:M::foreign::/bin/cat:F' >register && \
+            echo 'foreign program' >/program && chmod +x /program && exec /program";
+        let options = ["--privileged", "--network", "none"];
+        let text = docker.run(&options, &["sh", "-c", script]).ok()?.text();
+        assert_eq!(text, "foreign program");
+        Ok(())
+    });
     parts.run("a command that is not there", || {
         let missing = docker
             .run(&["--network", "none"], &["no-such-command"])
@@ -300,7 +312,8 @@ fn containers_of_a_network_reach_each_other() -> TestResult {
     docker.output(&["network", "create", &network.1])?;
     let option = ["--network", network.1.as_str()];
     let script = "mkdir /web; echo a page >/web/page; exec httpd -f -p 80 -h /web";
-    let server = docker.start("server", &option, &["sh", "-c", script])?;
+    let options = ["--network", network.1.as_str(), "--ipc", "shareable"];
+    let server = docker.start("server", &options, &["sh", "-c", script])?;
     let fetch = |from: &str| {
         format!(
             "i=0; until printf 'GET /page HTTP/1.0\\r\\n\\r\\n' | nc {from} 80 | grep '^a page'; \
@@ -315,16 +328,29 @@ fn containers_of_a_network_reach_each_other() -> TestResult {
         assert_eq!(pages.text(), "a page\na page");
         Ok(())
     });
+    let container = format!("container:{}", server.name());
     parts.run("in one network", || {
-        let container = format!("container:{}", server.name());
         let script = fetch("127.0.0.1");
         let page = docker.run(&["--network", &container], &["sh", "-c", &script]);
         assert_eq!(page.ok()?.text(), "a page");
         Ok(())
     });
+    parts.run("with its IPC objects", || {
+        let script = "echo shared >/dev/shm/file; readlink /proc/1/ns/ipc";
+        let own = server.exec(script).ok()?.text();
+        let script = "readlink /proc/self/ns/ipc; cat /dev/shm/file";
+        let options = ["--network", &container, "--ipc", &container];
+        let seen = docker.run(&options, &["sh", "-c", script]).ok()?.text();
+        assert_eq!(seen, format!("{own}\nshared"));
+        Ok(())
+    });
     if is_oracle() {
         return parts.end();
     }
+    parts.run("with its IPC objects, in another network", || {
+        let alone = docker.run(&["--ipc", &container], &["true"]);
+        refused(alone, "--network container:NAME")
+    });
     for (option, why) in [("--network", "hostNetwork"), ("--pid", "hostPID")] {
         parts.run(why, || {
             refused(docker.run(&[option, "host"], &["true"]), why)
