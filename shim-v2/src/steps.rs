@@ -3,6 +3,9 @@
 //! A pod's sandbox and a container are each made by a list of steps ([`Build`]). What a step has
 //! made it hands to [`Undo`] at once, so nothing is left when a later step fails, and the end takes
 //! the same way as a failure: in reverse order.
+//!
+//! Before and after each step and before each way back is a [`point`] at which tests make the shim
+//! fail, if it was built for that.
 
 use std::fmt::{self, Display};
 use std::future::Future;
@@ -12,6 +15,17 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use kata_like_failure::{Failure, Kind};
 use kata_like_linux::lock;
+
+#[cfg(feature = "fail-points")]
+mod fail_points;
+#[cfg(feature = "fail-points")]
+pub use fail_points::point;
+
+/// Nothing: this build has no fail points.
+#[cfg(not(feature = "fail-points"))]
+pub fn point(_moment: &str, _step: impl Display) -> std::future::Ready<Result<(), Failure>> {
+    std::future::ready(Ok(()))
+}
 
 /// Something that is made step by step.
 pub trait Build {
@@ -33,7 +47,7 @@ pub trait Build {
 pub async fn build<B: Build>(builder: &mut B, undo: &Undo) -> (Times, Result<(), Failure>) {
     let mut times = Times::new();
     for &step in builder.order() {
-        if let Err(error) = builder.make(step, undo).await {
+        if let Err(error) = one(builder, step, undo).await {
             times.failed = times.last.elapsed();
             undo.run().await;
             return (times, Err(error));
@@ -41,6 +55,12 @@ pub async fn build<B: Build>(builder: &mut B, undo: &Undo) -> (Times, Result<(),
         times.done(step.to_string());
     }
     (times, Ok(()))
+}
+
+async fn one<B: Build>(builder: &mut B, step: B::Step, undo: &Undo) -> Result<(), Failure> {
+    point("before", step).await?;
+    builder.make(step, undo).await?;
+    point("after", step).await
 }
 
 /// What steps have made, each with the way to undo it. Dropped, it drops what it holds.
@@ -98,7 +118,7 @@ impl Undo {
                 }
             };
             match last {
-                Some(undo) => undo.await,
+                Some(undo) => way_back(undo).await,
                 None => return,
             }
         }
@@ -108,7 +128,7 @@ impl Undo {
     pub async fn run(&self) {
         let stack = self.stack().take();
         for undo in stack.into_iter().flatten().rev() {
-            undo.await;
+            way_back(undo).await;
         }
     }
 
@@ -120,6 +140,12 @@ impl Undo {
     fn stack(&self) -> MutexGuard<'_, Option<Vec<BoxFuture<'static, ()>>>> {
         lock(&self.0)
     }
+}
+
+/// Undoes one thing. That can't fail, so neither can its point.
+async fn way_back(undo: BoxFuture<'static, ()>) {
+    let _ = point("before", "undo").await;
+    undo.await;
 }
 
 /// The steps that were done, and how long each took.

@@ -17,6 +17,7 @@ use super::process::{Exit, Exited, Status};
 use super::sandbox::Sandbox;
 use super::{KILL, KILLED, Phase, Pod, Slot, State, at_once, not_found};
 use crate::bundle::Role;
+use crate::steps::point;
 
 /// How long a deletion waits for output that is under way.
 const STREAMS_PATIENCE: Duration = Duration::from_millis(400);
@@ -75,6 +76,7 @@ impl Pod {
     }
 
     async fn delete_container(self: &Arc<Self>, id: &str) -> Result<Deleted, Failure> {
+        point("before", "delete").await?;
         let container = loop {
             match self.begin_delete(id)? {
                 Deletion::Ours(container) => break container,
@@ -103,6 +105,7 @@ impl Pod {
             self.lose_tasks(&others);
         }
         container.end_host_side().await;
+        let _ = point("after", "delete").await; // all is gone: no failure leads back
         let (pid, exit) = {
             let life = container.init.life();
             (life.pid(), life.exit())

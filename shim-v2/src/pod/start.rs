@@ -12,7 +12,7 @@ use super::{KILL, Pod};
 use crate::spawn::Child;
 use crate::spec;
 use crate::stdio::Stdio;
-use crate::steps::blocking;
+use crate::steps::{blocking, point};
 use crate::vm::agent::StreamTokens;
 use kata_like_failure::{Failure, Kind, one_line};
 use kata_like_linux::lock;
@@ -181,13 +181,16 @@ impl Pod {
 /// killed. The first one to start finds the pod's network as it is then.
 async fn run_init(sandbox: &Arc<Sandbox>, container: &Container) -> Result<(), Failure> {
     let (guest, id) = (&sandbox.guest, container.id.as_str());
+    point("before", "start").await?;
     sandbox.network.join(guest).await?;
     let place = container.host_side.place()?;
     sandbox
         .network
         .serve_names(guest, id, &place.resolv_conf)
         .await;
+    point("before", "start in the guest").await?;
     guest.agent.start_container(id).await?;
+    let _ = point("after", "start in the guest").await; // it runs: no failure leads back
     if let Err(error) = place.hooks.after_start(place.stand_in.pid).await {
         if let Err(error) = guest.agent.signal(id, "", KILL, true).await {
             tracing::warn!("{}", error.one_line());
