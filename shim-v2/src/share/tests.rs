@@ -7,6 +7,8 @@ use rustix::mount::MountFlags;
 
 use super::*;
 
+mod swaps;
+
 /// Runs `work` in a thread with a mount namespace of its own; the rest of the tests see nothing.
 pub(super) fn apart(work: impl FnOnce(&Path) + Send) {
     let place = tempfile::tempdir().unwrap();
