@@ -6,6 +6,7 @@
 //! sees what a user or an administrator sees. The runtime is a switch, so that most tests can be
 //! run against runc, which is the oracle: `KATA_LIKE_TEST_RUNTIME=io.containerd.runc.v2`.
 
+pub mod aftermath;
 pub mod annotations;
 pub mod cri;
 pub mod ctr;
@@ -35,6 +36,7 @@ pub mod task_api;
 pub mod userland;
 pub mod volume;
 
+pub use aftermath::Aftermath;
 pub use ctr::{Call, Output};
 pub use ctr_container::CtrContainer;
 pub use ctr_pod::CtrPod;

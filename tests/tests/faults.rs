@@ -14,7 +14,8 @@ use kata_like_tests::rootfs::{Rootfs, join_namespace};
 use kata_like_tests::task::{KILL, Streams, Task};
 use kata_like_tests::task_api::{SERVICES, TaskApi, done};
 use kata_like_tests::{
-    CtrContainer, CtrPod, Host, TestResult, failure, figures, in_time, is_oracle, kata_like_only,
+    Aftermath, CtrContainer, CtrPod, Host, Parts, TestResult, failure, figures, in_time, is_oracle,
+    kata_like_only,
 };
 use rustix::process::Signal;
 
@@ -23,16 +24,13 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Kills one of the pod's processes. The pod's end must be told within a second.
 fn kill_and_expect_end(role: &str) -> TestResult {
     let host = Host::alone()?;
-    let before = host.footprint();
+    let aftermath = Aftermath::expect(&host)?;
     let events = host.events()?;
     let pod = host.start("killed", &[], &["sleep", "1000"])?;
     let victim = pod.process(role)?;
     let killed = Instant::now();
     victim.signal(Signal::KILL)?;
-    let exit = events.exit(pod.id(), pod.id(), 10 * SECOND)?;
-    let took = exit.at.duration_since(killed);
-    assert_eq!(exit.status(), 137, "{exit:?}");
-    assert!(in_time(took, SECOND), "exit after {took:?}");
+    let took = Aftermath::killed_within(&events, pod.id(), killed, SECOND)?;
     figures::note(&format!(
         "{role} killed: exit event after {} ms",
         took.as_millis()
@@ -40,7 +38,7 @@ fn kill_and_expect_end(role: &str) -> TestResult {
     pod.wait_status("STOPPED", 2 * SECOND)?;
     assert_eq!(pod.delete()?, 137);
     drop(events);
-    host.leaves_nothing(&before)
+    aftermath.end()
 }
 
 #[test]
@@ -66,7 +64,7 @@ fn killing_the_proxy_ends_the_pod() -> TestResult {
 #[test]
 fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     let host = Host::alone()?;
-    let before = host.footprint();
+    let aftermath = Aftermath::expect(&host)?;
     let rootfs = Rootfs::mount(&host)?;
     let place = PathBuf::from(format!("/run/{}", host.name("hooks")));
     std::fs::create_dir(&place)?;
@@ -100,10 +98,7 @@ fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
         until(&gone, SECOND, || !other.is_alive())?;
     }
     for id in [&sandbox, &container] {
-        let exit = events.exit(id, id, 10 * SECOND)?;
-        let took = exit.at.duration_since(killed);
-        assert_eq!(exit.status(), 137, "{exit:?}");
-        assert!(in_time(took, 5 * SECOND), "exit after {took:?}");
+        let took = Aftermath::killed_within(&events, id, killed, 5 * SECOND)?;
         figures::note(&format!(
             "shim killed: exit event of one of two after {} ms",
             took.as_millis()
@@ -117,7 +112,7 @@ fn killing_the_shim_ends_all_of_the_pod() -> TestResult {
     first.remove_container()?;
     std::fs::remove_dir_all(place)?;
     drop((events, rootfs));
-    host.leaves_nothing(&before)
+    aftermath.end()
 }
 
 /// The stand-in's pid is the task: to kill it is to kill the task.
@@ -148,7 +143,7 @@ fn killing_the_tasks_pid_ends_the_task() -> TestResult {
 fn a_guest_that_panics_ends_the_pod() -> TestResult {
     kata_like_only!();
     let host = Host::alone()?;
-    let before = host.footprint();
+    let aftermath = Aftermath::expect(&host)?;
     let events = host.events()?;
     // OOM is a panic once this switch is 2. A proc of our own is writable.
     let script = "mkdir /tmp/proc && mount -t proc proc /tmp/proc && \
@@ -167,7 +162,7 @@ fn a_guest_that_panics_ends_the_pod() -> TestResult {
     );
     pod.remove_container()?;
     drop(events);
-    host.leaves_nothing(&before)
+    aftermath.end()
 }
 
 /// The whole guest is out of memory, and the container has no limit of its own. Only the greedy
@@ -343,6 +338,48 @@ fn a_guest_that_hangs_holds_up_no_answer() -> TestResult {
         .map_err(|_| failure("the thread of Stats panicked"))??;
     assert!(failed, "a stopped guest gave figures");
     host.leaves_nothing(&before)
+}
+
+/// Each of a pod's processes stands still for two seconds, and then the whole cgroup that they are
+/// in. containerd answers meanwhile, and the pod goes on where it was.
+#[test]
+fn a_pod_that_stands_still_goes_on() -> TestResult {
+    kata_like_only!();
+    let host = Host::alone()?;
+    let aftermath = Aftermath::expect(&host)?;
+    let pod = host.start("still", &[], &["sleep", "1000"])?;
+    let shim = pod.process("shim")?;
+    let cgroup = shim.read("cgroup")?;
+    let cgroup = cgroup.trim().trim_start_matches("0::");
+    let freeze = PathBuf::from(format!("/sys/fs/cgroup{cgroup}/cgroup.freeze"));
+    let mut parts = Parts::new();
+    for role in ["vmm", "fsd", "shim", "cgroup"] {
+        parts.run(role, || {
+            let stand_still = |still: bool| -> TestResult {
+                let signal = if still { Signal::STOP } else { Signal::CONT };
+                match role {
+                    "cgroup" => Ok(std::fs::write(&freeze, if still { "1" } else { "0" })?),
+                    role => pod.process(role)?.signal(signal),
+                }
+            };
+            stand_still(true)?;
+            thread::sleep(2 * SECOND);
+            let list = host.ctr(["task", "ls"]).deadline(20 * SECOND).output();
+            stand_still(false)?;
+            assert_eq!(
+                list?.status, 0,
+                "containerd waits for a pod that stands still"
+            );
+            assert_eq!(pod.exec(&["echo", role])?.text(), role);
+            assert_eq!(pod.status()?.0, "RUNNING");
+            Ok(())
+        });
+    }
+    parts.run("the end", || {
+        pod.remove()?;
+        aftermath.end()
+    });
+    parts.end()
 }
 
 /// containerd dies while a container is being made: the shim sees that nobody wants the container,
