@@ -15,6 +15,9 @@ use crate::hosts::Wanted;
 use crate::libtest::{self, Filter};
 use crate::plan;
 
+/// The name of the shim with fail points in the working folder.
+pub const FAIL_POINTS: &str = "shim-with-fail-points";
+
 /// Formatting, lints and all tests that need no host. A fault of style fails the run, and does not
 /// keep the tests from being run.
 pub fn style_and_units(repository: &Path, count: &mut Count) -> TestResult {
@@ -181,6 +184,26 @@ pub fn take_guests(folders: &Folders, profile: &str) -> TestResult {
         fs::copy(&built, folders.work.join(name))
             .map_err(|error| failure(format!("copy {}: {error}", built.display())))?;
     }
+    Ok(())
+}
+
+/// Builds the shim with fail points and copies it to where the hosts find it. The profile is that
+/// of the unit tests, which have built most of it.
+pub fn take_fail_points(folders: &Folders) -> TestResult {
+    let build = [
+        "build",
+        "--quiet",
+        "--locked",
+        "-p",
+        "containerd-shim-kata-like-v2",
+        "--features",
+        "fail-points",
+    ];
+    let what = "build the shim with fail points";
+    must(what, cargo(&folders.repository, &build))?;
+    let built = folders.target.join("debug/containerd-shim-kata-like-v2");
+    fs::copy(&built, folders.work.join(FAIL_POINTS))
+        .map_err(|error| failure(format!("copy {}: {error}", built.display())))?;
     Ok(())
 }
 

@@ -22,12 +22,12 @@ use crate::builds::{self, Which};
 use crate::count::{Count, counted, must};
 use crate::hosts::{Hosts, Outcome, Run};
 use crate::libtest::Filter;
-use crate::plan::{OUTSIDE, PARTS, TOTAL, in_order};
+use crate::plan::{OUTSIDE, PARTS, in_order, total};
 
 /// Runs all, or with an installed folder only the integration tests, or those of them that are
 /// named.
 pub fn run(folders: &Folders, installed: Option<&Path>, only: &[String]) -> TestResult<bool> {
-    let (begun, total) = (Instant::now(), Patience::new(TOTAL));
+    let (begun, total) = (Instant::now(), Patience::new(total()));
     println!("this machine's scale of time limits: {:.2}", scale());
     let before = builds::started_before();
     let runner = begin(folders)?;
@@ -39,6 +39,7 @@ pub fn run(folders: &Folders, installed: Option<&Path>, only: &[String]) -> Test
     let guests = builds::make(&folders.repository, &["probe", "raw-guest"]);
     must("build the probe and the raw guest", guests)?;
     builds::take_guests(folders, "guest")?;
+    builds::take_fail_points(folders)?;
     let (host, binaries) = hosts_and_tests(folders)?;
     for name in OUTSIDE {
         let path = binaries

@@ -21,7 +21,7 @@ use kata_like_tests::{TestResult, failure};
 use crate::count::{Count, lines};
 use crate::libtest::Progress;
 use crate::logs;
-use crate::plan::{SELINUX, TOTAL};
+use crate::plan::{SELINUX, total};
 use crate::reader::Reader;
 
 /// The test host's exit code for a failure of its own.
@@ -167,7 +167,10 @@ impl Hosts<'_> {
     /// The command that boots a host and runs what is left of these binaries there.
     fn boot(&self, number: u64, options: &[&str], binaries: &[&Wanted]) -> Command {
         // The host scales its deadline itself.
-        let left = TOTAL.saturating_sub(self.begun.elapsed()).as_secs().max(1);
+        let left = total()
+            .saturating_sub(self.begun.elapsed())
+            .as_secs()
+            .max(1);
         let mut command = Command::new(self.program);
         command
             .args(options)

@@ -10,6 +10,7 @@ use kata_like_tests::process::Process;
 use kata_like_tests::{TestResult, failure, figures, oracle};
 use rustix::process::Signal;
 
+use crate::builds;
 use crate::count::{Count, Counted, counted, must};
 use crate::libtest::Filter;
 use crate::logs;
@@ -171,6 +172,10 @@ impl Binary<'_> {
             .env(
                 "KATA_LIKE_FSD",
                 format!("{PREFIX}/libexec/kata-like/kata-like-fsd"),
+            )
+            .env(
+                "KATA_LIKE_FAIL_POINTS_SHIM",
+                self.work.join(builds::FAIL_POINTS),
             )
             .env(oracle::PROBE, self.work.join("probe"))
             .env("KATA_LIKE_RAW_GUEST", self.work.join("raw-guest"))

@@ -17,7 +17,7 @@ use crate::count::must;
 use crate::everything::{begin, verdict};
 use crate::hosts::Hosts;
 use crate::libtest::{self, Filter};
-use crate::plan::{TOTAL, in_order};
+use crate::plan::{self, in_order, total};
 
 /// The cargo profile of the product, the agent and the probe.
 const PROFILE: &str = "quick";
@@ -74,13 +74,17 @@ pub fn only(folders: &Folders, test: &str) -> TestResult<bool> {
             )));
         }
     }
+    if name == plan::FAIL_POINTS {
+        builds::take_fail_points(folders)?;
+        steps.done("build the shim with fail points");
+    }
     let (host, installed) = build(folders, &mut steps)?;
     let hosts = Hosts {
         program: &host,
         runner: &runner,
         work: &folders.work,
         installed: &installed,
-        total: Patience::new(TOTAL),
+        total: Patience::new(total()),
         begun: Instant::now(),
     };
     let outcome = hosts.run(&wanted)?;
@@ -100,6 +104,10 @@ pub fn shell(folders: &Folders, name: Option<&str>) -> TestResult<bool> {
     let mut binaries = builds::tests(&folders.repository, &which)?;
     binaries.retain(|name, _| in_order().contains(&name.as_str()));
     steps.done("build the tests");
+    if binaries.contains_key(plan::FAIL_POINTS) {
+        builds::take_fail_points(folders)?;
+        steps.done("build the shim with fail points");
+    }
     let (host, installed) = build(folders, &mut steps)?;
     let list: String = binaries
         .iter()
