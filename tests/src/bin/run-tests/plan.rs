@@ -59,6 +59,7 @@ pub const PARTS: [Part; 11] = [
         &[
             "faults",
             "fail_points",
+            "swapper",
             "hostile_agent",
             "bad_input",
             "slow_hosts",
