@@ -27,7 +27,7 @@ guest = $(CARGO_TARGET_DIR)/guest-files$(suffix)
 installed = $(CARGO_TARGET_DIR)/installed$(suffix)
 run_tests := $(CARGO) run --quiet --locked -p kata-like-tests --bin run-tests --
 
-.PHONY: help setup run test check bench fuzz shell logs build agent probe raw-guest kernel image stage install uninstall clean
+.PHONY: help setup run test faults check bench fuzz shell logs build agent probe raw-guest kernel image stage install uninstall clean
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -53,6 +53,12 @@ bench: ## measures kata-like beside runc and others in one run; ROUNDS=11, COMPA
 	@tools/setup bench
 	@$(run_tests) --bench $(or $(ROUNDS),11)
 	@$(if $(COMPARE),$(CARGO_TARGET_DIR)/debug/bench compare $(COMPARE) $(CARGO_TARGET_DIR)/bench/bench.json)
+
+# Cases and rounds of which `make test` takes a sample.
+faults: export KATA_LIKE_FAULTS := all
+faults: export KATA_LIKE_KILL_ROUNDS ?= 200
+faults: stage ## the whole series of faults, which takes hours
+	@$(run_tests) $(installed) fail_points swapper faults worst_moment
 
 shell: setup ## a test host with containerd up and a shell in it; with TEST=BINARY only that test binary is built
 	@$(run_tests) --shell $(TEST)

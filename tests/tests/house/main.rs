@@ -20,6 +20,7 @@
 
 mod broken;
 mod drawing;
+mod faults;
 mod rules;
 mod tables;
 
