@@ -12,13 +12,14 @@ use crate::crates::Crate;
 use crate::input::SbomError;
 
 /// What is installed: the path below the prefix, and the package that it is built from.
-pub const FILES: [(&str, Option<&str>); 7] = [
+pub const FILES: [(&str, Option<&str>); 8] = [
     (
         "bin/containerd-shim-kata-like-v2",
         Some("containerd-shim-kata-like-v2"),
     ),
     ("bin/kata-like", Some("kata-like")),
     ("libexec/kata-like/kata-like-fsd", Some("kata-like-fsd")),
+    ("libexec/kata-like/kata-like-proxy", Some("kata-like-proxy")),
     ("libexec/kata-like/kata-like-vmm", Some("kata-like-vmm")),
     ("share/kata-like/initrd.img", Some("kata-like-agent")),
     ("share/kata-like/printk.json", None),
