@@ -7,7 +7,7 @@ use kata_like_jail::lists::{PROCESSES, Process, Thread};
 use kata_like_jail::seccomp::{Answer, Check, MayBe, Rule, Value};
 
 const HEAD: &str = "\
-# The system calls of VMM and fs server
+# The system calls of VMM, fs server and proxy
 
 `kata-like jail` prints this page. It reads the same lists as the processes do. A call that a
 thread's list has not kills the process. A call stands there once for each set of arguments that it
@@ -27,6 +27,10 @@ fn of_process(page: &mut String, process: &Process) {
     // Writing to a string does not fail.
     let _ = write!(page, "\n## {}\n\n{}\n", process.name, process.when);
     let threads: Vec<_> = process.threads.iter().map(|it| (*it, it.rules())).collect();
+    if let [(only, rules)] = &threads[..] {
+        heading(page, only, ":");
+        return table(page, rules);
+    }
     let everywhere: Vec<Rule> = threads.first().map_or(Vec::new(), |(_, first)| {
         let in_all = |rule: &&Rule| threads.iter().all(|(_, rules)| rules.contains(rule));
         first.iter().filter(in_all).copied().collect()
@@ -45,12 +49,16 @@ fn of_process(page: &mut String, process: &Process) {
             .filter(|rule| !known.iter().any(|known| known.is_like(rule)))
             .copied()
             .collect();
-        heading(page, thread, has_all);
+        let beside = match has_all {
+            true => " all of the others, and:",
+            false => " those of every thread, and:",
+        };
+        heading(page, thread, beside);
         table(page, &own);
     }
 }
 
-fn heading(page: &mut String, thread: &Thread, has_all: bool) {
+fn heading(page: &mut String, thread: &Thread, beside: &str) {
     let (name, calls, what) = (thread.name, thread.calls().len(), thread.what);
     let mut letters = name.chars();
     let first = letters.next().map(|it| match name.starts_with("vCPU") {
@@ -58,14 +66,9 @@ fn heading(page: &mut String, thread: &Thread, has_all: bool) {
         false => it.to_ascii_uppercase(),
     });
     let name: String = first.into_iter().chain(letters).collect();
-    let beside = if has_all {
-        "all of the others, and"
-    } else {
-        "those of every thread, and"
-    };
     let _ = write!(
         page,
-        "\n### {name}: {calls} calls\n\nIt {what}. It has {beside}:\n\n"
+        "\n### {name}: {calls} calls\n\nIt {what}. It has{beside}\n\n"
     );
 }
 

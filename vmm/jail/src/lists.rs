@@ -5,10 +5,11 @@
 //! starts a program, mounts, traces or sends a signal to another process.
 
 pub mod fsd;
+pub mod proxy;
 mod thread;
 pub mod vmm;
 
 pub use thread::{Process, Thread};
 
 /// Each process that has lists.
-pub const PROCESSES: [&Process; 2] = [&vmm::PROCESS, &fsd::PROCESS];
+pub const PROCESSES: [&Process; 3] = [&vmm::PROCESS, &fsd::PROCESS, &proxy::PROCESS];
