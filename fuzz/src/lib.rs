@@ -16,6 +16,7 @@ mod messages;
 pub mod mutate;
 
 use containerd_shim_kata_like_v2::fuzz as shim;
+use kata_like_proxy::fuzz as proxy;
 use kata_like_vmm::fuzz as vmm;
 
 /// A function under test.
@@ -32,7 +33,7 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 16] = [
     target("bus", vmm::bus, 256 * KIB),
     target("queue", vmm::queue, 256 * KIB),
     // Each stream has a buffer of 256 KiB.
@@ -47,6 +48,9 @@ pub const TARGETS: [Target; 13] = [
     target("spec", shim::spec, MIB),
     target("process", shim::process, MIB),
     target("uri", shim::uri, 64 * KIB),
+    target("answer", proxy::answer, MIB),
+    target("events", proxy::events, MIB),
+    target("gate", proxy::gate, 64 * KIB),
 ];
 
 const fn target(name: &'static str, function: fn(&[u8]), most: usize) -> Target {

@@ -58,7 +58,7 @@ macro_rules! replays {
     };
 }
 
-replays! { bus queue vsock net block log elf cpio messages config spec process uri }
+replays! { bus queue vsock net block log elf cpio messages config spec process uri answer events gate }
 
 #[test]
 fn each_target_is_replayed() {

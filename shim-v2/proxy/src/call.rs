@@ -40,7 +40,8 @@ pub(crate) async fn call(
     answer.unwrap_or_else(|error| failed(error, offence))
 }
 
-fn read(method: Method, bytes: &[u8]) -> protobuf::Result<Answer> {
+/// What is taken of an answer.
+pub(crate) fn read(method: Method, bytes: &[u8]) -> protobuf::Result<Answer> {
     Ok(match method {
         Method::StartPod => {
             let answer = StartPodResponse::parse_from_bytes(bytes)?;

@@ -59,7 +59,8 @@ impl<S> Gate<S> {
         )
     }
 
-    fn sent(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// The proxy has sent these bytes, which come next.
+    pub(crate) fn sent(&mut self, bytes: &[u8]) -> io::Result<()> {
         let owed = &mut self.owed;
         let checked = self.requests.follow(bytes, |header| {
             if header.type_ != MESSAGE_TYPE_REQUEST {
@@ -74,7 +75,8 @@ impl<S> Gate<S> {
         checked.map_err(|why| self.forbidden(why))
     }
 
-    fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// The guest has sent these bytes, which come next.
+    pub(crate) fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
         let owed = &mut self.owed;
         let checked = self.answers.follow(bytes, |header| {
             let id = header.stream_id;

@@ -12,6 +12,8 @@ mod call;
 mod event;
 mod figures;
 mod follow;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod gate;
 mod pace;
 pub mod serve;

@@ -12,6 +12,7 @@ pub const CRATES: [(&str, &[&str]); 25] = [
             "containerd-shim-kata-like-v2",
             "kata-like-boot",
             "kata-like-config",
+            "kata-like-proxy",
             "kata-like-vmm",
         ],
     ),
