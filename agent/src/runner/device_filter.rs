@@ -223,12 +223,17 @@ pub(super) fn open_cgroup(path: &Path) -> Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::runner::error::refused;
 
     /// What the kernel would make of `program`: an interpreter of those few opcodes.
     fn allows(rules: &Rules, kind: i32, major: u32, minor: u32, access: u8) -> bool {
-        let program = rules.program().unwrap();
+        says(&rules.program().unwrap(), kind, major, minor, access)
+    }
+
+    fn says(program: &[Instruction], kind: i32, major: u32, minor: u32, access: u8) -> bool {
         let context = [u32::from(access) << 16 | kind.cast_unsigned(), major, minor];
         let mut registers = [0u32; 6];
         let mut at = 0usize;
@@ -328,6 +333,112 @@ mod tests {
         let other_access = r#"[{"allow": true, "type": "c", "major": 7, "access": "r"},
             {"allow": false, "type": "c", "major": 7, "minor": 1, "access": "w"}]"#;
         assert!(rules(other_access).is_ok());
+    }
+
+    /// The rules of the cgroup v1 controller, word by word: a default, and single exceptions to it.
+    struct Meant {
+        default: bool,
+        exceptions: HashSet<(Devices, u8)>,
+    }
+
+    impl Meant {
+        fn by(listed: &[(bool, Option<Devices>, u8)]) -> Self {
+            let (mut default, mut exceptions) = (false, HashSet::new());
+            let always = ALWAYS.map(|(_, devices, access)| (true, Some(devices), access));
+            for (allow, devices, access) in listed.iter().chain(&always) {
+                let Some(devices) = devices else {
+                    (default, exceptions) = (*allow, HashSet::new());
+                    continue;
+                };
+                for bit in bits(*access) {
+                    match *allow == default {
+                        true => exceptions.remove(&(*devices, bit)),
+                        false => exceptions.insert((*devices, bit)),
+                    };
+                }
+            }
+            Self {
+                default,
+                exceptions,
+            }
+        }
+
+        fn allows(&self, kind: i32, major: u32, minor: u32, access: u8) -> bool {
+            let majors = [Some(major), None].into_iter();
+            let mut devices =
+                majors.flat_map(|major| [(kind, major, Some(minor)), (kind, major, None)]);
+            let has = |devices, bit| self.exceptions.contains(&(devices, bit));
+            match self.default {
+                true => !devices.any(|it| bits(access).any(|bit| has(it, bit))),
+                false => devices.any(|it| bits(access).all(|bit| has(it, bit))),
+            }
+        }
+    }
+
+    fn bits(access: u8) -> impl Iterator<Item = u8> {
+        let all = [MKNOD, READ, WRITE].into_iter();
+        all.filter(move |bit| access & bit != 0)
+    }
+
+    /// Every two rules of a small alphabet, and every access to some devices under them: the
+    /// program says what the rules mean, or they are refused.
+    #[test]
+    fn each_program_says_what_its_rules_mean() {
+        let mut alphabet = vec![(true, None, ALL), (false, None, ALL)];
+        for allow in [true, false] {
+            for (major, minor) in [
+                (None, None),
+                (Some(1), None),
+                (None, Some(3)),
+                (Some(1), Some(3)),
+            ] {
+                for kind in [CHARACTER, BLOCK] {
+                    for access in [READ, WRITE, READ | WRITE, ALL] {
+                        alphabet.push((allow, Some((kind, major, minor)), access));
+                    }
+                }
+            }
+        }
+        let (mut compared, mut refused) = (0, 0);
+        for first in &alphabet {
+            for second in &alphabet {
+                let listed = [*first, *second];
+                let Ok(rules) = rules(&json(&listed)) else {
+                    refused += 1;
+                    continue;
+                };
+                let (program, wanted) = (rules.program().unwrap(), Meant::by(&listed));
+                for kind in [CHARACTER, BLOCK] {
+                    for (major, minor) in [(1, 3), (1, 4), (2, 3), (2, 4), (136, 0)] {
+                        for access in 1..=ALL {
+                            let says = says(&program, kind, major, minor, access);
+                            let meant = wanted.allows(kind, major, minor, access);
+                            assert_eq!(says, meant, "{listed:?}: {kind} {major}:{minor} {access}");
+                            compared += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(compared > 100_000 && refused > 100, "{compared}, {refused}");
+    }
+
+    fn json(listed: &[(bool, Option<Devices>, u8)]) -> String {
+        let rules = listed.iter().map(|(allow, devices, access)| {
+            let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')].into_iter();
+            let letters = letters
+                .filter(|(bit, _)| access & bit != 0)
+                .map(|(_, it)| it);
+            let mut rule =
+                serde_json::json!({"allow": allow, "access": letters.collect::<String>()});
+            if let Some((kind, major, minor)) = devices {
+                rule["type"] = if *kind == BLOCK { "b" } else { "c" }.into();
+                rule["major"] = major.map_or(-1, i64::from).into();
+                rule["minor"] = minor.map_or(-1, i64::from).into();
+            }
+            rule
+        });
+        serde_json::Value::from_iter(rules).to_string()
     }
 
     #[test]
