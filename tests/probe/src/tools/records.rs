@@ -54,7 +54,10 @@ pub fn write(pace: &str, files: &[String]) -> io::Result<String> {
     for writer in writers {
         writer.join().map_err(|_| wrong())?;
     }
-    Ok("all writers have failed".into())
+    // All have failed. Whoever kills this process is to find it.
+    loop {
+        thread::park();
+    }
 }
 
 fn append(place: usize, path: &Path, pace: Duration, sync: bool) -> io::Result<()> {
